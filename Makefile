@@ -1,0 +1,36 @@
+# `make demo` and `make test` are all there is to know: each makes .venv first.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench-speed clean
+
+demo: .venv/demo
+	.venv/bin/hf-tsv demo
+
+test: lint
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+
+lint: .venv/dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+# torch first and by its exact version: a range would take a CUDA build of several gigabytes.
+.venv/torch: constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "Installing torch ..."
+	$(PIP) torch==2.13.0
+	@touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	@echo "Installing hf-tsv and what the demo needs ..."
+	$(PIP) --editable ".[demo]"
+	@touch $@
+
+.venv/dev: .venv/torch pyproject.toml
+	@echo "Installing hf-tsv and what its tests need ..."
+	$(PIP) --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv .demo build dist

@@ -1,0 +1,34 @@
+"""Merge and compress fine-tunes of one base model by Task Singular Vectors."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hf_tsv.api import merge, merge_modules, merge_state_dicts, plan
+    from hf_tsv.errors import HfTsvError
+    from hf_tsv.hub import Hub
+    from hf_tsv.recipe import load_recipe
+
+__all__ = [
+    "HfTsvError",
+    "Hub",
+    "load_recipe",
+    "merge",
+    "merge_modules",
+    "merge_state_dicts",
+    "plan",
+]
+
+_HOMES = {"HfTsvError": "hf_tsv.errors", "Hub": "hf_tsv.hub", "load_recipe": "hf_tsv.recipe"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `hf-tsv --help` needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'hf_tsv' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES.get(name, "hf_tsv.api")), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,79 @@
+"""What a checkpoint is to the rest of the package: named tensors with a header, read one at a time."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+HALVES = frozenset({"F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """The header of one tensor.
+
+    Attributes:
+        name: Its key in the checkpoint.
+        shape: Its shape.
+        dtype: Its stored dtype as safetensors writes it, such as `F32` or `BF16`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * ITEM_BYTES[self.dtype]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it takes part in merging: a float of 16 bits or more."""
+        return self.dtype in FLOATS
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file and the headers of its tensors."""
+
+    file: str
+    tensors: tuple[TensorInfo, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors)
+
+
+class Checkpoint(Protocol):
+    """Named tensors. `names` and `info` read headers only; `read` reads one tensor's bytes.
+
+    Attributes:
+        label: What a message calls it: a Hub id with its revision, or a path.
+    """
+
+    @property
+    def label(self) -> str: ...
+
+    def names(self) -> Sequence[str]: ...
+
+    def info(self, name: str) -> TensorInfo: ...
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> "Tensor":
+        """The tensor, or rows [first, past-the-last) of it, in its stored dtype, on the CPU, owned by the caller."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the checkpoint's content does: what a resumed run compares."""
+        ...

@@ -1,0 +1,44 @@
+"""`hf-tsv`: one file a command. Torch is imported inside the commands, so that `--help` answers at once."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from hf_tsv import __version__
+from hf_tsv.cli import demo, merge, methods, plan, recipes
+
+app = typer.Typer(
+    name="hf-tsv",
+    help="Merge and compress fine-tunes of one base model from the Hugging Face Hub.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Results go to stdout, talk to stderr. Exit codes: 0 done, 1 a told error, 2 usage, 3 the Hub or the"
+    " network, 4 disk or memory, 130 interrupted.",
+)
+app.command()(plan.plan)
+app.command()(merge.merge)
+app.command()(methods.methods)
+app.command()(recipes.recipes)
+app.command()(demo.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hf-tsv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None: ...
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(app())

@@ -1,0 +1,98 @@
+"""What all commands share: how a person is talked to."""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from hf_tsv.errors import HfTsvError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INTERRUPTED = 130
+SECONDS_BETWEEN_LINES = 15.0
+WIDTH_IN_FILES = 160
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def told(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn told errors into lines on stderr and an exit code; everything else is a bug and shows its traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except HfTsvError as error:
+            for problem in error.problems:
+                err.print(problem, style="red", markup=False)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            interrupted("Interrupted.")
+        except BrokenPipeError:  # whoever read our output has seen enough
+            sys.stdout = None
+            raise typer.Exit(0) from None
+
+    return run
+
+
+def interrupted(message: str) -> NoReturn:
+    """Leave at once: a worker may be in the middle of a factorisation that nobody waits for any more."""
+    err.print(message, markup=False)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
+class WorkProgress:
+    """A bar on a terminal, a line now and then elsewhere, nothing when quiet. Counts work, so its time is honest."""
+
+    def __init__(self, label: str, *, quiet: bool) -> None:
+        self._label = label
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._total = self._done = 0.0
+        self._started = self._spoken = time.monotonic()
+
+    def begin(self, total: float) -> None:
+        self._total, self._done = total, 0.0
+        self._started = self._spoken = time.monotonic()
+        if not self._quiet and err.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[name]}", style="dim"), console=err, transient=True)
+            self._task = self._bar.add_task(self._label, total=total, name="")
+            self._bar.start()
+
+    def advance(self, work: float, name: str) -> None:
+        self._done += work
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, name=name)
+        elif not self._quiet and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
+            self._spoken = time.monotonic()
+            left = (self._spoken - self._started) * (self._total / self._done - 1)
+            err.print(f"{self._label}: {self._done / self._total:.0%}, about {left:.0f} s left", markup=False)
+
+    def __enter__(self) -> "WorkProgress":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def size(nbytes: float) -> str:
+    """Bytes as a person reads them, decimal as the Hub shows them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"

@@ -1,0 +1,23 @@
+"""`hf-tsv demo`: the whole way on real small models, offline."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_tsv.cli._options import Json
+from hf_tsv.cli._told import err, out, told
+
+
+@told
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where the models are made and kept.")] = Path(".demo"),
+    json_: Json = False,
+) -> None:
+    """Fine-tune a real sentence encoder on real tasks, merge by four methods, and compare. Needs the extra hf-tsv\\[demo]."""
+    from hf_tsv.demo import run
+
+    result = run(folder, err if json_ else out)
+    if json_:
+        print(json.dumps(result, indent=1))

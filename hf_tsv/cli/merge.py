@@ -1,0 +1,85 @@
+"""`hf-tsv merge`: the merged model."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, recipe_from
+from hf_tsv.cli._told import WorkProgress, err, interrupted, size, told
+
+UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+@told
+def merge(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    svd: Svd = None,
+    max_shard_size: ShardSize = "5GB",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Tensors in work at once; default: one a core.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", metavar="SIZE", help="For tensors in work, such as 4GB.")
+    ] = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
+    memory = parse_size(max_memory) if max_memory else None
+    from hf_tsv import api
+    from hf_tsv.cli.plan import show
+    from hf_tsv.hub import Hub
+
+    loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
+    if dry_run:
+        return show(api.plan(loaded, max_shard_size=max_shard_size, hub=hub))
+    try:
+        with WorkProgress("Merging", quiet=quiet) as progress:
+            record = api.merge(
+                loaded,
+                out,
+                overwrite=overwrite,
+                restart=restart,
+                max_shard_size=max_shard_size,
+                workers=workers,
+                max_memory=memory,
+                hub=hub,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        interrupted(_kept(out))
+    if json_:
+        print(json.dumps({"out": str(out), **record}))
+        return None
+    for warning in record["warnings"]:
+        err.print(f"Note: {warning}", style="yellow", markup=False)
+    written = record["bytes"]["written"]
+    if not quiet:
+        err.print(f"Merged {len(record['sources']) - 1} models in {record['seconds']:.0f} s, {size(written)}.")
+    print(out)
+    return None
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `4GB`, `500M` or `1e9`."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise typer.BadParameter(f"{text!r} is no size, expected something like 4GB", param_hint="--max-memory")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _kept(out: Path) -> str:
+    journal = out.parent / f".{out.name}.hf_tsv" / "journal.jsonl"
+    done = max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
+    if not done:
+        return "Interrupted before a tensor was complete. The same command starts again."
+    return f"Interrupted. {done} complete tensors are kept in {journal.parent}; the same command goes on from there."

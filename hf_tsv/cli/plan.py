@@ -1,0 +1,96 @@
+"""`hf-tsv plan`: what a merge would do."""
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, recipe_from
+from hf_tsv.cli._told import err, out, size, told
+
+if TYPE_CHECKING:
+    from hf_tsv.planner import Plan
+
+
+@told
+def plan(
+    recipe: RecipeFile,
+    max_shard_size: ShardSize = "5GB",
+    svd: Svd = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a merge would do, from the models' headers alone: nothing is downloaded or written."""
+    from hf_tsv import api
+    from hf_tsv.hub import Hub
+
+    planned = api.plan(
+        recipe_from(recipe, svd), max_shard_size=max_shard_size, hub=Hub(token=token, cache_dir=cache_dir)
+    )
+    if json_:
+        print(json.dumps(as_data(planned), indent=1))
+    else:
+        show(planned)
+
+
+def show(planned: "Plan") -> None:
+    """The plan as a table by module type, and what it costs."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", "tensor", "shape", "kind", "method", box=None, pad_edge=False, header_style="bold")
+    table.columns[0].justify = "right"
+    table.columns[1].overflow = "fold"
+    for group in planned.groups():
+        first, count = group.steps[0], f"{len(group.steps)} x"
+        shape = "x".join(map(str, first.info.shape))
+        table.add_row(*map(escape, (count, group.name, shape, first.kind, _method(first))))
+    out.print(table)
+    for part in planned.parts:
+        out.print(f"task part of {part.task}: {part.info.name} {part.info.shape}", markup=False)
+    counts = Counter(step.method for step in planned.steps)
+    made = ", ".join(f"{number} by {method}" for method, number in counts.most_common() if method != "base")
+    largest = max(map(planned.working_bytes, planned.steps))
+    out.print(
+        f"\n{len(planned.steps)} tensors: {made}, {counts['base']} kept from the base."
+        f" Reads {size(planned.bytes_in)}, writes {size(planned.bytes_out)} in {len(planned.shards)} file(s);"
+        f" the largest tensor takes {size(largest)} of memory at work.",
+        markup=False,
+    )
+    for warning in planned.warnings:
+        err.print(f"Note: {warning}", style="yellow", markup=False)
+
+
+def as_data(planned: "Plan") -> dict[str, Any]:
+    """The plan for machines."""
+    return {
+        "tasks": planned.tasks,
+        "bytes_in": planned.bytes_in,
+        "bytes_out": planned.bytes_out,
+        "working_bytes": max(map(planned.working_bytes, planned.steps)),
+        "tensors": [
+            {
+                "name": step.name,
+                "shape": step.info.shape,
+                "dtype": step.info.dtype,
+                "out_dtype": step.out.dtype,
+                "kind": step.kind,
+                "method": step.method,
+                "parameters": dict(step.parameters),
+                "weights": step.weights,
+                "why": step.why,
+            }
+            for step in planned.steps
+        ],
+        "task_parts": [{"task": part.task, "name": part.info.name, "shape": part.info.shape} for part in planned.parts],
+        "files": {shard.file: shard.nbytes for shard in planned.shards},
+        "warnings": planned.warnings,
+    }
+
+
+def _method(step: Any) -> str:
+    if step.why:
+        return f"base ({step.why})"
+    shown = ", ".join(f"{key}={value}" for key, value in step.parameters.items())
+    return f"{step.method}({shown})" if shown else step.method

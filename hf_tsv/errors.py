@@ -1,0 +1,64 @@
+"""Every error this package raises on purpose.
+
+* HfTsvError                what a person can cause, told in one line a mistake; exit code 1
+  + RecipeError             the recipe is wrong; holds every mistake found
+  + PlanError               recipe and checkpoints don't fit together; holds every mistake found
+  + CheckpointError         a file can't be read as what it claims to be
+  + MethodError             a merge method met numbers that it can't merge
+  + OutputError             the output folder can't be used, or an earlier run there differs
+  + HubError                the Hub or the network said no; exit code 3
+  + ResourceError           disk or memory does not suffice; exit code 4
+
+Inner code raises the fact; the engine adds tensor and task; the command line prints and chooses the exit code.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+
+class HfTsvError(Exception):
+    """Base of all told errors. `str()` is one mistake a line, ready to print."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class RecipeError(HfTsvError):
+    """The recipe is wrong."""
+
+
+class PlanError(HfTsvError):
+    """The recipe and the checkpoints it names don't fit together."""
+
+
+class CheckpointError(HfTsvError):
+    """A checkpoint file is missing, broken, or of a kind that isn't read."""
+
+
+class MethodError(HfTsvError):
+    """A merge method met numbers that it can't merge."""
+
+
+class OutputError(HfTsvError):
+    """The output folder can't be used."""
+
+
+class HubError(HfTsvError):
+    """The Hub or the network refused or failed."""
+
+    exit_code = 3
+
+
+class ResourceError(HfTsvError):
+    """Disk or memory does not suffice."""
+
+    exit_code = 4
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, for a message."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,185 @@
+"""What the Hub, the network and the disk can say, told in one line each."""
+
+import errno
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from huggingface_hub import errors
+from huggingface_hub.utils import parse_ratelimit_headers
+
+from hf_tsv.errors import HfTsvError, HubError, ResourceError
+
+try:
+    from huggingface_hub.utils import httpx
+except ImportError:  # before 2.0 the client stands on httpx itself
+    import httpx  # type: ignore[no-redef,import-not-found,unused-ignore]
+
+T = TypeVar("T")
+
+RETRY_WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
+RETRY_AFTER_MAX = 300  # seconds: the longest window of the Hub's rate limits
+RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+FATAL = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.ProxyError)
+
+TELLABLE = (
+    httpx.HTTPError,
+    errors.RevisionResolutionError,
+    errors.EntryNotFoundError,
+    errors.HFValidationError,
+    errors.XetDownloadError,
+    json.JSONDecodeError,
+    OSError,
+)
+
+LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+NOTHING = "then run this again; nothing was downloaded"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for, by whom: all that a message says besides the error.
+
+    Attributes:
+        repo_id: The repository.
+        revision: The revision as the person wrote it, None for the default branch.
+        endpoint: The Hub's address.
+        cache: The cache folder.
+        has_token: Whether requests carry a token.
+        user: The token's owner, if known.
+        similar: A repository with nearly that name, if there is one.
+        revisions: Branches and tags the repository has, if known.
+    """
+
+    repo_id: str
+    revision: str | None
+    endpoint: str
+    cache: str
+    has_token: bool
+    user: str | None = None
+    similar: str | None = None
+    revisions: Sequence[str] = ()
+
+    @property
+    def label(self) -> str:
+        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+
+
+def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
+    """Call, and call again when the network or the server fails in passing; waits as long as the server asks."""
+    for wait in RETRY_WAITS if waits is None else waits:
+        try:
+            return call()
+        except TELLABLE as error:
+            reason = _reason(error)
+            if not _is_transient(reason):
+                raise
+            time.sleep(max(wait, _wait_asked(reason)))
+    return call()
+
+
+def _reason(error: BaseException) -> BaseException:
+    """What the client met when it says that something isn't in the cache either; else the error itself."""
+    looked_in_cache = isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError)
+    return error.__cause__ if looked_in_cache and error.__cause__ else error
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same request may do better in a moment."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code in RETRY_STATUS
+    return isinstance(error, httpx.TransportError) and not isinstance(error, FATAL)
+
+
+def tell(error: Exception, asked: Asked) -> HfTsvError:
+    """The error as one line: which source, what happened, what to do. Holds no token and no signed address."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"{asked.cache}: the disk is full. Free space there, or set another --cache-dir")
+    return HubError(_line(_reason(error), asked))
+
+
+def _line(error: BaseException, asked: Asked) -> str:
+    """Most special class first: several of them inherit from one another."""
+    match error:
+        case errors.GatedRepoError():
+            return _gated(error, asked)
+        case errors.RepositoryNotFoundError():
+            return _not_found(asked)
+        case errors.RevisionNotFoundError():
+            known = f", expected one of {', '.join(asked.revisions)}" if asked.revisions else ""
+            return f"{asked.repo_id}: no branch, tag or commit {asked.revision!r}{known}. Correct what follows the '@'."
+        case errors.RemoteEntryNotFoundError():
+            return f"{asked.label}: a file that it lists is not there any more. Run this again."
+        case errors.EntryNotFoundError() | errors.RevisionResolutionError() | errors.OfflineModeIsEnabled():
+            return _not_cached(error, asked)
+        case errors.DisabledRepoError():
+            return f"{asked.label}: the Hub has disabled this repository. Use another source."
+        case errors.HFValidationError():
+            return f"{asked.repo_id}: neither a folder nor a Hub id, expected user/name. Check the spelling."
+        case errors.FileMetadataError() | json.JSONDecodeError():
+            return f"{asked.endpoint}: what answers there isn't the Hub. Look for a proxy or a firewall in between."
+        case errors.XetDownloadError():
+            return f"{asked.label}: the Xet download failed. Set HF_HUB_DISABLE_XET=1 and run this again."
+        case errors.HfHubHTTPError():
+            return _refused(error, asked)
+        case httpx.HTTPError():
+            why = type(error).__name__
+            return f"{asked.endpoint}: can't be reached ({why}). Check the network, or set HF_HUB_OFFLINE=1."
+        case _:
+            return f"{asked.cache}: {getattr(error, 'strerror', None) or error}. Set another --cache-dir."
+
+
+def _gated(error: errors.GatedRepoError, asked: Asked) -> str:
+    said = (error.server_message or "").lower()
+    if not asked.has_token:
+        return f"{asked.repo_id}: it is gated and no token was sent. Ask for access on its page, {LOG_IN}, {NOTHING}."
+    if "awaiting" in said:
+        return f"{asked.repo_id}: your token can't read it (gated). Its owner has yet to grant your request; {NOTHING}."
+    if "fine-grained" in said:
+        way_out = "In the token's settings allow it to read public gated repositories"
+        return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
+    return f"{asked.repo_id}: your token can't read it (gated). Ask for access on its page, {NOTHING}."
+
+
+def _not_found(asked: Asked) -> str:
+    way_out = "ask its owner for access" if asked.has_token else LOG_IN
+    if asked.similar:
+        return f"{asked.repo_id}: no such repository. Did you mean {asked.similar!r}? If it is private, {way_out}."
+    if asked.has_token:
+        user = f" of {asked.user!r}" if asked.user else ""
+        fact = f"your token{user} finds no such repository, or may not see it (private)"
+    else:
+        fact = "no such repository, or it is private and no token was sent"
+    return f"{asked.repo_id}: {fact}. Check the spelling, or {way_out}, {NOTHING}."
+
+
+def _not_cached(error: BaseException, asked: Asked) -> str:
+    what = "not wholly in" if isinstance(error, errors.IncompleteSnapshotError) else "not in"
+    return f"{asked.label}: {what} the cache ({asked.cache}), and this run is offline. Run it once with network."
+
+
+def _refused(error: errors.HfHubHTTPError, asked: Asked) -> str:
+    status = error.response.status_code
+    said = (error.server_message or "no reason given").splitlines()[0].rstrip(".")
+    if status == 401:
+        return f"{asked.endpoint}: your token is wrong, expired or revoked (401). Renew it: {LOG_IN}, {NOTHING}."
+    if status == 429:
+        hint = "" if asked.has_token else f" To have a higher limit, {LOG_IN}."
+        return f"{asked.endpoint}: too many requests (429). Wait five minutes and run this again.{hint}"
+    if status >= 500:
+        return f"{asked.endpoint}: the Hub fails ({status}: {said}). Wait a little and run this again."
+    return f"{asked.label}: the Hub refuses ({status}: {said}). Check what your token may do, {NOTHING}."
+
+
+def _wait_asked(error: BaseException) -> float:
+    """Seconds that the server asks to wait, 0 when it doesn't."""
+    if not isinstance(error, errors.HfHubHTTPError):
+        return 0.0
+    headers = error.response.headers
+    limit = parse_ratelimit_headers(headers)
+    if error.response.status_code == 429 and limit and limit.remaining == 0:
+        return min(limit.reset_in_seconds + 1, RETRY_AFTER_MAX)
+    after = headers.get("Retry-After", "")
+    return min(int(after), RETRY_AFTER_MAX) if after.isdigit() else 0.0

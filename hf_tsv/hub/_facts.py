@@ -1,0 +1,69 @@
+"""What a source says of itself: licence, access, tags."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from huggingface_hub import ModelInfo
+from huggingface_hub.repocard_data import CardData
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a model card has to know of a source. None and () where the source doesn't say.
+
+    Attributes:
+        license: The Hub's word for it, such as `apache-2.0`, `llama3.1` or `other`.
+        license_name: Its name when it is `other`.
+        license_link: Where it can be read.
+        gated: Whether one has to ask for access. None when offline.
+        private: Whether only its owners see it. None when offline.
+        tags: All its tags.
+        pipeline_tag: Its task on the Hub.
+        library_name: The library that loads it.
+        base_models: What it says it was made from.
+        languages: Languages it says it knows.
+        datasets: Datasets it says it was trained on.
+    """
+
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    gated: bool | None = None
+    private: bool | None = None
+    tags: tuple[str, ...] = ()
+    pipeline_tag: str | None = None
+    library_name: str | None = None
+    base_models: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+
+
+def facts_of_info(info: ModelInfo) -> SourceFacts:
+    of_card = facts_of_card(info.card_data or CardData())
+    return replace(
+        of_card,
+        gated=bool(info.gated),
+        private=bool(info.private),
+        tags=tuple(info.tags or ()),
+        pipeline_tag=info.pipeline_tag or of_card.pipeline_tag,
+        library_name=info.library_name or of_card.library_name,
+    )
+
+
+def facts_of_card(card: CardData) -> SourceFacts:
+    return SourceFacts(
+        license=", ".join(_several(card.get("license"))) or None,
+        license_name=card.get("license_name"),
+        license_link=card.get("license_link"),
+        tags=_several(card.get("tags")),
+        pipeline_tag=card.get("pipeline_tag"),
+        library_name=card.get("library_name"),
+        base_models=_several(card.get("base_model")),
+        languages=_several(card.get("language")),
+        datasets=_several(card.get("datasets")),
+    )
+
+
+def _several(value: Any) -> tuple[str, ...]:
+    """A field of a card that may hold nothing, one or a list."""
+    return tuple(map(str, value)) if isinstance(value, list) else (str(value),) if value else ()

@@ -1,0 +1,131 @@
+"""A checkpoint on the Hub, read by byte range: headers for a plan, single tensors for a run with little disk."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoint import TensorInfo
+from hf_tsv.errors import CheckpointError, some
+from hf_tsv.loaders._safetensors import MAX_HEADER_BYTES, TORCH_DTYPES, parse_entry
+
+FIRST_READ_BYTES = 100_000  # holds the header of most files, so that one request suffices
+QUANTIZED = (".qweight", ".weight_packed", ".absmax", ".SCB")  # GPTQ and AWQ, compressed-tensors, bitsandbytes
+
+Fetch = Callable[[str, int, memoryview], None]  # (file, first byte, view to fill)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One tensor of a remote file: its header, and the bytes [begin, end) of the file that hold its data."""
+
+    info: TensorInfo
+    file: str
+    begin: int
+    end: int
+
+
+Headers = Mapping[str, Mapping[str, Slice]]  # file to tensor's name to its place
+
+
+class RemoteCheckpoint:
+    """Tensors on the Hub, at one commit, each read by byte range when it is asked for."""
+
+    def __init__(self, headers: Headers, fetch: Fetch, *, label: str, fingerprint: str) -> None:
+        self.label = label
+        self._tensors = {name: found for file in headers.values() for name, found in file.items()}
+        self._fetch = fetch
+        self._fingerprint = fingerprint
+
+    def names(self) -> Sequence[str]:
+        return tuple(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        return self._tensors[name].info
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        found = self._tensors[name]
+        begin, shape = found.begin, found.info.shape
+        if rows:
+            begin += rows[0] * (found.info.nbytes // max(1, shape[0]))
+            shape = (rows[1] - rows[0], *shape[1:])
+        tensor = torch.empty(shape, dtype=TORCH_DTYPES[found.info.dtype])
+        if tensor.numel():
+            self._fetch(found.file, begin, tensor.view(-1).view(torch.uint8).numpy().data)
+        return tensor
+
+    def fingerprint(self) -> str:
+        """Repository and commit: a commit's content can't change."""
+        return self._fingerprint
+
+
+def read_header(fetch: Fetch, file: str, size: int, label: str) -> dict[str, Slice]:
+    """The tensors of one remote safetensors file of `size` bytes, in the order of their data.
+
+    Raises:
+        CheckpointError: it is no safetensors file, or its header contradicts itself or the file's size.
+    """
+    where = f"{label}/{file}"
+    head = _read(fetch, file, 0, min(size, FIRST_READ_BYTES))
+    length = int.from_bytes(head[:8], "little")
+    if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(f"{where}: not a safetensors file, or cut short ({size} bytes). Use another revision")
+    if len(head) < 8 + length:
+        head += _read(fetch, file, len(head), 8 + length - len(head))
+    try:
+        header = json.loads(head[8 : 8 + length])
+    except ValueError as error:
+        raise CheckpointError(f"{where}: the safetensors header is no JSON. Use another revision") from error
+    return _checked(header, file, where, data=8 + length, size=size)
+
+
+def check_index(headers: Headers, weight_map: Mapping[str, str], label: str) -> None:
+    """Shards and index must tell the same.
+
+    Raises:
+        CheckpointError: a tensor lies in two shards, or isn't in the shard that the index names.
+    """
+    counts = Counter(name for tensors in headers.values() for name in tensors)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    if twice:
+        raise CheckpointError(f"{label}: {len(twice)} tensors are in two shards: {some(twice)}. One file is stale")
+    lost = sorted(name for name, file in weight_map.items() if name not in headers[file])
+    if lost:
+        raise CheckpointError(f"{label}: the index lists {len(lost)} tensors that its shards don't hold: {some(lost)}")
+
+
+def _read(fetch: Fetch, file: str, begin: int, length: int) -> bytearray:
+    data = bytearray(length)
+    fetch(file, begin, memoryview(data))
+    return data
+
+
+def _checked(header: Any, file: str, where: str, *, data: int, size: int) -> dict[str, Slice]:
+    """Every entry of the header; their data must fill the file to its end and not overlap."""
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{where}: the safetensors header is no mapping. Use another revision")
+    slices = [_slice(name, entry, file, where, data) for name, entry in header.items() if name != "__metadata__"]
+    slices.sort(key=lambda found: (found.begin, found.end))
+    for one, other in pairwise(slices):
+        if other.begin < one.end:
+            names = f"{one.info.name!r} and {other.info.name!r}"
+            raise CheckpointError(f"{where}: tensors {names} overlap. Use another revision")
+    end = max((found.end for found in slices), default=data)
+    if end != size:
+        raise CheckpointError(f"{where}: expected {end} bytes by its header but got {size}. Use another revision")
+    return {found.info.name: found for found in slices}
+
+
+def _slice(name: str, entry: Any, file: str, where: str, data: int) -> Slice:
+    if name.endswith(QUANTIZED):
+        raise CheckpointError(f"{where}: quantized weights ({name}), expected floats. Use the model it was made from")
+    try:
+        info, begin, end = parse_entry(name, entry)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: tensor {name!r} {error}") from None
+    return Slice(info, file, data + begin, data + end)

@@ -1,0 +1,71 @@
+"""Gram matrices in float64 and their eigenpairs: where every factorisation here starts."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hf_tsv.linalg import _lapack
+
+_ROWS = 1024  # rows that are held in float64 at once: a delta is never copied whole
+
+
+def tall(a: Tensor) -> Tensor:
+    """The matrix or its transpose, whichever has at least as many rows as columns; a view."""
+    return a if a.shape[0] >= a.shape[1] else a.T
+
+
+def gram(a: Tensor) -> Tensor:
+    """a^T a of a tall matrix (p, q), in float64. On the CPU only the upper triangle is filled."""
+    out = a.new_zeros(a.shape[1], a.shape[1], dtype=torch.float64)
+    for _, rows in row_blocks(a):
+        if out.device.type == "cpu":
+            _lapack.add_gram(out, rows)
+        else:
+            out.addmm_(rows.T, rows)
+    return out
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """a b for a tall matrix a (p, q) and a float64 matrix b (q, k): computed in float64, returned in a's dtype."""
+    out = new_matrix(a, a.shape[0], b.shape[1], a.dtype)
+    for where, rows in row_blocks(a):
+        out[where] = rows @ b
+    return out
+
+
+def row_blocks(a: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a matrix some at a time, in float64, dense in the matrix's own layout."""
+    for start in range(0, a.shape[0], _ROWS):
+        rows = a[start : start + _ROWS]
+        yield slice(start, start + len(rows)), new_matrix(a, *rows.shape, torch.float64).copy_(rows)
+
+
+def new_matrix(a: Tensor, p: int, q: int, dtype: torch.dtype) -> Tensor:
+    """An empty matrix (p, q) that lies row by row or column by column in memory, as a does."""
+    return a.new_empty(p, q, dtype=dtype) if a.is_contiguous() else a.new_empty(q, p, dtype=dtype).T
+
+
+def leading_eigenpairs(symmetric: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """All eigenvalues (n,) descending, and the vectors (n, k) of the k largest. Overwrites its argument.
+
+    Raises:
+        LinAlgError: the eigensolver did not converge.
+    """
+    if symmetric.device.type == "cpu":
+        return _lapack.leading_eigenpairs(symmetric, k)
+    values, vectors = torch.linalg.eigh(symmetric)
+    return values.flip(0), vectors.flip(1)[:, :k]
+
+
+def eigenvalues(symmetric: Tensor) -> Tensor:
+    """All eigenvalues (n,) descending. Overwrites its argument."""
+    if symmetric.device.type == "cpu":
+        return _lapack.eigenvalues(symmetric)
+    values: Tensor = torch.linalg.eigvalsh(symmetric)
+    return values.flip(0)
+
+
+def computable(a: Tensor) -> Tensor:
+    """The matrix where float64 exists, and contiguous, so that equal values give equal bits in any layout."""
+    return (a.cpu() if a.device.type == "mps" else a).contiguous()

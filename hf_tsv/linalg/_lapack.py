@@ -1,0 +1,117 @@
+"""The LAPACK routines that torch lacks, by ctypes.
+
+scipy publishes its BLAS and LAPACK as C pointers (scipy.linalg.cython_blas, cython_lapack). ctypes releases the GIL
+around each call, which scipy's own wrappers of these routines don't: merges of several tensors run side by side.
+
+Tensors here are on the CPU, contiguous, float32 or float64. LAPACK reads columns first, so that a row of a tensor is
+a column to it, and the lower triangle of a symmetric matrix to it is the upper one of the tensor.
+"""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from scipy.linalg import cython_blas, cython_lapack
+from torch import Tensor
+
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+_BLOCK = 64  # columns that LAPACK's blocked routines take at once; sizes their work space
+
+
+def add_gram(gram: Tensor, rows: Tensor) -> None:
+    """gram += rows^T rows, the upper triangle only: gram (r, r), rows (c, r) or the transpose of a contiguous (r, c)."""
+    c, r = rows.shape
+    transposed = not rows.is_contiguous()
+    _call(
+        _letter(gram) + "syrk", "L", "T" if transposed else "N", r, c, 1.0, rows, c if transposed else r, 1.0, gram, r
+    )
+
+
+def leading_eigenpairs(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Every eigenvalue of a symmetric matrix, and the vectors of the k largest.
+
+    Householder tridiagonalisation, divide and conquer on the tridiagonal matrix, and the way back for k vectors only:
+    half the time of a full eigendecomposition where k is n / 8.
+
+    Args:
+        gram: (n, n), of which the upper triangle is read; overwritten.
+        k: Vectors wanted.
+
+    Returns:
+        values (n,) descending and vectors (n, k), orthonormal columns.
+
+    Raises:
+        LinAlgError: LAPACK did not converge, or met NaN.
+    """
+    n, p = len(gram), _letter(gram)
+    diagonal, off, tau = _tridiagonalise(gram)
+    vectors, work = gram.new_empty(n, n), gram.new_empty(1 + 4 * n + n * n)
+    integers = torch.empty(3 + 5 * n, dtype=torch.int32)
+    _lapack(p + "stevd", "V", n, diagonal, off, vectors, n, work, work.numel(), integers, integers.numel())
+    leading = vectors[n - k :].flip(0)
+    work = gram.new_empty(_BLOCK * n)
+    _lapack(p + "ormtr", "L", "L", "N", n, k, gram, n, tau, leading, n, work, work.numel())
+    return diagonal.flip(0), leading.T
+
+
+def eigenvalues(gram: Tensor) -> Tensor:
+    """Every eigenvalue of a symmetric matrix, (n,) descending. As for `leading_eigenpairs`."""
+    diagonal, off, _ = _tridiagonalise(gram)
+    _lapack(_letter(gram) + "sterf", len(gram), diagonal, off)
+    return diagonal.flip(0)
+
+
+def _tridiagonalise(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Diagonal (n,), the line beside it and the reflectors' factors; the reflectors overwrite gram."""
+    n = len(gram)
+    diagonal, off, tau = gram.new_empty(n), gram.new_empty(n), gram.new_empty(n)
+    work = gram.new_empty(_BLOCK * n)
+    _lapack(_letter(gram) + "sytrd", "L", n, gram, n, diagonal, off, tau, work, work.numel())
+    return diagonal, off, tau
+
+
+def _letter(a: Tensor) -> str:
+    return "d" if a.dtype == torch.float64 else "s"
+
+
+def _lapack(name: str, *arguments: str | int | float | Tensor) -> None:
+    """Call a routine whose last argument is info, and raise LinAlgError when that is not 0."""
+    info = ctypes.c_int()
+    _call(name, *arguments, info)
+    if info.value:
+        raise LinAlgError(f"LAPACK's {name} ended with info {info.value}")
+
+
+def _call(name: str, *arguments: str | int | float | Tensor | ctypes.c_int) -> None:
+    """Call a Fortran routine, which takes every argument by address."""
+    real = ctypes.c_double if name[0] == "d" else ctypes.c_float
+    held = [a if isinstance(a, Tensor) else _scalar(a, real) for a in arguments]
+    addresses = [a.data_ptr() if isinstance(a, Tensor) else ctypes.addressof(a) for a in held]
+    _routine(name, len(held))(*addresses)
+
+
+def _scalar(value: Any, real: Any) -> Any:
+    match value:
+        case str():
+            return ctypes.c_char(value.encode())
+        case int():
+            return ctypes.c_int(value)
+        case float():
+            return real(value)
+        case _:
+            return value
+
+
+@cache
+def _routine(name: str, arity: int) -> Any:
+    capsules = cython_lapack.__pyx_capi__ if name in cython_lapack.__pyx_capi__ else cython_blas.__pyx_capi__
+    address = _CAPSULE_POINTER(capsules[name], _CAPSULE_NAME(capsules[name]))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arity)(address)
+
+
+_CAPSULE_NAME = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
+_CAPSULE_POINTER = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)

@@ -1,0 +1,152 @@
+"""The one list of merge methods: functions whose keyword arguments are the recipe's parameters."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from hf_tsv.methods._deltas import Deltas
+
+
+@dataclass(frozen=True)
+class PerTask:
+    """Marks a parameter that may differ from task to task.
+
+    `Annotated[float | Sequence[float], PerTask(), Ge(0)]`: one number for all tasks, or one for each.
+    """
+
+
+class Survey(Protocol):
+    """Exact statistics over whole task vectors, gathered tensor by tensor before the merge.
+
+    `observe` is called for every task and tensor in each of `passes` passes, from several threads;
+    `advance` after each pass. What they leave must not depend on the order of the calls.
+    """
+
+    passes: int
+
+    def observe(self, task: int, delta: Tensor) -> None: ...
+
+    def advance(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One keyword of a method, as its signature declares it."""
+
+    name: str
+    annotation: Any
+    default: Any
+    per_task: bool
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        """Checks one value as a recipe gives it (for a per-task parameter: one task's value)."""
+        return TypeAdapter(self.annotation)
+
+    @property
+    def type_name(self) -> str:
+        return _type_name(self.annotation)
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A registered method.
+
+    Attributes:
+        name: Its word in recipes, code, cards and messages.
+        fn: The pure function `(deltas, **parameters) -> merged delta`, of the deltas' shape and dtype.
+        paper: Where it is defined.
+        matrices: Whether it works on task matrices: stacked experts come one by one, conv kernels flattened.
+        survey: Makes the first pass's statistics, `(dtype, num_tasks, **parameters) -> Survey | None`; its keywords
+            name the parameters that it depends on.
+        of_weights: Whether it depends on the weights and not only on the change, so that it also has to look
+            at tensors that no task changed.
+        aliases: Other words a recipe may use for a parameter.
+        max_tasks: Most fine-tuned models it takes, None for any number.
+    """
+
+    name: str
+    fn: Callable[..., Tensor]
+    paper: str
+    matrices: bool = False
+    survey: Callable[..., Survey | None] | None = None
+    of_weights: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    max_tasks: int | None = None
+
+    def __call__(self, deltas: Tensor | Sequence[Tensor], **parameters: Any) -> Tensor:
+        return self.fn(deltas if isinstance(deltas, Deltas) else Deltas.of(deltas), **parameters)
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        hints = typing.get_type_hints(self.fn, include_extras=True)
+        keywords = inspect.signature(self.fn).parameters.values()
+        return {p.name: _parameter(p, hints[p.name]) for p in keywords if p.kind is p.KEYWORD_ONLY}
+
+    def survey_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the given parameters, or their defaults, that the survey depends on."""
+        if self.survey is None:
+            return {}
+        keywords = [p.name for p in inspect.signature(self.survey).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        return {name: parameters.get(name, self.parameters[name].default) for name in keywords}
+
+    def make_survey(self, dtype: torch.dtype, num_tasks: int, parameters: Mapping[str, Any]) -> Survey | None:
+        """The first pass's statistics for these parameters, None when none are needed."""
+        return self.survey(dtype, num_tasks, **self.survey_parameters(parameters)) if self.survey else None
+
+    @property
+    def summary(self) -> str:
+        return (inspect.getdoc(self.fn) or "").split("\n", 1)[0]
+
+
+METHODS: dict[str, MergeMethod] = {}
+
+
+def merge_method(
+    name: str,
+    *,
+    paper: str,
+    matrices: bool = False,
+    survey: Callable[..., Survey | None] | None = None,
+    of_weights: bool = False,
+    aliases: Mapping[str, str] = types.MappingProxyType({"lambda": "scale"}),
+    max_tasks: int | None = None,
+) -> Callable[[Callable[..., Tensor]], MergeMethod]:
+    """Register a function as the merge method `name`. See `MergeMethod` for the arguments."""
+
+    def register(fn: Callable[..., Tensor]) -> MergeMethod:
+        if name in METHODS:
+            raise ValueError(f"merge method {name!r} is registered twice")
+        keywords = inspect.signature(fn).parameters
+        known = {alias: target for alias, target in aliases.items() if target in keywords}
+        METHODS[name] = MergeMethod(name, fn, paper, matrices, survey, of_weights, known, max_tasks)
+        return METHODS[name]
+
+    return register
+
+
+def _parameter(p: inspect.Parameter, hint: Any) -> Parameter:
+    metadata = getattr(hint, "__metadata__", ())
+    per_task = any(isinstance(m, PerTask) for m in metadata)
+    if per_task:
+        rest = tuple(m for m in metadata if not isinstance(m, PerTask))
+        hint = typing.Annotated[(float, *rest)] if rest else float
+    return Parameter(p.name, hint, p.default, per_task)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Annotated:
+        return _type_name(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(a) for a in typing.get_args(hint))
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))

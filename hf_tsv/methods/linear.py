@@ -1,0 +1,28 @@
+"""Weight averaging."""
+
+from torch import Tensor
+
+from hf_tsv.errors import MethodError
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._registry import merge_method
+
+
+@merge_method("linear", paper="https://arxiv.org/abs/2203.05482", of_weights=True)
+def linear(deltas: Deltas, *, normalize: bool = True) -> Tensor:
+    """Average the fine-tuned weights: theta = sum_t w_t theta_t / sum_t w_t.
+
+    Args:
+        deltas: T deltas of one tensor.
+        normalize: Divide by the sum of the weights, so that they say shares. Without it
+            theta = sum_t w_t theta_t, as mergekit has it.
+
+    Raises:
+        MethodError: the weights sum to zero and are to be normalised.
+    """
+    total = deltas.weighted_sum()
+    weight = sum(deltas.weights) + deltas.base_weight
+    if not normalize:
+        return total if weight == 1 else total.add_(deltas.base, alpha=weight - 1)
+    if weight == 0:
+        raise MethodError("the weights sum to 0, so they can't be normalized. Set normalize: false")
+    return total.div_(weight)

@@ -1,0 +1,297 @@
+"""What a merge will do, tensor by tensor, decided from headers alone: no tensor data is read here."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from hf_tsv.checkpoint import Checkpoint, Shard, TensorInfo
+from hf_tsv.errors import PlanError, some
+from hf_tsv.methods import METHODS
+from hf_tsv.modules import Depths, Kind, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view
+from hf_tsv.recipe import Recipe, Rule
+
+STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+KEEP = "base"
+ASKED_FOR = "the recipe says so"
+DEFAULT_SHARD_SIZE = "5GB"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One output tensor.
+
+    Attributes:
+        info: Its header in the base model.
+        out: Its header in the output: the same but for the dtype.
+        kind: What it is.
+        method: The merge method, a key of METHODS; `base` copies.
+        parameters: Keywords for the method.
+        weights: One factor a task.
+        view: How it is cut into task matrices, None when it is none.
+        base_weight: The base's own factor, where it counts as one of the models.
+        why: Why the base's weight is kept; empty when it is merged.
+    """
+
+    info: TensorInfo
+    out: TensorInfo
+    kind: Kind
+    method: str
+    parameters: Mapping[str, Any]
+    weights: tuple[float, ...]
+    view: MatrixView | None
+    base_weight: float = 0.0
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def is_merged(self) -> bool:
+        return self.method != KEEP
+
+
+@dataclass(frozen=True)
+class TaskPart:
+    """A tensor that belongs to one task alone: its fine-tuned model has it and the merged model can't hold it."""
+
+    task: str
+    info: TensorInfo
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs to know.
+
+    Attributes:
+        tasks: Names of the fine-tuned models, in recipe order.
+        finetuned: Their checkpoints, under the base's names.
+        steps: One an output tensor, in the base's order.
+        parts: What belongs to single tasks.
+        shards: The output's files.
+        warnings: What a person should know before it starts.
+    """
+
+    recipe: Recipe
+    tasks: tuple[str, ...]
+    base: Checkpoint
+    finetuned: tuple[Checkpoint, ...]
+    steps: tuple[Step, ...]
+    parts: tuple[TaskPart, ...]
+    shards: tuple[Shard, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def merged(self) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.is_merged)
+
+    @cached_property
+    def bytes_in(self) -> int:
+        """Bytes read at least once."""
+        own = sum(step.info.nbytes for step in self.steps)
+        theirs = sum(c.info(step.name).nbytes for step in self.merged for c in self.finetuned)
+        return own + theirs + sum(part.info.nbytes for part in self.parts)
+
+    @property
+    def bytes_out(self) -> int:
+        return sum(shard.nbytes for shard in self.shards) + sum(part.info.nbytes for part in self.parts)
+
+    def working_bytes(self, step: Step) -> int:
+        """Memory one step takes at most, estimated from shapes."""
+        item = 8 if self.recipe.dtype == "float64" else 4
+        stored = step.info.nbytes + step.out.nbytes
+        if not step.is_merged:
+            return stored
+        stored += max(c.info(step.name).nbytes for c in self.finetuned)
+        view = step.view if METHODS[step.method].matrices else None
+        if view is None:
+            return stored + 6 * step.info.numel * item
+        side = min(view.m, view.n)
+        matrices = 3 * view.m * view.n * item + 3 * side * (view.m + view.n) * item + 4 * side * side * 8
+        return stored + step.info.numel * item + matrices
+
+    def work(self, step: Step) -> float:
+        """A step's share of the whole work, in floating-point operations."""
+        touched = 10.0 * step.info.numel * (len(self.tasks) + 1)
+        view = step.view
+        if view is None or not step.is_merged or not METHODS[step.method].matrices:
+            return touched
+        short, long = sorted((view.m, view.n))
+        one_svd = 2.0 * short**2 * long + 9.0 * short**3
+        return touched + view.count * (len(self.tasks) + 2) * one_svd
+
+    def groups(self) -> list["Group"]:
+        """The steps by module type, method and parameters, for a summary."""
+        found: dict[tuple[Any, ...], list[Step]] = {}
+        for step in self.steps:
+            key = (group_of(step.name), step.info.shape, step.method, repr(step.parameters), step.why)
+            found.setdefault(key, []).append(step)
+        return [Group(key[0], tuple(steps)) for key, steps in found.items()]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Steps of one module type that are treated alike."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+def make_plan(
+    recipe: Recipe,
+    base: Checkpoint,
+    finetuned: Sequence[Checkpoint],
+    *,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+) -> Plan:
+    """Decide every output tensor of a recipe.
+
+    Args:
+        recipe: What to do.
+        base: The base model's checkpoint.
+        finetuned: The fine-tuned models' checkpoints, one a task in recipe order, under the base's names.
+        max_shard_size: Largest output file, in bytes or as `5GB`.
+
+    Raises:
+        PlanError: recipe and checkpoints don't fit together; every mistake is told.
+    """
+    planner = _Planner(recipe, base, finetuned)
+    steps = [planner.step(name) for name in base.names()]
+    problems = [*planner.problems, *recipe.unmatched_filters(planner.kinds.items())]
+    if not problems and not any(step.is_merged or step.why == ASKED_FOR for step in steps):
+        problems.append(planner.nothing_merges())
+    if problems:
+        raise PlanError(problems)
+    return Plan(
+        recipe=recipe,
+        tasks=planner.tasks,
+        base=base,
+        finetuned=tuple(finetuned),
+        steps=tuple(steps),
+        parts=tuple(planner.parts(steps)),
+        shards=plan_shards([step.out for step in steps], max_shard_size),
+        warnings=(*recipe.notes, *planner.warnings(steps)),
+    )
+
+
+def plan_shards(tensors: Sequence[TensorInfo], max_shard_size: int | str, stem: str = "model") -> tuple[Shard, ...]:
+    """Distribute tensors over files as huggingface_hub does, in their order."""
+    split = split_state_dict_into_shards_factory(
+        {info.name: info for info in tensors},
+        get_storage_size=lambda info: info.nbytes,
+        filename_pattern=stem + "{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    by_name = {info.name: info for info in tensors}
+    return tuple(
+        Shard(file, tuple(by_name[name] for name in names)) for file, names in split.filename_to_tensors.items()
+    )
+
+
+class _Planner:
+    """Collects what is wrong on the way, so that all of it is told at once."""
+
+    def __init__(self, recipe: Recipe, base: Checkpoint, finetuned: Sequence[Checkpoint]) -> None:
+        self.recipe = recipe
+        self.base = base
+        self.tasks = tuple(model.name for model in recipe.models)
+        self.finetuned = tuple(finetuned)
+        self.problems: list[str] = []
+        self.kinds: dict[str, Kind] = {}
+        self._depth = Depths(base.names())
+        self._held = [frozenset(checkpoint.names()) for checkpoint in finetuned]
+
+    def step(self, name: str) -> Step:
+        info = self.base.info(name)
+        kind = self.kinds[name] = kind_of(info)
+        out = replace(info, dtype=STORED[self.recipe.out_dtype]) if self.recipe.out_dtype and info.is_float else info
+        if why := self._why_kept(info):
+            return Step(info, out, kind, KEEP, {}, (), None, why=why)
+        rule = self.recipe.rule_at(name, kind, self._depth(name))
+        if rule.method == KEEP:
+            return Step(info, out, kind, KEEP, {}, (), None, why=ASKED_FOR)
+        if problem := self._misfit(info):
+            self.problems.append(problem)
+        method, parameters = METHODS[rule.method], dict(rule.parameters)
+        if method.max_tasks is not None and len(self.tasks) > method.max_tasks:
+            self.problems.append(
+                f"{name}: {method.name} takes at most {method.max_tasks} models, got {len(self.tasks)}"
+            )
+        view = _view(info, kind, rule)
+        return Step(info, out, kind, method.name, parameters, rule.weights, view, rule.base_weight)
+
+    def _why_kept(self, info: TensorInfo) -> str:
+        if not info.is_float:
+            return f"{info.dtype} is not merged"
+        return "" if any(info.name in held for held in self._held) else "in no fine-tuned model"
+
+    def _misfit(self, info: TensorInfo) -> str:
+        """What keeps a tensor from being merged, empty when nothing does."""
+        for task, checkpoint, held in zip(self.tasks, self.finetuned, self._held, strict=True):
+            if info.name not in held:
+                return (
+                    f"{info.name}: '{task}' doesn't have it, but others do. Keep the base's weight by an override"
+                    f" with merge_method: base, or leave '{task}' out"
+                )
+            theirs = checkpoint.info(info.name)
+            if theirs.shape != info.shape:
+                return _shape_conflict(info, theirs, task)
+            if not theirs.is_float:
+                return f"{info.name}: '{task}' stores it as {theirs.dtype}, expected a float. Is it quantized?"
+        return ""
+
+    def nothing_merges(self) -> str:
+        ours = next(iter(self.base.names()), "nothing")
+        theirs = next((name for checkpoint in self.finetuned for name in checkpoint.names()), "nothing")
+        return (
+            f"{self.base.label}: nothing in it would be merged. Its tensors are named like {ours}, the fine-tuned"
+            f" models' like {theirs}. Are these fine-tunes of this base?"
+        )
+
+    def parts(self, steps: Iterable[Step]) -> Iterable[TaskPart]:
+        """What only some fine-tuned models have, or have in another shape where the recipe keeps the base's."""
+        shapes = {step.name: step.info.shape for step in steps}
+        for task, checkpoint in zip(self.tasks, self.finetuned, strict=True):
+            for name in checkpoint.names():
+                info = checkpoint.info(name)
+                if shapes.get(name) != info.shape and info.numel:
+                    yield TaskPart(task, info)
+
+    def warnings(self, steps: Sequence[Step]) -> Iterable[str]:
+        absent = [step.name for step in steps if step.why == "in no fine-tuned model"]
+        if absent:
+            yield f"in no fine-tuned model, so they stay as the base has them: {some(absent)}"
+        small = [step.name for step in steps if _is_shared_out(step, len(self.tasks))]
+        if small:
+            yield (f"each task keeps rank 1 of what has fewer rows or columns than there are tasks: {some(small)}")
+
+
+def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:
+    return paper_matrix_view(info) if rule.parameters.get("parity") == "paper" else matrix_view(info, kind)
+
+
+def _is_shared_out(step: Step, num_tasks: int) -> bool:
+    view = step.view
+    return step.method == "tsv_m" and view is not None and min(view.m, view.n) < num_tasks
+
+
+def _shape_conflict(info: TensorInfo, theirs: TensorInfo, task: str) -> str:
+    way_out = "Override it with merge_method: base"
+    if len(info.shape) == len(theirs.shape) == 2 and info.shape[1:] == theirs.shape[1:]:
+        return (
+            f"{info.name}: '{task}' has {theirs.shape[0]} rows, the base has {info.shape[0]}. {way_out};"
+            f" '{task}' keeps its own as a task part."
+        )
+    return (
+        f"{info.name}: '{task}' has shape {theirs.shape}, expected the base's {info.shape}. {way_out};"
+        f" '{task}' keeps its own as a task part."
+    )
+
+
+def count_by_method(steps: Iterable[Step]) -> Counter[str]:
+    """How many tensors each method makes."""
+    return Counter(step.method for step in steps)

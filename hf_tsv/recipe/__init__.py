@@ -1,0 +1,46 @@
+"""YAML -> Recipe. Strict: every mistake is told at once, in the order of the file, with its line and the way out."""
+
+from pathlib import Path
+
+from hf_tsv.errors import RecipeError
+from hf_tsv.recipe._meaning import read_meaning
+from hf_tsv.recipe._recipe import Recipe, RecipeModel, Rule
+from hf_tsv.recipe._refs import ModelRef, is_local
+from hf_tsv.recipe._schema import read_shape
+from hf_tsv.recipe._yaml import read_yaml
+
+__all__ = ["ModelRef", "Recipe", "RecipeModel", "Rule", "is_local", "load_recipe", "parse_recipe"]
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file.
+
+    A model's relative path is one from the current directory, as in mergekit; where no folder is there, one from the
+    recipe's own folder.
+
+    Raises:
+        RecipeError: the file can't be read, or anything in it is wrong.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: this is no UTF-8 text ({error.reason} at byte {error.start}).") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: the recipe can't be read: {error.strerror}.") from None
+    return parse_recipe(text, str(path), path.parent)
+
+
+def parse_recipe(text: str, source: str = "recipe.yaml", folder: Path | None = None) -> Recipe:
+    """Read a recipe from its text.
+
+    Args:
+        text: YAML.
+        source: What messages call it.
+        folder: Where it lies, for models' relative paths.
+
+    Raises:
+        RecipeError: anything in it is wrong.
+    """
+    document = read_yaml(text, source)
+    return read_meaning(document, read_shape(document), text, folder)

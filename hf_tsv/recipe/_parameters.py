@@ -1,0 +1,138 @@
+"""Reads the parameters that a recipe gives, in each of the places where it may give them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from hf_tsv.methods import MergeMethod, Parameter
+from hf_tsv.recipe import _schema as schema
+from hf_tsv.recipe._messages import did_you_mean, joined, wrong_value
+from hf_tsv.recipe._settings import (
+    ABSENT,
+    EVERYTHING,
+    Chain,
+    Constant,
+    Filter,
+    Filtered,
+    Gradient,
+    Setting,
+    by_kind,
+    by_name,
+)
+from hf_tsv.recipe._yaml import Document, Path
+
+WEIGHT = Parameter("weight", float, 1.0, per_task=True)  # every method takes it
+NO_EFFECT = {"int8_mask": "weights are streamed tensor by tensor as it is"}
+
+
+class ParameterReader:
+    """Checks parameters against the methods that are used, and notes what is wrong in the document.
+
+    Attributes:
+        filters: The filters of every list of filter and value, by its place.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self._document = document
+        self._settings: dict[tuple[Path, str], dict[str, Setting]] = {}
+        self.filters: dict[Path, tuple[Filter, ...]] = {}
+
+    def read(
+        self, path: Path, block: Mapping[str, Any] | None, methods: Sequence[MergeMethod], *, all_known: bool = True
+    ) -> None:
+        """Read the parameters written at `path` for these methods; whether there are others that aren't known."""
+        per_model = path[0] == "models"
+        for name, written in (block or {}).items():
+            here = (*path, name)
+            self._check_complete(here, written)
+            takers = [(m, p) for m in methods if (p := _taken(m, name)) and (p.per_task or not per_model)]
+            for method, parameter in takers:
+                self._check_written_once(here, block or {}, method, parameter)
+                self._read_one(here, written, method, parameter)
+            if name in NO_EFFECT and not takers:
+                self._document.note(here, f"{name} has no effect here: {NO_EFFECT[name]}.")
+            elif all_known and not takers:
+                self._document.tell(here, _not_taken(name, methods, per_model))
+
+    def chain(self, name: str, method: MergeMethod, places: Sequence[Path]) -> Chain:
+        """What was read of a method's parameter in these places, the most specific first."""
+        blocks = (self._settings.get((place, method.name), {}) for place in places)
+        return Chain(tuple(block[name] for block in blocks if name in block))
+
+    def filter(self, path: Path, written: schema.KindFilter | str | None) -> Filter:
+        """The filter written in the mapping at `path`."""
+        line = self._document.line((*path, "filter"))
+        if isinstance(written, schema.KindFilter):
+            return by_kind(written.kind, line)
+        return by_name(EVERYTHING if written is None else written, line)
+
+    def _check_complete(self, path: Path, written: Any) -> None:
+        for i, item in enumerate(written if isinstance(written, list) else []):
+            if isinstance(item, schema.Choice) and item.value is ABSENT:
+                self._document.tell_missing((*path, i, "value"), "Write what it is where the filter matches.")
+
+    def _check_written_once(self, path: Path, block: Iterable[str], method: MergeMethod, parameter: Parameter) -> None:
+        """Tell of a parameter that is written under two of its words, at the second."""
+        other = next(name for name in block if _taken(method, name) == parameter)
+        if other != path[-1] and not self._document.told(path):
+            self._document.tell(path, f"'{path[-1]}' and '{other}' mean the same for {method.name}. Keep one of them.")
+
+    def _read_one(self, path: Path, written: Any, method: MergeMethod, parameter: Parameter) -> None:
+        block = self._settings.setdefault((path[:-1], method.name), {})
+        whose = "" if parameter is WEIGHT else f" of {method.name}"
+        block[parameter.name] = self._setting(path, written, parameter, f"'{path[-1]}'{whose}")
+
+    def _setting(self, path: Path, written: Any, parameter: Parameter, label: str) -> Setting:
+        if not (isinstance(written, list) and isinstance(written[0], schema.Choice)):
+            return self._value(path, written, parameter, label)
+        if path not in self.filters:
+            self.filters[path] = tuple(self.filter((*path, i), choice.filter) for i, choice in enumerate(written))
+        values = [self._value((*path, i, "value"), c.value, parameter, label) for i, c in enumerate(written)]
+        return Filtered(tuple(zip(self.filters[path], values, strict=True)))
+
+    def _value(self, path: Path, written: Any, parameter: Parameter, label: str) -> Constant | Gradient:
+        if not isinstance(written, list):
+            return Constant(self._checked(path, written, parameter, label))
+        return Gradient(tuple(self._checked((*path, i), value, parameter, label) for i, value in enumerate(written)))
+
+    def _checked(self, path: Path, value: Any, parameter: Parameter, label: str) -> Any:
+        """The value as the method takes it; ABSENT where it is wrong, and told to be."""
+        try:
+            return parameter.adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            if not self._document.told(path):
+                self._document.tell(path, wrong_value(label, error))
+            return ABSENT
+
+
+def _taken(method: MergeMethod, name: str) -> Parameter | None:
+    """The parameter that a method takes under this name."""
+    own = method.parameters.get(method.aliases.get(name, name))
+    return WEIGHT if own is None and name == WEIGHT.name else own
+
+
+def _not_taken(name: str, methods: Sequence[MergeMethod], per_model: bool) -> str:
+    """What is wrong with a parameter that none of the methods takes in its place."""
+    if takers := [method.name for method in methods if _taken(method, name)]:
+        whose = joined(takers, "and")
+        return f"'{name}' of {whose} is one for all models. Write it under the recipe's own 'parameters'."
+    methods = [method for method in methods if method.parameters] or methods
+    known = {word: real for method in methods for word, real in _words(method, per_model).items()}
+    fact = f"unknown parameter '{name}' for {joined([method.name for method in methods], 'and')}"
+    return f"{fact}.{did_you_mean(name, known)} {_all_taken(methods, per_model)}."
+
+
+def _all_taken(methods: Sequence[MergeMethod], per_model: bool) -> str:
+    per = " per model" if per_model else ""
+    names = {method.name: ", ".join(dict.fromkeys(_words(method, per_model).values())) for method in methods}
+    if len(set(names.values())) == 1:
+        return f"{'It takes' if len(names) == 1 else 'They take'}{per}: {names[methods[0].name]}"
+    return "; ".join(f"{name} takes{per}: {its}" for name, its in names.items())
+
+
+def _words(method: MergeMethod, per_model: bool) -> dict[str, str]:
+    """The words for what a method takes, each with the parameter's own name."""
+    names = [p.name for p in method.parameters.values() if p.per_task or not per_model]
+    aliases = {alias: name for alias, name in method.aliases.items() if name in names}
+    return {**{name: name for name in names}, **aliases, WEIGHT.name: WEIGHT.name}

@@ -1,0 +1,151 @@
+"""What a recipe says, ready to be asked about each tensor."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from hf_tsv.linalg import SvdMode
+from hf_tsv.recipe._refs import ModelRef
+from hf_tsv.recipe._settings import ABSENT, Chain, Filter, idle_filters
+
+
+@dataclass(frozen=True)
+class RecipeModel:
+    """A fine-tuned model of the recipe.
+
+    Attributes:
+        ref: Where it is.
+        name: Its task's name, fit for a file name and unlike every other task's.
+        line: Where it was written.
+    """
+
+    ref: ModelRef
+    name: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to do with one tensor.
+
+    Attributes:
+        method: The merge method, a key of METHODS.
+        parameters: Those of its keywords that the recipe gives: a value each, or one a task where it takes that.
+        weights: One factor a task.
+        base_weight: The base's own factor where it is averaged as one of the models: it is a task without any
+            change, which matters to a normalised `linear`. 0 elsewhere.
+        line: Where the method was written.
+    """
+
+    method: str
+    parameters: Mapping[str, Any]
+    weights: tuple[float, ...]
+    base_weight: float
+    line: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """How the tensors that one filter chooses are merged.
+
+    Attributes:
+        filter: Which tensors, None for all that no other branch takes.
+        method: Their merge method.
+        line: Where it was written.
+        shared: The method's parameters that are one for all tasks.
+        per_task: Those that every task has its own of, each with the default for a task that gives none.
+        weights: One a task.
+        base_weight: None where the base isn't one of the models.
+    """
+
+    filter: Filter | None
+    method: str
+    line: int
+    shared: Mapping[str, Chain]
+    per_task: Mapping[str, tuple[Any, tuple[Chain, ...]]]
+    weights: tuple[Chain, ...]
+    base_weight: Chain | None
+
+    def takes(self, name: str, kind: str) -> bool:
+        return self.filter is None or self.filter.matches(name, kind)
+
+    def rule(self, name: str, kind: str, depth: float) -> Rule:
+        return self._constant or self._rule(name, kind, depth)
+
+    @cached_property
+    def _constant(self) -> Rule | None:
+        """The rule of all its tensors, where it depends on none of them; models may have many thousands."""
+        per_task = [chain for _, chains in self.per_task.values() for chain in chains]
+        own = [*self.shared.values(), *per_task, *self.weights, *([self.base_weight] if self.base_weight else [])]
+        return self._rule("", "other", 0.0) if all(chain.is_constant for chain in own) else None
+
+    def _rule(self, name: str, kind: str, depth: float) -> Rule:
+        def weight(chain: Chain) -> float:
+            value = chain.at(name, kind, depth)
+            return 1.0 if value is ABSENT else float(value)
+
+        given = {key: chain.at(name, kind, depth) for key, chain in self.shared.items()}
+        parameters = {key: value for key, value in given.items() if value is not ABSENT}
+        for key, (default, chains) in self.per_task.items():
+            values = [chain.at(name, kind, depth) for chain in chains]
+            if any(value is not ABSENT for value in values):
+                parameters[key] = tuple(default if value is ABSENT else value for value in values)
+        weights = tuple(map(weight, self.weights))
+        return Rule(self.method, parameters, weights, weight(self.base_weight) if self.base_weight else 0.0, self.line)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to merge, and how.
+
+    Attributes:
+        text: The recipe as it was written.
+        source: What messages call its file.
+        merge_method: The method of every tensor that no override takes.
+        base: The base model, which for `linear` alone may be the first of the models.
+        models: The fine-tuned models, one a task, without the base.
+        dtype: Arithmetic dtype.
+        out_dtype: Dtype of the output's floating-point tensors, None for the base's own, tensor by tensor.
+        tokenizer_source: Whose tokenizer the output gets.
+        chat_template: The Jinja text of the output's chat template, `auto` for the models' most common one, None for
+            that of the tokenizer's model.
+        svd: How singular vectors are computed.
+        notes: What the recipe asks for that has no effect or another effect than its words say.
+        branches: The overrides in their order, and what is left last.
+        filters: Every list of filters of which the first match counts.
+    """
+
+    text: str = field(repr=False)
+    source: str
+    merge_method: str
+    base: ModelRef
+    models: tuple[RecipeModel, ...]
+    dtype: Literal["float32", "float64"]
+    out_dtype: str | None
+    tokenizer_source: ModelRef
+    chat_template: str | None
+    svd: SvdMode
+    notes: tuple[str, ...]
+    branches: tuple[Branch, ...] = field(repr=False)
+    filters: tuple[tuple[Filter, ...], ...] = field(repr=False)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every merge method that it names, each once."""
+        return tuple(dict.fromkeys(branch.method for branch in (self.branches[-1], *self.branches)))
+
+    def rule_at(self, name: str, kind: str, depth: float) -> Rule:
+        """What to do with a tensor, by its name, its kind and its depth from 0 (first layer) to 1 (last)."""
+        return next(branch for branch in self.branches if branch.takes(name, kind)).rule(name, kind, depth)
+
+    def unmatched_filters(self, tensors: Iterable[tuple[str, str]]) -> list[str]:
+        """A message for every filter that chooses none of these tensors, given as (name, kind), in recipe order."""
+        tensors = list(tensors)
+        idle = [found for filters in self.filters for found in idle_filters(filters, tensors)]
+        idle.sort(key=lambda found: found[0].line)
+        return [f"{self.where(f.line)}: filter '{f.text}' has no effect: {why}" for f, why in idle]
+
+    def where(self, line: int) -> str:
+        """A line of the recipe as messages call it."""
+        return f"{self.source}:{line}"

@@ -1,0 +1,130 @@
+"""Where a model is: on the Hub or in a folder, with or without an adapter on top."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub.errors import HfUriError, HFValidationError
+from huggingface_hub.utils import parse_hf_uri, validate_repo_id  # type: ignore[attr-defined]
+
+from hf_tsv.errors import RecipeError
+
+_FOLDER = re.compile(r"\.{1,2}(/|$)|/|~")
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as a recipe names it: `path[@revision][+adapter[@revision]]`.
+
+    `path` and `adapter` are each a Hub id, an `hf://` URI, the address of a page on the Hub, or a folder.
+
+    ModelRef.parse("org/name")                     a Hub id
+    ModelRef.parse("org/name@v1.0")                at a branch, tag or commit
+    ModelRef.parse("org/name+org/adapter@main")    with an adapter on top
+    ModelRef.parse("./folder")                     a local folder
+
+    Attributes:
+        path: Hub id or folder of the model.
+        revision: Branch, tag or commit on the Hub, None for the default branch.
+        adapter: Hub id or folder of the adapter on top, if any.
+        adapter_revision: Branch, tag or commit of the adapter.
+        text: The reference as it was written.
+    """
+
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+    text: str = field(default="", compare=False)
+
+    @classmethod
+    def parse(cls, text: str, folder: Path | None = None) -> "ModelRef":
+        """Read a reference.
+
+        A relative path is one from the current directory, as in mergekit, and if no folder is there, from
+        `folder`, where the recipe lies. A text that is a folder's path as a whole is that, whatever signs it holds.
+
+        Raises:
+            RecipeError: the text is no reference.
+        """
+        if whole := _folder(text, folder):
+            return cls(whole, text=text)
+        model, plus, adapter = _cut(text, "+", folder)
+        if plus and not adapter:
+            raise RecipeError(f"nothing follows '+' in '{text}', expected an adapter.")
+        path, revision = _source(model, text, folder)
+        on_top, its_revision = _source(adapter, text, folder) if adapter else (None, None)
+        return cls(path, revision, on_top, its_revision, text)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the model is a folder on this machine, or is meant to be one."""
+        return is_local(self.path)
+
+    @property
+    def default_name(self) -> str:
+        """A task's name unless the recipe gives one: the last part of the path, or of the adapter's."""
+        source = self.adapter or self.path
+        last = Path(source).resolve().name if is_local(source) else source.rsplit("/", 1)[-1]
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip(".")
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is that of a folder: because there is one, or because it is written as one."""
+    return bool(_FOLDER.match(path)) or _folder(path, None) is not None
+
+
+def _folder(path: str, beside: Path | None) -> str | None:
+    """Where the folder of this name is, seen from here or else from `beside`; None when there is none."""
+    try:
+        here = Path(path).expanduser()
+        places = [here] if beside is None else [here, beside / here]
+        found = next((str(place) for place in places if path and place.is_dir()), None)
+        return f"./{found}" if found and not _FOLDER.match(found) else found
+    except (OSError, RuntimeError, ValueError):  # too long for a path, no such ~user, or a NUL in it
+        return None
+
+
+def _cut(text: str, sign: str, folder: Path | None) -> tuple[str, str, str]:
+    """`text` cut in two at the sign behind the longest name of a folder, or else at the first sign."""
+    at = [i for i, letter in enumerate(text) if letter == sign]
+    behind_folder = [i for i in at if _folder(text[:i], folder)]
+    cut = max(behind_folder, default=min(at, default=len(text)))
+    return text[:cut], text[cut : cut + 1], text[cut + 1 :]
+
+
+def _source(part: str, text: str, folder: Path | None) -> tuple[str, str | None]:
+    """Path and revision of one side of the `+` in `text`."""
+    if part.startswith(("hf://", "https://")):
+        return _from_uri(part)
+    if whole := _folder(part, folder):
+        return whole, None
+    path, at, revision = _cut(part, "@", folder)
+    if at and not revision:
+        raise RecipeError(f"nothing follows '@' in '{text}', expected a branch, tag or commit.")
+    if at and (is_local(path) or _folder(path, folder)):
+        raise RecipeError(f"'{path}' is a path, and only models on the Hub have revisions. Leave '@{revision}' out.")
+    if not is_local(path) and not _is_hub_id(path):
+        raise RecipeError(f"'{text}' is neither a folder here nor a Hub id, expected org/name[@revision][+adapter].")
+    return path, revision or None
+
+
+def _is_hub_id(path: str) -> bool:
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _from_uri(uri: str) -> tuple[str, str | None]:
+    try:
+        found = parse_hf_uri(uri)
+    except HfUriError as error:
+        raise RecipeError(f"'{uri}' is no address of a model: {error}") from None
+    if found.type != "model" or found.path_in_repo:
+        raise RecipeError(f"'{uri}' is no address of a model, expected hf://org/name[@revision].")
+    return found.id, found.revision

@@ -1,0 +1,260 @@
+"""The recipe's grammar: one class a level, one field a key. A new key is a new field.
+
+Only shapes are told here. Every key of a recipe may be missing, and null counts as missing: which ones are needed
+depends on the method, and is told where the meaning is read.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from hf_tsv.linalg import SvdMode
+from hf_tsv.methods import METHODS
+from hf_tsv.modules import Kind
+from hf_tsv.recipe._messages import did_you_mean, wrong_value
+from hf_tsv.recipe._settings import ABSENT, by_name
+from hf_tsv.recipe._yaml import Document, Path
+
+DType = Literal["float32", "float64", "bfloat16", "float16"]
+
+
+class Keys(BaseModel):
+    """A level of the grammar.
+
+    Attributes:
+        place: Where its keys stand, for messages; nothing for the recipe itself.
+        refused: Keys of mergekit's that aren't taken here, each with the reason and the way out.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    place: ClassVar[str] = ""
+    refused: ClassVar[Mapping[str, str]] = {}
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("told", "{expected}", {"expected": "a finite number"})
+    if not isinstance(value, bool | int | float | str | None):
+        raise PydanticCustomError("told", "{expected}", {"expected": "a number, a word, true or false"})
+    return value
+
+
+def _setting_shape(value: Any) -> str:
+    if not isinstance(value, list):
+        return "scalar"
+    return "filters" if any(isinstance(item, dict) for item in value) else "gradient"
+
+
+# A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are told.
+_TEXT_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "text")
+_T = TypeVar("_T")
+TextOr = Annotated[Annotated[_T, Tag("mapping")] | Annotated[str, Tag("text")], _TEXT_OR_MAPPING]
+Scalar = Annotated[Any, BeforeValidator(_scalar)]
+Gradient = Annotated[list[Scalar], Field(min_length=1)]
+
+
+class KindFilter(Keys):
+    """`{kind: embedding}`"""
+
+    place = " in a filter"
+
+    kind: Kind
+
+
+def _name_filter(text: str) -> str:
+    by_name(text, line=0)
+    return text
+
+
+FilterKey = Annotated[
+    Annotated[KindFilter, Tag("mapping")] | Annotated[str, AfterValidator(_name_filter), Tag("text")], _TEXT_OR_MAPPING
+]
+
+
+class Location(Keys):
+    """`{path: org/name, revision: main}`"""
+
+    place = " in a model's location"
+
+    path: str
+    revision: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.path if self.revision is None else f"{self.path}@{self.revision}"
+
+
+class Reference(Keys):
+    """`{model: {path: org/name, revision: main}, lora: {path: org/adapter}}`"""
+
+    place = " in a model"
+    refused = {"override_architecture": "tensors go by their names, whatever the architecture. Leave it out."}
+
+    model: TextOr[Location]
+    lora: TextOr[Location] | None = None
+
+    @property
+    def text(self) -> str:
+        """The same reference in one line."""
+        return "+".join(
+            part.text if isinstance(part, Location) else part for part in (self.model, self.lora) if part is not None
+        )
+
+
+class Choice(Keys):
+    """`{filter: q_proj, value: 0.5}`"""
+
+    place = " in a list of filter and value"
+
+    filter: FilterKey | None = None
+    value: Annotated[
+        Annotated[Scalar, Tag("scalar")] | Annotated[Gradient, Tag("gradient")],
+        Discriminator(lambda value: "gradient" if isinstance(value, list) else "scalar"),
+    ] = ABSENT
+
+
+Setting = Annotated[
+    Annotated[Scalar, Tag("scalar")] | Annotated[Gradient, Tag("gradient")] | Annotated[list[Choice], Tag("filters")],
+    Discriminator(_setting_shape),
+]
+
+
+class ModelEntry(Keys):
+    """One of `models`."""
+
+    place = " in 'models'"
+    refused = {
+        "filter": "a model is merged as a whole. Choose tensors by 'overrides', or by filters on the model's weight.",
+        "layer_range": "a model is merged as a whole. Treat layers differently by 'overrides' with filters.",
+        "lora": "an adapter is written behind its base. Write model: BASE+ADAPTER.",
+    }
+
+    model: TextOr[Reference] | None = None
+    name: str | None = None
+    parameters: dict[str, Setting] | None = None
+
+
+class Override(Keys):
+    """One of `overrides`."""
+
+    place = " in 'overrides'"
+
+    filter: FilterKey | None = None
+    merge_method: str | None = None
+    parameters: dict[str, Setting] | None = None
+
+
+class RecipeFile(Keys):
+    """A whole recipe."""
+
+    refused = {
+        "slices": "layers keep their places. List the models under 'models', and treat layers apart by 'overrides'.",
+        "modules": "one recipe merges all parts of a model. Use 'models', and 'overrides' for single parts.",
+        "tokenizer": "vocabularies aren't joined. Use tokenizer_source: base, or name one of the models there.",
+    }
+
+    merge_method: str | None = None
+    base_model: TextOr[Reference] | None = None
+    models: list[ModelEntry] | None = None
+    parameters: dict[str, Setting] | None = None
+    overrides: list[Override] | None = None
+    dtype: DType | None = None
+    out_dtype: DType | None = None
+    tokenizer_source: str | None = None
+    chat_template: str | None = None
+    svd: SvdMode | None = None
+
+
+def read_shape(document: Document) -> RecipeFile:
+    """What a recipe says, less what isn't shaped as the grammar has it; that is noted in the document."""
+    data = document.data
+    while True:
+        try:
+            return RecipeFile.model_validate(data)
+        except ValidationError as error:
+            for detail in error.errors(include_url=False):
+                data = _without(data, _tell(document, detail))
+
+
+def _tell(document: Document, error: ErrorDetails) -> Path:
+    """Note one of pydantic's errors; the path of what must be left out for it."""
+    path = document.path(error["loc"])
+    if error["type"] == "extra_forbidden":
+        document.tell(path, _unknown_key(path))
+        return path
+    if error["type"] == "missing":
+        document.tell(path, f"'{error['loc'][-1]}' is missing{_level(path).place}.")
+    else:
+        document.tell(path, wrong_value(_label(path), [error]) + _way_out(path, error))
+    return _whole(path, error["loc"])
+
+
+def _unknown_key(path: Path) -> str:
+    level, key = _level(path[:-1]), str(path[-1])
+    if key in level.refused:
+        return f"'{key}' isn't taken{level.place}: {level.refused[key]}"
+    if "parameters" in level.model_fields and key in _parameter_names():
+        return f"'{key}' is a parameter, expected it under 'parameters'. Write parameters: {{{key}: ...}}."
+    known = list(level.model_fields)
+    return f"unknown key '{key}'{level.place}.{did_you_mean(key, known)} Known keys: {', '.join(known)}."
+
+
+def _way_out(path: Path, error: ErrorDetails) -> str:
+    if error["type"] != "model_type":
+        return ""
+    if path[:1] == ("models",) and isinstance(error["input"], str):
+        return f" Write - model: {error['input']}."
+    return f" Its keys: {', '.join(_level(path).model_fields)}."
+
+
+def _parameter_names() -> set[str]:
+    return {"weight"}.union(*(method.parameters.keys() | method.aliases.keys() for method in METHODS.values()))
+
+
+def _level(path: Path) -> type[Keys]:
+    """The grammar of the mapping at a path."""
+    match path:
+        case ("models", int()):
+            return ModelEntry
+        case ("overrides", int()):
+            return Override
+        case ("base_model",) | ("models", int(), "model"):
+            return Reference
+        case (*_, "model" | "lora"):
+            return Location
+        case (*_, "filter"):
+            return KindFilter
+        case (*_, "parameters", str(), int()):
+            return Choice
+    return RecipeFile
+
+
+def _label(path: Path) -> str:
+    """What messages call the value at a path."""
+    *_, last = path
+    return f"'{last}'" if isinstance(last, str) else f"entry {last + 1} of '{path[-2]}'"
+
+
+def _whole(path: Path, tags: tuple[int | str, ...]) -> Path:
+    """The piece of a recipe that is of no use when the value at `path` is wrong: an entry, a key, or a setting.
+
+    `tags` is the same place as pydantic has it, which tells a gradient from a list of filter and value.
+    """
+    start = 2 if len(path) > 1 and isinstance(path[1], int) else 0
+    if path[start : start + 1] != ("parameters",):
+        return path[: start + 1]
+    return path[: start + 4] if tags[start + 2 : start + 3] == ("filters",) else path[: start + 2]
+
+
+def _without(data: Any, path: Path) -> Any:
+    """`data` less the value at `path`: a key is dropped, and an entry of a list becomes one that says nothing."""
+    step, *rest = path
+    if isinstance(data, list):
+        return [(_without(item, tuple(rest)) if rest else {}) if i == step else item for i, item in enumerate(data)]
+    if not rest or step not in data:
+        return {key: value for key, value in data.items() if key != step}
+    return {**data, step: _without(data[step], tuple(rest))}

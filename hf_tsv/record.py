@@ -1,0 +1,70 @@
+"""The record of a run, `hf_tsv.json`: what was made of what, tensor by tensor. Cards and reports read nothing else."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_tsv import __version__
+from hf_tsv.methods import METHODS
+from hf_tsv.planner import Plan, Step
+from hf_tsv.writers import write_text
+
+FORMAT = 1
+
+
+def make_record(
+    plan: Plan,
+    sources: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, Mapping[str, Any]],
+    *,
+    seconds: float,
+    parts: Mapping[str, str],
+) -> dict[str, Any]:
+    """The record as plain data.
+
+    Args:
+        plan: What was done.
+        sources: One mapping a source, the base first: role, task name, model, revision, fingerprint.
+        tensors: What the run noted of each output tensor: checksum, rank, seconds and what else the method told.
+        seconds: Wall time of the merge.
+        parts: File of each task's own tensors.
+    """
+    return {
+        "format": FORMAT,
+        "versions": {"hf_tsv": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "sources": [dict(source) for source in sources],
+        "method": plan.recipe.merge_method,
+        "methods": {name: {"paper": METHODS[name].paper} for name in sorted({s.method for s in plan.merged})},
+        "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
+        "bytes": {"read": plan.bytes_in, "written": plan.bytes_out},
+        "seconds": round(seconds, 1),
+        "warnings": list(plan.warnings),
+        "files": [shard.file for shard in plan.shards],
+        "task_parts": {
+            task: {"file": file, "tensors": [part.info.name for part in plan.parts if part.task == task]}
+            for task, file in parts.items()
+        },
+        "tensors": {step.name: _tensor(step, tensors[step.name]) for step in plan.steps},
+    }
+
+
+def write_record(record: Mapping[str, Any], folder: Path) -> None:
+    write_text(folder / "hf_tsv.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _tensor(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "kind": step.kind,
+        "shape": list(step.info.shape),
+        "dtype": step.out.dtype,
+        "method": step.method,
+    }
+    if step.why:
+        told["why"] = step.why
+    if step.parameters:
+        told["parameters"] = dict(step.parameters)
+    return told | {key: value for key, value in facts.items() if key != "name"}

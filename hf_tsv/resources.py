@@ -1,0 +1,57 @@
+"""What the machine has: processor cores, memory, disk."""
+
+import os
+import shutil
+from pathlib import Path
+
+from hf_tsv.errors import ResourceError
+
+SHARE_OF_FREE_MEMORY = 0.7
+
+
+def usable_cores() -> int:
+    """Processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_memory() -> int | None:
+    """Bytes that a run may take unless told otherwise: most of what is free; None where that can't be known."""
+    known = [free for free in (_available(), _cgroup_room()) if free is not None]
+    return int(min(known) * SHARE_OF_FREE_MEMORY) if known else None
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Whether the file system of a folder that may not exist yet has room.
+
+    Raises:
+        ResourceError: it has less than `needed` bytes.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ResourceError(
+            f"{folder}: {_gb(free)} free on its disk, expected at least {_gb(needed)}. Free some room, or write elsewhere"
+        )
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _cgroup_room() -> int | None:
+    """What a container's limit leaves, not counting what the kernel only caches."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text("ascii").strip()
+        held = dict(line.split() for line in (root / "memory.stat").read_text("ascii").splitlines())
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - int(held.get("anon", 0)))
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB"

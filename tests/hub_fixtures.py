@@ -1,0 +1,29 @@
+"""The `hub` fixture: a Hub on loopback, and an environment in which the client can reach no other."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# The client reads these when it is first imported. Port 9 refuses, so a request that was not pointed at the
+# loopback Hub fails instead of leaving this machine.
+os.environ.update(
+    HF_ENDPOINT="http://127.0.0.1:9",
+    HF_HUB_DISABLE_IMPLICIT_TOKEN="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_UPDATE_CHECK="1",
+    HF_HUB_DISABLE_XET="1",
+)
+
+from huggingface_hub import constants
+
+from loopback_hub import LoopbackHub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """An empty Hub; calls of the client that name no endpoint go to it as well."""
+    with LoopbackHub() as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
+        yield served
