@@ -111,3 +111,12 @@ def recipe(folder: Path, method: str = "tsv_m", tasks: int = 3, more: str = "") 
     path = folder / "recipe.yaml"
     path.write_text(f"merge_method: {method}\nbase_model: {folder}/base\nmodels:\n{models}{more}")
     return path
+
+
+def bert_wide() -> nn.Module:
+    """Large enough for a merge to take a moment."""
+    config = tf.BertConfig(
+        vocab_size=90, max_position_embeddings=20, hidden_size=384, num_hidden_layers=4, num_attention_heads=6,
+        intermediate_size=1536,
+    )  # fmt: skip
+    return tf.BertModel(config)

@@ -43,9 +43,9 @@ def show(planned: "Plan") -> None:
     table.columns[0].justify = "right"
     table.columns[1].overflow = "fold"
     for group in planned.groups():
-        first, count = group.steps[0], f"{len(group.steps)} x"
-        shape = "x".join(map(str, first.info.shape))
-        table.add_row(*map(escape, (count, group.name, shape, first.kind, _method(first))))
+        first, count = group.steps[0], len(group.steps)
+        name, shape = group.name if count > 1 else first.name, "x".join(map(str, first.info.shape))
+        table.add_row(*map(escape, (f"{count} x", name, shape, first.kind, _method(first))))
     out.print(table)
     for part in planned.parts:
         out.print(f"task part of {part.task}: {part.info.name} {part.info.shape}", markup=False)

@@ -1,0 +1,66 @@
+"""Imports point down (CONTRIBUTING, "Where things are"): the table says what a module may import of the package."""
+
+import ast
+from pathlib import Path
+
+import hf_tsv
+
+PACKAGE = Path(hf_tsv.__file__).parent
+
+GROUND = {"errors", "checkpoint", "bundled", "__init__"}
+ALLOWED = {
+    "errors": set(),
+    "checkpoint": set(),
+    "bundled": set(),
+    "linalg": set(),
+    "modules": set(),
+    "resources": set(),
+    "methods": {"linalg"},
+    "loaders": set(),
+    "writers": set(),
+    "journal": {"writers"},
+    "companions": {"writers"},
+    "recipe": {"linalg", "methods", "modules"},
+    "planner": {"methods", "modules", "recipe"},
+    "hub": {"loaders", "companions"},
+    "sources": {"hub", "loaders", "recipe"},
+    "run": {"linalg", "loaders", "methods", "planner"},
+    "record": {"methods", "planner", "writers"},
+    "cards": {"methods", "modules", "writers"},
+}
+ABOVE = {"api", "cli", "demo", "__main__", "__init__"}
+
+
+def imports(path: Path) -> set[str]:
+    """Parts of the package that a file imports anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "hf_tsv" else [node.module]
+            )
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("hf_tsv.")}
+    return found
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part not in ABOVE:
+            extra = imports(path) - ALLOWED[part] - GROUND - {part, "__version__"}
+            wrong += [f"{path.relative_to(PACKAGE)} imports {name}" for name in sorted(extra)]
+    assert not wrong
+
+
+def test_only_the_hub_talks_to_a_network() -> None:
+    networks = ("httpx", "requests", "urllib", "socket", "http")
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] in ("hub", "demo"):
+            continue
+        text = path.read_text("utf-8")
+        assert not any(f"import {name}" in text for name in networks), path

@@ -1,0 +1,124 @@
+"""The command line: exit codes, stdout for results, stderr for talk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hf_tsv.cli import app
+from hf_tsv.cli.merge import parse_size
+
+from . import models
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def test_merge_prints_the_folder_and_talks_on_stderr(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+    result = run("merge", recipe, tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path}/out\n")
+    assert "Merged 3 models" in result.stderr
+
+
+def test_merge_as_json(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+    data = json.loads(run("merge", recipe, tmp_path / "out", "--json", "-q", "--svd", "fast").stdout)
+    assert data["out"] == str(tmp_path / "out")
+    assert data["arithmetic"]["svd"] == "fast"
+    assert "svd: fast" in (tmp_path / "out" / "recipe.lock.yaml").read_text()
+
+
+def test_plan_writes_nothing(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    result = run("plan", recipe)
+    assert result.exit_code == 0
+    assert "encoder.layer.*.output.dense.weight" in result.stdout
+    assert "kept from the base" in result.stdout
+    assert run("merge", recipe, tmp_path / "out", "--dry-run").stdout == result.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(json.loads(run("plan", recipe, "--json").stdout)["tensors"]) > 30
+
+
+def test_all_mistakes_are_told_in_lines_and_nothing_is_written(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("merge_method: tsvm\nbase_modl: ./b\nmodels:\n  - model: ./a\n    wieght: 1\n")
+    result = run("merge", recipe, tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert len(result.stderr.splitlines()) >= 3
+    assert all(line.startswith(f"{recipe}:") for line in result.stderr.splitlines())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_recipe_is_told(tmp_path: Path) -> None:
+    result = run("plan", tmp_path / "none.yaml")
+    assert result.exit_code == 1
+    assert "none.yaml" in result.stderr
+
+
+def test_usage_mistakes_have_their_own_code(tmp_path: Path) -> None:
+    assert run("merge").exit_code == 2
+    assert run("merge", "r.yaml", tmp_path / "o", "--max-memory", "lots").exit_code == 2
+    assert run("merge", "r.yaml", tmp_path / "o", "--svd", "best").exit_code == 2
+
+
+def test_too_little_memory_has_its_own_code(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+    assert run("merge", recipe, tmp_path / "out", "--max-memory", "1KB").exit_code == 4
+
+
+def test_methods_are_read_from_the_code() -> None:
+    listed = run("methods").stdout
+    assert all(name in listed for name in ("tsv_m", "ties", "task_arithmetic", "linear", "base"))
+    told = run("methods", "ties").stdout
+    assert "density: float = 0.2" in told
+    assert "2306.01708" in told
+    assert json.loads(run("methods", "--json").stdout)["ties"]["parameters"]["density"]["per_task"]
+    assert "Known: " in run("methods", "nope").stderr
+
+
+def test_recipes_are_listed_and_printed() -> None:
+    names = [line.split()[0] for line in run("recipes").stdout.splitlines()]
+    assert names
+    for name in names:
+        assert "merge_method" in run("recipes", name).stdout
+    assert run("recipes", "nope").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("4GB", 4 * 10**9), ("500M", 5 * 10**8), ("1.5kb", 1500), ("77", 77), ("1e9", 10**9)]
+)
+def test_sizes(text: str, nbytes: int) -> None:
+    assert parse_size(text) == nbytes
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from hf_tsv.cli import app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert_wide, tmp_path))
+    command = [sys.executable, "-m", "hf_tsv", "merge", str(recipe), str(tmp_path / "out"), "--workers", "1"]
+    journal = tmp_path / ".out.hf_tsv" / "journal.jsonl"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not journal.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.startswith("Interrupted")
+    assert not (tmp_path / "out").exists()
+    assert subprocess.run(command, check=False).returncode == 0
+    subprocess.run([*command[:5], str(tmp_path / "whole")], check=True)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
