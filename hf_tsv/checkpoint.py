@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 ITEM_BYTES = {
@@ -74,6 +75,61 @@ class Checkpoint(Protocol):
         """The tensor, or rows [first, past-the-last) of it, in its stored dtype, on the CPU, owned by the caller."""
         ...
 
+    def will_need(self, name: str) -> None:
+        """A hint that a tensor is read soon; its bytes may begin to move now."""
+        ...
+
     def fingerprint(self) -> str:
         """A hash that changes when the checkpoint's content does: what a resumed run compares."""
+        ...
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A task matrix as an adapter holds it: scale * b a, with b (m, r) and a (r, n) in the stored dtype.
+
+    The factors may be shared: they are not to be changed.
+    """
+
+    b: "Tensor"
+    a: "Tensor"
+    scale: float
+
+    def product(self, dtype: "torch.dtype") -> "Tensor":
+        """The task matrix (m, n), computed in dtype."""
+        return (self.b.to(dtype) @ self.a.to(dtype)).mul_(self.scale)
+
+
+@runtime_checkable
+class AdapterCheckpoint(Checkpoint, Protocol):
+    """The merge's base with an adapter on top: what it changes is known exactly, and most of it as two thin factors.
+
+    `names`, `info` and `read` give the fine-tuned model, rounded to the base's dtypes.
+
+    Attributes:
+        notes: What a person should know of how it was read.
+    """
+
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+    def is_changed(self, name: str) -> bool:
+        """Whether the adapter holds anything for one of the base's tensors. Reads nothing."""
+        ...
+
+    def delta(
+        self, name: str, base: "Tensor", dtype: "torch.dtype", rows: tuple[int, int] | None = None
+    ) -> "Tensor":
+        """The tensor's change, computed in dtype, in the shape of `base`: that tensor of the base, or those rows."""
+        ...
+
+    def low_rank(self, name: str, row: int | None = None) -> LowRank | None:
+        """The change of a tensor as a matrix, kernels flattened; of one matrix where it stacks several.
+
+        None where the adapter holds no factors of it.
+        """
+        ...
+
+    def nbytes(self, name: str) -> int:
+        """Bytes that are read to make a tensor's change."""
         ...

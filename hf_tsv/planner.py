@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from hf_tsv.checkpoint import Checkpoint, Shard, TensorInfo
+from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint, Shard, TensorInfo
 from hf_tsv.errors import PlanError, some
 from hf_tsv.methods import METHODS
 from hf_tsv.modules import Depths, Kind, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view
@@ -93,7 +93,7 @@ class Plan:
     def bytes_in(self) -> int:
         """Bytes read at least once."""
         own = sum(step.info.nbytes for step in self.steps)
-        theirs = sum(c.info(step.name).nbytes for step in self.merged for c in self.finetuned)
+        theirs = sum(_bytes_in(c, step.name) for step in self.merged for c in self.finetuned)
         return own + theirs + sum(part.info.nbytes for part in self.parts)
 
     @property
@@ -122,7 +122,8 @@ class Plan:
             return touched
         short, long = sorted((view.m, view.n))
         one_svd = 2.0 * short**2 * long + 9.0 * short**3
-        return touched + view.count * (len(self.tasks) + 2) * one_svd
+        dense = sum(not isinstance(c, AdapterCheckpoint) for c in self.finetuned)
+        return touched + view.count * (dense + 2 * bool(dense)) * one_svd
 
     def groups(self) -> list["Group"]:
         """The steps by module type, method and parameters, for a summary."""
@@ -262,6 +263,9 @@ class _Planner:
                     yield TaskPart(task, info)
 
     def warnings(self, steps: Sequence[Step]) -> Iterable[str]:
+        for task, checkpoint in zip(self.tasks, self.finetuned, strict=True):
+            if isinstance(checkpoint, AdapterCheckpoint):
+                yield from (f"'{task}': {note}" for note in checkpoint.notes)
         absent = [step.name for step in steps if step.why == "in no fine-tuned model"]
         if absent:
             yield f"in no fine-tuned model, so they stay as the base has them: {some(absent)}"
@@ -277,6 +281,11 @@ def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:
 def _is_shared_out(step: Step, num_tasks: int) -> bool:
     view = step.view
     return step.method == "tsv_m" and view is not None and min(view.m, view.n) < num_tasks
+
+
+def _bytes_in(checkpoint: Checkpoint, name: str) -> int:
+    """What is read of a fine-tuned model to know one tensor's change."""
+    return checkpoint.nbytes(name) if isinstance(checkpoint, AdapterCheckpoint) else checkpoint.info(name).nbytes
 
 
 def _shape_conflict(info: TensorInfo, theirs: TensorInfo, task: str) -> str:

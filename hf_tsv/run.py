@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv import linalg
+from hf_tsv.checkpoint import HALVES, AdapterCheckpoint
+from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv.loaders import TORCH_DTYPES
 from hf_tsv.methods import METHODS, Deltas, Survey
 from hf_tsv.planner import Plan, Step
@@ -144,11 +145,11 @@ class _Source:
 
     def changed(self) -> bool:
         """Whether any task changed it. Stops at the first that did, which then need not be read again."""
-        return any(not torch.equal(self._stored(t), self.base) for t in range(len(self._plan.tasks)))
+        return any(map(self._is_changed, range(len(self._plan.tasks))))
 
     def deltas(self, survey: Survey | None = None) -> Deltas:
         view = self._step.view if METHODS[self._step.method].matrices else None
-        halves = [c.info(self._step.name).dtype in ("F16", "BF16") for c in self._plan.finetuned]
+        halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
         return Deltas(
             self._delta,
             shape=(view.m, view.n) if view else self._step.info.shape,
@@ -160,9 +161,18 @@ class _Source:
             survey=survey,
             base=lambda: self.base.to(self._dtype, copy=True),
             noise=self._noise,
-            half=halves,
+            half=[half and not self._adapter(t) for t, half in enumerate(halves)],
             base_weight=self._step.base_weight,
+            factors=self._factors if view else None,
         )
+
+    def _adapter(self, t: int) -> AdapterCheckpoint | None:
+        checkpoint = self._plan.finetuned[t]
+        return checkpoint if isinstance(checkpoint, AdapterCheckpoint) else None
+
+    def _is_changed(self, t: int) -> bool:
+        adapter = self._adapter(t)
+        return adapter.is_changed(self._step.name) if adapter else not torch.equal(self._stored(t), self.base)
 
     def _stored(self, t: int) -> Tensor:
         checkpoint = self._plan.finetuned[t]
@@ -171,18 +181,50 @@ class _Source:
         return self._kept[1]
 
     def _delta(self, t: int) -> Tensor:
-        delta = self._stored(t).to(self._dtype, copy=True).sub_(self.base)
-        # A sum is the cheapest look at every element; only when it is odd is a closer one worth its time.
-        if not delta.sum().isfinite() and not delta.isfinite().all():
-            at_fault = self._plan.base.label if not self.base.isfinite().all() else f"task '{self._plan.tasks[t]}'"
-            raise MethodError(f"the weights of {at_fault} hold NaN or infinity. Get them again, or leave them out")
+        if adapter := self._adapter(t):
+            delta = adapter.delta(self._step.name, self.base, self._dtype, self._rows)
+        else:
+            delta = self._stored(t).to(self._dtype, copy=True).sub_(self.base)
+        self._check_finite(t, delta)
         view = self._step.view if METHODS[self._step.method].matrices else None
         return delta.reshape(view.m, view.n) if view else delta
 
+    def _factors(self, t: int) -> linalg.Factors | None:
+        adapter, view = self._adapter(t), self._step.view
+        if adapter is None or view is None:
+            return None
+        if not adapter.is_changed(self._step.name):
+            nothing = self.base.new_empty(0, dtype=self._dtype)
+            return linalg.Factors(nothing.reshape(view.m, 0), nothing, nothing.reshape(0, view.n), energy=0.0)
+        found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
+        if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
+            return None
+        b, a = found.b.to(self._dtype), found.a.to(self._dtype)
+        self._check_finite(t, b, a)
+        return linalg.factored_svd(b, a, found.scale)
+
+    def _check_finite(self, t: int, *tensors: Tensor) -> None:
+        """An adapter's change shows nothing of the base, which is therefore looked at itself."""
+        if self._base_is_finite and all(map(_is_finite, tensors)):
+            return
+        at_fault = f"task '{self._plan.tasks[t]}'" if self._base_is_finite else self._plan.base.label
+        raise MethodError(f"the weights of {at_fault} hold NaN or infinity. Get them again, or leave them out")
+
+    @cached_property
+    def _base_is_finite(self) -> bool:
+        return _is_finite(self.base)
+
     def _noise(self, t: int) -> float:
         view = self._step.view
+        if self._adapter(t):
+            return 0.0
         stored = self._stored(t)
         return linalg.rounding_edge(stored.reshape(view.m, view.n), stored.dtype) if view else 0.0
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum is the cheapest look at every element; only when it is odd is a closer one worth its time."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _do(plan: Plan, surveys: Mapping[object, Survey], sink: Sink, step: Step) -> None:
@@ -248,6 +290,8 @@ def _each(
         while waiting or running:
             for step in _admitted(waiting, running.values(), plan, resources):
                 running[pool.submit(do, step)] = step
+            for step in waiting[:1]:
+                _announce(plan, step)
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 step = running.pop(future)
@@ -259,6 +303,12 @@ def _each(
         raise
     finally:
         pool.shutdown(wait=not interrupted, cancel_futures=True)
+
+
+def _announce(plan: Plan, step: Step) -> None:
+    """Let the next step's bytes come from the disk while the ones before it are computed."""
+    for checkpoint in (plan.base, *(plan.finetuned if step.is_merged else ())):
+        checkpoint.will_need(step.name)
 
 
 def _admitted(waiting: list[Step], running: Iterable[Step], plan: Plan, resources: Resources) -> Iterator[Step]:

@@ -1,6 +1,6 @@
 """The models that a recipe names: pinned, opened, fetched."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,27 @@ import yaml
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import CheckpointError, HfTsvError
 from hf_tsv.hub import Hub, Pinned
-from hf_tsv.loaders import aligned, open_checkpoint
-from hf_tsv.recipe import ModelRef, Recipe
+from hf_tsv.loaders import Adapter, Place, Places, aligned, is_adapter, open_adapter, open_checkpoint
+from hf_tsv.recipe import ModelRef, Recipe, is_local
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a reference names: a model, an adapter, or one on the other.
+
+    Attributes:
+        model: The model's tensors as its own files name them; None for an adapter alone.
+        folder: Where its files, or those of an adapter alone, lie; None before `fetch`.
+        pin: Their commit on the Hub; None for a local folder.
+        adapter: The adapter. From the Hub, too, it lies on this machine from the start: it is small.
+        adapter_pin: Its commit on the Hub where it is on top of a model.
+    """
+
+    model: Checkpoint | None
+    folder: Path | None
+    pin: Pinned | None
+    adapter: Adapter | None = None
+    adapter_pin: Pinned | None = None
 
 
 @dataclass(frozen=True)
@@ -22,15 +41,21 @@ class Source:
         ref: What the recipe calls it.
         task: Its task; None for the base.
         checkpoint: Its tensors. From the Hub before `fetch`: read by byte range.
-        folder: Where its files lie; None before `fetch`.
-        pin: The commit on the Hub; None for a local folder.
+        parts: What it is made of.
     """
 
     ref: ModelRef
     task: str | None
     checkpoint: Checkpoint
-    folder: Path | None
-    pin: Pinned | None = None
+    parts: Parts
+
+    @property
+    def folder(self) -> Path | None:
+        return self.parts.folder
+
+    @property
+    def pin(self) -> Pinned | None:
+        return self.parts.pin
 
     @property
     def revision(self) -> str | None:
@@ -40,12 +65,15 @@ class Source:
     @property
     def identity(self) -> str:
         """What changes when its content does."""
-        return self.revision or self.checkpoint.fingerprint()
+        is_pinned = self.pin and (self.parts.adapter_pin or not self.ref.adapter)
+        return self.pinned if is_pinned else self.checkpoint.fingerprint()
 
     @property
     def pinned(self) -> str:
         """The reference that means the same content for ever, as far as it can be said."""
-        return f"{self.ref.path}@{self.revision}" if self.revision else self.ref.text
+        if not self.pin and not self.parts.adapter_pin:
+            return self.ref.text
+        return "+".join(filter(None, (_at(self.ref.path, self.pin), _at(self.ref.adapter, self.parts.adapter_pin))))
 
     def describe(self) -> dict[str, Any]:
         """What the record says of it."""
@@ -55,36 +83,30 @@ class Source:
             "model": self.ref.path,
             "revision": self.revision,
             "fingerprint": None if self.revision else self.checkpoint.fingerprint(),
+            **({"adapter": _at(self.ref.adapter, self.parts.adapter_pin)} if self.ref.adapter else {}),
         }
 
 
 def open_sources(recipe: Recipe, hub: Hub) -> list[Source]:
     """Every model of a recipe, the base first: access checked, pinned to a commit, its headers read.
 
-    Nothing is downloaded but headers. Fine-tuned models come under the base's names.
+    Nothing is downloaded but headers, and adapters. Fine-tuned models come under the base's names.
 
     Raises:
         HfTsvError: models that can't be read, every one of them told.
     """
     asked: list[tuple[ModelRef, str | None]] = [(recipe.base, None), *((m.ref, m.name) for m in recipe.models)]
-    remote = [ref for ref, _ in asked if not ref.is_local]
-    pins = dict(zip(remote, hub.preflight([(ref.path, ref.revision) for ref in remote]), strict=True))
-    opened: dict[ModelRef, Checkpoint] = {}
+    pins = _pinned([ref for ref, _ in asked], hub)
+    opened: dict[ModelRef, Parts] = {}
     problems: list[str] = []
     for ref in dict.fromkeys(ref for ref, _ in asked):
         try:
-            opened[ref] = _open(ref, hub, pins.get(ref))
+            opened[ref] = _open(ref, hub, pins)
         except HfTsvError as error:
             problems.extend(error.problems)
     if problems:
         raise CheckpointError(problems)
-    base = opened[recipe.base]
-    return [
-        Source(
-            ref, task, aligned(opened[ref], base), Path(ref.path).expanduser() if ref.is_local else None, pins.get(ref)
-        )
-        for ref, task in asked
-    ]
+    return _joined(asked, opened, hub)
 
 
 def fetch(sources: Sequence[Source], hub: Hub) -> list[Source]:
@@ -95,18 +117,111 @@ def fetch(sources: Sequence[Source], hub: Hub) -> list[Source]:
         ResourceError: the disk is full.
     """
     folders = {source.pin: hub.download(source.pin) for source in sources if source.pin}
-    base, *tasks = (_on_disk(source, folders[source.pin]) if source.pin else source for source in sources)
-    return [base, *(replace(task, checkpoint=aligned(task.checkpoint, base.checkpoint)) for task in tasks)]
+    asked = [(source.ref, source.task) for source in sources]
+    return _joined(asked, {s.ref: _on_disk(s.parts, folders[s.pin]) if s.pin else s.parts for s in sources}, hub)
 
 
-def _open(ref: ModelRef, hub: Hub, pin: Pinned | None) -> Checkpoint:
-    if ref.adapter:
-        raise CheckpointError(f"{ref.text}: has an adapter on top, expected a full checkpoint. Merge it in and save it")
-    return hub.open(pin) if pin else open_checkpoint(Path(ref.path).expanduser(), label=ref.text)
+def _pinned(refs: Sequence[ModelRef], hub: Hub) -> dict[tuple[str, str | None], Pinned]:
+    """The commits of all models and adapters that are on the Hub, by path and revision."""
+    addresses = [(ref.path, ref.revision) for ref in refs]
+    addresses += [(ref.adapter, ref.adapter_revision) for ref in refs if ref.adapter]
+    remote = [address for address in dict.fromkeys(addresses) if not is_local(address[0])]
+    return dict(zip(remote, hub.preflight(remote), strict=True))
 
 
-def _on_disk(source: Source, folder: Path) -> Source:
-    return replace(source, folder=folder, checkpoint=open_checkpoint(folder, label=source.checkpoint.label))
+def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]) -> Parts:
+    pin, folder = pins.get((ref.path, ref.revision)), None if not ref.is_local else Path(ref.path).expanduser()
+    if not ref.adapter and (hub.weights(pin).kind == "adapter" if pin else folder and is_adapter(folder)):
+        adapter = _open_adapter(ref.path, hub, pin)
+        return Parts(None, hub.download(pin) if pin else folder, pin, adapter)
+    model = hub.open(pin) if pin else open_checkpoint(Path(ref.path).expanduser(), label=ref.text)
+    if not ref.adapter:
+        return Parts(model, folder, pin)
+    adapter_pin = pins.get((ref.adapter, ref.adapter_revision))
+    return Parts(model, folder, pin, _open_adapter(ref.adapter, hub, adapter_pin), adapter_pin)
+
+
+def _open_adapter(path: str, hub: Hub, pin: Pinned | None) -> Adapter:
+    if pin:
+        return open_adapter(hub.download(pin), label=pin.label)
+    return open_adapter(Path(path).expanduser(), label=path)
+
+
+def _on_disk(parts: Parts, folder: Path) -> Parts:
+    model = parts.model and open_checkpoint(folder, label=parts.model.label)
+    return replace(parts, folder=folder, model=model)
+
+
+def _joined(asked: Sequence[tuple[ModelRef, str | None]], opened: Mapping[ModelRef, Parts], hub: Hub) -> list[Source]:
+    """Every source under the base's names, adapters on the model that each belongs to.
+
+    Raises:
+        CheckpointError: adapters that don't fit, every one of them told.
+    """
+    base_ref = asked[0][0]
+    base_parts = opened[base_ref]
+    if base_parts.model is None:
+        raise CheckpointError(f"{base_ref}: an adapter, expected a model as the base. Write MODEL+{base_ref}")
+    base = _whole(base_parts.model, base_parts, hub)
+    found = {base_ref: base}
+    problems: list[str] = []
+    for ref, parts in opened.items():
+        try:
+            is_on_base = not base_parts.adapter and _is_same(ref, parts, base_ref, base_parts)
+            if parts.adapter and (is_on_base or not parts.model):
+                notes = _note_on_base(parts.adapter, ref.path if ref.adapter else base_ref.path)
+                found[ref] = parts.adapter.on(base, notes=notes, places=_places(base, base_parts, hub))
+            elif parts.model and ref != base_ref:
+                found[ref] = aligned(_whole(parts.model, parts, hub), base)
+        except CheckpointError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise CheckpointError(problems)
+    return [Source(ref, task, found[ref], opened[ref]) for ref, task in asked]
+
+
+def _whole(model: Checkpoint, parts: Parts, hub: Hub) -> Checkpoint:
+    """A model with the adapter that is on top of it, if one is."""
+    return parts.adapter.applied_to(model, places=_places(model, parts, hub)) if parts.adapter else model
+
+
+def _is_same(ref: ModelRef, parts: Parts, other_ref: ModelRef, other: Parts) -> bool:
+    """Whether two references name the same model, whatever adapters are on top."""
+    if parts.pin and other.pin:
+        return (parts.pin.repo_id, parts.pin.sha) == (other.pin.repo_id, other.pin.sha)
+    return not parts.pin and not other.pin and Path(ref.path).expanduser().samefile(Path(other_ref.path).expanduser())
+
+
+def _places(model: Checkpoint, parts: Parts, hub: Hub) -> Callable[[], Places]:
+    """Where a model's files hold the parameters that adapters are put on, found out when it is asked."""
+
+    def find() -> Places:
+        from hf_tsv.adapters import read_architecture
+
+        folder = parts.folder or (hub.download(parts.pin, weights=False) if parts.pin else None)
+        if folder is None:
+            return {}
+        located = read_architecture({name: model.info(name) for name in model.names()}, folder).located
+        found: dict[str, list[Place]] = {}
+        for tensor, pieces in located.pieces.items():
+            if len(pieces) == 1 and not pieces[0].first:
+                piece = pieces[0]
+                found.setdefault(piece.parameter, []).append(Place(tensor, piece.expert, piece.row, piece.rows))
+        return found
+
+    return find
+
+
+def _note_on_base(adapter: Adapter, base: str) -> list[str]:
+    """Whether an adapter says it was trained on another model. Copies of one model go by the last part of its name."""
+    said = adapter.config.base_model_name_or_path
+    if not said or Path(said).name.lower() == Path(base).name.lower():
+        return []
+    return [f"its adapter_config.json names {said[:100]!r} as its base, here it is put on {base!r}. The shapes fit"]
+
+
+def _at(path: str | None, pin: Pinned | None) -> str | None:
+    return f"{path}@{pin.sha}" if path and pin else path
 
 
 def lock_text(recipe: Recipe, sources: Sequence[Source]) -> str:

@@ -16,14 +16,17 @@ os.environ.update(
     HF_HUB_DISABLE_XET="1",
 )
 
-from huggingface_hub import constants
-
+from huggingface_hub import close_session, constants, get_session
 from loopback_hub import LoopbackHub
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     """An empty Hub; calls of the client that name no endpoint go to it as well."""
+    get_session()  # made here and once: before 2.0, threads that ask first at the same time leak one
     with LoopbackHub() as served:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, served.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
         yield served
+        close_session()  # its connections lead to this Hub only

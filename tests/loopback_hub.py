@@ -234,7 +234,9 @@ class LoopbackHub:
         self.links = 0  # generation of the signed links; older ones have expired
         self.knows_ranges = True
         self._servers = [_server(self, cdn=False), _server(self, cdn=True)]
-        self.endpoint, self.cdn = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        ports = [server.server_address[1] for server in self._servers]
+        # Another host, not just another port: what follows redirects within a host mustn't follow this one.
+        self.endpoint, self.cdn = f"http://127.0.0.1:{ports[0]}", f"http://localhost:{ports[1]}"
 
     def __enter__(self) -> "LoopbackHub":
         for server in self._servers:

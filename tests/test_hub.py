@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, HfApi, constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    hf_hub_download,
+)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from loopback_hub import LoopbackHub
 from safetensors.torch import save
 from torch import Tensor
@@ -129,7 +136,7 @@ class TestPinning:
         hub.publish(REPO, single())
         reader.open(reader.pin(REPO)).read("big")
         agents = [request.headers["User-Agent"] for request in hub.log if not request.cdn]
-        assert len(agents) == 4
+        assert len(agents) == 3
         assert all(agent.startswith(f"hf_tsv/{__version__};") for agent in agents)
 
 
@@ -138,7 +145,7 @@ class TestHeaders:
     def test_are_read_without_downloading_weights(self, hub: LoopbackHub, reader: Hub, files: dict[str, bytes]) -> None:
         hub.publish(REPO, files)
         headers = reader.headers(reader.pin(REPO))
-        assert all(request.range for request in hub.log if ".safetensors" in request.path.removesuffix(".index.json"))
+        assert all(request.range for request in hub.log if request.path.endswith(".safetensors") or request.cdn)
         assert sum(request.sent for request in hub.log if request.cdn) < len(tensors()["big"].numpy().tobytes())
         for file, slices in headers.items():
             for name, found in slices.items():
@@ -164,7 +171,7 @@ class TestHeaders:
         ("overlap", handmade({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 2, 6)}, b"123456"),
          "tensors 'a' and 'b' overlap. Use another revision"),
         ("beyond the end", handmade({"a": entry("U8", [9], 0, 9)}, b"1234"),
-         "expected 66 bytes by its header but got 61. Use another revision"),
+         "expected 77 bytes by its header but got 72. Use another revision"),
         ("wrong size", handmade({"a": entry("F32", [3], 0, 4)}, b"1234"),
          "tensor 'a' has 4 bytes, expected 12 for F32 (3,)"),
         ("quantized", handmade({"a.qweight": entry("I32", [1], 0, 4)}, b"1234"),
@@ -261,7 +268,7 @@ class TestRemoteCheckpoint:
         hub.fault("/lfs/", status=429, headers={"Retry-After": "7"})
         hub.fault("/lfs/", status=429, headers={"RateLimit": '"resolvers";r=0;t=40'})
         checkpoint.read("half")
-        assert waits == [7, 41]
+        assert [wait for wait in waits if wait] == [7, 41]
 
     def test_a_server_that_goes_on_failing_is_told(self, hub: LoopbackHub, reader: Hub) -> None:
         hub.publish(REPO, single())
@@ -308,7 +315,8 @@ class TestWhatARepositoryHolds:
         (["pytorch_model.bin", "config.json"],
          "only pickled weights (pytorch_model.bin), which can run code when they are read. Convert them: load the model"
          " with transformers and call save_pretrained, which writes safetensors; or ask"
-         " https://huggingface.co/spaces/safetensors/convert for a pull request and name it as the revision (@refs/pr/1)"),
+         " https://huggingface.co/spaces/safetensors/convert for a pull request and name it as the revision"
+         " (@refs/pr/1)"),
         (["model.Q4_K_M.gguf"],
          "GGUF weights (model.Q4_K_M.gguf), expected safetensors. Use the model it was quantised from"),
         (["unet/diffusion_pytorch_model.safetensors", "model_index.json"],
@@ -540,8 +548,8 @@ class TestPreflight:
         if private:
             hub.publish("alice/secret", single(), private=True)
         assert told(reader, ("alice/secret", None)) == (
-            "alice/secret: your token of 'bob' finds no such repository, or may not see it (private). Check the spelling,"
-            " or ask its owner for access, then run this again; nothing was downloaded."
+            "alice/secret: your token of 'bob' finds no such repository, or may not see it (private)."
+            " Check the spelling, or ask its owner for access, then run this again; nothing was downloaded."
         )
         assert told(Hub(token=False, cache_dir=cache), ("alice/secret", None)) == (
             "alice/secret: no such repository, or it is private and no token was sent. Check the spelling,"
@@ -576,8 +584,8 @@ class TestPreflight:
         hub.publish(REPO, single())
         message = told(Hub(token="hf_stolen", cache_dir=cache), (REPO, None), ("bob/other", None))
         assert message == (
-            f"{hub.endpoint}: your token is wrong, expired or revoked (401). Renew it: log in with `hf auth login` or set"
-            " HF_TOKEN, then run this again; nothing was downloaded."
+            f"{hub.endpoint}: your token is wrong, expired or revoked (401). Renew it: log in with `hf auth login`"
+            " or set HF_TOKEN, then run this again; nothing was downloaded."
         )
 
     @pytest.mark.parametrize("token", ["hf_sec\nret", "hf_sec ret", "hf_secré"])
@@ -646,3 +654,90 @@ class TestPreflight:
         hub.publish(REPO, single())
         message = told(reader, ("team/none", None), (REPO, None), (self.GATED, None), (REPO, "v9"))
         assert [re.split("[:@]", line)[0] for line in message.splitlines()] == ["team/none", self.GATED, REPO]
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")  # the client's own, in its LFS upload
+class TestLoopbackHub:
+    """The client can push to the Hub of these tests as to the real one; what pushes in this package relies on it."""
+
+    @pytest.fixture
+    def alice(self, hub: LoopbackHub) -> HfApi:
+        return HfApi(endpoint=hub.endpoint, token="hf_alice")
+
+    def test_a_folder_is_uploaded_once(self, hub: LoopbackHub, alice: HfApi, tmp_path: Path) -> None:
+        for file, data in single().items():
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_bytes(data)
+        alice.create_repo(REPO, private=True)
+        alice.create_repo(REPO, exist_ok=True)
+        first = alice.upload_folder(repo_id=REPO, folder_path=tmp_path)
+        again = alice.upload_folder(repo_id=REPO, folder_path=tmp_path)
+        assert first.oid == again.oid == alice.model_info(REPO).sha
+        assert alice.model_info(REPO).private
+        assert {path: blob.data for path, blob in hub.repos[REPO].resolve("main").files.items()} == {
+            ".gitattributes": b"*.safetensors filter=lfs\n", **single()
+        }  # fmt: skip
+        assert len([request for request in hub.log if request.method == "PUT"]) == 1
+
+    def test_shards_go_up_ahead_and_are_committed_together(
+        self, hub: LoopbackHub, alice: HfApi, tmp_path: Path
+    ) -> None:
+        head = hub.publish(REPO, {"model-00001-of-00009.safetensors": b"stale", "x/y.txt": b"y"})
+        shard = tmp_path / "shard"
+        shard.write_bytes(single()["model.safetensors"])
+        operation = CommitOperationAdd("model.safetensors", str(shard))
+        alice.preupload_lfs_files(REPO, [operation])
+        shard.unlink()
+        gone = [CommitOperationDelete("model-00001-of-00009.safetensors"), CommitOperationDelete("x/", is_folder=True)]
+        card = CommitOperationAdd("README.md", CARD)
+        made = alice.create_commit(REPO, [operation, card, *gone], commit_message="push", parent_commit=head)
+        assert set(hub.repos[REPO].commits[made.oid].files) == {"model.safetensors", "README.md"}
+        late = CommitOperationAdd("late.txt", b"x")
+        with pytest.raises(HfHubHTTPError, match="A commit has happened since"):
+            alice.create_commit(REPO, [late], commit_message="late", parent_commit=head)
+
+    def test_a_staging_branch_becomes_one_commit(self, hub: LoopbackHub, alice: HfApi) -> None:
+        hub.publish(REPO, SIDE)
+        alice.create_branch(REPO, branch="hf_tsv/run")
+        for name in ("a.safetensors", "b.safetensors"):
+            alice.upload_file(repo_id=REPO, path_or_fileobj=name.encode(), path_in_repo=name, revision="hf_tsv/run")
+        staged = {entry.path for entry in alice.list_repo_tree(REPO, revision="hf_tsv/run") if hasattr(entry, "lfs")}
+        assert {"a.safetensors", "b.safetensors"} < staged
+        copies = [CommitOperationCopy(f, f, src_revision="hf_tsv/run") for f in ("a.safetensors", "b.safetensors")]
+        alice.create_commit(REPO, copies, commit_message="publish")
+        alice.delete_branch(REPO, branch="hf_tsv/run")
+        alice.create_tag(REPO, tag="v1")
+        refs = alice.list_repo_refs(REPO)
+        assert [ref.name for ref in (*refs.branches, *refs.tags)] == ["main", "v1"]
+        assert [commit.title for commit in alice.list_repo_commits(REPO)] == ["publish", "publish"]
+        assert hub.repos[REPO].resolve("v1").files["b.safetensors"].data == b"b.safetensors"
+
+    def test_a_pull_request(self, hub: LoopbackHub, alice: HfApi) -> None:
+        hub.publish("bob/model", SIDE)
+        card = CommitOperationAdd("README.md", CARD)
+        made = alice.create_commit("bob/model", [card], commit_message="card", create_pr=True)
+        assert made.pr_revision == "refs/pr/1"
+        assert alice.get_discussion_details("bob/model", 1).status == "open"
+        assert "README.md" not in hub.repos["bob/model"].resolve("main").files
+        HfApi(endpoint=hub.endpoint, token="hf_bob").merge_pull_request("bob/model", 1)
+        assert hub.repos["bob/model"].resolve("main").files["README.md"].data == CARD
+
+    @pytest.mark.parametrize("token", ["hf_bob", "hf_reader"])
+    def test_strangers_and_read_tokens_may_not_write(self, hub: LoopbackHub, token: str) -> None:
+        hub.publish(REPO, SIDE)
+        api = HfApi(endpoint=hub.endpoint, token=token)
+        for call in (
+            lambda: api.create_repo("alice/new"),
+            lambda: api.auth_check(REPO, write=True),
+            lambda: api.upload_file(repo_id=REPO, path_or_fileobj=b"x", path_in_repo="x.txt"),
+        ):
+            with pytest.raises(HfHubHTTPError) as caught:
+                call()
+            assert caught.value.response.status_code == 403
+
+    def test_a_lost_reply_is_a_commit_all_the_same(self, hub: LoopbackHub, alice: HfApi) -> None:
+        hub.publish(REPO, SIDE)
+        hub.fault("/commit/", method="POST", lose_reply=True)
+        with pytest.raises(HTTPError):
+            alice.create_commit(REPO, [CommitOperationAdd("x.txt", b"x")], commit_message="push")
+        assert hub.repos[REPO].resolve("main").title == "push"

@@ -27,6 +27,8 @@ class Headers:
     def read(self, name: str, rows: object = None) -> NoReturn:
         raise AssertionError(f"{name} was read")
 
+    def will_need(self, name: str) -> None: ...
+
     def fingerprint(self) -> str:
         return self.label
 

@@ -59,6 +59,9 @@ class RemoteCheckpoint:
             self._fetch(found.file, begin, tensor.view(-1).view(torch.uint8).numpy().data)
         return tensor
 
+    def will_need(self, name: str) -> None:
+        """Ranges are asked for when they are read."""
+
     def fingerprint(self) -> str:
         """Repository and commit: a commit's content can't change."""
         return self._fingerprint

@@ -1,14 +1,29 @@
-"""Factorisations that the merge methods stand on: tensors in, tensors out."""
+"""Factorisations that the merge methods stand on: tensors in, tensors out.
 
+Nothing here reads a file, chooses a device or sets a number of threads. Results are the same bits from run to run and
+for any layout of the same values.
+"""
+
+from hf_tsv.linalg._factored import factored_svd
 from hf_tsv.linalg._factors import Factors
-from hf_tsv.linalg._polar import from_orthogonalised, nearest_orthogonal
+from hf_tsv.linalg._interference import overlaps, pairwise_interference, singular_task_interference
+from hf_tsv.linalg._lapack import one_lapack_thread
+from hf_tsv.linalg._polar import IllConditionedError, from_orthogonalised, nearest_orthogonal
+from hf_tsv.linalg._rounding import rounding_edge
 from hf_tsv.linalg._svd import SvdMode, singular_values, truncated_svd
 
 __all__ = [
     "Factors",
+    "IllConditionedError",
     "SvdMode",
+    "factored_svd",
     "from_orthogonalised",
     "nearest_orthogonal",
+    "one_lapack_thread",
+    "overlaps",
+    "pairwise_interference",
+    "rounding_edge",
+    "singular_task_interference",
     "singular_values",
     "truncated_svd",
 ]

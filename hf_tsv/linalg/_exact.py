@@ -31,12 +31,12 @@ def exact_svd(a: Tensor, cut: Cut) -> Triplets:
         return _by_svd(a, cut)
 
 
-def singular_values(a: Tensor) -> Tensor:
+def exact_values(a: Tensor) -> Tensor:
     """All singular values of a tall matrix (p, q), (q,) float64, descending."""
     if a.dtype == torch.float64:
         return dense_svd(a)[1]
     try:
-        return _roots(eigenvalues(checked_gram(a)))
+        return roots(eigenvalues(checked_gram(a)))
     except LinAlgError:
         return dense_svd(a)[1]
 
@@ -49,7 +49,7 @@ def checked_gram(a: Tensor) -> Tensor:
     """
     product = gram(a)
     if not math.isfinite(product.trace()):
-        raise _not_finite(a)
+        check_finite(a)
     return product
 
 
@@ -61,9 +61,8 @@ def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         MethodError: NaN or infinity in a, or both failed.
     """
+    check_finite(a)
     x = a.double()
-    if not x.isfinite().all():
-        raise _not_finite(a)
     for solve in (_divide_and_conquer, _qr_iteration):
         try:
             u, s, vh = solve(x)
@@ -73,6 +72,19 @@ def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if residual <= 1e-10 * s[0] and is_orthonormal(u, 1e-10) and is_orthonormal(vh.T, 1e-10):
             return u, s, vh
     raise MethodError("no singular value decomposition converged, expected one in float64. Leave this tensor out")
+
+
+def check_finite(a: Tensor) -> None:
+    """
+    Raises:
+        MethodError: NaN or infinity in a.
+    """
+    bad = a.numel() - int(a.isfinite().sum())
+    if bad:
+        raise MethodError(
+            f"{bad} of {a.numel()} entries are NaN or infinite, expected finite numbers. "
+            "Check the fine-tuned checkpoint"
+        )
 
 
 def is_orthonormal(u: Tensor, tolerance: float | Tensor) -> bool:
@@ -85,7 +97,7 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
     product = checked_gram(a)
     energy = float(product.trace())
     squares, vectors = leading_eigenpairs(product, cut.rank)
-    s = _roots(squares)
+    s = roots(squares)
     k = cut.kept(s)
     if k and s[k - 1] <= RESOLVED * s[0]:
         raise LinAlgError("singular values that a Gram matrix does not resolve")
@@ -102,7 +114,7 @@ def _by_svd(a: Tensor, cut: Cut) -> Triplets:
     return Triplets(u[:, :k], s[:k], vh[:k].T, float(s.square().sum()), values=s)
 
 
-def _roots(squares: Tensor) -> Tensor:
+def roots(squares: Tensor) -> Tensor:
     return squares.clamp(min=0).sqrt()
 
 
@@ -120,11 +132,3 @@ def _divide_and_conquer(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _qr_iteration(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, s, vh = map(torch.from_numpy, scipy.linalg.svd(x.cpu().numpy(), full_matrices=False, lapack_driver="gesvd"))
     return u.to(x.device), s.to(x.device), vh.to(x.device)
-
-
-def _not_finite(a: Tensor) -> MethodError:
-    bad = a.numel() - int(a.isfinite().sum())
-    return MethodError(
-        f"expected finite numbers but got NaN or infinity in {bad} of {a.numel()} entries. "
-        "Check the fine-tuned checkpoint"
-    )

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from hf_tsv.errors import MethodError
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class Factors:
         energy: Squared Frobenius norm of the whole matrix; None where it isn't known.
         values: All singular values of the matrix, float64, where they came for nothing.
         fell_back: Whether the mode asked for could not keep its promise here, so that `exact` was used.
+        error: What `fast` can't exclude: rms angle between the vectors and the true subspace. `nearest_orthogonal`
+            takes it. 0 in the other modes.
     """
 
     u: Tensor
@@ -24,6 +29,7 @@ class Factors:
     energy: float | None = None
     values: Tensor | None = None
     fell_back: bool = False
+    error: float = 0.0
 
 
 class Cut(NamedTuple):
@@ -33,19 +39,55 @@ class Cut(NamedTuple):
     rtol: float
     floor: float
 
+    @property
+    def drops_zeros(self) -> bool:
+        return self.rtol > 0 or self.floor > 0
+
     def kept(self, s: Tensor) -> int:
         """How many of the singular values s, descending, are kept: all `rank` of them where nothing is cut."""
-        if self.rtol == self.floor == 0:
+        if not self.drops_zeros:
             return min(self.rank, len(s))
         return int((s[: self.rank] > max(self.rtol * float(s[0]), self.floor)).sum())
 
 
 class Triplets(NamedTuple):
-    """What a solver found of a tall matrix (p, q): left (p, k), s (k,), right (q, k) in any float dtypes."""
+    """What a solver found of a matrix (p, q): left (p, k), s (k,), right (q, k), in any float dtypes and of any signs.
+
+    The rest is as in `Factors`.
+    """
 
     left: Tensor
     s: Tensor
     right: Tensor
-    energy: float
+    energy: float = 0.0
     values: Tensor | None = None
     fell_back: bool = False
+    error: float = 0.0
+
+    @property
+    def transposed(self) -> "Triplets":
+        return self._replace(left=self.right, right=self.left)
+
+
+def factors_of(found: Triplets, a: Tensor) -> Factors:
+    """The triplets with their signs fixed, in a's dtype on a's device.
+
+    Raises:
+        MethodError: a singular value overflows that dtype.
+    """
+    u, s, vh = (part.to(a.dtype).contiguous() for part in (found.left, found.s, found.right.T))
+    if not s.isfinite().all():
+        raise MethodError(
+            f"expected singular values within {a.dtype} but got {float(found.s[0]):.2g}. Set dtype: float64"
+        )
+    _fix_signs(u, vh)
+    u, s, vh = (part.to(a.device) for part in (u, s, vh))
+    return Factors(u, s, vh, found.energy, found.values, found.fell_back, found.error)
+
+
+def _fix_signs(u: Tensor, vh: Tensor) -> None:
+    """Make the largest entry of each column of u positive, the first of equals: LAPACK's signs are arbitrary."""
+    largest = u.abs().argmax(dim=0, keepdim=True)
+    signs = torch.where(u.gather(0, largest) < 0, -1.0, 1.0).to(u.dtype)
+    u.mul_(signs)
+    vh.mul_(signs.T)

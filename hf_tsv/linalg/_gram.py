@@ -15,11 +15,11 @@ def tall(a: Tensor) -> Tensor:
     return a if a.shape[0] >= a.shape[1] else a.T
 
 
-def gram(a: Tensor) -> Tensor:
-    """a^T a of a tall matrix (p, q), in float64. On the CPU only the upper triangle is filled."""
-    out = a.new_zeros(a.shape[1], a.shape[1], dtype=torch.float64)
-    for _, rows in row_blocks(a):
-        if out.device.type == "cpu":
+def gram(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """a^T a, (q, q), of a matrix (p, q), computed in dtype. On the CPU only the upper triangle is filled."""
+    out = a.new_zeros(a.shape[1], a.shape[1], dtype=dtype)
+    for _, rows in row_blocks(a, dtype):
+        if has_lapack(out):
             _lapack.add_gram(out, rows)
         else:
             out.addmm_(rows.T, rows)
@@ -27,18 +27,18 @@ def gram(a: Tensor) -> Tensor:
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
-    """a b for a tall matrix a (p, q) and a float64 matrix b (q, k): computed in float64, returned in a's dtype."""
+    """a b for a tall matrix a (p, q) and a float64 matrix b (q, k): in float64, rounded once to a's dtype."""
     out = new_matrix(a, a.shape[0], b.shape[1], a.dtype)
-    for where, rows in row_blocks(a):
+    for where, rows in row_blocks(a, b.dtype):
         out[where] = rows @ b
     return out
 
 
-def row_blocks(a: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of a matrix some at a time, in float64, dense in the matrix's own layout."""
+def row_blocks(a: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a matrix some at a time, in dtype, dense in the matrix's own layout."""
     for start in range(0, a.shape[0], _ROWS):
         rows = a[start : start + _ROWS]
-        yield slice(start, start + len(rows)), new_matrix(a, *rows.shape, torch.float64).copy_(rows)
+        yield slice(start, start + len(rows)), new_matrix(a, len(rows), a.shape[1], dtype).copy_(rows)
 
 
 def new_matrix(a: Tensor, p: int, q: int, dtype: torch.dtype) -> Tensor:
@@ -52,7 +52,7 @@ def leading_eigenpairs(symmetric: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Raises:
         LinAlgError: the eigensolver did not converge.
     """
-    if symmetric.device.type == "cpu":
+    if has_lapack(symmetric):
         return _lapack.leading_eigenpairs(symmetric, k)
     values, vectors = torch.linalg.eigh(symmetric)
     return values.flip(0), vectors.flip(1)[:, :k]
@@ -60,10 +60,21 @@ def leading_eigenpairs(symmetric: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def eigenvalues(symmetric: Tensor) -> Tensor:
     """All eigenvalues (n,) descending. Overwrites its argument."""
-    if symmetric.device.type == "cpu":
+    if has_lapack(symmetric):
         return _lapack.eigenvalues(symmetric)
     values: Tensor = torch.linalg.eigvalsh(symmetric)
     return values.flip(0)
+
+
+def has_lapack(a: Tensor) -> bool:
+    """Whether LAPACK can work on the tensor's memory; elsewhere torch does."""
+    return a.device.type == "cpu"
+
+
+def largest_entry(a: Tensor) -> float:
+    """max |a_ij|, NaN where one is."""
+    lowest, highest = a.aminmax()
+    return max(-float(lowest), float(highest))
 
 
 def computable(a: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ a column to it, and the lower triangle of a symmetric matrix to it is the upper 
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -21,7 +23,7 @@ _BLOCK = 64  # columns that LAPACK's blocked routines take at once; sizes their 
 
 
 def add_gram(gram: Tensor, rows: Tensor) -> None:
-    """gram += rows^T rows, the upper triangle only: gram (r, r), rows (c, r) or the transpose of a contiguous (r, c)."""
+    """gram += rows^T rows, the upper triangle only. gram (r, r), rows (c, r) dense row by row or column by column."""
     c, r = rows.shape
     transposed = not rows.is_contiguous()
     _call(
@@ -114,4 +116,30 @@ def _routine(name: str, arity: int) -> Any:
 _CAPSULE_NAME = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
 _CAPSULE_POINTER = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+@contextmanager
+def one_lapack_thread() -> Iterator[None]:
+    """Run LAPACK on the calling thread alone, in the whole process, until the end of the block.
+
+    Its own threads are slower than one at the sizes of weight matrices, fight with workers over the cores, and
+    make the last bits depend on how many cores there are. The engine opens such a block around a run.
+    """
+    library = ctypes.CDLL(cython_lapack.__file__)
+    known = [pair for pair in _THREAD_COUNTS if hasattr(library, pair[0])]
+    before = [getattr(library, get)() for get, _ in known]
+    for _, put in known:
+        getattr(library, put)(1)
+    try:
+        yield
+    finally:
+        for (_, put), threads in zip(known, before, strict=True):
+            getattr(library, put)(threads)
+
+
+_THREAD_COUNTS = (  # in scipy's own wheels, in builds on a system's OpenBLAS, in conda's builds on MKL
+    ("scipy_openblas_get_num_threads", "scipy_openblas_set_num_threads"),
+    ("openblas_get_num_threads", "openblas_set_num_threads"),
+    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
 )

@@ -7,10 +7,15 @@ from hf_tsv.linalg._exact import checked_gram, dense_svd
 from hf_tsv.linalg._gram import computable, leading_eigenpairs, tall, times
 from hf_tsv.linalg._lapack import LinAlgError
 
+ALLOWED = 1e-3  # relative error of a polar factor that stems from its argument's
 RESOLVED = 1e-7  # of the largest singular value; its square is a hundred roundings of the Gram matrix
 
 
-def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7) -> Tensor:
+class IllConditionedError(ArithmeticError):
+    """The matrix amplifies the error of its entries too much: compute it anew, with `exact` factors."""
+
+
+def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7, error: float = 0.0) -> Tensor:
     """The polar factor P Q^T of a = P diag(d) Q^T, without the directions that a hardly has.
 
     It is the matrix with orthonormal columns (rows, when a is wide) nearest to a; where directions are
@@ -20,21 +25,19 @@ def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7) -> Tensor:
         a: Matrix (p, q), float32 or float64, on any device and of any layout.
         tolerance: Directions with d <= tolerance * d_max are dropped: float32 vectors hold nothing there. With
             0 all are kept, and those of a rank-deficient matrix are arbitrary.
+        error: Relative error of a's columns, as `Factors.error` tells it.
 
     Returns:
         (p, q) in a's dtype on a's device.
 
     Raises:
+        IllConditionedError: an error of that size may change the result by more than 1e-3.
         MethodError: a holds NaN or infinity, or nothing could factor it.
     """
     if not a.numel():
         return a.clone()
     x = computable(a)
-    t = tall(x)
-    try:
-        polar = _by_gram(t, tolerance)
-    except LinAlgError:
-        polar = _by_svd(t, tolerance)
+    polar = _polar(tall(x), tolerance, error)
     return (polar if x.shape[0] >= x.shape[1] else polar.T).contiguous().to(a.device)
 
 
@@ -43,22 +46,47 @@ def from_orthogonalised(u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
     return (u * s) @ vh
 
 
-def _by_gram(a: Tensor, tolerance: float) -> Tensor:
+def _polar(a: Tensor, tolerance: float, error: float) -> Tensor:
+    if a.dtype == torch.float64:  # of whose digits a Gram matrix in float64 holds half
+        return _by_svd(a, tolerance, error)
+    try:
+        return _by_gram(a, tolerance, error)
+    except LinAlgError:
+        return _by_svd(a, tolerance, error)
+
+
+def _by_gram(a: Tensor, tolerance: float, error: float) -> Tensor:
     """a (a^T a)^(-1/2) in float64: one product after the eigendecomposition of the small side."""
-    if a.dtype == torch.float64:
-        raise LinAlgError("a Gram matrix in float64 holds half of the digits")
     squares, vectors = leading_eigenpairs(checked_gram(a), a.shape[1])
     if tolerance < RESOLVED and squares[-1] <= RESOLVED**2 * squares[0]:
         raise LinAlgError("directions that a Gram matrix does not resolve")
-    kept = squares > tolerance**2 * squares[0]
-    quarter = vectors[:, kept] * squares[kept] ** -0.25
+    k = int((squares > tolerance**2 * squares[0]).sum())
+    _check_amplified(error, squares[:k].sqrt())
+    quarter = vectors[:, :k] * squares[:k] ** -0.25
     polar = times(a, quarter @ quarter.T)
-    if not abs(polar.norm() ** 2 - int(kept.sum())) < 0.5:
+    if not _is_partial_isometry(polar, rank=k):
         raise LinAlgError("the eigenvectors are wrong")
     return polar
 
 
-def _by_svd(a: Tensor, tolerance: float) -> Tensor:
+def _by_svd(a: Tensor, tolerance: float, error: float) -> Tensor:
     p, d, qh = dense_svd(a)
     kept = (d > tolerance * d[0]) if tolerance else torch.ones_like(d, dtype=torch.bool)
+    _check_amplified(error, d[kept])
     return torch.mm(p * kept, qh).to(a.dtype)
+
+
+def _is_partial_isometry(x: Tensor, rank: int) -> bool:
+    """Whether x^T x is a projector on `rank` directions, as far as a few random vectors see: a gross error shows."""
+    probe = torch.randn(x.shape[1], 4, generator=torch.Generator().manual_seed(0)).to(x)
+    once = x.T @ (x @ probe)
+    twice = x.T @ (x @ once)
+    size = float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+    return abs(size - rank) < 0.5 and bool((twice - once).norm() <= 1e-2 * probe.norm())
+
+
+def _check_amplified(error: float, d: Tensor) -> None:
+    """The polar factor moves by 2 e_ij / (d_i + d_j) where the matrix moves by e_ij: here in the mean over all i, j."""
+    amplification = (4 / (d[:, None] + d).square()).mean().sqrt() if error else 0.0
+    if error * amplification > ALLOWED:
+        raise IllConditionedError(f"an error of {error:.1e} grows {float(amplification):.1e} times")

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_tsv.errors import MethodError
-from hf_tsv.linalg import _exact
-from hf_tsv.linalg._factors import Cut, Factors, Triplets
-from hf_tsv.linalg._gram import computable, tall
+from hf_tsv.linalg._exact import exact_svd, exact_values
+from hf_tsv.linalg._factors import Cut, Factors, Triplets, factors_of
+from hf_tsv.linalg._fast import fast_svd, sketch_svd
+from hf_tsv.linalg._gram import computable, largest_entry, tall
 
 SvdMode = Literal["exact", "fast", "sketch"]
 
@@ -20,7 +20,8 @@ def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float 
     Args:
         a: Matrix (m, n), float32 or float64, on any device and of any layout.
         rank: Most triplets to keep.
-        mode: `exact` is at least as good as an SVD in a's dtype.
+        mode: `exact` is at least as good as an SVD in a's dtype. `fast` works in float32 and checks a bound,
+            or falls back to `exact`. `sketch` is quicker still and promises nothing about the digits.
         rtol: Triplets with s <= rtol * s[0] are dropped: float32 holds nothing there, and their directions
             are arbitrary.
         floor: Triplets with s <= floor are dropped; `rounding_edge` gives one. With rtol = floor = 0
@@ -34,16 +35,10 @@ def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float 
     """
     x = computable(a)
     cut = Cut(min(rank, *a.shape), rtol, floor)
-    if cut.rank <= 0:
-        return Factors(a.new_empty(a.shape[0], 0), a.new_empty(0), a.new_empty(0, a.shape[1]))
+    if cut.rank <= 0 or (cut.drops_zeros and largest_entry(x) == 0):
+        return Factors(a.new_empty(a.shape[0], 0), a.new_empty(0), a.new_empty(0, a.shape[1]), energy=0.0)
     found = _SOLVERS[mode](tall(x), cut)
-    u, v = (found.left, found.right) if x.shape[0] >= x.shape[1] else (found.right, found.left)
-    u, s, vh = (part.to(a.dtype).contiguous() for part in (u, found.s, v.T))
-    if not s.isfinite().all():
-        raise MethodError(f"expected singular values that fit {a.dtype} but got {found.s[0]:.2g}. Set dtype: float64")
-    _fix_signs(u, vh)
-    u, s, vh = (part.to(a.device) for part in (u, s, vh))
-    return Factors(u, s, vh, found.energy, found.values, found.fell_back)
+    return factors_of(found if x.shape[0] >= x.shape[1] else found.transposed, a)
 
 
 def singular_values(a: Tensor) -> Tensor:
@@ -54,20 +49,11 @@ def singular_values(a: Tensor) -> Tensor:
     """
     if not a.numel():
         return torch.empty(0, dtype=torch.float64)
-    return _exact.singular_values(tall(computable(a)))
-
-
-def _fix_signs(u: Tensor, vh: Tensor) -> None:
-    """Make the largest entry of each column of u positive, the first of them where several are: the signs that
-    LAPACK leaves are arbitrary."""
-    largest = u.abs().argmax(dim=0, keepdim=True)
-    signs = torch.where(u.gather(0, largest) < 0, -1.0, 1.0).to(u.dtype)
-    u.mul_(signs)
-    vh.mul_(signs.T)
+    return exact_values(tall(computable(a)))
 
 
 _SOLVERS: dict[str, Callable[[Tensor, Cut], Triplets]] = {
-    "exact": _exact.exact_svd,
-    "fast": _exact.exact_svd,
-    "sketch": _exact.exact_svd,
+    "exact": exact_svd,
+    "fast": fast_svd,
+    "sketch": sketch_svd,
 }

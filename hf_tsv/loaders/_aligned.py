@@ -42,6 +42,9 @@ class Renamed:
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         return self._checkpoint.read(self._names[name], rows)
 
+    def will_need(self, name: str) -> None:
+        self._checkpoint.will_need(self._names[name])
+
     def fingerprint(self) -> str:
         return self._checkpoint.fingerprint()
 

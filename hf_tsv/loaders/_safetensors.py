@@ -87,6 +87,12 @@ class SafetensorsCheckpoint:
             _read_into(located.path, start, tensor.view(-1).view(torch.uint8).numpy().data)
         return tensor
 
+    def will_need(self, name: str) -> None:
+        located = self._tensors[name]
+        if hasattr(os, "posix_fadvise"):
+            with located.path.open("rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), located.start, located.info.nbytes, os.POSIX_FADV_WILLNEED)
+
     def fingerprint(self) -> str:
         """Hash of every file's name, size, time of change and header."""
         digest = hashlib.sha256()

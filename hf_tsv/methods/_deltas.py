@@ -6,7 +6,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from hf_tsv.linalg import SvdMode
+from hf_tsv.linalg import Factors, SvdMode
 
 
 class Deltas(Sequence[Tensor]):
@@ -44,8 +44,10 @@ class Deltas(Sequence[Tensor]):
         noise: Callable[[int], float] | None = None,
         half: Sequence[bool] = (),
         base_weight: float = 0.0,
+        factors: Callable[[int], Factors | None] | None = None,
     ) -> None:
         self._read = read
+        self._factors = factors
         self._base = base
         self._noise = noise
         self._half = tuple(half)
@@ -107,6 +109,11 @@ class Deltas(Sequence[Tensor]):
     def noise(self, t: int) -> float:
         """Largest singular value that storing task t's weights rounded can explain; 0 when unknown."""
         return self._noise(t) if self._noise else 0.0
+
+    def factors(self, t: int) -> Factors | None:
+        """All singular triplets of task t's matrix where it is stored as a product of thin factors, as an adapter's
+        is; its delta is never formed for them. None where only the delta itself is known."""
+        return self._factors(t) if self._factors else None
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.shape, dtype=self.dtype)

@@ -1,6 +1,7 @@
 """TSV-Merge: join every task's leading singular vectors, then undo their interference."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -81,6 +82,9 @@ def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[Tensor, Tensor, Tensor
 
 
 def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut) -> Factors:
+    # Without a cut a task keeps `rank` triplets, and factors of a lower rank don't have as many.
+    if cut != "none" and (known := deltas.factors(t)):
+        return replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank])
     rtol = 0.0 if cut == "none" else NUMERICAL_RANK
     floor = deltas.noise(t) if cut == "noise" else 0.0
     return truncated_svd(deltas[t], rank, mode=deltas.svd, rtol=rtol, floor=floor)

@@ -4,7 +4,7 @@ from pathlib import Path as Folder
 from typing import Literal
 
 from hf_tsv.methods import METHODS, MergeMethod
-from hf_tsv.recipe._messages import did_you_mean
+from hf_tsv.recipe._messages import did_you_mean, shown
 from hf_tsv.recipe._models import ModelReader, Models
 from hf_tsv.recipe._parameters import WEIGHT, ParameterReader
 from hf_tsv.recipe._recipe import Branch, Recipe
@@ -102,7 +102,7 @@ class _MeaningReader:
         for place, method in self._used:
             most, got = method.max_tasks, len(models.tasks)
             if most is not None and got > most:
-                problem = f"too many models for {method.name}, expected at most {most} fine-tuned ones but got {got}."
+                problem = f"too many models for {method.name}, expected at most {most} besides the base but got {got}."
                 self._document.tell((*place, "merge_method"), problem)
         return models
 
@@ -159,11 +159,9 @@ class _MeaningReader:
     def _check_chat_template(self) -> None:
         template = self._file.chat_template
         if template is not None and template != "auto" and "{" not in template:
-            problem = (
-                f"'chat_template' has a wrong value, expected auto or a template's Jinja text but got '{template}'."
-            )
+            problem = "'chat_template' has a wrong value, expected auto or a template's Jinja text"
             way_out = "Copy the text from the chat_template.jinja of a model that has it."
-            self._document.tell(("chat_template",), f"{problem} {way_out}")
+            self._document.tell(("chat_template",), f"{problem} but got {shown(template)}. {way_out}")
 
 
 def _unknown_method(name: str) -> str:

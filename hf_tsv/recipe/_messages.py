@@ -36,8 +36,8 @@ _EXPECTED = {
     "less_than_equal": "a number of at most {le:g}",
     "list_type": "a list",
     "model_type": "a mapping",
+    "scalar_type": "{expected}",
     "string_type": "text",
-    "told": "{expected}",
     "too_short": "at least {min_length} entry",
 }
 

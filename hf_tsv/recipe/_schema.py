@@ -5,7 +5,7 @@ depends on the method, and is told where the meaning is read.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
@@ -37,22 +37,23 @@ class Keys(BaseModel):
 
 def _scalar(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        raise PydanticCustomError("told", "{expected}", {"expected": "a finite number"})
+        raise PydanticCustomError("scalar_type", "{expected}", {"expected": "a finite number"})
     if not isinstance(value, bool | int | float | str | None):
-        raise PydanticCustomError("told", "{expected}", {"expected": "a number, a word, true or false"})
+        raise PydanticCustomError("scalar_type", "{expected}", {"expected": "a number, a word, true or false"})
     return value
 
 
 def _setting_shape(value: Any) -> str:
     if not isinstance(value, list):
-        return "scalar"
-    return "filters" if any(isinstance(item, dict) for item in value) else "gradient"
+        return "<scalar>"
+    return "<filters>" if any(isinstance(item, dict) for item in value) else "<gradient>"
 
 
 # A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are told.
-_TEXT_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "text")
+_TAGS = {"<mapping>", "<text>", "<scalar>", "<gradient>", "<filters>"}
+_TEXT_OR_MAPPING = Discriminator(lambda value: "<mapping>" if isinstance(value, dict) else "<text>")
 _T = TypeVar("_T")
-TextOr = Annotated[Annotated[_T, Tag("mapping")] | Annotated[str, Tag("text")], _TEXT_OR_MAPPING]
+TextOr = Annotated[Annotated[_T, Tag("<mapping>")] | Annotated[str, Tag("<text>")], _TEXT_OR_MAPPING]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
 Gradient = Annotated[list[Scalar], Field(min_length=1)]
 
@@ -71,7 +72,8 @@ def _name_filter(text: str) -> str:
 
 
 FilterKey = Annotated[
-    Annotated[KindFilter, Tag("mapping")] | Annotated[str, AfterValidator(_name_filter), Tag("text")], _TEXT_OR_MAPPING
+    Annotated[KindFilter, Tag("<mapping>")] | Annotated[str, AfterValidator(_name_filter), Tag("<text>")],
+    _TEXT_OR_MAPPING,
 ]
 
 
@@ -112,13 +114,15 @@ class Choice(Keys):
 
     filter: FilterKey | None = None
     value: Annotated[
-        Annotated[Scalar, Tag("scalar")] | Annotated[Gradient, Tag("gradient")],
-        Discriminator(lambda value: "gradient" if isinstance(value, list) else "scalar"),
+        Annotated[Scalar, Tag("<scalar>")] | Annotated[Gradient, Tag("<gradient>")],
+        Discriminator(lambda value: "<gradient>" if isinstance(value, list) else "<scalar>"),
     ] = ABSENT
 
 
 Setting = Annotated[
-    Annotated[Scalar, Tag("scalar")] | Annotated[Gradient, Tag("gradient")] | Annotated[list[Choice], Tag("filters")],
+    Annotated[Scalar, Tag("<scalar>")]
+    | Annotated[Gradient, Tag("<gradient>")]
+    | Annotated[list[Choice], Tag("<filters>")],
     Discriminator(_setting_shape),
 ]
 
@@ -182,15 +186,28 @@ def read_shape(document: Document) -> RecipeFile:
 
 def _tell(document: Document, error: ErrorDetails) -> Path:
     """Note one of pydantic's errors; the path of what must be left out for it."""
-    path = document.path(error["loc"])
+    *above, last = error["loc"]
     if error["type"] == "extra_forbidden":
-        document.tell(path, _unknown_key(path))
-        return path
+        key = (*_untagged(above), last)
+        document.tell(key, _unknown_key(key))
+        return key
+    path = _untagged(error["loc"])
     if error["type"] == "missing":
-        document.tell(path, f"'{error['loc'][-1]}' is missing{_level(path).place}.")
+        document.tell(path, f"'{last}' is missing{_level(path[:-1]).place}.")
     else:
         document.tell(path, wrong_value(_label(path), [error]) + _way_out(path, error))
     return _whole(path, error["loc"])
+
+
+def _untagged(loc: Sequence[int | str]) -> Path:
+    """A path as the file has it, from one that holds the tags of unions. A parameter may be called like a tag."""
+    name_at = _parameters_at(loc) + 1
+    return tuple(step for i, step in enumerate(loc) if step not in _TAGS or i == name_at)
+
+
+def _parameters_at(path: Sequence[int | str]) -> int:
+    """Where a path enters the parameters of the recipe (0) or of an entry (2); -2 if it doesn't."""
+    return next((at for at in (0, 2) if list(path[at : at + 1]) == ["parameters"]), -2)
 
 
 def _unknown_key(path: Path) -> str:
@@ -239,15 +256,15 @@ def _label(path: Path) -> str:
     return f"'{last}'" if isinstance(last, str) else f"entry {last + 1} of '{path[-2]}'"
 
 
-def _whole(path: Path, tags: tuple[int | str, ...]) -> Path:
-    """The piece of a recipe that is of no use when the value at `path` is wrong: an entry, a key, or a setting.
+def _whole(path: Path, loc: Sequence[int | str]) -> Path:
+    """The piece of a recipe that is of no use when the value at `path`, `loc` to pydantic, is wrong.
 
-    `tags` is the same place as pydantic has it, which tells a gradient from a list of filter and value.
+    That is a key of the recipe, of an entry or of a list of filter and value; of a gradient it is the whole.
     """
-    start = 2 if len(path) > 1 and isinstance(path[1], int) else 0
-    if path[start : start + 1] != ("parameters",):
-        return path[: start + 1]
-    return path[: start + 4] if tags[start + 2 : start + 3] == ("filters",) else path[: start + 2]
+    setting = _parameters_at(path) + 2
+    if setting:
+        return path[: setting + 2] if list(loc[setting : setting + 1]) == ["<filters>"] else path[:setting]
+    return path[:3] if len(path) > 1 and isinstance(path[1], int) else path[:1]
 
 
 def _without(data: Any, path: Path) -> Any:

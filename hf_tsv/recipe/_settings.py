@@ -4,6 +4,7 @@ import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from hf_tsv.modules import Kind
@@ -81,11 +82,15 @@ class Gradient:
 
     values: tuple[Any, ...]
 
+    @cached_property
+    def _are_numbers(self) -> bool:
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
+
     def at(self, name: str, kind: str, depth: float) -> Any:
         place = depth * (len(self.values) - 1)
         i = int(place)
         low, high = self.values[i], self.values[min(i + 1, len(self.values) - 1)]
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in self.values):
+        if not self._are_numbers:
             return low
         between = (1 - (place - i)) * low + (place - i) * high
         return round(between) if isinstance(low, int) else between
@@ -115,8 +120,10 @@ class Chain:
         return not self.settings or isinstance(self.settings[0], Constant)
 
     def at(self, name: str, kind: str, depth: float) -> Any:
-        values = (setting.at(name, kind, depth) for setting in self.settings)
-        return next((value for value in values if value is not ABSENT), ABSENT)
+        for setting in self.settings:
+            if (value := setting.at(name, kind, depth)) is not ABSENT:
+                return value
+        return ABSENT
 
 
 def idle_filters(filters: Sequence[Filter], tensors: Sequence[tuple[str, str]]) -> list[tuple[Filter, str]]:

@@ -10,6 +10,7 @@ from hf_tsv.errors import RecipeError
 
 Path = tuple[str | int, ...]
 Mark = tuple[int, int]  # line and column, from 1
+Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # the nodes of key and value, by the key
 
 MOST_VALUES = 100_000  # far beyond any recipe; a few lines of nested aliases can stand for billions
 
@@ -41,7 +42,7 @@ class Document:
 
     def tell(self, path: Path, problem: str) -> None:
         """Note a mistake, to be raised together with all others. What is absent is told of what it is absent from."""
-        self.tell_at(self.marks[self.path(path)], problem, path)
+        self.tell_at(self._mark(path), problem, path)
 
     def tell_at(self, mark: Mark, problem: str, path: Path = ()) -> None:
         self._problems.append((mark, path, problem))
@@ -57,24 +58,19 @@ class Document:
 
     def line(self, path: Path) -> int:
         """The line of the value at `path`, or of what it is absent from."""
-        return self.marks[self.path(path)][0]
+        return self._mark(path)[0]
 
     def note(self, path: Path, note: str) -> None:
         self.notes.append(f"{self.source}:{self.line(path)}: {note}")
-
-    def path(self, loc: tuple[int | str, ...]) -> Path:
-        """The place that a validator's location names, which may hold other words between the keys."""
-        path: Path = ()
-        for step in loc:
-            if (*path, step) in self.marks:
-                path = (*path, step)
-        return path
 
     def raise_problems(self) -> None:
         """Raise RecipeError with every mistake noted, in the order of the file."""
         if self._problems:
             in_order = sorted(self._problems, key=lambda problem: problem[0])
             raise RecipeError(f"{self.source}:{line}: {text}" for (line, _), _, text in in_order)
+
+    def _mark(self, path: Path) -> Mark:
+        return next(self.marks[path[:i]] for i in range(len(path), -1, -1) if path[:i] in self.marks)
 
 
 def read_yaml(text: str, source: str) -> Document:
@@ -135,7 +131,7 @@ class _Builder:
         self._loader = loader
         self._document = document
         self._above: set[int] = set()
-        self._prepared: set[int] = set()
+        self._pairs_of: dict[int, Pairs] = {}
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         """The value of a node, None where a mistake is noted of it."""
@@ -163,29 +159,40 @@ class _Builder:
         return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        if id(node) not in self._prepared:
-            self._prepared.add(id(node))
-            node.value = list(self._text_keys(node))
-            self._loader.flatten_mapping(node)  # merge keys (<<), put first: what is written here wins
-        pairs = {key.value: (key, value) for key, value in node.value}
+        pairs = self._pairs(node)
         self._document.marks |= {(*path, name): _mark(key) for name, (key, _) in pairs.items()}
         return {name: self.value(value, (*path, name)) for name, (_, value) in pairs.items()}
 
-    def _text_keys(self, node: yaml.MappingNode) -> Any:
-        """The pairs whose key is a text that no key before it is."""
-        lines: dict[str, int] = {}
+    def _pairs(self, node: yaml.Node) -> Pairs:
+        """The keys of a mapping and of those merged into it by `<<`, whose own keys count less."""
+        if id(node) not in self._pairs_of:
+            self._pairs_of[id(node)] = {}  # what a mapping holds that is merged into itself
+            own, merged = self._own_pairs(node), Pairs()
+            for key, value in node.value:
+                if key.tag == _TAG + "merge":
+                    for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                        merged = self._merged_pairs(source) | merged
+            self._pairs_of[id(node)] = merged | own
+        return self._pairs_of[id(node)]
+
+    def _merged_pairs(self, source: yaml.Node) -> Pairs:
+        if isinstance(source, yaml.MappingNode):
+            return self._pairs(source)
+        self._document.tell_at(_mark(source), "'<<' merges what is no mapping. Write an alias of one.")
+        return {}
+
+    def _own_pairs(self, node: yaml.Node) -> Pairs:
+        pairs: Pairs = {}
         for key, value in node.value:
-            mark = _mark(key)
-            if key.tag not in (_TAG + "str", _TAG + "merge"):
-                self._document.tell_at(mark, "this key is no text. Put it in quotes if it is meant to be.")
-            elif key.value in lines:
-                first = lines[key.value]
-                self._document.tell_at(
-                    mark, f"'{key.value}' is written twice, first on line {first}. Keep one of them."
-                )
-            else:
-                lines[key.value] = mark[0]
-                yield key, value
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TAG + "str", _TAG + "merge"):
+                self._document.tell_at(_mark(key), "this key is no text. Put it in quotes if it is meant to be.")
+            elif key.value in pairs:
+                first = _mark(pairs[key.value][0])[0]
+                problem = f"'{key.value}' is written twice, first on line {first}. Keep one of them."
+                self._document.tell_at(_mark(key), problem)
+            elif key.tag == _TAG + "str":
+                pairs[key.value] = key, value
+        return pairs
 
 
 def _mark(node: yaml.Node) -> Mark:

@@ -124,9 +124,9 @@ def test_rotating_the_tasks_rotates_the_merge() -> None:
 
 
 def test_the_noise_cut_finds_the_rank_below_bf16_rounding() -> None:
-    base = random(96, 96, seed=3) * 0.02
+    base = (random(96, 96, seed=3) * 0.02).bfloat16().float()
     stored = (base + low_rank(1, 96, 96, 4)[0] * 0.002).bfloat16()
-    delta = stored.float() - base.bfloat16().float()
+    delta = stored.float() - base
     from hf_tsv.linalg import rounding_edge
 
     deltas = Deltas.of([delta], noise=lambda t: rounding_edge(stored, torch.bfloat16))

@@ -1,0 +1,93 @@
+"""The results as tables."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+BUSY = 0.1  # cores that others may use before times are in doubt
+SAME = 1.1
+
+
+def markdown(told: Mapping[str, Any]) -> str:
+    """Every job's table, behind what it was measured on."""
+    versions = "; ".join(f"{name}: {_listed(found)}" for name, found in told["versions"].items())
+    jobs = "\n".join(_job(result) for result in told["jobs"].values())
+    return f"# Speed\n\nMade by `make bench-speed`. Machine: {told['machine']}. Versions: {versions}.\n\n{jobs}"
+
+
+def _job(result: Mapping[str, Any]) -> str:
+    contenders = result["contenders"]
+    runs = max(len(c["cpu"]) for c in contenders.values())
+    costs = [_costs(name, contender) for name, contender in contenders.items()]
+    ratios = [_ratios(comparison, contenders) for comparison in result["comparisons"]]
+    head = ("", "wall s", "CPU s", "peak GB", "error", "rounding alone", "misrounded", "cores others used")
+    second = ("", "times as fast (wall)", "times less CPU", "peak, as a share of the other's")
+    return f"## {result['title']}\n\n{result['date']}, {runs} runs in turns: median (least to most).\n\n" + "\n".join(
+        [_table(head, costs), _table(second, ratios)]
+    )
+
+
+def _costs(name: str, contender: Mapping[str, Any]) -> tuple[str, ...]:
+    error = contender["error"] or {}
+    return (
+        name,
+        _spread(contender["wall"], "{:.1f}"),
+        _spread(contender["cpu"], "{:.2f}" if max(contender["cpu"]) < 10 else "{:.1f}"),
+        _spread([peak / 1e9 for peak in contender["peak"]], "{:.2f}"),
+        *(f"{error[key]:.1e}" if key in error else "" for key in ("error", "rounding")),
+        f"{error['misrounded']:.2%}" if "misrounded" in error else "",
+        f"{max(contender['others'], default=0):.1f}" if max(contender["others"], default=0) > BUSY else "",
+    )
+
+
+def _ratios(comparison: Mapping[str, Any], contenders: Mapping[str, Any]) -> tuple[str, ...]:
+    ours, other = contenders[comparison["ours"]], contenders[comparison["against"]]
+    share = ours["bytes_read"] / other["bytes_read"] if comparison["per_byte"] else 1.0
+    of_both = f"{comparison['ours']} against {comparison['against']}" + (", a byte" if comparison["per_byte"] else "")
+    wall, cpu = (_pairs(other[key], ours[key], share) for key in ("wall", "cpu"))
+    peak = _pairs(ours["peak"], other["peak"], 1.0)
+    return (
+        of_both,
+        _spread(wall, "{:.2f}") + _goal(wall, comparison["wall"]),
+        _spread(cpu, "{:.2f}") + _goal(cpu, comparison["cpu"]),
+        _spread(peak, "{:.2f}") + _peak_goal(comparison, ours["peak"], peak),
+    )
+
+
+def _pairs(one: Sequence[float], other: Sequence[float], share: float) -> list[float]:
+    """How many times the other's each run took, pair by pair."""
+    return [share * a / b for a, b in zip(one, other, strict=True)]
+
+
+def _goal(ratios: Sequence[float], goal: float | None) -> str:
+    return "" if goal is None else f"; goal {goal:.2g}: {_reached(median(ratios) >= goal)}"
+
+
+def _peak_goal(comparison: Mapping[str, Any], peaks: Sequence[int], ratios: Sequence[float]) -> str:
+    if comparison["same_peak"]:
+        return f"; goal the same: {_reached(median(ratios) <= SAME)}"
+    goal = comparison["peak"]
+    return "" if goal is None else f"; goal below {goal / 1e9:.1f} GB: {_reached(max(peaks) < goal)}"
+
+
+def _reached(is_it: bool) -> str:
+    return "reached" if is_it else "**missed**"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Median, least and most."""
+    if not values:
+        return ""
+    middle, least, most = (form.format(value) for value in (median(values), min(values), max(values)))
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table without the columns that no row fills."""
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line[i] for i in kept) + " |" for line in lines) + "\n"
+
+
+def _listed(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items())

@@ -1,0 +1,45 @@
+"""Modules whose owner reads more of them than their output.
+
+PEFT adds factors to what a module returns. An owner that computes with the module's weight itself never sees them, and
+one that asks for another attribute finds none on PEFT's wrapper. Whether it does stands in its source.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from functools import cache
+
+from torch import nn
+
+# The wrapper does forward the weight, so asking for its dtype or type is fine.
+_HARMLESS = r"(?:weight|bias)(?:\.(?:dtype|device|shape|ndim)\b| is |, (?:torch\.|nn\.)*(?:Tensor|Parameter)\b)"
+_READ = re.compile(rf"\bself\.(\w+)\.(?!{_HARMLESS})[a-z_]\w*")
+_NOT_RUN = re.compile(r"__init__|_?(init|initialize|get|set|tie|resize|freeze)(_|$)")  # at no forward pass
+
+
+def read_by_owner(model: nn.Module) -> set[str]:
+    """Paths of the modules of which an attribute is read while the model runs."""
+    return {
+        f"{path}.{child}" if path else child
+        for path, module in model.named_modules(remove_duplicate=False)
+        for child in _reads(type(module))
+        if child in module._modules
+    }
+
+
+@cache
+def _reads(module_class: type[nn.Module]) -> frozenset[str]:
+    """Names in `self.NAME.attribute` within the functions of a class."""
+    return frozenset(name for source in _sources(module_class) for name in _READ.findall(source))
+
+
+def _sources(module_class: type[nn.Module]) -> Iterator[str]:
+    for owner in module_class.__mro__:
+        if owner.__module__.startswith(("torch.", "transformers.modeling_", "builtins")):
+            continue
+        for name, member in vars(owner).items():
+            if inspect.isfunction(member) and not _NOT_RUN.match(name):
+                try:
+                    yield inspect.getsource(inspect.unwrap(member))
+                except (OSError, TypeError):  # made at run time
+                    continue

@@ -1,0 +1,52 @@
+"""Random inputs for a transformers model, of the kinds that can be made up from its configuration."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOKENS = 8
+SAMPLES = 4000  # of audio: a quarter of a second
+
+
+def random_inputs(model: Any) -> dict[str, Tensor] | None:
+    """Inputs that the model runs on, the same at each call; None when none are known."""
+    for inputs in _candidates(model):
+        try:
+            model(**inputs)
+        except (ValueError, TypeError, RuntimeError, LookupError, AttributeError):
+            continue
+        return inputs
+    return None
+
+
+def _candidates(model: Any) -> Iterator[dict[str, Tensor]]:
+    """The model's main input, then all that it takes."""
+    taken = inspect.signature(model.forward).parameters
+    made = {name: value for name, value in _made_up(model).items() if name in taken}
+    text = {name: made.pop(name) for name in ("decoder_input_ids",) if name in made}
+    if model.main_input_name in made:
+        yield {model.main_input_name: made[model.main_input_name], **text}
+    yield {**made, **text}
+
+
+def _made_up(model: Any) -> dict[str, Tensor]:
+    config, made = model.config, {}
+    random = torch.Generator().manual_seed(0)
+    text = getattr(config, "text_config", config)
+    vision = getattr(config, "vision_config", config)
+    if vocabulary := getattr(text, "vocab_size", 0):
+        made["input_ids"] = torch.randint(0, vocabulary, (1, TOKENS), generator=random)
+        if config.is_encoder_decoder:
+            made["decoder_input_ids"] = torch.randint(0, vocabulary, (1, TOKENS), generator=random)
+    if size := getattr(vision, "image_size", 0):
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = getattr(vision, "num_channels", 3)
+        made["pixel_values"] = torch.randn(1, channels, height, width, generator=random)
+    if mels := getattr(config, "num_mel_bins", 0):
+        frames = 2 * getattr(config, "max_source_positions", 1500)
+        made["input_features"] = torch.randn(1, mels, frames, generator=random)
+    made["input_values"] = torch.randn(1, SAMPLES, generator=random)
+    return {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in made.items()}

@@ -1,0 +1,56 @@
+"""What storing weights in few bits does to the singular values of a delta."""
+
+import math
+
+import torch
+from torch import Tensor
+
+_MARGIN = 1.05  # in float32 the merge arithmetic's own rounding adds to the noise: 3 % measured
+_ROWS = 1024  # looked at at once
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def rounding_edge(weights: Tensor, dtype: torch.dtype | str) -> float:
+    """The largest singular value that rounding weights to their stored dtype can explain.
+
+    Rounding to a grid of spacing ulp(w) adds noise of variance ulp(w)^2 / 12. The largest singular value of an
+    m x n matrix of such noise is the edge of Marchenko and Pastur's law; what lies below it was not learned.
+
+        edge = sqrt(mean(ulp(w)^2) / 12) * (sqrt(m) + sqrt(n))
+
+    Args:
+        weights: The fine-tuned weights (m, n) as stored, in any float dtype that holds them.
+        dtype: What they are stored in, or its name, such as "bfloat16".
+
+    Returns:
+        The edge and a margin of 5 %; 0 for an empty matrix.
+    """
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if not weights.numel():
+        return 0.0
+    m, n = weights.shape
+    return _MARGIN * _rms_ulp(weights, dtype) / math.sqrt(12) * (math.sqrt(m) + math.sqrt(n))
+
+
+def _rms_ulp(weights: Tensor, dtype: torch.dtype) -> float:
+    """Root mean square of ulp(w): from how often each exponent occurs, which no order of summation can change."""
+    info = torch.finfo(dtype)
+    counts = sum(
+        (_exponents(rows, dtype).bincount(minlength=2048) for rows in torch.split(weights, _ROWS)), torch.zeros(())
+    )
+    occurring = [(exponent, count) for exponent, count in enumerate(counts.tolist()) if count]
+    top = occurring[-1][0]
+    mean_square = sum(count * 4.0 ** (exponent - top) for exponent, count in occurring) / weights.numel()
+    return math.ldexp(math.sqrt(mean_square), top - 1 + _log2(info.smallest_normal) + _log2(info.eps))
+
+
+def _exponents(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """The exponent bits of each weight, (numel,); 1 for subnormals, whose spacing is that of the smallest normals."""
+    bits = weights.to(dtype).contiguous().view(_INTEGERS[dtype.itemsize])
+    mantissa = -_log2(torch.finfo(dtype).eps)
+    exponents = (bits >> mantissa) & ((1 << 8 * dtype.itemsize - 1 - mantissa) - 1)
+    return exponents.clamp_(min=1).flatten()
+
+
+def _log2(power_of_two: float) -> int:
+    return math.frexp(power_of_two)[1] - 1
