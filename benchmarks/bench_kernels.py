@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hf_tsv.linalg import SvdMode, one_lapack_thread
+from hf_tsv.linalg import SvdMode
 from hf_tsv.methods import METHODS, Deltas
 
 MODES: tuple[SvdMode, ...] = ("exact", "fast", "sketch")
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with one_lapack_thread():
+    with threadpool_limits(1):
         for shape in arguments.shapes:
             m, n = map(int, shape.split("x"))
             compare(m, n, arguments.tasks, arguments.repeats)

@@ -24,7 +24,7 @@ from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
 from hf_tsv.record import make_record, write_record
 from hf_tsv.resources import check_disk, default_memory, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
-from hf_tsv.sources import Source, fetch, lock_text, open_sources
+from hf_tsv.sources import Source, companions, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
 
 PARTS_FOLDER = "task_parts"
@@ -93,7 +93,7 @@ def merge(
         with _discarded_if_wrong(staging):
             tensors = _write_shared(planned, staging, sources, resources, progress or Silent())
             parts = _write_parts(planned, staging.out)
-        _copy_companions(planned, sources, staging.out)
+        _copy_companions(planned, sources, hub, staging.out)
         record = make_record(
             planned, [s.describe() for s in sources], tensors, seconds=time.monotonic() - started, parts=parts
         )
@@ -261,14 +261,13 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
     return files
 
 
-def _copy_companions(planned: Plan, sources: Sequence[Source], out: Path) -> None:
-    recipe, folders = planned.recipe, {source.ref: source.folder for source in sources}
-    base, tokenizer = folders[recipe.base], folders[recipe.tokenizer_source]
+def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Path) -> None:
+    recipe, by_ref = planned.recipe, {source.ref: source for source in sources}
     template = recipe.chat_template
     if template == "auto":
-        template = most_common_template([folder for folder in folders.values() if folder])
-    if base and tokenizer:
-        copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template)
+        template = most_common_template([source.folder for source in by_ref.values() if source.folder])
+    base, tokenizer = (companions(by_ref[ref], hub) for ref in (recipe.base, recipe.tokenizer_source))
+    copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template)
 
 
 def _recipe_of(

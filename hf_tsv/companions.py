@@ -3,58 +3,98 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_tsv.writers import full_disk_told, write_text
 
-LARGEST_BYTES = 100 * 2**20  # a larger file is no companion
-WEIGHTS = (
-    *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl"),
-    *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.ggml", "*.npz", "*.tflite", "*.ot", "*.mlmodel"),
+SIDE_FILE_MAX_BYTES = 100_000_000  # above every tokenizer, below every weight file that matters
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+OTHER_WEIGHTS = (
+    *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.ggml", "*.ot", "*.tflite", "*.keras", "*.pb"),
+    *("*.npz", "*.npy", "*.mlmodel", "*.pdparams", "*.nemo", "*.mar", "*.tar", "*.gz", "*.zip"),
 )
-# What an earlier merge or the Hub left there describes other weights than the new ones.
-OF_OTHER_WEIGHTS = ("README.md", "hf_tsv.json", "recipe.yaml", "recipe.lock.yaml", "mergekit_config.yml", "*.pyc")
-FOLDERS_LEFT_OUT = (
-    "adapters*",
-    "masks",
-    "assets",
-    "task_parts",
-    "onnx",
-    "openvino",
-    "runs",
-    "checkpoint-*",
-    "__pycache__",
+OTHER_FOLDERS = (
+    *("onnx", "openvino", "coreml", "original", "runs", "logs", "checkpoint-*"),
+    *("adapters*", "masks", "assets", "task_parts"),  # of an earlier output of this package
 )
+PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.mp4", "*.wav", "*.mp3", "*.pdf")
+ABOUT_THE_SOURCE = (
+    *("README.md", "adapter_config.json", "*.index.json", "trainer_state.json", "*_results.json"),
+    *("hf_tsv.json", "recipe.yaml", "recipe.lock.yaml"),
+)
+MODULE_FOLDERS = "[0-9]*_*"  # 1_Pooling, 2_Dense: the modules of a sentence-transformers model
+
 TOKENIZER = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("spiece*", "chat_template.*", "sentencepiece*", "normalizer.json"),
 )
 
 
-def companions(folder: Path) -> list[Path]:
-    """Paths, relative to the folder, of what a model needs beside its weights. Sorted."""
-    return sorted(path.relative_to(folder) for path in _walk(folder) if _belongs(path, folder))
+def side_files(files: Mapping[str, int]) -> tuple[str, ...]:
+    """What goes along with the weights: configuration, tokenizer, processor, templates, modules, licence.
+
+    Not the source's card and logs, not pictures, not weights in any format, not what is larger than 100 MB. The weights
+    of a numbered module folder (`2_Dense/model.safetensors`) do go along: the model doesn't load without them.
+    """
+    return tuple(sorted(file for file, size in files.items() if size <= SIDE_FILE_MAX_BYTES and _goes_along(file)))
 
 
-def copy_companions(base: Path, out: Path, *, tokenizer: Path, dtype: str | None, template: str | None) -> None:
+def _goes_along(file: str) -> bool:
+    *folders, name = PurePosixPath(file).parts
+    if any(part.startswith(".") for part in (*folders, name)) or matches(OTHER_FOLDERS, folders):
+        return False
+    if name.endswith(".safetensors"):
+        return len(folders) == 1 and fnmatch(folders[0], MODULE_FOLDERS)
+    return not matches((*PICKLES, *OTHER_WEIGHTS, *PICTURES, *ABOUT_THE_SOURCE), [name])
+
+
+def matches(patterns: Collection[str], names: Collection[str]) -> bool:
+    """Whether any of the names fits any of the patterns."""
+    return any(fnmatch(name, pattern) for name in names for pattern in patterns)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The side files of one model.
+
+    Attributes:
+        folder: Where they lie.
+        files: Their paths relative to it.
+    """
+
+    folder: Path
+    files: Sequence[str]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Companions":
+        """Those of a model in a folder of one's own, which holds nothing else."""
+        found = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _walk(folder)}
+        return cls(folder, side_files(found))
+
+
+def copy_companions(
+    base: Companions, out: Path, *, tokenizer: Companions, dtype: str | None, template: str | None
+) -> None:
     """Copy what belongs beside the weights.
 
     Args:
-        base: The base model's folder.
+        base: The base model's.
         out: Where the merged weights lie.
-        tokenizer: Folder whose tokenizer goes along; the base's or another's.
+        tokenizer: Whose tokenizer goes along; the base's or another model's.
         dtype: The dtype that all float weights now have, written into the configuration; None leaves it.
         template: Jinja text of a chat template that replaces the tokenizer's.
     """
-    for relative in companions(base):
-        if tokenizer == base or not _is_tokenizer(relative):
-            _copy(base / relative, out / relative)
-    for relative in companions(tokenizer):
-        if tokenizer != base and _is_tokenizer(relative):
-            _copy(tokenizer / relative, out / relative)
+    for file in base.files:
+        if tokenizer == base or not _is_tokenizer(file):
+            _copy(base.folder / file, out / file)
+    for file in tokenizer.files:
+        if tokenizer != base and _is_tokenizer(file):
+            _copy(tokenizer.folder / file, out / file)
     if dtype and (out / "config.json").is_file():
         _declare_dtype(out / "config.json", dtype)
     if template:
@@ -76,27 +116,16 @@ def _template(folder: Path) -> str | None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
+    """Files, without looking into folders that are never wanted: a training run may have left thousands of them."""
     for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            if not _matches(path.name, FOLDERS_LEFT_OUT):
-                yield from _walk(path)
+        if path.is_dir() and not path.name.startswith(".") and not matches(OTHER_FOLDERS, [path.name]):
+            yield from _walk(path)
         elif path.is_file():
             yield path
 
 
-def _belongs(path: Path, folder: Path) -> bool:
-    other = path.parent == folder and _matches(path.name, OF_OTHER_WEIGHTS)
-    return not other and not _matches(path.name, WEIGHTS) and path.stat().st_size <= LARGEST_BYTES
-
-
-def _is_tokenizer(relative: Path) -> bool:
-    return relative.parent == Path() and _matches(relative.name, TOKENIZER)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _is_tokenizer(file: str) -> bool:
+    return matches(TOKENIZER, [file])
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import Final, Generic, Literal, TypeAlias, TypeVar, cast
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -139,9 +139,7 @@ class Budget:
 RankChoice: TypeAlias = FixedRank | Fraction | Energy | Error | Budget
 
 
-def choose_ranks(
-    spectra: Mapping[Key, Spectrum], how: RankChoice, *, fixed_bytes: int = 0
-) -> dict[Key, "int | Dense"]:
+def choose_ranks(spectra: Mapping[Key, Spectrum], how: RankChoice, *, fixed_bytes: int = 0) -> dict[Key, "int | Dense"]:
     """How many triplets of each matrix to keep.
 
     Args:
@@ -248,7 +246,7 @@ def _spend(spectra: Mapping[Key, Spectrum], nbytes: int, fixed_bytes: int) -> di
     left = nbytes - fixed_bytes
     if left < 0:
         raise MethodError(
-            f"expected a budget above the {fixed_bytes} bytes of what is stored whole but got {nbytes}. Raise the budget"
+            f"expected a budget above the {fixed_bytes} bytes of what is stored anyway but got {nbytes}. Raise it"
         )
     matrices = list(spectra.values())
     steps = [_steps(spectrum, allow_whole=True) for spectrum in matrices]
@@ -265,19 +263,17 @@ def _bought(steps: _Steps, items: int) -> "int | Dense":
 
 
 def _steps(spectrum: Spectrum, *, allow_whole: bool) -> _Steps:
-    gains = spectrum.energies / spectrum.unit**2
-    price, whole = spectrum.rank_bytes, spectrum.whole_bytes
-    factored = min(len(gains), (whole - 1) // price)  # ranks cheaper than the whole
+    gains, price = spectrum.energies / spectrum.unit**2, spectrum.rank_bytes
+    factored = min(len(gains), (spectrum.whole_bytes - 1) // price)  # ranks cheaper than the whole
     costs = torch.full((factored,), price)
     if factored == len(gains) or not allow_whole:
         return _Steps(gains[:factored], costs, ends_whole=False)
-    ranks = torch.arange(factored + 1)
-    rest = gains.sum() - torch.cat([gains.new_zeros(1), gains[:factored].cumsum(0)])
-    rates = rest / (whole - ranks * price)
-    start = int((rates * price >= gains[: factored + 1]).nonzero()[0])  # there is one: rest >= gains at the last
+    rest = gains.flip(0).cumsum(0).flip(0)[: factored + 1]  # gained by the whole from each rank on
+    rest_costs = spectrum.whole_bytes - price * torch.arange(factored + 1)
+    start = int((rest * price >= gains[: factored + 1] * rest_costs).nonzero()[0])  # true of the last at least
     return _Steps(
         torch.cat([gains[:start], rest[start : start + 1]]),
-        torch.cat([costs[:start], (whole - ranks * price)[start : start + 1]]),
+        torch.cat([costs[:start], rest_costs[start : start + 1]]),
         ends_whole=True,
     )
 

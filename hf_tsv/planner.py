@@ -218,6 +218,8 @@ class _Planner:
         if problem := self._misfit(info):
             self.problems.append(problem)
         method, parameters = METHODS[rule.method], dict(rule.parameters)
+        if not (method.of_weights or method.survey or any(_may_change(c, name) for c in self.finetuned)):
+            return Step(info, out, kind, KEEP, {}, (), None, why="no adapter changes it")
         if method.max_tasks is not None and len(self.tasks) > method.max_tasks:
             self.problems.append(
                 f"{name}: {method.name} takes at most {method.max_tasks} models, got {len(self.tasks)}"
@@ -281,6 +283,11 @@ def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:
 def _is_shared_out(step: Step, num_tasks: int) -> bool:
     view = step.view
     return step.method == "tsv_m" and view is not None and min(view.m, view.n) < num_tasks
+
+
+def _may_change(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a fine-tuned model may have another tensor than the base, as far as its header says."""
+    return not isinstance(checkpoint, AdapterCheckpoint) or checkpoint.is_changed(name)
 
 
 def _bytes_in(checkpoint: Checkpoint, name: str) -> int:

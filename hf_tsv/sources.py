@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_tsv.checkpoint import Checkpoint
+from hf_tsv.companions import Companions
 from hf_tsv.errors import CheckpointError, HfTsvError
 from hf_tsv.hub import Hub, Pinned
 from hf_tsv.loaders import Adapter, Place, Places, aligned, is_adapter, open_adapter, open_checkpoint
-from hf_tsv.recipe import ModelRef, Recipe, is_local
+from hf_tsv.recipe import ModelRef, Recipe, is_local, pinned_text
 
 
 @dataclass(frozen=True)
@@ -130,21 +129,17 @@ def _pinned(refs: Sequence[ModelRef], hub: Hub) -> dict[tuple[str, str | None], 
 
 
 def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]) -> Parts:
-    pin, folder = pins.get((ref.path, ref.revision)), None if not ref.is_local else Path(ref.path).expanduser()
-    if not ref.adapter and (hub.weights(pin).kind == "adapter" if pin else folder and is_adapter(folder)):
-        adapter = _open_adapter(ref.path, hub, pin)
-        return Parts(None, hub.download(pin) if pin else folder, pin, adapter)
-    model = hub.open(pin) if pin else open_checkpoint(Path(ref.path).expanduser(), label=ref.text)
+    pin, place = pins.get((ref.path, ref.revision)), Path(ref.path).expanduser()
+    if not ref.adapter and (hub.weights(pin).kind == "adapter" if pin else is_adapter(place)):
+        folder = hub.download(pin) if pin else place
+        return Parts(None, folder, pin, open_adapter(folder, label=pin.label if pin else ref.text))
+    model = hub.open(pin) if pin else open_checkpoint(place, label=ref.path if ref.adapter else ref.text)
     if not ref.adapter:
-        return Parts(model, folder, pin)
+        return Parts(model, None if pin else place, pin)
     adapter_pin = pins.get((ref.adapter, ref.adapter_revision))
-    return Parts(model, folder, pin, _open_adapter(ref.adapter, hub, adapter_pin), adapter_pin)
-
-
-def _open_adapter(path: str, hub: Hub, pin: Pinned | None) -> Adapter:
-    if pin:
-        return open_adapter(hub.download(pin), label=pin.label)
-    return open_adapter(Path(path).expanduser(), label=path)
+    folder = hub.download(adapter_pin) if adapter_pin else Path(ref.adapter).expanduser()
+    adapter = open_adapter(folder, label=adapter_pin.label if adapter_pin else ref.adapter)
+    return Parts(model, None if pin else place, pin, adapter, adapter_pin)
 
 
 def _on_disk(parts: Parts, folder: Path) -> Parts:
@@ -224,15 +219,13 @@ def _at(path: str | None, pin: Pinned | None) -> str | None:
     return f"{path}@{pin.sha}" if path and pin else path
 
 
+def companions(source: Source, hub: Hub) -> Companions:
+    """What lies beside a fetched source's weights. A folder of the Hub's cache may hold other programs' files too."""
+    if source.folder is None:
+        raise ValueError(f"{source.ref} is not fetched")
+    return Companions(source.folder, hub.side_files(source.pin)) if source.pin else Companions.of(source.folder)
+
+
 def lock_text(recipe: Recipe, sources: Sequence[Source]) -> str:
     """The recipe with every Hub model pinned to its commit: a recipe itself, which gives the same bytes."""
-    data = yaml.safe_load(recipe.text)
-    base, *models = sources
-    if "base_model" in data:
-        data["base_model"] = base.pinned
-    pinned = {source.ref.text: source.pinned for source in (base, *models)}
-    for entry in data["models"]:
-        entry["model"] = pinned.get(str(entry["model"]), entry["model"])
-    if recipe.svd != "exact":
-        data["svd"] = recipe.svd
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return pinned_text(recipe, {source.ref.text: source.pinned for source in sources})

@@ -1,14 +1,10 @@
-"""Settings and the few fixtures that many tests share."""
-
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "0")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+"""The few fixtures that many tests share."""
 
 import pytest
 import torch
 from torch import Tensor
+
+pytest_plugins = ["tests.hub_fixtures"]
 
 SHAPES = [(24, 16), (16, 40), (12, 12), (2, 9), (7,), (5, 3, 4)]
 

@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from huggingface_hub import (
     hf_hub_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from loopback_hub import LoopbackHub
+from .loopback_hub import LoopbackHub
 from safetensors.torch import save
 from torch import Tensor
 
 from hf_tsv import __version__
-from hf_tsv.errors import CheckpointError, HfTsvError, HubError, ResourceError
+from hf_tsv.errors import CheckpointError, HubError, ResourceError
 from hf_tsv.hub import Hub, Pinned, _client, _errors
-from hf_tsv.hub._repository import side_files, weights_of
+from hf_tsv.companions import side_files
+from hf_tsv.hub._repository import weights_of
 
 REPO = "alice/model"
 CARD = (
@@ -452,6 +454,39 @@ class TestDownloading:
         hub.fault("/tree/", status=503, skip=1)
         assert (reader.download(pin) / "model.safetensors").read_bytes() == single()["model.safetensors"]
 
+    def test_a_hub_that_fails_meanwhile_is_told(
+        self, hub: LoopbackHub, reader: Hub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.publish(REPO, single())
+        pin = reader.pin(REPO)
+        reader.files(pin)
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's own retries wait as well
+        hub.fault("/tree/", status=503, times=99)
+        with pytest.raises(HubError) as caught:
+            reader.download(pin)
+        assert str(caught.value) == f"{hub.endpoint}: the Hub fails (503: injected). Wait a little and run this again."
+
+    def test_a_network_that_goes_meanwhile_is_told(
+        self, hub: LoopbackHub, reader: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's own retries wait as well
+        hub.publish(REPO, single())
+        hf_hub_download(REPO, "config.json", cache_dir=cache, endpoint=hub.endpoint)
+        pin = reader.pin(REPO)
+        reader.files(pin)
+        hub.stop()
+        with pytest.raises(HubError) as caught:
+            reader.download(pin)
+        assert str(caught.value) == (
+            f"{REPO}: the cache ({cache}) lacks 1_Pooling/config.json, tokenizer.json, README.md and 1 more."
+            " Run it once with network."
+        )
+        with pytest.raises(HubError) as caught:
+            reader.pin("alice/other")
+        assert str(caught.value) == (
+            f"{hub.endpoint}: can't be reached (ConnectError). Check the network, or set HF_HUB_OFFLINE=1."
+        )
+
     def test_a_full_disk_is_told(self, hub: LoopbackHub, reader: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.publish(REPO, single())
         pin = reader.pin(REPO)
@@ -496,9 +531,21 @@ class TestOffline:
             hf_hub_download(REPO, file, cache_dir=cache, endpoint=hub.endpoint)
         offline = Hub(cache_dir=cache, offline=True)
         [pin] = offline.preflight([(REPO, None)])
-        with pytest.raises(HfTsvError) as caught:
+        with pytest.raises(HubError) as caught:
             offline.open(pin)
-        assert "model-00002-of-00002.safetensors" in str(caught.value)
+        assert str(caught.value) == (
+            f"{REPO}: the cache ({cache}) lacks model-00002-of-00002.safetensors. Run it once with network."
+        )
+
+    def test_weights_that_another_program_left_out_are_told(self, hub: LoopbackHub, cache: Path) -> None:
+        hub.publish(REPO, single())
+        hf_hub_download(REPO, "config.json", cache_dir=cache, endpoint=hub.endpoint)
+        offline = Hub(cache_dir=cache, offline=True)
+        [pin] = offline.preflight([(REPO, None)])
+        assert (offline.download(pin, weights=False) / "config.json").is_file()
+        with pytest.raises(HubError) as caught:
+            offline.open(pin)
+        assert str(caught.value) == f"{REPO}: the cache ({cache}) lacks its weights. Run it once with network."
 
     def test_is_what_the_environment_says(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         assert not Hub(cache_dir=cache).offline
@@ -528,7 +575,7 @@ class TestPreflight:
         ("said", "way_out"),
         [
             ("Your request to access model x is awaiting a review from the repo authors.",
-             "Its owner has yet to grant your request; then run this again; nothing was downloaded."),
+             "Wait until its owner grants your request, then run this again; nothing was downloaded."),
             ("Please enable access to public gated repositories in your fine-grained token settings.",
              "In the token's settings allow it to read public gated repositories, then run this again;"
              " nothing was downloaded."),

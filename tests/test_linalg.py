@@ -1,6 +1,5 @@
 """Factorisations against a float64 SVD: the digits promised, the degenerate shapes, and what LAPACK gets wrong."""
 
-import ctypes
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.linalg import cython_lapack
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +27,6 @@ from hf_tsv.linalg import (
     factored_svd,
     from_orthogonalised,
     nearest_orthogonal,
-    one_lapack_thread,
     pairwise_interference,
     rounding_edge,
     singular_task_interference,
@@ -43,7 +41,7 @@ FAILS_IN_MKL = Path(__file__).parent / "fixtures" / "svd_fail_f32.npy"
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    with one_lapack_thread():
+    with threadpool_limits(1):
         yield
 
 
@@ -291,16 +289,6 @@ class TestWhateverLapackDoes:
         self.assert_right()
         assert_close(nearest_orthogonal(self.A), polar, rtol=0, atol=1e-6)
         assert_close(singular_values(self.A), torch.linalg.svdvals(self.A.double()), rtol=0, atol=1e-12)
-
-    def test_lapack_has_one_thread_inside_the_block_only(self) -> None:
-        library = ctypes.CDLL(cython_lapack.__file__)
-        if not hasattr(library, "scipy_openblas_get_num_threads"):
-            pytest.skip("scipy stands on another BLAS here")
-        library.scipy_openblas_set_num_threads(2)
-        with one_lapack_thread():
-            assert library.scipy_openblas_get_num_threads() == 1
-        assert library.scipy_openblas_get_num_threads() == 2
-        library.scipy_openblas_set_num_threads(1)
 
 
 class TestSingularValues:

@@ -12,6 +12,7 @@ import hf_tsv
 from hf_tsv.errors import CheckpointError, HfTsvError, MethodError, OutputError, PlanError, ResourceError
 from hf_tsv.loaders import open_checkpoint
 from hf_tsv.methods import METHODS
+from hf_tsv.recipe import parse_recipe, pinned_text
 
 from . import models
 from .methods.test_tsv_m import error
@@ -181,6 +182,18 @@ def test_the_lock_is_a_recipe_that_gives_the_same_bytes(tmp_path: Path) -> None:
     hf_tsv.merge(tmp_path / "out" / "recipe.lock.yaml", tmp_path / "again")
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
     assert first == second
+
+
+def test_the_lock_pins_every_way_to_name_a_model() -> None:
+    text = (
+        "merge_method: ties\nbase_model: {model: {path: org/base, revision: main}}\ntokenizer_source: org/a\n"
+        "models:\n- model: org/a\n- {model: {model: {path: org/b}}, name: b, parameters: {weight: 1e-3}}\n"
+    )
+    pins = {"org/base@main": "org/base@0", "org/a": "org/a@1", "org/b": "org/b@2"}
+    lock = parse_recipe(pinned_text(parse_recipe(text), pins))
+    assert (lock.base.text, lock.tokenizer_source.text) == ("org/base@0", "org/a@1")
+    assert [model.ref.text for model in lock.models] == ["org/a@1", "org/b@2"]
+    assert lock.rule_at("x", "linear", 0).weights == (1.0, 1e-3)
 
 
 def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path: Path) -> None:

@@ -210,6 +210,13 @@ class TestMergekitRecipes:
         assert (rule.base_weight, rule.weights) == (0.7, (0.3,))
         assert read.notes == ("recipe.yaml:4: there is no base_model: org/math stands in for it.",)
 
+    def test_the_first_model_is_no_base_where_a_method_needs_one(self) -> None:
+        """Told once, and not again as a base that is its own only fine-tune."""
+        text = "merge_method: tsv_m\nmodels:\n  - model: org/math\n"
+        assert problems(text) == (
+            "recipe.yaml:1: tsv_m needs the model that the others were fine-tuned from. Add base_model.",
+        )
+
     def test_a_listed_base_is_averaged_by_linear_and_by_no_other_method(self) -> None:
         models = "  - model: org/math\n  - model: org/base\n    parameters: {weight: 2}\n"
         read = recipe("linear", "overrides:\n  - filter: mlp\n    merge_method: task_arithmetic", models)

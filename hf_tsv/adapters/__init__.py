@@ -1,4 +1,4 @@
-"""A fine-tune's change as a PEFT adapter: planned from headers, written tensor by tensor, and checked by PEFT itself."""
+"""A fine-tune's change as a PEFT adapter: planned from headers, written tensor by tensor, checked by PEFT itself."""
 
 from hf_tsv.adapters._architecture import Architecture, Place, read_architecture
 from hf_tsv.adapters._changes import Change, LowRankChange, WholeChange

@@ -6,8 +6,9 @@ one that asks for another attribute finds none on PEFT's wrapper. Whether it doe
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import cache
+from typing import Any
 
 from torch import nn
 
@@ -28,12 +29,12 @@ def read_by_owner(model: nn.Module) -> set[str]:
 
 
 @cache
-def _reads(module_class: type[nn.Module]) -> frozenset[str]:
+def _reads(module_class: Hashable) -> frozenset[str]:
     """Names in `self.NAME.attribute` within the functions of a class."""
     return frozenset(name for source in _sources(module_class) for name in _READ.findall(source))
 
 
-def _sources(module_class: type[nn.Module]) -> Iterator[str]:
+def _sources(module_class: Any) -> Iterator[str]:
     for owner in module_class.__mro__:
         if owner.__module__.startswith(("torch.", "transformers.modeling_", "builtins")):
             continue

@@ -5,13 +5,13 @@ factors of embeddings or bare parameters; what is stored whole is stored with al
 is drafted with and without biases, and the better draft is taken.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from hf_tsv.adapters._architecture import WITH_BIAS, Architecture, Module
+from hf_tsv.adapters._architecture import Architecture
+from hf_tsv.adapters._modules import WITH_BIAS, Module
 from hf_tsv.adapters._plan import AdapterPlan, BaseRef, peft_config
 from hf_tsv.adapters._probe import unlike_peft
 from hf_tsv.adapters._slots import PREFIX, LoraSlot, RestSlot, Slot, Source, WholeSlot, lora_key, rest_slot
@@ -100,7 +100,7 @@ class _Planner:
 
     def plan(self, base: BaseRef) -> AdapterPlan:
         draft = min((self._draft(with_bias=True), self._draft(with_bias=False)), key=self._cost)
-        slots = (*self._lora_slots(draft), *self._whole_slots(draft))
+        slots: tuple[Slot, ...] = (*self._lora_slots(draft), *self._whole_slots(draft))
         rest = tuple(self._rest_slot(name) for name in sorted(draft.rest))
         config = peft_config(self.architecture, slots, draft.whole, base=base)
         return AdapterPlan("faithful", slots, rest, dict(sorted(draft.rest.items())), config)
@@ -119,10 +119,12 @@ class _Planner:
         return max(ranks.values(), default=None)
 
     def _draft(self, *, with_bias: bool) -> _Draft:
-        draft = _Draft(rest={name: why for name, why in self.architecture.located.nowhere.items() if name in self.changed})
+        draft = _Draft(
+            rest={name: why for name, why in self.architecture.located.nowhere.items() if name in self.changed}
+        )
         biases = []
         for parameter, rank in self.wanted.items():
-            why = "PEFT does not target it" if parameter in self.unfit else self.architecture.is_low_rank(parameter)
+            why = "PEFT does not target it" if parameter in self.unfit else self.architecture.no_factors(parameter)
             if not isinstance(rank, Dense) and not why:
                 draft.lora[parameter] = rank
             elif isinstance(rank, Dense) and self._is_bias(parameter):
@@ -141,7 +143,7 @@ class _Planner:
     def _is_bias(self, parameter: str) -> bool:
         module = self.architecture.owner(parameter)
         weight = f"{module.path}.weight"
-        fits = weight not in self.unfit and not self.architecture.is_low_rank(weight)
+        fits = weight not in self.unfit and not self.architecture.no_factors(weight)
         return parameter.endswith(".bias") and module.kind in WITH_BIAS and fits
 
     def _takes_bias(self, module: Module) -> bool:
@@ -202,9 +204,8 @@ class _Planner:
     def _settle(self, draft: _Draft) -> None:
         """Take back factors of modules that PEFT excludes because they are stored whole, or are named like one."""
         while True:
-            pattern = "|".join(rf"(^|.*\.){path}($|\..*)" for path in sorted(draft.whole))
-            hit = {p for p in draft.lora if draft.whole and re.match(pattern, self.architecture.owner(p).path)}
-            for parameter in hit:
+            hit = {p for p in draft.lora if _is_excluded(self.architecture.owner(p).path, draft.whole)}
+            for parameter in sorted(hit):
                 del draft.lora[parameter]
                 if not draft.holds_whole(self.architecture.owner(parameter).path):
                     self._store_whole(draft, parameter, "PEFT excludes it, as it is named like a module stored whole")
@@ -276,4 +277,8 @@ class _Planner:
         return rest_slot(info, None if isinstance(rank, Dense) else rank, self.factor_dtype or info.dtype)
 
 
-__all__: Sequence[str] = ("Misfits", "plan_adapter")
+def _is_excluded(path: str, whole: Collection[str]) -> bool:
+    """Whether PEFT adds no factors to a module: the name of one stored whole is a run of parts of its own."""
+    parts = path.split(".")
+    ends = range(len(parts) + 1)
+    return any(".".join(parts[start:end]) in whole for start in ends for end in ends[start + 1 :])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 TOKENS = 8
+PIXELS = 224  # a side, where the configuration doesn't say
 SAMPLES = 4000  # of audio: a quarter of a second
 
 
@@ -41,10 +42,9 @@ def _made_up(model: Any) -> dict[str, Tensor]:
         made["input_ids"] = torch.randint(0, vocabulary, (1, TOKENS), generator=random)
         if config.is_encoder_decoder:
             made["decoder_input_ids"] = torch.randint(0, vocabulary, (1, TOKENS), generator=random)
-    if size := getattr(vision, "image_size", 0):
-        height, width = (size, size) if isinstance(size, int) else size
-        channels = getattr(vision, "num_channels", 3)
-        made["pixel_values"] = torch.randn(1, channels, height, width, generator=random)
+    size = getattr(vision, "image_size", PIXELS)
+    height, width = (size, size) if isinstance(size, int) else size
+    made["pixel_values"] = torch.randn(1, getattr(vision, "num_channels", 3), height, width, generator=random)
     if mels := getattr(config, "num_mel_bins", 0):
         frames = 2 * getattr(config, "max_source_positions", 1500)
         made["input_features"] = torch.randn(1, mels, frames, generator=random)

@@ -1,7 +1,7 @@
 """Where each tensor of a checkpoint lies in the model that transformers makes of it.
 
-Since version 5 transformers renames, stacks and splits tensors when it loads them: a ViT's `vit.encoder.layer.0…` becomes
-`vit.layers.0…`, the experts of a Mixtral become one parameter. Its own conversion tables say how.
+Since version 5 transformers renames, stacks and splits tensors when it loads them: a ViT's `vit.encoder.layer.0…`
+becomes `vit.layers.0…`, the experts of a Mixtral become one parameter. Its own conversion tables say how.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from hf_tsv.checkpoint import TensorInfo
 
@@ -47,7 +46,7 @@ class Located:
     nowhere: Mapping[str, str]
 
 
-def locate(model: nn.Module, headers: Mapping[str, TensorInfo]) -> Located:
+def locate(model: Any, headers: Mapping[str, TensorInfo]) -> Located:
     """Place every tensor of a checkpoint in a transformers model, which may be on the meta device."""
     from transformers.core_model_loading import dot_natural_key
 
@@ -61,13 +60,13 @@ def locate(model: nn.Module, headers: Mapping[str, TensorInfo]) -> Located:
 class _Locator:
     """Follows the steps of transformers' `convert_and_load_state_dict_in_model`, on headers."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
         self.pieces: dict[str, tuple[Piece, ...]] = {}
         self.nowhere: dict[str, str] = {}
-        self._model: Any = model
+        self._model = model
         self._state = model.state_dict()
         mapping = get_model_conversion_mapping(model)
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hf_tsv.adapters._architecture import Architecture, make_skeleton, quiet
+from hf_tsv.adapters._architecture import Architecture
 from hf_tsv.adapters._plan import AdapterPlan
+from hf_tsv.adapters._skeleton import make_skeleton, quiet
 from hf_tsv.adapters._slots import LoraSlot
 from hf_tsv.errors import CheckpointError
 
@@ -32,7 +33,9 @@ def unlike_peft(architecture: Architecture, plan: AdapterPlan) -> Unlike:
     with quiet():
         found = _peft_tensors(architecture, dict(plan.config))
     missing = {key for key in expected if key not in found}
-    keys = missing | (found.keys() - expected.keys()) | {k for k in expected if found.get(k, expected[k]) != expected[k]}
+    keys = (
+        missing | (found.keys() - expected.keys()) | {k for k in expected if found.get(k, expected[k]) != expected[k]}
+    )
     loras = [slot for slot in plan.slots if isinstance(slot, LoraSlot)]
     unfit = {slot.parameter for slot in loras if any(info.name in missing for info in slot.infos)}
     return Unlike(frozenset(keys), frozenset(unfit))

@@ -1,13 +1,14 @@
 """The serving profile: what PEFT, vLLM, SGLang, LoRAX, TGI and llama.cpp all read, and all scale alike.
 
-Some of them know one rank and one alpha for the whole adapter; some drop a type of layer silently unless every layer has
-it. So: linear modules of the layers only, one rank, alpha = rank, no patterns, zeros where nothing changed.
+Some of them know one rank and one alpha for the whole adapter; some drop a type of layer silently unless every layer
+has it. So: linear modules of the layers only, one rank, alpha = rank, no patterns, zeros where nothing changed.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
-from hf_tsv.adapters._architecture import Architecture, Module
+from hf_tsv.adapters._architecture import Architecture
+from hf_tsv.adapters._modules import Module
 from hf_tsv.adapters._plan import AdapterPlan, BaseRef
 from hf_tsv.adapters._probe import unlike_peft
 from hf_tsv.adapters._slots import PREFIX, LoraSlot, Source
@@ -63,7 +64,7 @@ def plan_serving(
         "alpha_pattern": {},
         "target_modules": sorted(targets),
     }
-    left_out = {name: "no weight of a linear module of the layers" for name in sorted(set(changed) - held)}
+    left_out = dict.fromkeys(sorted(set(changed) - held), "no weight of a linear module of the layers")
     plan = AdapterPlan("serving", slots, (), left_out, config)
     unlike = unlike_peft(architecture, plan)
     if unlike.keys:
@@ -80,7 +81,7 @@ def _leaves(architecture: Architecture) -> dict[str, list[Module]]:
 
 
 def _is_plain(architecture: Architecture, module: Module) -> bool:
-    return module.kind == "linear" and not architecture.is_low_rank(f"{module.path}.weight")
+    return module.kind == "linear" and not architecture.no_factors(f"{module.path}.weight")
 
 
 def _targets(

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hf_tsv.adapters._architecture import Architecture, Module
+from hf_tsv.adapters._architecture import Architecture
 from hf_tsv.adapters._changes import Change, WholeChange
+from hf_tsv.adapters._modules import Module
 from hf_tsv.adapters._names import Piece
 from hf_tsv.checkpoint import Checkpoint, TensorInfo
 from hf_tsv.loaders import TORCH_DTYPES
@@ -81,7 +82,7 @@ class LoraSlot:
 
     @property
     def is_flipped(self) -> bool:
-        return self.module.flipped and (self.is_stack or self.module.kind != "parameters")
+        return self.module.is_flipped and (self.is_stack or self.module.kind != "parameters")
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:

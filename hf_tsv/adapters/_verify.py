@@ -4,6 +4,7 @@ Nearly every mistake in an adapter's files is silent: PEFT loads them and comput
 loaded back, and the weights that come out are compared with the base's plus the change.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.adapters._architecture import Architecture, model_class_of, quiet
+from hf_tsv.adapters._architecture import Architecture
 from hf_tsv.adapters._inputs import random_inputs
 from hf_tsv.adapters._names import Piece
 from hf_tsv.adapters._plan import ADAPTER_FILE
 from hf_tsv.adapters._sidecar import read_sidecar
+from hf_tsv.adapters._skeleton import model_class_of, quiet
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import CheckpointError
 from hf_tsv.loaders import TORCH_DTYPES, SafetensorsCheckpoint, open_checkpoint
 
 ADAPTER = "default"  # PEFT's name for the one adapter
 MOST_TOLD = 5
+CHUNK = 2**20  # numbers compared at once
 LOGITS_ROUNDINGS = 64.0  # that the largest logit may be off by
 
 
@@ -151,8 +154,9 @@ class _Check:
     def _compare(self, name: str, key: str, piece: Piece, found: Tensor, how: str) -> None:
         """Compare a tensor of the checkpoint with the rows of a parameter that hold it."""
         expected = _rows_of(self._expected(name), piece)
-        base = _rows_of(self.base.read(name), piece) if name in self.in_base else torch.zeros(())
-        change, error = _norm(expected.double() - base.double()), _norm(_part(found, piece).double() - expected.double())
+        base = _rows_of(self.base.read(name), piece) if name in self.in_base else None
+        change = _norm(expected) if base is None else _distance(expected, base)
+        error = _distance(expected, _part(found, piece))
         kept = max(_rounding(found.dtype), _rounding(expected.dtype))
         if not error <= 4 * self.rounding * change + 2 * kept * _norm(expected):
             self.problems.append(
@@ -180,7 +184,8 @@ class _Check:
             worst = max(worst, error / scale)
             if not error <= allowed:
                 self.problems.append(
-                    f"outputs: {how}, expected those of the base plus the change within {allowed:.2g} but got {error:.2g} off"
+                    f"outputs: {how}, expected those of the base plus the change within {allowed:.2g}"
+                    f" but got {error:.2g} off"
                 )
         return worst
 
@@ -217,15 +222,13 @@ def _values(model: Any, key: str) -> tuple[Tensor, Tensor]:
     return getattr(original, local), getattr(effective, local)
 
 
-def _lora_delta(layer: Any, local: str) -> Tensor | None:
+def _lora_delta(layer: Any, local: str) -> Any:
     """What PEFT adds to a parameter of a wrapped module, None when it adds nothing."""
-    from peft.tuners.lora.layer import ParamWrapper
-
-    while isinstance(layer, ParamWrapper):  # one around the other where several parameters are targeted
+    while hasattr(layer, "parameter_name"):  # one wrapper around the other where several parameters are targeted
         if layer.parameter_name == local:
             return layer.get_delta_weight(ADAPTER)
         layer = layer.base_layer
-    if not isinstance(layer, torch.nn.Module) or ADAPTER not in getattr(layer, "scaling", {}):
+    if ADAPTER not in getattr(layer, "scaling", {}):
         return None
     if local == "bias":
         return layer.lora_B[ADAPTER].bias * layer.scaling[ADAPTER] if layer.lora_bias[ADAPTER] else None
@@ -260,7 +263,19 @@ def _rounding(dtype: torch.dtype) -> float:
 
 
 def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    """The Frobenius norm, summed in float64."""
+    wide = tensor if tensor.is_floating_point() else tensor.double()
+    return float(torch.linalg.vector_norm(wide, dtype=torch.float64))
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """The Frobenius norm of a - b, some numbers at a time."""
+    xs, ys = (torch.split(tensor.flatten(), CHUNK) for tensor in (a, b))
+    return math.hypot(*(_norm(_wide(x) - _wide(y)) for x, y in zip(xs, ys, strict=True)))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _largest(tensor: Tensor) -> float:

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 import yaml
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,7 @@ from hf_tsv.recipe import Recipe, parse_recipe
 from hf_tsv.run import Progress, Silent
 from hf_tsv.writers import write_text
 
+FINE_TUNED = "fine-tuned"
 METHODS = ("linear", "task_arithmetic", "ties", "tsv_m")
 IN_RECIPES = Path(".demo")  # where the recipes look for the models
 
@@ -84,11 +86,11 @@ def summary(zoo: Zoo, merged: Mapping[str, Mapping[str, float]]) -> dict[str, An
         merged: The merged models', by method, then by task.
     """
     accuracy = {
-        task.name: {"base": task.base_accuracy, "fine-tuned": task.accuracy}
+        task.name: {"base": task.base_accuracy, FINE_TUNED: task.accuracy}
         | {method: scores[task.name] for method, scores in merged.items()}
         for task in zoo.tasks
     }
-    relative = {task: {k: v / row["fine-tuned"] for k, v in row.items()} for task, row in accuracy.items()}
+    relative = {task: {k: v / row[FINE_TUNED] for k, v in row.items()} for task, row in accuracy.items()}
     return {
         "accuracy": accuracy,
         "relative": relative,
@@ -100,8 +102,11 @@ def table(result: Mapping[str, Any]) -> Table:
     """What `summary` found, for people. The best merged model of each row is bold."""
     columns = list(result["mean"]["accuracy"])
     shown = Table(
-        title="Accuracy in %, and in brackets relative to the fine-tuned model",
-        caption=f"{data.TEST} test texts a task. One merged encoder does all tasks, each under its own head.",
+        box=SIMPLE,
+        padding=0,  # to fit into 80 columns
+        pad_edge=False,
+        title="Accuracy in %; in brackets: in % of the fine-tuned model's",
+        caption=f"{data.TEST} test texts a task; merged: one encoder, each task under its own head",
     )
     shown.add_column("task")
     for column in columns:
@@ -163,5 +168,7 @@ def _mean(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def _cells(accuracy: Mapping[str, float], relative: Mapping[str, float]) -> list[str]:
     best = max(accuracy[method] for method in METHODS)
-    cells = {k: f"{100 * v:.1f} ({100 * relative[k]:.0f})" for k, v in accuracy.items()}
+    cells = {
+        k: f"{100 * v:.1f}" + ("" if k == FINE_TUNED else f" ({100 * relative[k]:.0f})") for k, v in accuracy.items()
+    }
     return [f"[bold]{v}[/]" if k in METHODS and accuracy[k] == best else v for k, v in cells.items()]

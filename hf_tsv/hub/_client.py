@@ -31,13 +31,14 @@ from huggingface_hub.utils import build_hf_headers
 
 from hf_tsv import __version__
 from hf_tsv.checkpoint import Checkpoint
+from hf_tsv.companions import side_files
 from hf_tsv.errors import CheckpointError, HfTsvError, HubError, some
 from hf_tsv.hub._errors import LOG_IN, TELLABLE, Asked, retried, tell
 from hf_tsv.hub._facts import SourceFacts, facts_of_card, facts_of_info
 from hf_tsv.hub._progress import ByteCounter
 from hf_tsv.hub._ranges import Ranges
 from hf_tsv.hub._remote import Fetch, RemoteCheckpoint, Slice, check_index, read_header
-from hf_tsv.hub._repository import ADAPTER_CONFIG, CARD, Weights, side_files, weights_of
+from hf_tsv.hub._repository import ADAPTER_CONFIG, CARD, Weights, weights_of
 from hf_tsv.loaders import SafetensorsCheckpoint
 
 AT_ONCE = 8  # requests side by side
@@ -95,6 +96,7 @@ class Hub:
         self._files: dict[Pinned, dict[str, int]] = {}
         self._weights: dict[Pinned, Weights] = {}
         self._infos: dict[Pinned, ModelInfo] = {}
+        self._partial: set[Pinned] = set()  # those of which only the cached files are known
 
     # ------------------------------------------------------------------------------------- which, and may I
 
@@ -167,7 +169,11 @@ class Hub:
             CheckpointError: they aren't safetensors, or their index can't be used.
         """
         if pinned not in self._weights:
-            found = weights_of(self.files(pinned), pinned.label)
+            files = self.files(pinned)
+            try:
+                found = weights_of(files, pinned.label)
+            except CheckpointError as error:
+                raise self._lacking(pinned, ["its weights"]) if pinned in self._partial else error from None
             self._weights[pinned] = self._indexed(pinned, found.index) if found.index else found
         return self._weights[pinned]
 
@@ -230,7 +236,7 @@ class Hub:
         folder = self._snapshot(pinned, wanted, progress)
         missing = [file for file in wanted if not (folder / file).is_file()]
         if missing:
-            raise HubError(f"{pinned.label}: the cache lacks {some(missing)} of it. Run it once with network.")
+            raise self._lacking(pinned, missing)
         return folder
 
     def bytes_to_download(self, pinned: Pinned, *, weights: bool = True) -> int:
@@ -256,33 +262,30 @@ class Hub:
         self, pinned: Pinned, wanted: list[str], progress: Callable[[int], None] | None = None, *, local: bool = False
     ) -> Path:
         """The snapshot's folder with these files in it."""
-
-        def snapshot() -> str:
-            return self.api.snapshot_download(
-                pinned.repo_id,
-                revision=pinned.sha,
-                cache_dir=self.cache_dir,
-                allow_patterns=[escape(file) for file in wanted],
-                local_files_only=local or self.offline,
-                tqdm_class=cast("Any", ByteCounter(progress).bar),
-            )
-
         with self._telling(pinned.repo_id, pinned.revision_asked):
-            return Path(retried(snapshot))
+            return Path(
+                self.api.snapshot_download(  # retries by itself, as the listing of files does
+                    pinned.repo_id,
+                    revision=pinned.sha,
+                    cache_dir=self.cache_dir,
+                    allow_patterns=[escape(file) for file in wanted],
+                    local_files_only=local or self.offline,
+                    tqdm_class=cast("Any", ByteCounter(progress).bar),
+                )
+            )
 
     def _listed_files(self, pinned: Pinned) -> dict[str, int]:
         with self._telling(pinned.repo_id, pinned.revision_asked):
-            entries = retried(
-                lambda: list(self.api.list_repo_tree(pinned.repo_id, recursive=True, revision=pinned.sha))
-            )
+            entries = list(self.api.list_repo_tree(pinned.repo_id, recursive=True, revision=pinned.sha))
         return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
 
     def _cached_files(self, pinned: Pinned) -> dict[str, int]:
-        """The list that an earlier download left, or else what lies in the cache."""
+        """The list that an earlier download left, or else what lies in the cache, which may be a part."""
         try:
             tree = get_cached_repo_tree(pinned.repo_id, revision=pinned.sha, cache_dir=self.cache_dir)
             return {entry.path: entry.size for entry in tree}
         except CachedRepoTreeNotFoundError:
+            self._partial.add(pinned)
             folder = self._cached_folder(pinned)
             found = [path for path in folder.rglob("*") if path.is_file()]
             return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
@@ -297,6 +300,8 @@ class Hub:
             raise CheckpointError(f"{where}: no index that can be read, expected a 'weight_map'") from error
         known = {file for file in self.files(pinned) if file.endswith(".safetensors")}
         strange = sorted({str(file) for file in weight_map.values()} - known)
+        if strange and pinned in self._partial:
+            raise self._lacking(pinned, strange)
         if strange:
             raise CheckpointError(f"{where}: the repository doesn't hold {some(strange)}. Use another revision")
         return Weights("model", tuple(sorted(set(weight_map.values()))), index, weight_map)
@@ -330,6 +335,9 @@ class Hub:
             return CardData()
 
     # ------------------------------------------------------------------------------------------- what went wrong
+
+    def _lacking(self, pinned: Pinned, files: list[str]) -> HubError:
+        return HubError(f"{pinned.label}: the cache ({self.cache_dir}) lacks {some(files)}. Run it once with network.")
 
     @contextmanager
     def _telling(self, repo_id: str, revision: str | None) -> Iterator[None]:

@@ -136,7 +136,8 @@ def _gated(error: errors.GatedRepoError, asked: Asked) -> str:
     if not asked.has_token:
         return f"{asked.repo_id}: it is gated and no token was sent. Ask for access on its page, {LOG_IN}, {NOTHING}."
     if "awaiting" in said:
-        return f"{asked.repo_id}: your token can't read it (gated). Its owner has yet to grant your request; {NOTHING}."
+        way_out = "Wait until its owner grants your request"
+        return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
     if "fine-grained" in said:
         way_out = "In the token's settings allow it to read public gated repositories"
         return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."

@@ -6,30 +6,13 @@ from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import Literal
 
+from hf_tsv.companions import OTHER_WEIGHTS, PICKLES, matches
 from hf_tsv.errors import CheckpointError
 from hf_tsv.loaders._folder import STEMS
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
-SIDE_FILE_MAX_BYTES = 100_000_000  # above every tokenizer, below every weight file that matters
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-OTHER_WEIGHTS = (
-    *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.ggml", "*.ot", "*.tflite", "*.keras", "*.pb"),
-    *("*.npz", "*.npy", "*.mlmodel", "*.pdparams", "*.nemo", "*.mar", "*.tar", "*.gz", "*.zip"),
-)
-OTHER_FOLDERS = (
-    *("onnx", "openvino", "coreml", "original", "runs", "logs", "checkpoint-*"),
-    *("adapters*", "masks", "assets", "task_parts"),  # of an earlier output of this package
-)
-PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.mp4", "*.wav", "*.mp3", "*.pdf")
-ABOUT_THE_SOURCE = (
-    *(CARD, ADAPTER_CONFIG, "*.index.json", "trainer_state.json", "*_results.json"),
-    *("hf_tsv.json", "recipe.yaml", "recipe.lock.yaml"),
-)
-MODULE_FOLDERS = "[0-9]*_*"  # 1_Pooling, 2_Dense: the modules of a sentence-transformers model
-
 CONVERT = (
     "Convert them: load the model with transformers and call save_pretrained, which writes safetensors; or ask"
     " https://huggingface.co/spaces/safetensors/convert for a pull request and name it as the revision (@refs/pr/1)"
@@ -73,31 +56,9 @@ def weights_of(files: Collection[str], label: str) -> Weights:
     raise CheckpointError(f"{label}: {_why_none(files)}")
 
 
-def side_files(files: Mapping[str, int]) -> tuple[str, ...]:
-    """What goes along with the weights: configuration, tokenizer, processor, templates, modules, licence.
-
-    Not the source's card and logs, not pictures, not weights in any format, not what is larger than 100 MB. The weights
-    of a numbered module folder (`2_Dense/model.safetensors`) do go along: the model doesn't load without them.
-    """
-    return tuple(sorted(file for file, size in files.items() if size <= SIDE_FILE_MAX_BYTES and _goes_along(file)))
-
-
-def _goes_along(file: str) -> bool:
-    *folders, name = PurePosixPath(file).parts
-    if any(part.startswith(".") for part in (*folders, name)) or _any_match(OTHER_FOLDERS, folders):
-        return False
-    if name.endswith(".safetensors"):
-        return len(folders) == 1 and fnmatch(folders[0], MODULE_FOLDERS)
-    return not _any_match((*PICKLES, *OTHER_WEIGHTS, *PICTURES, *ABOUT_THE_SOURCE), [name])
-
-
-def _any_match(patterns: Collection[str], names: Collection[str]) -> bool:
-    return any(fnmatch(name, pattern) for name in names for pattern in patterns)
-
-
 def _why_none(files: Collection[str]) -> str:
     def first(*patterns: str) -> str | None:
-        return min((file for file in files if _any_match(patterns, [file])), default=None)
+        return min((file for file in files if matches(patterns, [file])), default=None)
 
     if ADAPTER_CONFIG in files:
         return f"an adapter with {first('adapter_model.*') or 'no weights'}, expected {ADAPTER_WEIGHTS}"

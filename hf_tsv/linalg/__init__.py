@@ -1,13 +1,12 @@
 """Factorisations that the merge methods stand on: tensors in, tensors out.
 
-Nothing here reads a file, chooses a device or sets a number of threads. Results are the same bits from run to run and
-for any layout of the same values.
+Nothing here chooses a device or a number of threads. With the same number of threads results are the same bits, from
+run to run, side by side with others, and for any layout of the same values.
 """
 
 from hf_tsv.linalg._factored import factored_svd
 from hf_tsv.linalg._factors import Factors
 from hf_tsv.linalg._interference import overlaps, pairwise_interference, singular_task_interference
-from hf_tsv.linalg._lapack import one_lapack_thread
 from hf_tsv.linalg._polar import IllConditionedError, from_orthogonalised, nearest_orthogonal
 from hf_tsv.linalg._rounding import rounding_edge
 from hf_tsv.linalg._svd import SvdMode, singular_values, truncated_svd
@@ -19,7 +18,6 @@ __all__ = [
     "factored_svd",
     "from_orthogonalised",
     "nearest_orthogonal",
-    "one_lapack_thread",
     "overlaps",
     "pairwise_interference",
     "rounding_edge",

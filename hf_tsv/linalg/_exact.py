@@ -103,7 +103,7 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
         raise LinAlgError("singular values that a Gram matrix does not resolve")
     right = vectors[:, :k]
     left = times(a, right / s[:k])
-    if not is_orthonormal(right, 1e-10) or not is_orthonormal(left, _rounding(s[:k], len(s))):
+    if not is_orthonormal(right, 1e-10) or not is_orthonormal(left, _orthonormality(s[:k], len(s))):
         raise LinAlgError("the eigenvectors are wrong")
     return Triplets(left, s[:k], right, energy, values=s)
 
@@ -118,8 +118,8 @@ def roots(squares: Tensor) -> Tensor:
     return squares.clamp(min=0).sqrt()
 
 
-def _rounding(s: Tensor, n: int) -> Tensor:
-    """What rounding leaves of the left vectors' inner products, (k, k): the Gram matrix's own, seen through a / s."""
+def _orthonormality(s: Tensor, n: int) -> Tensor:
+    """How far from I rounding leaves the left vectors' inner products, (k, k): the Gram matrix's own, divided by s."""
     of_gram = 8 * (n + 16) * torch.finfo(torch.float64).eps * s[:1].square() / (s[:, None] * s)
     return of_gram + 1e-5
 

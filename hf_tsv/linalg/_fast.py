@@ -15,6 +15,9 @@ ALLOWED = 2e-4  # rms angle between the vectors found and the true subspace
 _SPARE = 0.25  # share of vectors found beyond the rank: they take up what would mix into the ones kept
 _BLOCK = 32  # vectors that the Krylov space grows by
 
+Basis = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # matrix, rank -> basis of right vectors and its image
+Bound = Callable[[Tensor, Triplets, Tensor], float]
+
 
 def fast_svd(a: Tensor, cut: Cut) -> Triplets:
     """Leading triplets of a tall matrix (p, q) within `ALLOWED`, or those of `exact_svd`.
@@ -22,11 +25,8 @@ def fast_svd(a: Tensor, cut: Cut) -> Triplets:
     The eigenvectors of a Gram matrix in float32 lose what is small next to the largest eigenvalue. A Rayleigh-Ritz
     step on the matrix itself wins most of it back, and the residual it leaves tells what is still missing.
     """
-    try:
-        found = _projected(a, cut, _gram_basis)
-    except LinAlgError:
-        found = None
-    if found is None or a.dtype == torch.float64 or not found.error <= ALLOWED:
+    found = None if a.dtype == torch.float64 else _attempt(a, cut, _gram_basis, _angle)
+    if found is None or not found.error <= ALLOWED:
         return exact_svd(a, cut)._replace(fell_back=True)
     return found
 
@@ -37,21 +37,27 @@ def sketch_svd(a: Tensor, cut: Cut) -> Triplets:
     From a block Krylov space of twice the rank (Musco and Musco 2015). Where that is more than half of all
     there is, the Gram matrix in float32 costs less.
     """
-    try:
-        return _projected(a, cut, _krylov_basis if 4 * cut.rank <= a.shape[1] else _gram_basis)._replace(error=0.0)
-    except LinAlgError:
-        return exact_svd(a, cut)._replace(fell_back=True)
+    basis_of = _krylov_basis if 4 * cut.rank <= a.shape[1] else _gram_basis
+    return _attempt(a, cut, basis_of, _unchecked) or exact_svd(a, cut)._replace(fell_back=True)
 
 
-def _projected(a: Tensor, cut: Cut, basis_of: Callable[[Tensor, int], tuple[Tensor, Tensor]]) -> Triplets:
-    """Triplets from a basis of right vectors, of the matrix scaled so that float32 holds its entries' squares."""
+def _attempt(a: Tensor, cut: Cut, basis_of: Basis, error_of: Bound) -> Triplets | None:
+    """Triplets by way of a basis of right vectors, of the matrix scaled so that float32 holds its entries' squares.
+
+    None where that fails: an eigensolver, the basis, NaN, or a scale beyond float32's exponents.
+    """
     top = largest_entry(a)
     if not 2.0**-100 < top < 2.0**100:
-        raise LinAlgError("NaN, infinity, or a scale whose squares float32 does not hold")
+        return None
     scale = 2.0 ** -math.frexp(top)[1]
     x = a * scale
-    found = _ritz(x, *basis_of(x, cut.rank), cut._replace(floor=cut.floor * scale))
-    return found._replace(s=found.s / scale, energy=(float(x.norm()) / scale) ** 2)
+    try:
+        found, squares = _ritz(*basis_of(x, cut.rank), cut._replace(floor=cut.floor * scale))
+    except LinAlgError:
+        return None
+    if not is_orthonormal(found.left, 1e-4) or not is_orthonormal(found.right, 1e-4):
+        return None
+    return found._replace(s=found.s / scale, energy=(float(x.norm()) / scale) ** 2, error=error_of(x, found, squares))
 
 
 def _gram_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -77,28 +83,25 @@ def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return basis, image
 
 
-def _ritz(x: Tensor, basis: Tensor, image: Tensor, cut: Cut) -> Triplets:
-    """The triplets of x seen through a basis: what rounding in `image = x basis` allows, in float64 from there.
-
-    Raises:
-        LinAlgError: the basis is not orthonormal, or the small eigenproblem did not converge.
-    """
+def _ritz(basis: Tensor, image: Tensor, cut: Cut) -> tuple[Triplets, Tensor]:
+    """The triplets seen through a basis and its image, float64 from there on; and the squares of all values seen."""
     squares, rotation = leading_eigenpairs(gram(image), cut.rank)
     s = roots(squares)
     k = cut.kept(s)
-    rotation, s = rotation[:, :k].to(x.dtype), s[:k].to(x.dtype)
-    left, right = image @ rotation / s, basis @ rotation
-    if not is_orthonormal(left, 1e-4) or not is_orthonormal(right, 1e-4):
-        raise LinAlgError("the basis is not orthonormal")
-    return Triplets(left, s, right, error=_angle(x, left, s, right, squares))
+    rotation, s = rotation[:, :k].to(image.dtype), s[:k].to(image.dtype)
+    return Triplets(image @ rotation / s, s, basis @ rotation), squares
 
 
-def _angle(x: Tensor, left: Tensor, s: Tensor, right: Tensor, squares: Tensor) -> float:
+def _angle(x: Tensor, found: Triplets, squares: Tensor) -> float:
     """Rms angle between the right vectors and the true subspace, as their residuals bound it (Davis and Kahan 1970).
 
-    The gap is counted to the last value of the basis, not to the next one: what the spare vectors hold is
-    separated in float64.
+    The gap is counted to the last value seen, not to the next one: what the spare vectors hold is separated in float64.
     """
-    residual = torch.linalg.vector_norm(x.T @ left - right * s, dim=0, dtype=torch.float64)
-    angles = residual * s / (squares[: len(s)] - squares[-1])
-    return float(angles.square().mean().sqrt()) if len(s) else 0.0
+    residual = x.T @ found.left - found.right * found.s
+    size = torch.linalg.vector_norm(residual, dim=0, dtype=torch.float64)
+    angles = size * found.s / (squares[: len(found.s)] - squares[-1])
+    return float(angles.square().mean().sqrt()) if len(angles) else 0.0
+
+
+def _unchecked(x: Tensor, found: Triplets, squares: Tensor) -> float:
+    return 0.0

@@ -2,14 +2,14 @@
 
 scipy publishes its BLAS and LAPACK as C pointers (scipy.linalg.cython_blas, cython_lapack). ctypes releases the GIL
 around each call, which scipy's own wrappers of these routines don't: merges of several tensors run side by side.
+How many threads that BLAS uses is the caller's to limit, by threadpoolctl: at the sizes of weight matrices one is
+fastest, and the last bits depend on the number.
 
 Tensors here are on the CPU, contiguous, float32 or float64. LAPACK reads columns first, so that a row of a tensor is
 a column to it, and the lower triangle of a symmetric matrix to it is the upper one of the tensor.
 """
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -116,30 +116,4 @@ def _routine(name: str, arity: int) -> Any:
 _CAPSULE_NAME = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
 _CAPSULE_POINTER = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-
-
-@contextmanager
-def one_lapack_thread() -> Iterator[None]:
-    """Run LAPACK on the calling thread alone, in the whole process, until the end of the block.
-
-    Its own threads are slower than one at the sizes of weight matrices, fight with workers over the cores, and
-    make the last bits depend on how many cores there are. The engine opens such a block around a run.
-    """
-    library = ctypes.CDLL(cython_lapack.__file__)
-    known = [pair for pair in _THREAD_COUNTS if hasattr(library, pair[0])]
-    before = [getattr(library, get)() for get, _ in known]
-    for _, put in known:
-        getattr(library, put)(1)
-    try:
-        yield
-    finally:
-        for (_, put), threads in zip(known, before, strict=True):
-            getattr(library, put)(threads)
-
-
-_THREAD_COUNTS = (  # in scipy's own wheels, in builds on a system's OpenBLAS, in conda's builds on MKL
-    ("scipy_openblas_get_num_threads", "scipy_openblas_set_num_threads"),
-    ("openblas_get_num_threads", "openblas_set_num_threads"),
-    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
 )

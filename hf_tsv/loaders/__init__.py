@@ -1,7 +1,7 @@
 """Checkpoints in folders and in memory."""
 
 from hf_tsv.loaders._adapter import Adapter, is_adapter, open_adapter
-from hf_tsv.loaders._adapter_keys import Place, Places
+from hf_tsv.loaders._adapter_changes import Place, Places
 from hf_tsv.loaders._aligned import aligned
 from hf_tsv.loaders._folder import open_checkpoint, weight_files
 from hf_tsv.loaders._memory import MemoryCheckpoint

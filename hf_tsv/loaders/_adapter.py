@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hf_tsv.checkpoint import Checkpoint, LowRank, TensorInfo
 from hf_tsv.errors import CheckpointError
+from hf_tsv.loaders._adapter_changes import Change, Pair, Places
 from hf_tsv.loaders._adapter_config import CONFIG_FILE, AdapterConfig, read_config
-from hf_tsv.loaders._adapter_keys import Change, Pair, Places, changes_of
+from hf_tsv.loaders._adapter_keys import changes_of
 from hf_tsv.loaders._folder import STEMS
 from hf_tsv.loaders._safetensors import TORCH_DTYPES, SafetensorsCheckpoint
 

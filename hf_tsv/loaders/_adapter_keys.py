@@ -11,12 +11,13 @@ kind of module, and how that makes the change of the module's weight:
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import CheckpointError, some
+from hf_tsv.loaders._adapter_changes import Change, Changes, Pair, Place, Places
 from hf_tsv.loaders._adapter_config import CONFIG_FILE, MERGE_IT, AdapterConfig
 from hf_tsv.loaders._aligned import _first_parts, _swap
 
@@ -27,6 +28,7 @@ TOKENS = "token_adapter.trainable_tokens_delta"
 
 _PREFIX = "base_model.model."
 _KEY = re.compile(rf"(.+)\.({'|'.join(map(re.escape, (*LINEAR, *EMBEDDING, BIAS, TOKENS)))})")
+_OF_LORA = re.compile(r"(^|\.)lora_")
 _COPY = re.compile(r"\.(original_module|modules_to_save)\.")  # bias: all saves biases twice more; PEFT reads neither
 _DORA = "lora_magnitude_vector"
 _BASE_LAYER = ".base_layer"
@@ -34,92 +36,6 @@ _ATTENTION_OUT = ".base_layer.out_proj"  # of nn.MultiheadAttention
 _OTHER_BASE = "Name the model that it was trained on as its base"
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Where a tensor's factors are, and how they make its change.
-
-    Attributes:
-        a: Key of the factor that is applied first.
-        b: Key of the other.
-        scale: Factor on the product.
-        transposed: Whether the tensor is stored (in, out).
-        experts: How many experts' factors the keys stack.
-        expert: Which of them the tensor is; None where it stacks them too.
-        rows: First and past-the-last row of b that are the tensor's; None for all.
-    """
-
-    a: str
-    b: str
-    scale: float
-    transposed: bool = False
-    experts: int = 1
-    expert: int | None = None
-    rows: tuple[int, int] | None = None
-
-    @property
-    def is_stacked(self) -> bool:
-        """Whether the tensor stacks several experts."""
-        return self.experts > 1 and self.expert is None
-
-
-@dataclass(frozen=True)
-class Change:
-    """What an adapter does to one tensor; where several, in this order.
-
-    Attributes:
-        value: Key of the tensor that stands in its place.
-        tokens: Key of rows that stand in the place of some, and which these are.
-        bias: Key of a vector that is added, and the factor on it.
-        pair: Factors of what is added.
-    """
-
-    value: str | None = None
-    tokens: tuple[str, tuple[int, ...]] | None = None
-    bias: tuple[str, float] | None = None
-    pair: Pair | None = None
-
-    @property
-    def keys(self) -> list[str]:
-        """Every key that it reads."""
-        found = [self.value, self.tokens and self.tokens[0], self.bias and self.bias[0]]
-        return [key for key in found if key] + ([self.pair.a, self.pair.b] if self.pair else [])
-
-
-@dataclass
-class Changes:
-    """What an adapter does to a model.
-
-    Attributes:
-        of: By the model's tensor.
-        own: Tensors that the model lacks, or has in another shape: name to key.
-        notes: What a person should know.
-    """
-
-    of: dict[str, Change] = field(default_factory=dict)
-    own: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the files hold a part of a model's parameter: some architectures are saved otherwise than they run.
-
-    Attributes:
-        tensor: The tensor in the files.
-        expert: Which of the parameter's stacked matrices it is of; None where it stacks none.
-        row: Where its first row lies in the parameter, or in the expert's matrix.
-        rows: How many of the parameter's rows it holds; None where it is the whole parameter.
-    """
-
-    tensor: str
-    expert: int | None = None
-    row: int = 0
-    rows: int | None = None
-
-
-Places = Mapping[str, Sequence[Place]]  # by the parameter's name in the model
 
 
 @dataclass(frozen=True)
@@ -175,7 +91,7 @@ class _Keys:
             name = key.removeprefix(_PREFIX)
             if match := _KEY.fullmatch(name):
                 self.modules.setdefault(match[1], {})[match[2]] = key
-            elif ".lora_" in name:
+            elif _OF_LORA.search(name):
                 self.odd.append(key)
             elif not _COPY.search(name):
                 self.values[name.replace(_BASE_LAYER, "")] = key
@@ -224,7 +140,7 @@ class _Mapper:
             problems.append(f"holds {some(odd)}, expected the keys of a plain LoRA. {MERGE_IT}")
         if lost := self._lost:
             where = self._model.label
-            problems.append(f"changes {len(lost)} tensors that {where} doesn't have: {some(lost, 10)}. {_OTHER_BASE}")
+            problems.append(f"changes what {where} doesn't have: {some(lost, 10)}. {_OTHER_BASE}")
             problems += [f"other names for them can't be looked up: {why}" for why in self._why_no_places]
         if self._misfits:
             problems.append(f"doesn't fit {self._model.label}: {some(self._misfits)}. {_OTHER_BASE}")
@@ -374,14 +290,14 @@ class _Mapper:
             return self._is_square_transposed(weight)
         if made == weight.matrix:
             return False
-        may_be = len(weight.matrix) == 2 and (weight.is_stack or not weight.is_parameter)
-        return True if may_be and made[::-1] == weight.matrix else None
+        may_be = weight.is_stack if weight.is_parameter else weight.places[0].rows is None
+        return True if may_be and len(made) == 2 and made[::-1] == weight.matrix else None
 
     def _is_square_transposed(self, weight: _Weight) -> bool:
         """The same for a square one, told by others like it."""
         if weight.is_stack:
             return self._are_experts_transposed(weight.name.rpartition(".")[0])
-        if weight.is_parameter:
+        if weight.is_parameter or weight.places[0].rows is not None:
             return False
         return self._transposed_leaves.get(_leaf(weight.places[0].tensor), self._config.fan_in_fan_out)
 

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+from hf_tsv.companions import PICKLES
 from hf_tsv.errors import CheckpointError
 from hf_tsv.loaders._safetensors import SafetensorsCheckpoint
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def open_checkpoint(folder: Path, *, label: str | None = None) -> SafetensorsCheckpoint:

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from hf_tsv.errors import RecipeError
+from hf_tsv.recipe._lock import pinned_text
 from hf_tsv.recipe._meaning import read_meaning
 from hf_tsv.recipe._recipe import Recipe, RecipeModel, Rule
 from hf_tsv.recipe._refs import ModelRef, is_local
 from hf_tsv.recipe._schema import read_shape
 from hf_tsv.recipe._yaml import read_yaml
 
-__all__ = ["ModelRef", "Recipe", "RecipeModel", "Rule", "is_local", "load_recipe", "parse_recipe"]
+__all__ = ["ModelRef", "Recipe", "RecipeModel", "Rule", "is_local", "load_recipe", "parse_recipe", "pinned_text"]
 
 
 def load_recipe(path: str | Path) -> Recipe:

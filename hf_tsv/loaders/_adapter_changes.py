@@ -1,0 +1,90 @@
+"""What an adapter does to a model's tensors, in the words that finding it out and doing it share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where a tensor's factors are, and how they make its change.
+
+    Attributes:
+        a: Key of the factor that is applied first.
+        b: Key of the other.
+        scale: Factor on the product.
+        transposed: Whether the tensor is stored (in, out).
+        experts: How many experts' factors the keys stack.
+        expert: Which of them the tensor is; None where it stacks them too.
+        rows: First and past-the-last row of b that are the tensor's; None for all.
+    """
+
+    a: str
+    b: str
+    scale: float
+    transposed: bool = False
+    experts: int = 1
+    expert: int | None = None
+    rows: tuple[int, int] | None = None
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the tensor stacks several experts."""
+        return self.experts > 1 and self.expert is None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter does to one tensor; where several, in this order.
+
+    Attributes:
+        value: Key of the tensor that stands in its place.
+        tokens: Key of rows that stand in the place of some, and which these are.
+        bias: Key of a vector that is added, and the factor on it.
+        pair: Factors of what is added.
+    """
+
+    value: str | None = None
+    tokens: tuple[str, tuple[int, ...]] | None = None
+    bias: tuple[str, float] | None = None
+    pair: Pair | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        """Every key that it reads."""
+        found = [self.value, self.tokens and self.tokens[0], self.bias and self.bias[0]]
+        return [key for key in found if key] + ([self.pair.a, self.pair.b] if self.pair else [])
+
+
+@dataclass
+class Changes:
+    """What an adapter does to a model.
+
+    Attributes:
+        of: By the model's tensor.
+        own: Tensors that the model lacks, or has in another shape: name to key.
+        notes: What a person should know.
+    """
+
+    of: dict[str, Change] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files hold a part of a model's parameter: some architectures are saved otherwise than they run.
+
+    Attributes:
+        tensor: The tensor in the files.
+        expert: Which of the parameter's stacked matrices it is of; None where it stacks none.
+        row: Where its first row lies in the parameter, or in the expert's matrix.
+        rows: How many of the parameter's rows it holds; None where it is the whole parameter.
+    """
+
+    tensor: str
+    expert: int | None = None
+    row: int = 0
+    rows: int | None = None
+
+
+Places = Mapping[str, Sequence[Place]]  # by the parameter's name in the model
