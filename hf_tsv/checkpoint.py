@@ -117,9 +117,7 @@ class AdapterCheckpoint(Checkpoint, Protocol):
         """Whether the adapter holds anything for one of the base's tensors. Reads nothing."""
         ...
 
-    def delta(
-        self, name: str, base: "Tensor", dtype: "torch.dtype", rows: tuple[int, int] | None = None
-    ) -> "Tensor":
+    def delta(self, name: str, base: "Tensor", dtype: "torch.dtype", rows: tuple[int, int] | None = None) -> "Tensor":
         """The tensor's change, computed in dtype, in the shape of `base`: that tensor of the base, or those rows."""
         ...
 

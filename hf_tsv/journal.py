@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
@@ -20,7 +21,7 @@ from hf_tsv.errors import OutputError
 from hf_tsv.writers import CheckpointWriter, full_disk_told
 
 RECORD_FILE = "hf_tsv.json"
-SYNC_BYTES = 256 * 2**20  # at most this much is written again after a power cut
+SYNC_BYTES, SYNC_SECONDS = 256 * 2**20, 1.0  # at most so much is done again after a crash, whichever comes first
 
 
 class Staging:
@@ -106,6 +107,7 @@ class Journal:
         self._writer = writer
         self._pending: list[str] = []
         self._pending_bytes = 0
+        self._synced = time.monotonic()
         self._lock = Lock()
         self.done = {name: entry for name, entry in self._entries().items() if name not in writer.made_anew}
         with full_disk_told(self._path):
@@ -126,7 +128,7 @@ class Journal:
             self.done[entry["name"]] = dict(entry)
             self._pending.append(json.dumps(entry))
             self._pending_bytes += nbytes
-            due = self._pending_bytes >= SYNC_BYTES
+            due = self._pending_bytes >= SYNC_BYTES or time.monotonic() - self._synced >= SYNC_SECONDS
         if due:
             self.sync()
 
@@ -134,6 +136,7 @@ class Journal:
         """Data first, then the lines that say it is there."""
         with self._lock:
             lines, self._pending, self._pending_bytes = self._pending, [], 0
+            self._synced = time.monotonic()
             if lines:
                 self._writer.sync()
                 self._append(lines)

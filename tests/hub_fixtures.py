@@ -17,6 +17,7 @@ os.environ.update(
 )
 
 from huggingface_hub import close_session, constants, get_session
+
 from .loopback_hub import LoopbackHub
 
 

@@ -15,7 +15,13 @@ from hf_tsv.recipe import ModelRef, load_recipe
 from .test_planner import Headers
 
 RECIPES = sorted(bundled("recipes").glob("*.yaml"))
-CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
+CLIP_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
 
 
 def clip_base() -> nn.Module:

@@ -20,15 +20,16 @@ from huggingface_hub import (
     hf_hub_download,
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from .loopback_hub import LoopbackHub
 from safetensors.torch import save
 from torch import Tensor
 
 from hf_tsv import __version__
+from hf_tsv.companions import side_files
 from hf_tsv.errors import CheckpointError, HubError, ResourceError
 from hf_tsv.hub import Hub, Pinned, _client, _errors
-from hf_tsv.companions import side_files
 from hf_tsv.hub._repository import weights_of
+
+from .loopback_hub import LoopbackHub
 
 REPO = "alice/model"
 CARD = (

@@ -240,6 +240,11 @@ class TestWhateverLapackDoes:
     def _fail(*_: object, **__: object) -> None:
         raise _lapack.LinAlgError("did not converge")
 
+    def test_its_own_word_of_failure_is_heard(self) -> None:
+        for solve in (_lapack.eigenvalues, lambda gram: _lapack.leading_eigenpairs(gram, 2)):
+            with pytest.raises(_lapack.LinAlgError, match="ended with info"):
+                solve(torch.full((6, 6), math.nan, dtype=torch.float64))
+
     def test_a_matrix_that_fails_in_mkl(self) -> None:
         a = torch.from_numpy(np.load(FAILS_IN_MKL))
         u, s, vh = np.linalg.svd(a.double().numpy(), full_matrices=False)
@@ -526,6 +531,10 @@ class TestModes:
         f = truncated_svd(power_law(96, 96, 2.5), 16, mode="fast")
         assert f.fell_back
         assert torch.equal(f.u, truncated_svd(power_law(96, 96, 2.5), 16).u)
+
+    def test_fast_keeps_the_digits_of_float64(self) -> None:
+        a = power_law(96, 96).double()
+        assert torch.equal(truncated_svd(a, 16, mode="fast").u, truncated_svd(a, 16).u)
 
     @pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
     def test_fast_knows_its_error(self, alpha: float) -> None:

@@ -15,9 +15,9 @@ from hf_tsv.methods import METHODS
 from hf_tsv.recipe import parse_recipe, pinned_text
 
 from . import models
+from .methods.test_ties import paper as ties_paper
 from .methods.test_tsv_m import error
 from .methods.test_tsv_m import paper as tsv_m_paper
-from .methods.test_ties import paper as ties_paper
 
 
 def read_all(folder: Path) -> dict[str, Tensor]:

@@ -358,6 +358,9 @@ class TestSettings:
         found = values("scale", written)
         assert (found, type(found)) == (value, float)
 
+    def test_a_date_is_a_name(self) -> None:
+        assert recipe(models="  - {model: org/math, name: 2024-01-31}\n").models[0].name == "2024-01-31"
+
     def test_the_rule_of_many_tensors_is_one_object(self) -> None:
         read = recipe(rest="parameters: {scale: 2}")
         assert read.rule_at(Q, "linear", 0.0) is read.rule_at(MLP, "linear", 1.0)

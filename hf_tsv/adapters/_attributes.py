@@ -6,7 +6,7 @@ one that asks for another attribute finds none on PEFT's wrapper. Whether it doe
 
 import inspect
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -20,16 +20,15 @@ _NOT_RUN = re.compile(r"__init__|_?(init|initialize|get|set|tie|resize|freeze)(_
 
 def read_by_owner(model: nn.Module) -> set[str]:
     """Paths of the modules of which an attribute is read while the model runs."""
-    return {
-        f"{path}.{child}" if path else child
-        for path, module in model.named_modules(remove_duplicate=False)
-        for child in _reads(type(module))
-        if child in module._modules
-    }
+    found = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        module_class: Any = type(module)
+        found |= {f"{path}.{child}".lstrip(".") for child in _reads(module_class) & module._modules.keys()}
+    return found
 
 
 @cache
-def _reads(module_class: Hashable) -> frozenset[str]:
+def _reads(module_class: Any) -> frozenset[str]:
     """Names in `self.NAME.attribute` within the functions of a class."""
     return frozenset(name for source in _sources(module_class) for name in _READ.findall(source))
 

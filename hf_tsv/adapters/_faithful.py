@@ -100,7 +100,7 @@ class _Planner:
 
     def plan(self, base: BaseRef) -> AdapterPlan:
         draft = min((self._draft(with_bias=True), self._draft(with_bias=False)), key=self._cost)
-        slots: tuple[Slot, ...] = (*self._lora_slots(draft), *self._whole_slots(draft))
+        slots = self._slots(draft)
         rest = tuple(self._rest_slot(name) for name in sorted(draft.rest))
         config = peft_config(self.architecture, slots, draft.whole, base=base)
         return AdapterPlan("faithful", slots, rest, dict(sorted(draft.rest.items())), config)
@@ -138,7 +138,17 @@ class _Planner:
                 del draft.lora[parameter]
                 self._store_whole(draft, parameter, "PEFT has no bias beside factors of such a module")
         self._settle(draft)
+        held = {name for slot in self._slots(draft) for name in slot.awaited}
+        draft.rest = {name: why for name, why in draft.rest.items() if not self._is_whole(name, draft)}
+        for name in self.changed.keys() - held - draft.rest.keys():
+            draft.rest[name] = "PEFT has no place for it beside the others"
         return draft
+
+    def _is_whole(self, name: str, draft: _Draft) -> bool:
+        """Whether every module that a tensor lies in is stored whole anyway."""
+        keys = {piece.parameter for piece in self.architecture.located.pieces.get(name, ())}
+        keys |= {alias for key in keys for alias in self.architecture.aliases.get(key, ())}
+        return bool(keys) and all(draft.holds_whole(self.architecture.owner(key).path) for key in keys)
 
     def _is_bias(self, parameter: str) -> bool:
         module = self.architecture.owner(parameter)
@@ -220,8 +230,7 @@ class _Planner:
     def _cost(self, draft: _Draft) -> tuple[int, int]:
         """Bytes that PEFT won't see, then bytes in all."""
         rest = sum(info.nbytes for name in draft.rest for info in self._rest_slot(name).infos)
-        slots: Iterable[Slot] = (*self._lora_slots(draft), *self._whole_slots(draft))
-        return rest, rest + sum(info.nbytes for slot in slots for info in slot.infos)
+        return rest, rest + sum(info.nbytes for slot in self._slots(draft) for info in slot.infos)
 
     def _whole_bytes(self, key: str) -> int:
         return self.architecture.shape(key).numel() * ITEM_BYTES[self._dtype(key)]
@@ -236,8 +245,10 @@ class _Planner:
 
     # The tensors
 
-    def _lora_slots(self, draft: _Draft) -> list[LoraSlot]:
-        return [self._lora_slot(parameter, draft) for parameter in draft.lora]
+    def _slots(self, draft: _Draft) -> tuple[Slot, ...]:
+        keys = [key for path in sorted(draft.whole) for key in self.architecture.state_under(path)]
+        loras = [self._lora_slot(parameter, draft) for parameter in draft.lora]
+        return (*loras, *(self._whole_slot(key, draft) for key in keys))
 
     def _lora_slot(self, parameter: str, draft: _Draft) -> LoraSlot:
         module = self.architecture.owner(parameter)
@@ -247,7 +258,7 @@ class _Planner:
             module=module,
             parameter=parameter,
             shape=self.architecture.shape(parameter),
-            key=lora_key(self.architecture, module, parameter, tuple(draft.lora)),
+            key=lora_key(self.architecture, module, parameter, draft.lora),
             rank=max(1, draft.lora[parameter]),
             dtype=self.factor_dtype or self._dtype(parameter),
             sources=self._sources(parameter, draft),
@@ -261,10 +272,6 @@ class _Planner:
             for name, piece in self.architecture.sources_of(parameter)
             if name in self.changed and name not in draft.rest
         )
-
-    def _whole_slots(self, draft: _Draft) -> list[WholeSlot]:
-        keys = (key for path in sorted(draft.whole) for key in self.architecture.state_under(path))
-        return [self._whole_slot(key, draft) for key in keys]
 
     def _whole_slot(self, key: str, draft: _Draft) -> WholeSlot:
         sources = self.architecture.sources_of(key)

@@ -45,7 +45,8 @@ class AdapterPlan:
     @cached_property
     def files(self) -> tuple[Shard, ...]:
         made: list[tuple[str, Sequence[Slot]]] = [(ADAPTER_FILE, self.slots), (REST_FILE, self.rest)]
-        return tuple(Shard(file, tuple(info for slot in slots for info in slot.infos)) for file, slots in made if slots)
+        shards = (Shard(file, tuple(info for slot in slots for info in slot.infos)) for file, slots in made)
+        return tuple(shard for shard in shards if shard.tensors or shard.file == ADAPTER_FILE)
 
     @property
     def nbytes(self) -> int:

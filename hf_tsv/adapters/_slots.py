@@ -1,6 +1,6 @@
 """The tensors of an adapter's files, and how each is made of what was changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -245,7 +245,7 @@ def put_rows(target: Tensor, value: Tensor, piece: Piece) -> None:
     into[piece.row : piece.row + len(rows)] = rows
 
 
-def lora_key(architecture: Architecture, module: Module, parameter: str, targeted: Sequence[str]) -> str:
+def lora_key(architecture: Architecture, module: Module, parameter: str, targeted: Collection[str]) -> str:
     """The key of a module's factors. Of several parameters of one module the last registered is outermost."""
     order = [local for local in module.tensors if f"{module.path}.{local}" in targeted]
     inner = len(order) - 1 - order.index(parameter.rpartition(".")[2]) if module.kind == "parameters" else 0

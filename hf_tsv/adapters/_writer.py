@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Literal
 
+import torch
+
 from hf_tsv.adapters._changes import Change, WholeChange, factored
 from hf_tsv.adapters._plan import CONFIG_FILE, AdapterPlan
 from hf_tsv.adapters._slots import LoraSlot, RestSlot, Slot
@@ -108,8 +110,8 @@ class AdapterWriter:
     def _energy(self, name: str, change: Change) -> tuple[float, float]:
         loaded = name in self._plan.held
         if isinstance(change, WholeChange):
-            delta = change.value.double() - self._base.read(name).double()
-            energy = float(delta.square().sum())
+            delta = change.value.float() - self._base.read(name).float()
+            energy = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
             return energy, energy if loaded else 0.0
         squares = [factors.s.double().square() for factors in change.matrices]
         kept = sum(float(square[: self._ranks.get(name)].sum()) for square in squares) if loaded else 0.0

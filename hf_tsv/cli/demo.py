@@ -6,18 +6,19 @@ from typing import Annotated
 
 import typer
 
-from hf_tsv.cli._options import Json
-from hf_tsv.cli._told import err, out, told
+from hf_tsv.cli._options import Json, Quiet
+from hf_tsv.cli._told import WorkProgress, err, out, told
 
 
 @told
 def demo(
     folder: Annotated[Path, typer.Option("--folder", help="Where the models are made and kept.")] = Path(".demo"),
     json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fine-tune a real sentence encoder on real tasks, merge by four methods, and compare. Needs the extra hf-tsv\\[demo]."""
     from hf_tsv.demo import run
 
-    result = run(folder, err if json_ else out)
+    result = run(folder, err if json_ else out, lambda label: WorkProgress(label, quiet=quiet))
     if json_:
         print(json.dumps(result, indent=1))

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import PurePosixPath
 from typing import Literal
 
 from hf_tsv.companions import OTHER_WEIGHTS, PICKLES, matches

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub.errors import HfUriError, HFValidationError
-from huggingface_hub.utils import parse_hf_uri, validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import parse_hf_uri, validate_repo_id
 
 from hf_tsv.errors import RecipeError
 
