@@ -30,7 +30,7 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ResourceError(
-            f"{folder}: {_gb(free)} free on its disk, expected at least {_gb(needed)}. Free some room, or write elsewhere"
+            f"{folder}: its disk has {_gb(free)} free, expected at least {_gb(needed)}. Free some, or write elsewhere"
         )
 
 

@@ -5,23 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hf_tsv import linalg
-from hf_tsv.checkpoint import HALVES, AdapterCheckpoint
 from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv.loaders import TORCH_DTYPES
-from hf_tsv.methods import METHODS, Deltas, Survey
+from hf_tsv.methods import METHODS, Survey
 from hf_tsv.planner import Plan, Step
-
-ARITHMETIC = {"float32": torch.float32, "float64": torch.float64}
-
-Item = TypeVar("Item")
+from hf_tsv.stored import ARITHMETIC, StoredTensor
 
 
 class Sink(Protocol):
@@ -115,7 +110,7 @@ def merge_step(plan: Plan, step: Step, survey: Survey | None = None) -> tuple[Te
 def _merge_slice(
     plan: Plan, step: Step, survey: Survey | None, rows: tuple[int, int] | None
 ) -> tuple[Tensor, dict[str, Any]]:
-    source = _Source(plan, step, rows)
+    source = StoredTensor(plan, step, rows)
     out_dtype = TORCH_DTYPES[step.out.dtype]
     if not step.is_merged:
         return source.base.to(out_dtype), {}
@@ -132,101 +127,6 @@ def _merge_slice(
     return merged.reshape(source.base.shape).add_(source.base).to(out_dtype), deltas.notes
 
 
-class _Source:
-    """One tensor (or one expert of it) as the base and the fine-tuned models store it."""
-
-    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None) -> None:
-        self._plan = plan
-        self._step = step
-        self._rows = rows
-        self._dtype = ARITHMETIC[plan.recipe.dtype]
-        self._kept: tuple[object, Tensor] | None = None
-        self.base = plan.base.read(step.name, rows)
-
-    def changed(self) -> bool:
-        """Whether any task changed it. Stops at the first that did, which then need not be read again."""
-        return any(map(self._is_changed, range(len(self._plan.tasks))))
-
-    def deltas(self, survey: Survey | None = None) -> Deltas:
-        view = self._step.view if METHODS[self._step.method].matrices else None
-        halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
-        return Deltas(
-            self._delta,
-            shape=(view.m, view.n) if view else self._step.info.shape,
-            dtype=self._dtype,
-            tasks=self._plan.tasks,
-            weights=self._step.weights,
-            is_matrix=view is not None,
-            svd=self._plan.recipe.svd,
-            survey=survey,
-            base=lambda: self.base.to(self._dtype, copy=True),
-            noise=self._noise,
-            half=[half and not self._adapter(t) for t, half in enumerate(halves)],
-            base_weight=self._step.base_weight,
-            factors=self._factors if view else None,
-        )
-
-    def _adapter(self, t: int) -> AdapterCheckpoint | None:
-        checkpoint = self._plan.finetuned[t]
-        return checkpoint if isinstance(checkpoint, AdapterCheckpoint) else None
-
-    def _is_changed(self, t: int) -> bool:
-        adapter = self._adapter(t)
-        return adapter.is_changed(self._step.name) if adapter else not torch.equal(self._stored(t), self.base)
-
-    def _stored(self, t: int) -> Tensor:
-        checkpoint = self._plan.finetuned[t]
-        if self._kept is None or self._kept[0] is not checkpoint:
-            self._kept = (checkpoint, checkpoint.read(self._step.name, self._rows))
-        return self._kept[1]
-
-    def _delta(self, t: int) -> Tensor:
-        if adapter := self._adapter(t):
-            delta = adapter.delta(self._step.name, self.base, self._dtype, self._rows)
-        else:
-            delta = self._stored(t).to(self._dtype, copy=True).sub_(self.base)
-        self._check_finite(t, delta)
-        view = self._step.view if METHODS[self._step.method].matrices else None
-        return delta.reshape(view.m, view.n) if view else delta
-
-    def _factors(self, t: int) -> linalg.Factors | None:
-        adapter, view = self._adapter(t), self._step.view
-        if adapter is None or view is None:
-            return None
-        if not adapter.is_changed(self._step.name):
-            nothing = self.base.new_empty(0, dtype=self._dtype)
-            return linalg.Factors(nothing.reshape(view.m, 0), nothing, nothing.reshape(0, view.n), energy=0.0)
-        found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
-        if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
-            return None
-        b, a = found.b.to(self._dtype), found.a.to(self._dtype)
-        self._check_finite(t, b, a)
-        return linalg.factored_svd(b, a, found.scale)
-
-    def _check_finite(self, t: int, *tensors: Tensor) -> None:
-        """An adapter's change shows nothing of the base, which is therefore looked at itself."""
-        if self._base_is_finite and all(map(_is_finite, tensors)):
-            return
-        at_fault = f"task '{self._plan.tasks[t]}'" if self._base_is_finite else self._plan.base.label
-        raise MethodError(f"the weights of {at_fault} hold NaN or infinity. Get them again, or leave them out")
-
-    @cached_property
-    def _base_is_finite(self) -> bool:
-        return _is_finite(self.base)
-
-    def _noise(self, t: int) -> float:
-        view = self._step.view
-        if self._adapter(t):
-            return 0.0
-        stored = self._stored(t)
-        return linalg.rounding_edge(stored.reshape(view.m, view.n), stored.dtype) if view else 0.0
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """A sum is the cheapest look at every element; only when it is odd is a closer one worth its time."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-
-
 def _do(plan: Plan, surveys: Mapping[object, Survey], sink: Sink, step: Step) -> None:
     started = time.perf_counter()
     tensor, notes = merge_step(plan, step, surveys.get(_survey_key(step)))
@@ -235,7 +135,7 @@ def _do(plan: Plan, surveys: Mapping[object, Survey], sink: Sink, step: Step) ->
 
 def _observe(plan: Plan, survey: Survey, step: Step) -> None:
     try:
-        for t, delta in enumerate(_Source(plan, step, None).deltas()):
+        for t, delta in enumerate(StoredTensor(plan, step, None).deltas()):
             survey.observe(t, delta)
     except MethodError as error:
         raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error

@@ -397,6 +397,9 @@ class FoldersAsHub(Hub):
     def weights(self, pinned: Pinned) -> Weights:
         return Weights("adapter" if pinned.repo_id.startswith("user/a") else "model")
 
+    def files(self, pinned: Pinned) -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in self.download(pinned).iterdir()}
+
     def open(self, pinned: Pinned) -> SafetensorsCheckpoint:
         return open_checkpoint(self.folder / pinned.repo_id.removeprefix("user/"), label=pinned.label)
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hf_tsv
+from hf_tsv import run
 from hf_tsv.errors import CheckpointError, HfTsvError, MethodError, OutputError, PlanError, ResourceError
 from hf_tsv.loaders import open_checkpoint
-from hf_tsv.methods import METHODS
+from hf_tsv.methods import METHODS, Survey
+from hf_tsv.planner import Plan, Step
 from hf_tsv.recipe import parse_recipe, pinned_text
 
 from . import models
@@ -128,7 +131,7 @@ def test_a_head_that_one_model_has_is_kept_beside(tmp_path: Path) -> None:
     folder = models.zoo(models.bert, tmp_path)
     torch.manual_seed(0)
     head = models.bert_classifier()
-    head.bert.load_state_dict({k: v for k, v in load_file(folder / "t2" / "model.safetensors").items()})
+    head.bert.load_state_dict(load_file(folder / "t2" / "model.safetensors"))
     models.save(head, folder / "t2")
     record = hf_tsv.merge(models.recipe(folder), tmp_path / "out")
     parts = load_file(tmp_path / "out" / record["task_parts"]["t2"]["file"])
@@ -312,25 +315,19 @@ def test_a_run_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pyt
     assert [p.name for p in tmp_path.glob(".out*")] == []
 
 
+MERGE_STEP = run.merge_step
+
+
 def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Make Ctrl-C come after so many tensors; the names of those that were begun."""
-    from hf_tsv import run
-
     begun: list[str] = []
 
-    def merge_step(
-        plan,
-        step,
-        survey=None,
-        *,
-        real=run.merge_step.__wrapped__ if hasattr(run.merge_step, "__wrapped__") else run.merge_step,
-    ):  # type: ignore[no-untyped-def]
+    def merge_step(plan: Plan, step: Step, survey: Survey | None = None) -> tuple[Tensor, dict[str, Any]]:
         if len(begun) == count:
             raise KeyboardInterrupt
         begun.append(step.name)
-        return real(plan, step, survey)
+        return MERGE_STEP(plan, step, survey)
 
-    merge_step.__wrapped__ = run.merge_step.__wrapped__ if hasattr(run.merge_step, "__wrapped__") else run.merge_step  # type: ignore[attr-defined]
     monkeypatch.setattr(run, "merge_step", merge_step)
     return begun
 

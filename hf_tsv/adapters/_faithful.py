@@ -138,8 +138,8 @@ class _Planner:
                 del draft.lora[parameter]
                 self._store_whole(draft, parameter, "PEFT has no bias beside factors of such a module")
         self._settle(draft)
-        held = {name for slot in self._slots(draft) for name in slot.awaited}
         draft.rest = {name: why for name, why in draft.rest.items() if not self._is_whole(name, draft)}
+        held = {name for slot in self._slots(draft) for name in slot.awaited}
         for name in self.changed.keys() - held - draft.rest.keys():
             draft.rest[name] = "PEFT has no place for it beside the others"
         return draft

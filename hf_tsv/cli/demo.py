@@ -16,7 +16,7 @@ def demo(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a real sentence encoder on real tasks, merge by four methods, and compare. Needs the extra hf-tsv\\[demo]."""
+    """Fine-tune a real encoder on real tasks, merge by four methods, and compare. Needs the extra hf-tsv\\[demo]."""
     from hf_tsv.demo import run
 
     result = run(folder, err if json_ else out, lambda label: WorkProgress(label, quiet=quiet))

@@ -1,0 +1,108 @@
+"""One tensor as the base and the fine-tuned models store it, read when it is asked for."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hf_tsv import linalg
+from hf_tsv.checkpoint import HALVES, AdapterCheckpoint
+from hf_tsv.errors import MethodError
+from hf_tsv.methods import METHODS, Deltas, Survey
+from hf_tsv.planner import Plan, Step
+
+ARITHMETIC = {"float32": torch.float32, "float64": torch.float64}
+
+
+class StoredTensor:
+    """One tensor (or one expert of it) as the base and the fine-tuned models store it."""
+
+    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None) -> None:
+        self._plan = plan
+        self._step = step
+        self._rows = rows
+        self._dtype = ARITHMETIC[plan.recipe.dtype]
+        self._view = step.view if METHODS[step.method].matrices else None
+        self._kept: tuple[object, Tensor] | None = None
+        self.base = plan.base.read(step.name, rows)
+
+    def changed(self) -> bool:
+        """Whether any task changed it. Stops at the first that did, which then need not be read again."""
+        return any(map(self._is_changed, range(len(self._plan.tasks))))
+
+    def deltas(self, survey: Survey | None = None) -> Deltas:
+        view = self._view
+        halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
+        return Deltas(
+            self._delta,
+            shape=(view.m, view.n) if view else self._step.info.shape,
+            dtype=self._dtype,
+            tasks=self._plan.tasks,
+            weights=self._step.weights,
+            is_matrix=view is not None,
+            svd=self._plan.recipe.svd,
+            survey=survey,
+            base=lambda: self.base.to(self._dtype, copy=True),
+            noise=self._noise,
+            half=[half and not self._adapter(t) for t, half in enumerate(halves)],
+            base_weight=self._step.base_weight,
+            factors=self._factors if view else None,
+        )
+
+    def _adapter(self, t: int) -> AdapterCheckpoint | None:
+        checkpoint = self._plan.finetuned[t]
+        return checkpoint if isinstance(checkpoint, AdapterCheckpoint) else None
+
+    def _is_changed(self, t: int) -> bool:
+        adapter = self._adapter(t)
+        return adapter.is_changed(self._step.name) if adapter else not torch.equal(self._stored(t), self.base)
+
+    def _stored(self, t: int) -> Tensor:
+        checkpoint = self._plan.finetuned[t]
+        if self._kept is None or self._kept[0] is not checkpoint:
+            self._kept = (checkpoint, checkpoint.read(self._step.name, self._rows))
+        return self._kept[1]
+
+    def _delta(self, t: int) -> Tensor:
+        if adapter := self._adapter(t):
+            delta = adapter.delta(self._step.name, self.base, self._dtype, self._rows)
+        else:
+            delta = self._stored(t).to(self._dtype, copy=True).sub_(self.base)
+        self._check_finite(t, delta)
+        return delta.reshape(self._view.m, self._view.n) if self._view else delta
+
+    def _factors(self, t: int) -> linalg.Factors | None:
+        adapter, view = self._adapter(t), self._view
+        if adapter is None or view is None:
+            return None
+        if not adapter.is_changed(self._step.name):
+            nothing = self.base.new_empty(0, dtype=self._dtype)
+            return linalg.Factors(nothing.reshape(view.m, 0), nothing, nothing.reshape(0, view.n), energy=0.0)
+        found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
+        if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
+            return None
+        b, a = found.b.to(self._dtype), found.a.to(self._dtype)
+        self._check_finite(t, b, a)
+        return linalg.factored_svd(b, a, found.scale)
+
+    def _check_finite(self, t: int, *tensors: Tensor) -> None:
+        """An adapter's change shows nothing of the base, which is therefore looked at itself."""
+        if self._base_is_finite and all(map(_is_finite, tensors)):
+            return
+        at_fault = f"task '{self._plan.tasks[t]}'" if self._base_is_finite else self._plan.base.label
+        raise MethodError(f"the weights of {at_fault} hold NaN or infinity. Get them again, or leave them out")
+
+    @cached_property
+    def _base_is_finite(self) -> bool:
+        return _is_finite(self.base)
+
+    def _noise(self, t: int) -> float:
+        if self._adapter(t) or not self._view:
+            return 0.0
+        stored = self._stored(t)
+        return linalg.rounding_edge(stored.reshape(self._view.m, self._view.n), stored.dtype)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """A sum is the cheapest look at every element; only when it is odd is a closer one worth its time."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
