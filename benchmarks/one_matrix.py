@@ -11,10 +11,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from benchmarks.bench_kernels import MODES, by_hf_tsv, by_plain_svd, synthetic_delta
-from hf_tsv.linalg import one_lapack_thread
 
 PEER = "torch SVD in float32"
 
@@ -44,5 +44,5 @@ def _timed(merge: Callable[[], Tensor]) -> tuple[Tensor, float]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with one_lapack_thread():
+    with threadpool_limits(1):
         print(json.dumps(compare(*map(int, sys.argv[1:]))))

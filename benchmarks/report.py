@@ -42,21 +42,27 @@ def _costs(name: str, contender: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _ratios(comparison: Mapping[str, Any], contenders: Mapping[str, Any]) -> tuple[str, ...]:
     ours, other = contenders[comparison["ours"]], contenders[comparison["against"]]
-    share = ours["bytes_read"] / other["bytes_read"] if comparison["per_byte"] else 1.0
-    of_both = f"{comparison['ours']} against {comparison['against']}" + (", a byte" if comparison["per_byte"] else "")
-    wall, cpu = (_pairs(other[key], ours[key], share) for key in ("wall", "cpu"))
-    peak = _pairs(ours["peak"], other["peak"], 1.0)
+    start = contenders.get(comparison["start"])
+    wall, cpu = (_pairs(_times(other, key, start), _times(ours, key, start)) for key in ("wall", "cpu"))
+    peak = _pairs(ours["peak"], other["peak"])
     return (
-        of_both,
+        f"{comparison['ours']} against {comparison['against']}" + (", a byte" if start else ""),
         _spread(wall, "{:.2f}") + _goal(wall, comparison["wall"]),
         _spread(cpu, "{:.2f}") + _goal(cpu, comparison["cpu"]),
         _spread(peak, "{:.2f}") + _peak_goal(comparison, ours["peak"], peak),
     )
 
 
-def _pairs(one: Sequence[float], other: Sequence[float], share: float) -> list[float]:
+def _times(contender: Mapping[str, Any], key: str, start: Mapping[str, Any] | None) -> list[float]:
+    """Seconds of each run; where there is a start, beyond it and for each byte."""
+    if start is None:
+        return list(contender[key])
+    return [(a - b) / contender["bytes_read"] for a, b in zip(contender[key], start[key], strict=True)]
+
+
+def _pairs(one: Sequence[float], other: Sequence[float]) -> list[float]:
     """How many times the other's each run took, pair by pair."""
-    return [share * a / b for a, b in zip(one, other, strict=True)]
+    return [a / b for a, b in zip(one, other, strict=True)]
 
 
 def _goal(ratios: Sequence[float], goal: float | None) -> str:

@@ -108,7 +108,7 @@ def _one_matrix(size: tuple[int, int], runs: int) -> Result:
         for name, entry in told.items()
     }
     return {
-        "title": ONE_MATRIX.title,
+        "title": f"{ONE_MATRIX.title}: {size[0]} x {size[1]}",
         "contenders": results,
         "comparisons": [asdict(c) for c in ONE_MATRIX.comparisons],
     }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -21,11 +21,14 @@ from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, make_plan
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
-from hf_tsv.record import make_record, write_record
+from hf_tsv.record import make_compression_record, make_record, write_record
 from hf_tsv.resources import check_disk, default_memory, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
 from hf_tsv.sources import Source, companions, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
+
+if TYPE_CHECKING:
+    from hf_tsv.compressed import Compressing  # needs transformers and peft
 
 PARTS_FOLDER = "task_parts"
 NUMERICS = "1"  # counts up whenever the same inputs give other bits than before
@@ -101,6 +104,65 @@ def merge(
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
         write_record(record, staging.out)
         write_card(record, staging.out)
+        staging.publish()
+    return record
+
+
+def compress(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    options: "Compressing",
+    *,
+    overwrite: bool = False,
+    workers: int | None = None,
+    max_memory: int | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compress every fine-tuned model of a recipe into an adapter; the record.
+
+    What takes part are the tensors that the recipe merges; its methods don't matter. OUT appears when every adapter
+    has been loaded back by PEFT and found to be what was meant.
+
+    Args:
+        recipe: A recipe, or the path of its file.
+        out: The output folder; it must not exist, or be empty.
+        options: How to compress.
+        overwrite: Replace an earlier output.
+        workers: Tensors in work at once, one processor core each; all cores unless given.
+        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        hub: How to reach the Hub.
+        progress: Told of the work done.
+
+    Raises:
+        HfTsvError: anything a person can mend.
+    """
+    from hf_tsv.adapters import BaseRef
+    from hf_tsv.compressed import compress_tasks
+
+    started = time.monotonic()
+    recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
+    resources = Resources(workers or usable_cores(), max_memory or default_memory())
+    sources = open_sources(recipe, hub)
+    _check_place(out, sources, overwrite=overwrite)
+    sources = fetch(sources, hub)
+    planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
+    check_memory(planned, resources)
+    base = BaseRef(sources[0].ref.path, sources[0].revision)
+    folders = {source.task: source.folder for source in sources if source.folder}
+    with Staging(out) as staging:
+        staging.discard()
+        try:
+            tasks = compress_tasks(planned, folders, staging.out, base, options, resources, progress or Silent())
+        except BaseException:
+            staging.remove()
+            raise
+        record = make_compression_record(
+            planned, [s.describe() for s in sources], tasks, seconds=time.monotonic() - started
+        )
+        write_text(staging.out / "recipe.yaml", recipe.text)
+        write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
+        write_record(record, staging.out)
         staging.publish()
     return record
 

@@ -35,7 +35,7 @@ def make_record(
     """
     return {
         "format": FORMAT,
-        "versions": {"hf_tsv": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": _versions(),
         "sources": [dict(source) for source in sources],
         "method": plan.recipe.merge_method,
         "methods": {name: {"paper": METHODS[name].paper} for name in sorted({s.method for s in plan.merged})},
@@ -52,8 +52,32 @@ def make_record(
     }
 
 
+def make_compression_record(
+    plan: Plan, sources: Sequence[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]], *, seconds: float
+) -> dict[str, Any]:
+    """The record of a compression. `tasks`: by task and profile, what was written and found."""
+    return {
+        "format": FORMAT,
+        "versions": _versions(),
+        "sources": [dict(source) for source in sources],
+        "method": "tsv_c",
+        "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
+        "seconds": round(seconds, 1),
+        "warnings": list(plan.warnings),
+        "checkpoint_bytes": {
+            task: sum(checkpoint.info(name).nbytes for name in checkpoint.names())
+            for task, checkpoint in zip(plan.tasks, plan.finetuned, strict=True)
+        },
+        "tasks": {task: dict(profiles) for task, profiles in tasks.items()},
+    }
+
+
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
     write_text(folder / "hf_tsv.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    return {"hf_tsv": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _tensor(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:

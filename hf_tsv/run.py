@@ -66,14 +66,14 @@ def run(plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, pro
     passes = [(key, group, survey) for key, (group, survey) in _surveys(plan, surveyed).items()]
     progress.begin(sum(map(plan.work, steps)) + sum(s.passes * _touched(group) for _, group, s in passes))
     surveys: dict[object, Survey] = {}
-    with _one_thread_each():
+    with one_thread_each():
         for key, group, survey in passes:
             for _ in range(survey.passes):
-                _each(group, partial(_observe, plan, survey), plan, resources, progress, _step_touched)
+                each_step(group, partial(_observe, plan, survey), plan, resources, progress, _step_touched)
                 survey.advance()
             surveys[key] = survey
         do = partial(_do, plan, surveys, sink)
-        _each(steps, do, plan, resources, progress, plan.work)
+        each_step(steps, do, plan, resources, progress, plan.work)
 
 
 def check_memory(plan: Plan, resources: Resources) -> None:
@@ -173,7 +173,7 @@ def _step_touched(step: Step) -> float:
     return 10.0 * step.info.numel * max(1, len(step.weights))
 
 
-def _each(
+def each_step(
     items: Sequence[Step],
     do: Callable[[Step], None],
     plan: Plan,
@@ -228,7 +228,7 @@ def _admitted(waiting: list[Step], running: Iterable[Step], plan: Plan, resource
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """One BLAS thread a worker: two workers of one thread beat one of two, and the bits stay the same."""
     before = torch.get_num_threads()
     with threadpool_limits(1):

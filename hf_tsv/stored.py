@@ -15,23 +15,33 @@ ARITHMETIC = {"float32": torch.float32, "float64": torch.float64}
 
 
 class StoredTensor:
-    """One tensor (or one expert of it) as the base and the fine-tuned models store it."""
+    """One tensor (or one expert of it) as the base and the fine-tuned models store it.
 
-    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None) -> None:
+    Attributes:
+        base: The base's, in its stored dtype.
+        view: How it is cut into task matrices; None when the step's method sees tensors as they are.
+    """
+
+    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None, *, as_matrix: bool = False) -> None:
+        """`as_matrix` cuts it into task matrices whatever the step's method is."""
         self._plan = plan
         self._step = step
         self._rows = rows
         self._dtype = ARITHMETIC[plan.recipe.dtype]
-        self._view = step.view if METHODS[step.method].matrices else None
+        self.view = step.view if as_matrix or METHODS[step.method].matrices else None
         self._kept: tuple[object, Tensor] | None = None
         self.base = plan.base.read(step.name, rows)
 
     def changed(self) -> bool:
         """Whether any task changed it. Stops at the first that did, which then need not be read again."""
-        return any(map(self._is_changed, range(len(self._plan.tasks))))
+        return any(map(self.is_changed, range(len(self._plan.tasks))))
+
+    def value(self, t: int) -> Tensor:
+        """Task t's own, in its stored dtype."""
+        return self._plan.finetuned[t].read(self._step.name, self._rows) if self._adapter(t) else self._stored(t)
 
     def deltas(self, survey: Survey | None = None) -> Deltas:
-        view = self._view
+        view = self.view
         halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
         return Deltas(
             self._delta,
@@ -53,7 +63,8 @@ class StoredTensor:
         checkpoint = self._plan.finetuned[t]
         return checkpoint if isinstance(checkpoint, AdapterCheckpoint) else None
 
-    def _is_changed(self, t: int) -> bool:
+    def is_changed(self, t: int) -> bool:
+        """Whether task t changed it."""
         adapter = self._adapter(t)
         return adapter.is_changed(self._step.name) if adapter else not torch.equal(self._stored(t), self.base)
 
@@ -69,10 +80,10 @@ class StoredTensor:
         else:
             delta = self._stored(t).to(self._dtype, copy=True).sub_(self.base)
         self._check_finite(t, delta)
-        return delta.reshape(self._view.m, self._view.n) if self._view else delta
+        return delta.reshape(self.view.m, self.view.n) if self.view else delta
 
     def _factors(self, t: int) -> linalg.Factors | None:
-        adapter, view = self._adapter(t), self._view
+        adapter, view = self._adapter(t), self.view
         if adapter is None or view is None:
             return None
         if not adapter.is_changed(self._step.name):
@@ -97,10 +108,10 @@ class StoredTensor:
         return _is_finite(self.base)
 
     def _noise(self, t: int) -> float:
-        if self._adapter(t) or not self._view:
+        if self._adapter(t) or not self.view:
             return 0.0
         stored = self._stored(t)
-        return linalg.rounding_edge(stored.reshape(self._view.m, self._view.n), stored.dtype)
+        return linalg.rounding_edge(stored.reshape(self.view.m, self.view.n), stored.dtype)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -25,6 +25,7 @@ ALLOWED = {
     "hub": {"loaders", "companions"},
     "sources": {"adapters", "companions", "hub", "loaders", "recipe"},
     "stored": {"linalg", "methods", "planner"},
+    "compressed": {"adapters", "compression", "linalg", "loaders", "planner", "run", "stored"},
     "run": {"linalg", "loaders", "methods", "planner", "stored"},
     "compression": {"linalg"},
     "adapters": {"compression", "linalg", "loaders", "modules", "writers"},

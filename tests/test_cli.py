@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hf_tsv.cli import app
-from hf_tsv.cli.merge import parse_size
+from hf_tsv.cli._options import parse_size
 
 from . import models
 
@@ -97,7 +97,7 @@ def test_recipes_are_listed_and_printed() -> None:
     ("text", "nbytes"), [("4GB", 4 * 10**9), ("500M", 5 * 10**8), ("1.5kb", 1500), ("77", 77), ("1e9", 10**9)]
 )
 def test_sizes(text: str, nbytes: int) -> None:
-    assert parse_size(text) == nbytes
+    assert parse_size(text, "--max-memory") == nbytes
 
 
 def test_help_needs_no_torch() -> None:

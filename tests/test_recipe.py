@@ -59,6 +59,10 @@ class TestBadRecipes:
         (problem,) = problems("merge_method: tsv_m\nbase_model: a\x00b")
         assert problem == "recipe.yaml:2: character U+0000 isn't allowed in YAML."
 
+    def test_bytes_are_no_text(self) -> None:
+        text = "merge_method: tsv_m\nbase_model: org/base\nmodels: [{model: org/math, name: !!binary aGk=}]"
+        assert problems(text) == ("recipe.yaml:3: 'name' has a wrong value, expected text but got b'hi'.",)
+
     def test_deep_nesting_is_told(self) -> None:
         assert problems("a: " + "[" * 1000) == ("recipe.yaml:1: its values are nested too deeply for a recipe.",)
 

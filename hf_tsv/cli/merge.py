@@ -1,16 +1,13 @@
 """`hf-tsv merge`: the merged model."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, recipe_from
+from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, parse_size, recipe_from
 from hf_tsv.cli._told import WorkProgress, err, interrupted, size, told
-
-UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 @told
@@ -34,7 +31,7 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
-    memory = parse_size(max_memory) if max_memory else None
+    memory = parse_size(max_memory, "--max-memory") if max_memory else None
     from hf_tsv import api
     from hf_tsv.cli.plan import show
     from hf_tsv.hub import Hub
@@ -67,14 +64,6 @@ def merge(
         err.print(f"Merged {len(record['sources']) - 1} models in {record['seconds']:.0f} s, {size(written)}.")
     print(out)
     return None
-
-
-def parse_size(text: str) -> int:
-    """Bytes from `4GB`, `500M` or `1e9`."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    if not match:
-        raise typer.BadParameter(f"{text!r} is no size, expected something like 4GB", param_hint="--max-memory")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def _kept(out: Path) -> str:

@@ -8,7 +8,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from hf_tsv.linalg import Factors, nearest_orthogonal, truncated_svd
+from hf_tsv.linalg import Factors, IllConditionedError, SvdMode, nearest_orthogonal, truncated_svd
 from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import merge_method
 
@@ -49,11 +49,23 @@ def tsv_m(
         cut, tolerance, rest_scale = "none", 0.0, scale
     if not deltas.is_matrix:
         return deltas.weighted_sum().mul_(rest_scale / len(deltas))
-    u, s, vh = _joined(deltas, rank or _equal_share(deltas, parity), cut)
+    rank = rank or _equal_share(deltas, parity)
+    try:
+        return _merged(deltas, rank, cut, tolerance, deltas.svd).mul_(scale)
+    except IllConditionedError:  # tasks so alike that what `fast` left open would show
+        merged = _merged(deltas, rank, cut, tolerance, "exact").mul_(scale)
+        deltas.notes["fell_back"] = len(deltas)
+        return merged
+
+
+def _merged(deltas: Deltas, rank: int, cut: Cut, tolerance: float, mode: SvdMode) -> Tensor:
+    tasks, u, s, vh = _joined(deltas, rank, cut, mode)
+    deltas.notes |= _notes(tasks)
     if not s.numel():
         return deltas.zeros()
-    u = nearest_orthogonal(u, tolerance=tolerance).mul_(scale * s)
-    return u @ nearest_orthogonal(vh, tolerance=tolerance)
+    error = max(task.error for task in tasks)
+    u = nearest_orthogonal(u, tolerance=tolerance, error=error).mul_(s)
+    return u @ nearest_orthogonal(vh, tolerance=tolerance, error=error)
 
 
 def _equal_share(deltas: Deltas, parity: str) -> int:
@@ -61,8 +73,8 @@ def _equal_share(deltas: Deltas, parity: str) -> int:
     return int(side * (1 / len(deltas))) if parity == "paper" else max(1, side // len(deltas))
 
 
-def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[Tensor, Tensor, Tensor]:
-    """All tasks' triplets side by side: u (m, K), s (K,), vh (K, n).
+def _joined(deltas: Deltas, rank: int, cut: Cut, mode: SvdMode) -> tuple[list[Factors], Tensor, Tensor, Tensor]:
+    """What is known of each task's triplets, and all of them side by side: u (m, K), s (K,), vh (K, n).
 
     Filled in place, because a tall matrix's u is as large as the matrix.
     """
@@ -72,22 +84,21 @@ def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[Tensor, Tensor, Tensor
     vh = torch.empty((room, n), dtype=deltas.dtype)
     used, told = 0, []
     for t, weight in enumerate(deltas.weights):
-        task = _triplets(deltas, t, rank if weight else 0, cut)
+        task = _triplets(deltas, t, rank if weight else 0, cut, mode)
         end = used + task.s.numel()
         u[:, used:end], s[used:end], vh[used:end] = task.u, weight * task.s, task.vh
         used = end
-        told.append(task)
-    deltas.notes |= _notes(told)
-    return u[:, :used], s[:used], vh[:used]
+        told.append(replace(task, u=task.u[:, :0], vh=task.vh[:0]))
+    return told, u[:, :used], s[:used], vh[:used]
 
 
-def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut) -> Factors:
+def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut, mode: SvdMode) -> Factors:
     # Without a cut a task keeps `rank` triplets, and factors of a lower rank don't have as many.
     if cut != "none" and (known := deltas.factors(t)):
         return replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank])
     rtol = 0.0 if cut == "none" else NUMERICAL_RANK
     floor = deltas.noise(t) if cut == "noise" else 0.0
-    return truncated_svd(deltas[t], rank, mode=deltas.svd, rtol=rtol, floor=floor)
+    return truncated_svd(deltas[t], rank, mode=mode, rtol=rtol, floor=floor)
 
 
 def _notes(tasks: Sequence[Factors]) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""`hf-tsv compress`: an adapter for every fine-tuned model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, Token, parse_size, recipe_from
+from hf_tsv.cli._told import WorkProgress, err, out, size, told
+
+if TYPE_CHECKING:
+    from hf_tsv.compression import RankChoice
+    from hf_tsv.recipe import Recipe
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@told
+def compress(
+    recipe: RecipeFile,
+    out_: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.", show_default=False)],
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="For each adapter: a size such as 10MB, or a share such as 10%.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="The same rank for every matrix.")] = None,
+    fraction: Annotated[
+        float | None, typer.Option("--fraction", help="A share of min(m, n); 1 / number of models unless given.")
+    ] = None,
+    energy: Annotated[float | None, typer.Option("--energy", help="Share of the squared change to keep.")] = None,
+    error: Annotated[float | None, typer.Option("--error", help="Largest relative error of a matrix.")] = None,
+    profile: Annotated[
+        Literal["faithful", "serving", "both"],
+        typer.Option("--profile", help="faithful: all that PEFT holds; serving: what vLLM and others read."),
+    ] = "faithful",
+    serving_rank: Annotated[int, typer.Option("--serving-rank", help="8, 16, 32, 64 or 128.")] = 64,
+    factor_dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--factor-dtype", help="bfloat16 under a budget, else the model's own, unless given."),
+    ] = None,
+    verify: Annotated[
+        Literal["weights", "forward"], typer.Option("--verify", help="What PEFT's reading is compared by.")
+    ] = "weights",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Tensors in work at once.")] = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it as meant. Needs the extra
+    hf-tsv\\[adapters]."""
+    given = {"--budget": budget, "--rank": rank, "--fraction": fraction, "--energy": energy, "--error": error}
+    chosen = [option for option, value in given.items() if value is not None]
+    if len(chosen) > 1:
+        raise typer.BadParameter("choose one rule for the ranks", param_hint=" / ".join(chosen))
+    from hf_tsv import api
+    from hf_tsv.compressed import Compressing
+    from hf_tsv.hub import Hub
+
+    loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
+    how = _rule(loaded, hub, budget, rank, fraction, energy, error)
+    options = Compressing(
+        how,
+        factor_dtype=DTYPES[factor_dtype] if factor_dtype else None,
+        profiles=("faithful", "serving") if profile == "both" else (profile,),
+        serving_rank=serving_rank,
+        verify=verify,
+    )
+    with WorkProgress("Compressing", quiet=quiet) as progress:
+        record = api.compress(loaded, out_, options, overwrite=overwrite, workers=workers, hub=hub, progress=progress)
+    if json_:
+        print(json.dumps({"out": str(out_), **record}))
+    else:
+        _show(record)
+        print(out_)
+
+
+def _rule(
+    loaded: "Recipe",
+    hub: Any,
+    budget: str | None,
+    rank: int | None,
+    fraction: float | None,
+    energy: float | None,
+    error: float | None,
+) -> "RankChoice":
+    from hf_tsv import api
+    from hf_tsv.compression import Budget, Energy, Error, FixedRank, Fraction
+
+    if budget is not None:
+        share = budget.strip().removesuffix("%")
+        if share == budget.strip():
+            return Budget(parse_size(budget, "--budget"))
+        base = api.plan(loaded, hub=hub).base
+        whole = sum(base.info(name).nbytes for name in base.names())
+        return Budget(int(whole * _share(float(share) / 100, "--budget")))
+    if rank is not None:
+        return FixedRank(rank)
+    if energy is not None:
+        return Energy(_share(energy, "--energy"))
+    if error is not None:
+        return Error(_share(error, "--error"))
+    return Fraction(_share(fraction, "--fraction") if fraction is not None else 1 / len(loaded.models))
+
+
+def _share(value: float, option: str) -> float:
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"expected a share above 0 and at most 1 but got {value}", param_hint=option)
+    return value
+
+
+def _show(record: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (
+        "task",
+        "adapter",
+        "bytes",
+        "of the checkpoint",
+        "energy kept",
+        "largest error",
+        "not loaded by PEFT",
+    ):
+        table.add_column(column, justify="left" if column in ("task", "adapter") else "right")
+    for task, profiles in record["tasks"].items():
+        for profile, facts in profiles.items():
+            worst = max(facts["errors"].items(), key=lambda item: item[1], default=("", 0.0))
+            table.add_row(
+                *map(
+                    escape,
+                    (
+                        task,
+                        profile,
+                        size(facts["bytes"]),
+                        f"{facts['bytes'] / record['checkpoint_bytes'][task]:.1%}",
+                        f"{facts['energy']:.1%}",
+                        f"{worst[1]:.2f} {worst[0]}",
+                        f"{facts['left_out_share']:.2%} of the change",
+                    ),
+                )
+            )
+    out.print(table)
+    for task, profiles in record["tasks"].items():
+        for profile, facts in profiles.items():
+            for name, why in list(facts["left_out"].items())[:3] if profile == "faithful" else ():
+                err.print(f"Note: {task}: {name}: {why}", style="yellow", markup=False)
