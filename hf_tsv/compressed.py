@@ -22,6 +22,7 @@ from hf_tsv.adapters import (
     BaseRef,
     Change,
     LowRankChange,
+    Misfits,
     WholeChange,
     plan_adapter,
     plan_serving,
@@ -199,24 +200,20 @@ def _architecture(plan: Plan, task: str, folders: Mapping[str | None, Path]) -> 
 def _choose(task: _Task, architecture: Architecture, base: BaseRef, options: Compressing) -> None:
     """Choose the ranks and plan the adapters; under a budget, until the faithful one fits into it."""
     dtype, fixed = options.dtype_of_factors, task.whole_bytes
+    budget = options.how.nbytes if isinstance(options.how, Budget) else None
     for _ in range(ATTEMPTS):
         chosen = choose_ranks(task.spectra, options.how, fixed_bytes=fixed)
         kept = {name: rank for name, rank in chosen.items() if rank}
         task.ranks = {**kept, **dict.fromkeys(task.whole, DENSE)}
-        planned = plan_adapter(
-            architecture,
-            task.ranks,
-            base=base,
-            factor_dtype=dtype,
-            misfits="sidecar" if isinstance(options.how, Budget) else "whole",
-        )
-        if not isinstance(options.how, Budget) or planned.nbytes <= options.how.nbytes:
+        misfits: Misfits = "whole" if budget is None else "sidecar"
+        planned = plan_adapter(architecture, task.ranks, base=base, factor_dtype=dtype, misfits=misfits)
+        if budget is None or planned.nbytes <= budget:
             break
-        fixed += planned.nbytes - options.how.nbytes
+        fixed += planned.nbytes - budget
     else:
         raise MethodError(
-            f"task '{task.name}': expected an adapter of {options.how.nbytes} bytes but it takes {planned.nbytes},"
-            " most of it stored whole. Raise the budget"
+            f"task '{task.name}': expected an adapter of {budget} bytes but it takes {planned.nbytes}, most of it"
+            " stored whole. Raise it"
         )
     if "faithful" in options.profiles:
         task.plans["faithful"] = planned

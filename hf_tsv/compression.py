@@ -250,12 +250,12 @@ def _spend(spectra: Mapping[Key, Spectrum], nbytes: int, fixed_bytes: int) -> di
         )
     matrices = list(spectra.values())
     steps = [_steps(spectrum, allow_whole=True) for spectrum in matrices]
-    while True:
+    while steps:
         bought, refused = _greedy(steps, left)
         if refused is None:
-            break
+            return {key: _bought(own, items) for key, own, items in zip(spectra, steps, bought, strict=True)}
         steps[refused] = _steps(matrices[refused], allow_whole=False)
-    return {key: _bought(steps[i], bought[i]) for i, key in enumerate(spectra)}
+    return {}
 
 
 def _bought(steps: _Steps, items: int) -> "int | Dense":
@@ -286,9 +286,8 @@ def _greedy(steps: Sequence[_Steps], left: int) -> tuple[list[int], int | None]:
         smaller steps; None when there is none.
     """
     owners = torch.repeat_interleave(torch.arange(len(steps)), torch.tensor([len(s.gains) for s in steps]))
-    costs = torch.cat([s.costs for s in steps]) if steps else torch.zeros(0, dtype=torch.int64)
-    rates = torch.cat([s.rates for s in steps]) if steps else torch.zeros(0, dtype=torch.float64)
-    order = torch.sort(rates, descending=True, stable=True).indices
+    costs = torch.cat([s.costs for s in steps])
+    order = torch.sort(torch.cat([s.rates for s in steps]), descending=True, stable=True).indices
     fitting = int(torch.searchsorted(costs[order].cumsum(0), left, right=True))
     bought = torch.bincount(owners[order[:fitting]], minlength=len(steps)).tolist()
     left -= int(costs[order[:fitting]].sum())

@@ -69,6 +69,7 @@ class Deltas(Sequence[Tensor]):
         weights: Sequence[float] | None = None,
         tasks: Sequence[str] | None = None,
         noise: Callable[[int], float] | None = None,
+        half: bool = False,
     ) -> "Deltas":
         """Deltas held in memory, for calling a method by hand: shape (T, *shape), float32 or float64."""
         held = list(deltas)
@@ -80,6 +81,7 @@ class Deltas(Sequence[Tensor]):
             weights=[1.0] * len(held) if weights is None else weights,
             is_matrix=held[0].ndim == 2,
             noise=noise,
+            half=[half] * len(held),
         )
 
     def __len__(self) -> int:

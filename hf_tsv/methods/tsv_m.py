@@ -39,7 +39,8 @@ def tsv_m(
         scale: Factor on merged matrices (the paper's alpha).
         rest_scale: Factor on the mean of what is no matrix.
         cut: Where a task matrix ends. `numerical`: at 1e-6 of its largest singular value. `noise`: also at what
-            rounding to the stored dtype explains. `none`: at `rank`. `auto`: numerical.
+            rounding to the stored dtype explains. `none`: at `rank`. `auto`: noise for what is
+            stored in half precision, else numerical.
         tolerance: Directions of the joined singular vectors smaller than this share of the largest are
             dropped: they carry nothing but what two tasks have in common already.
         parity: `paper` follows the authors' code to the letter: no cut, no tolerance, one scale for everything,
@@ -97,7 +98,7 @@ def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut, mode: SvdMode) -> Fac
     if cut != "none" and (known := deltas.factors(t)):
         return replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank])
     rtol = 0.0 if cut == "none" else NUMERICAL_RANK
-    floor = deltas.noise(t) if cut == "noise" else 0.0
+    floor = deltas.noise(t) if cut == "noise" or (cut == "auto" and deltas.is_half(t)) else 0.0
     return truncated_svd(deltas[t], rank, mode=mode, rtol=rtol, floor=floor)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_tsv.linalg import rounding_edge
 from hf_tsv.methods import METHODS, Deltas
 
 tsv_m = METHODS["tsv_m"]
@@ -127,13 +128,20 @@ def test_the_noise_cut_finds_the_rank_below_bf16_rounding() -> None:
     base = (random(96, 96, seed=3) * 0.02).bfloat16().float()
     stored = (base + low_rank(1, 96, 96, 4)[0] * 0.002).bfloat16()
     delta = stored.float() - base
-    from hf_tsv.linalg import rounding_edge
-
     deltas = Deltas.of([delta], noise=lambda t: rounding_edge(stored, torch.bfloat16))
     tsv_m(deltas, cut="noise")
     assert deltas.notes["rank"] == [4]
     tsv_m(deltas, cut="numerical")
     assert deltas.notes["rank"] == [96]
+
+
+@pytest.mark.parametrize(("half", "rank"), [(True, 4), (False, 96)])
+def test_half_precision_is_cut_at_its_noise_unless_told_otherwise(half: bool, rank: int) -> None:
+    base = (random(96, 96, seed=3) * 0.02).bfloat16().float()
+    stored = (base + low_rank(1, 96, 96, 4)[0] * 0.002).bfloat16()
+    deltas = Deltas.of([stored.float() - base], noise=lambda t: rounding_edge(stored, torch.bfloat16), half=half)
+    tsv_m(deltas)
+    assert deltas.notes["rank"] == [rank]
 
 
 @pytest.mark.parametrize("apart", [1.0, 0.3, 0.03, 1e-3])

@@ -1,0 +1,111 @@
+"""Whole compressions: adapters that PEFT loads, and that are inputs again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+import hf_tsv
+from hf_tsv.compressed import Compressing
+from hf_tsv.compression import Budget, Energy, FixedRank, Fraction
+from hf_tsv.errors import MethodError
+from hf_tsv.loaders import open_checkpoint
+
+from . import models
+from .methods.test_tsv_m import error
+from .test_cli import run
+
+
+def only_matrices(folder: Path) -> Path:
+    """A recipe that leaves what is no linear weight as the base has it."""
+    kinds = ("embedding", "norm", "head")
+    overrides = "".join(f"  - {{filter: {{kind: {kind}}}, merge_method: base}}\n" for kind in kinds)
+    return models.recipe(folder, more=f"overrides:\n{overrides}")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
+def test_peft_loads_every_adapter_and_its_model_is_nearly_the_fine_tune(tmp_path: Path) -> None:
+    folder = models.zoo(models.llama, tmp_path)
+    record = hf_tsv.compress(models.recipe(folder), tmp_path / "out", Compressing(Energy(1.0), verify="forward"))
+    for task, facts in record["tasks"].items():
+        assert facts["faithful"]["energy"] == pytest.approx(1)
+        assert facts["faithful"]["verified"]["logits_error"] < 1e-5
+        base = type(models.llama()).from_pretrained(folder / "base")
+        tuned = type(models.llama()).from_pretrained(folder / task)
+        adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "adapters" / task)
+        with torch.no_grad():
+            got, want = adapted(models.TOKENS).logits, tuned(models.TOKENS).logits
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_merging_the_adapters_is_merging_the_checkpoints(tmp_path: Path) -> None:
+    """TSV-C at rank min(m, n) / T holds all that TSV-M over T tasks reads."""
+    folder = models.zoo(models.llama, tmp_path)
+    recipe = only_matrices(folder)
+    hf_tsv.merge(recipe, tmp_path / "direct")
+    hf_tsv.compress(recipe, tmp_path / "out", Compressing(Fraction(1 / 3), factor_dtype="F32"))
+    text = recipe.read_text()
+    for t in range(3):
+        text = text.replace(f"{folder}/t{t}\n", f"{folder}/base+{tmp_path}/out/adapters/t{t}\n    name: t{t}\n")
+    (tmp_path / "again.yaml").write_text(text)
+    hf_tsv.merge(tmp_path / "again.yaml", tmp_path / "again")
+    base, direct, again = (open_checkpoint(tmp_path / name) for name in ("base", "direct", "again"))
+    for name in base.names():
+        change = direct.read(name) - base.read(name)
+        if change.any():
+            assert error(again.read(name) - base.read(name), change) < 1e-4, name
+
+
+def test_a_budget_is_kept_and_spent(tmp_path: Path) -> None:
+    folder = models.zoo(models.bert_wide, tmp_path, tasks=2)
+    path = models.recipe(folder, tasks=2)
+    checkpoint = sum(f.stat().st_size for f in (folder / "t0").glob("*.safetensors"))
+    record = hf_tsv.compress(path, tmp_path / "out", Compressing(Budget(checkpoint // 10)))
+    for task in ("t0", "t1"):
+        taken = sum(f.stat().st_size for f in (tmp_path / "out" / "adapters" / task).iterdir() if f.is_file())
+        assert 0.9 * checkpoint / 10 < taken <= checkpoint / 10 + 20_000  # the configuration lies beside the budget
+        assert record["tasks"][task]["faithful"]["bytes"] <= taken
+
+
+def test_a_budget_below_what_is_stored_whole_is_told(tmp_path: Path) -> None:
+    path = models.recipe(models.zoo(models.bert, tmp_path))
+    with pytest.raises(MethodError, match="Raise it"):
+        hf_tsv.compress(path, tmp_path / "out", Compressing(Budget(100)))
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_serving_adapter_has_one_rank_everywhere(tmp_path: Path) -> None:
+    path = models.recipe(models.zoo(models.llama, tmp_path))
+    options = Compressing(FixedRank(4), profiles=("faithful", "serving"), serving_rank=8)
+    record = hf_tsv.compress(path, tmp_path / "out", options)
+    config = json.loads((tmp_path / "out" / "adapters-serving" / "t0" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (8, 8, {})
+    assert 0 < record["tasks"]["t0"]["serving"]["left_out_share"] < 1
+    assert record["tasks"]["t0"]["serving"]["left_out"]
+
+
+def test_a_lora_merged_into_a_bf16_checkpoint_comes_back_at_its_rank(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = models.bert_wide().bfloat16()
+    name = "encoder.layer.1.intermediate.dense.weight"
+    models.save(base, tmp_path / "base", dtype=torch.bfloat16)
+    weight = base.get_parameter(name)
+    with torch.no_grad():
+        delta = torch.randn(weight.shape[0], 8) @ torch.randn(8, weight.shape[1]) * 0.002
+        weight.copy_((weight.float() + delta).bfloat16())
+    models.save(base, tmp_path / "t0", dtype=torch.bfloat16)
+    record = hf_tsv.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
+    assert record["tasks"]["t0"]["faithful"]["ranks"] == {name: 8}
+
+
+def test_the_command_prints_a_table(tmp_path: Path) -> None:
+    path = models.recipe(models.zoo(models.bert, tmp_path))
+    result = run("compress", path, tmp_path / "out", "--rank", "4", "-q")
+    assert result.exit_code == 0, result.stderr
+    assert "energy kept" in result.stdout
+    assert result.stdout.rstrip().endswith("/out")
+    assert run("compress", path, tmp_path / "x", "--rank", "4", "--energy", "0.9").exit_code == 2
+    assert run("compress", path, tmp_path / "x", "--energy", "1.5").exit_code == 2
