@@ -32,5 +32,8 @@ lint: .venv/dev
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
+bench-speed: .venv/dev
+	.venv/bin/python -m benchmarks.speed
+
 clean:
 	rm -rf .venv .demo build dist

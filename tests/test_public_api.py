@@ -7,7 +7,9 @@ import hf_tsv
 
 def test_the_public_names_are_these() -> None:
     assert hf_tsv.__all__ == sorted(hf_tsv.__all__)
-    assert set(hf_tsv.__all__) >= {"HfTsvError", "Hub", "load_recipe", "merge", "merge_state_dicts", "plan"}
+    assert set(hf_tsv.__all__) == {
+        *("HfTsvError", "Hub", "compress", "load_recipe", "merge", "merge_modules", "merge_state_dicts", "plan"),
+    }
 
 
 def test_every_public_name_is_there_and_documented() -> None:
