@@ -185,6 +185,7 @@ class _Survey:
 
 
 def _slices(plan: Plan, step: Step) -> list[StoredTensor]:
+    """The tensor, or each matrix of a stack by itself; whatever the step's method is."""
     count = step.view.count if step.view else 1
     rows = [(i, i + 1) for i in range(count)] if count > 1 else [None]
     return [StoredTensor(plan, step, r, as_matrix=True) for r in rows]

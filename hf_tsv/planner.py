@@ -18,6 +18,7 @@ STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F1
 KEEP = "base"
 ASKED_FOR = "the recipe says so"
 DEFAULT_SHARD_SIZE = "5GB"
+PIECE = 2**22  # entries merged at a time where each is merged by itself: few enough to stay near the processor
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,21 @@ class Step:
     @property
     def is_merged(self) -> bool:
         return self.method != KEEP
+
+    @property
+    def slices(self) -> list[tuple[int, int] | None]:
+        """The rows [first, past-the-last) that are merged at a time; [None] when all of the tensor is."""
+        rows = self.info.shape[0] if self.info.shape else 1
+        method = METHODS[self.method]
+        if method.matrices and self.view and self.view.count > 1:
+            at_once = 1
+        elif method.elementwise(self.parameters):
+            at_once = max(1, PIECE * rows // max(1, self.info.numel))
+        else:
+            at_once = rows
+        if at_once >= rows:
+            return [None]
+        return [(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,7 @@ class Plan:
         stored += max(c.info(step.name).nbytes for c in self.finetuned)
         view = step.view if METHODS[step.method].matrices else None
         if view is None:
-            return stored + 6 * step.info.numel * item
+            return 2 * (stored // len(step.slices)) + step.out.nbytes + 6 * step.info.numel * item // len(step.slices)
         side = min(view.m, view.n)
         matrices = 3 * view.m * view.n * item + 3 * side * (view.m + view.n) * item + 4 * side * side * 8
         return stored + step.info.numel * item + matrices

@@ -39,7 +39,11 @@ def make_record(
         "sources": [dict(source) for source in sources],
         "method": plan.recipe.merge_method,
         "methods": {name: {"paper": METHODS[name].paper} for name in sorted({s.method for s in plan.merged})},
-        "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
+        "arithmetic": {
+            "dtype": plan.recipe.dtype,
+            "svd": plan.recipe.svd,
+            "fell_back_to_exact": sum(_fallen_back(facts) for facts in tensors.values()),
+        },
         "bytes": {"read": plan.bytes_in, "written": plan.bytes_out},
         "seconds": round(seconds, 1),
         "warnings": list(plan.warnings),
@@ -74,6 +78,12 @@ def make_compression_record(
 
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
     write_text(folder / "hf_tsv.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _fallen_back(facts: Mapping[str, Any]) -> int:
+    """Task matrices of one tensor that the SVD mode asked for could not keep its promise on; experts come in a list."""
+    told = facts.get("fell_back", 0)
+    return sum(number or 0 for number in told) if isinstance(told, list) else told
 
 
 def _versions() -> dict[str, str]:

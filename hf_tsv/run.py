@@ -97,14 +97,21 @@ def merge_step(plan: Plan, step: Step, survey: Survey | None = None) -> tuple[Te
     Raises:
         MethodError: NaN or infinity in a delta, or a method that can't merge it; names tensor and task.
     """
-    method = METHODS[step.method]
-    view = step.view if method.matrices else None
-    count = view.count if view else 1
-    slices = [(i, i + 1) for i in range(count)] if count > 1 else [None]
-    merged = [_merge_slice(plan, step, survey, rows) for rows in slices]
-    notes = merged[0][1] if count == 1 else {key: [n.get(key) for _, n in merged] for key in merged[0][1]}
-    out = merged[0][0] if count == 1 else torch.cat([tensor for tensor, _ in merged])
-    return out.reshape(step.info.shape), notes
+    if step.slices == [None]:
+        return _merge_slice(plan, step, survey, None)
+    out = torch.empty(step.info.shape, dtype=TORCH_DTYPES[step.out.dtype])
+    told: list[dict[str, Any]] = []
+    for rows in filter(None, step.slices):
+        out[rows[0] : rows[1]], notes = _merge_slice(plan, step, survey, rows)
+        told.append(notes)
+    return out, _notes_of_slices(told)
+
+
+def _notes_of_slices(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if all(notes.get("unchanged") for notes in told):
+        return {"unchanged": True}
+    keys = dict.fromkeys(key for notes in told for key in notes if key != "unchanged")
+    return {key: [notes.get(key) for notes in told] for key in keys}
 
 
 def _merge_slice(
@@ -135,8 +142,9 @@ def _do(plan: Plan, surveys: Mapping[object, Survey], sink: Sink, step: Step) ->
 
 def _observe(plan: Plan, survey: Survey, step: Step) -> None:
     try:
-        for t, delta in enumerate(StoredTensor(plan, step, None).deltas()):
-            survey.observe(t, delta)
+        for rows in step.slices:
+            for t, delta in enumerate(StoredTensor(plan, step, rows).deltas()):
+                survey.observe(t, delta)
     except MethodError as error:
         raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error
 

@@ -45,7 +45,7 @@ class StoredTensor:
         halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
         return Deltas(
             self._delta,
-            shape=(view.m, view.n) if view else self._step.info.shape,
+            shape=(view.m, view.n) if view else tuple(self.base.shape),
             dtype=self._dtype,
             tasks=self._plan.tasks,
             weights=self._step.weights,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hf_tsv
-from hf_tsv import run
+from hf_tsv import planner, run
 from hf_tsv.errors import CheckpointError, HfTsvError, MethodError, OutputError, PlanError, ResourceError
 from hf_tsv.loaders import open_checkpoint
 from hf_tsv.methods import METHODS, Survey
@@ -85,6 +85,19 @@ def test_experts_are_merged_one_by_one(tmp_path: Path) -> None:
         deltas = torch.stack([state[name] - weight for state in tuned.values()])
         for expert in range(4):
             assert error(merged[name][expert] - weight[expert], tsv_m_paper(deltas[:, expert])) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
+def test_pieces_do_not_show(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that merge every entry by itself get large tensors in pieces."""
+    path = models.recipe(models.zoo(models.vit, tmp_path, dtype=torch.bfloat16), method)
+    hf_tsv.merge(path, tmp_path / "whole")
+    monkeypatch.setattr(planner, "PIECE", 100)
+    record = hf_tsv.merge(path, tmp_path / "pieces")
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
+        tmp_path / "pieces" / "model.safetensors"
+    ).read_bytes()
+    assert record["tensors"]["classifier.weight"]["method"] == method
 
 
 def test_ties_trims_over_the_whole_vector(tmp_path: Path) -> None:
@@ -177,6 +190,20 @@ def test_companions_come_along_and_old_outputs_do_not(tmp_path: Path) -> None:
     assert (out / "LICENSE").exists()
     assert not (out / "pytorch_model.bin").exists()
     assert (out / "README.md").read_text() != '"README.md"'
+
+
+def test_the_record_counts_where_fast_could_not_keep_its_promise(tmp_path: Path) -> None:
+    """Two tasks that differ by a thousandth of their change."""
+    for name, seeds in (("base", ()), ("t0", ((1, 0.02),)), ("t1", ((1, 0.02), (2, 0.00002)))):
+        torch.manual_seed(0)
+        model = models.bert()
+        for seed, size in seeds:
+            models.perturbed(model, seed, size)
+        models.save(model, tmp_path / name)
+    path = models.recipe(tmp_path, tasks=2, more="svd: fast\n")
+    record = hf_tsv.merge(path, tmp_path / "out")
+    told = [facts.get("fell_back", 0) for facts in record["tensors"].values()]
+    assert record["arithmetic"]["fell_back_to_exact"] == sum(told) > 0
 
 
 def test_the_lock_is_a_recipe_that_gives_the_same_bytes(tmp_path: Path) -> None:

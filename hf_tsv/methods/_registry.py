@@ -15,6 +15,15 @@ from torch import Tensor
 from hf_tsv.methods._deltas import Deltas
 
 
+def always(parameters: Mapping[str, Any]) -> bool:
+    """Whatever the parameters."""
+    return True
+
+
+def _never(parameters: Mapping[str, Any]) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class PerTask:
     """Marks a parameter that may differ from task to task.
@@ -67,6 +76,8 @@ class MergeMethod:
         matrices: Whether it works on task matrices: stacked experts come one by one, conv kernels flattened.
         survey: Makes the first pass's statistics, `(dtype, num_tasks, **parameters) -> Survey | None`; its keywords
             name the parameters that it depends on.
+        elementwise: Whether, with these parameters, every entry is merged by itself (and what the survey found), so
+            that a tensor may come in pieces.
         of_weights: Whether it depends on the weights and not only on the change, so that it also has to look
             at tensors that no task changed.
         aliases: Other words a recipe may use for a parameter.
@@ -78,6 +89,7 @@ class MergeMethod:
     paper: str
     matrices: bool = False
     survey: Callable[..., Survey | None] | None = None
+    elementwise: Callable[[Mapping[str, Any]], bool] = _never
     of_weights: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     max_tasks: int | None = None
@@ -116,6 +128,7 @@ def merge_method(
     paper: str,
     matrices: bool = False,
     survey: Callable[..., Survey | None] | None = None,
+    elementwise: Callable[[Mapping[str, Any]], bool] = _never,
     of_weights: bool = False,
     aliases: Mapping[str, str] = types.MappingProxyType({"lambda": "scale"}),
     max_tasks: int | None = None,
@@ -127,7 +140,7 @@ def merge_method(
             raise ValueError(f"merge method {name!r} is registered twice")
         keywords = inspect.signature(fn).parameters
         known = {alias: target for alias, target in aliases.items() if target in keywords}
-        METHODS[name] = MergeMethod(name, fn, paper, matrices, survey, of_weights, known, max_tasks)
+        METHODS[name] = MergeMethod(name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks)
         return METHODS[name]
 
     return register

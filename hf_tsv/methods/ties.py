@@ -1,7 +1,7 @@
 """TIES-Merging."""
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
@@ -23,7 +23,11 @@ def _survey(
     return MagnitudeThresholds(per_task(density, num_tasks), dtype, inclusive=True)
 
 
-@merge_method("ties", paper="https://arxiv.org/abs/2306.01708", survey=_survey)
+def _by_entry(parameters: Mapping[str, Any]) -> bool:
+    return bool(parameters.get("trim", "global") == "global")
+
+
+@merge_method("ties", paper="https://arxiv.org/abs/2306.01708", survey=_survey, elementwise=_by_entry)
 def ties(
     deltas: Deltas,
     *,
@@ -41,7 +45,7 @@ def ties(
         trim: `global` trims over the task's whole vector, as the paper; `tensor` over each tensor, as mergekit.
         normalize: Average the entries that agree (the paper's disjoint mean) instead of adding them up.
 
-    Where the trimmed entries cancel exactly, the sign that most of the tensor's entries elected decides.
+    Where the trimmed entries cancel exactly, plus is elected, as in mergekit.
     """
     densities = per_task(density, len(deltas))
     thresholds = (deltas.survey or _thresholds(deltas, densities, inclusive=trim == "global")).thresholds
@@ -66,8 +70,7 @@ def _elected_sign(deltas: Deltas, thresholds: Sequence[float]) -> Tensor:
     total = deltas.zeros()
     for t in range(len(deltas)):
         total.add_(_trimmed(deltas, t, thresholds))
-    sign = total.sign_()
-    return sign.masked_fill_(sign == 0, 1.0 if sign.sum() >= 0 else -1.0)
+    return total.sign_().masked_fill_(total == 0, 1.0)
 
 
 def _thresholds(deltas: Deltas, densities: Sequence[float], *, inclusive: bool) -> MagnitudeThresholds:

@@ -44,9 +44,9 @@ def test_density_may_differ_from_task_to_task() -> None:
     assert int(kept()) == 10 + 30
 
 
-def test_a_tie_of_signs_goes_to_the_majority() -> None:
-    deltas = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 5.0, 1.0]])
-    assert ties(deltas, density=1.0).tolist() == [1.0, 3.5, 2.0]
+def test_a_tie_of_signs_goes_to_plus() -> None:
+    deltas = torch.tensor([[1.0, -2.0, -3.0], [-1.0, -5.0, -1.0]])
+    assert ties(deltas, density=1.0).tolist() == [1.0, -3.5, -2.0]
 
 
 @settings(deadline=None, max_examples=60)
