@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from hf_tsv.linalg._exact import checked_gram, dense_svd
-from hf_tsv.linalg._gram import computable, leading_eigenpairs, tall, times
+from hf_tsv.linalg._gram import computable, gram, leading_eigenpairs, tall, times
 from hf_tsv.linalg._lapack import LinAlgError
 
 ALLOWED = 1e-3  # relative error of a polar factor that stems from its argument's
+COARSE = 1e-3  # of the largest singular value; its square is ten roundings of a Gram matrix in float32
 RESOLVED = 1e-7  # of the largest singular value; its square is a hundred roundings of the Gram matrix
 
 
@@ -15,7 +16,7 @@ class IllConditionedError(ArithmeticError):
     """The matrix amplifies the error of its entries too much: compute it anew, with `exact` factors."""
 
 
-def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7, error: float = 0.0) -> Tensor:
+def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7, error: float = 0.0, sketch: bool = False) -> Tensor:
     """The polar factor P Q^T of a = P diag(d) Q^T, without the directions that a hardly has.
 
     It is the matrix with orthonormal columns (rows, when a is wide) nearest to a; where directions are
@@ -26,6 +27,7 @@ def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7, error: float = 0.0
         tolerance: Directions with d <= tolerance * d_max are dropped: float32 vectors hold nothing there. With
             0 all are kept, and those of a rank-deficient matrix are arbitrary.
         error: Relative error of a's columns, as `Factors.error` tells it.
+        sketch: Work in float32 and drop what it doesn't resolve, 1e-3 of d_max: quick, and no promise on digits.
 
     Returns:
         (p, q) in a's dtype on a's device.
@@ -37,7 +39,7 @@ def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7, error: float = 0.0
     if not a.numel():
         return a.clone()
     x = computable(a)
-    polar = _polar(tall(x), tolerance, error)
+    polar = _sketched(tall(x), tolerance) if sketch else _polar(tall(x), tolerance, error)
     return (polar if x.shape[0] >= x.shape[1] else polar.T).contiguous().to(a.device)
 
 
@@ -53,6 +55,17 @@ def _polar(a: Tensor, tolerance: float, error: float) -> Tensor:
         return _by_gram(a, tolerance, error)
     except LinAlgError:
         return _by_svd(a, tolerance, error)
+
+
+def _sketched(a: Tensor, tolerance: float) -> Tensor:
+    """As `_by_gram`, in a's dtype and unchecked."""
+    try:
+        squares, vectors = leading_eigenpairs(gram(a, a.dtype), a.shape[1])
+    except LinAlgError:
+        return _polar(a, tolerance, 0.0)
+    k = int((squares > max(tolerance, COARSE) ** 2 * squares[0]).sum())
+    quarter = vectors[:, :k] * squares[:k] ** -0.25
+    return a @ (quarter @ quarter.T)
 
 
 def _by_gram(a: Tensor, tolerance: float, error: float) -> Tensor:

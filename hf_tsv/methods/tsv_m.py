@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -65,8 +66,8 @@ def _merged(deltas: Deltas, rank: int, cut: Cut, tolerance: float, mode: SvdMode
     if not s.numel():
         return deltas.zeros()
     error = max(task.error for task in tasks)
-    u = nearest_orthogonal(u, tolerance=tolerance, error=error).mul_(s)
-    return u @ nearest_orthogonal(vh, tolerance=tolerance, error=error)
+    polar = partial(nearest_orthogonal, tolerance=tolerance, error=error, sketch=mode == "sketch")
+    return polar(u).mul_(s) @ polar(vh)
 
 
 def _equal_share(deltas: Deltas, parity: str) -> int:
