@@ -62,3 +62,12 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """The first few names, for a message."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def size(nbytes: float) -> str:
+    """Bytes as a person reads them, decimal as the Hub shows them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from hf_tsv.errors import ResourceError
+from hf_tsv.errors import ResourceError, size
 
 SHARE_OF_FREE_MEMORY = 0.7
 
@@ -30,7 +30,7 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ResourceError(
-            f"{folder}: its disk has {_gb(free)} free, expected at least {_gb(needed)}. Free some, or write elsewhere"
+            f"{folder}: its disk has {size(free)} free, expected at least {size(needed)}. Free some, or write elsewhere"
         )
 
 
@@ -51,7 +51,3 @@ def _cgroup_room() -> int | None:
     except OSError:
         return None
     return None if limit == "max" else max(0, int(limit) - int(held.get("anon", 0)))
-
-
-def _gb(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB"

@@ -1,6 +1,7 @@
 """Adapters are what PEFT makes of them: every test loads them back."""
 
 import json
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -82,6 +83,13 @@ def convnext() -> nn.Module:
     )
 
 
+def regnet() -> nn.Module:
+    """Grouped convolutions, and buffers of batch norms."""
+    return tf.RegNetForImageClassification(
+        tf.RegNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], groups_width=8)
+    )
+
+
 EXACT: dict[str, Callable[[], nn.Module]] = {
     "llama": llama,
     "llama-tied": lambda: llama(tied=True),
@@ -99,6 +107,7 @@ MORE = {
     "gpt-oss": gpt_oss,
     "bare-llama": bare_llama,
     "convnext": convnext,
+    "regnet": regnet,
 }
 
 
@@ -212,10 +221,9 @@ class TestFaithful:
         plan = pair.export(tmp_path, ranks, misfits=misfits)
         assert plan.held | plan.left_out.keys() == ranks.keys()
         assert len({plan.config["r"], *plan.config["rank_pattern"].values()}) > 1
-        found = verify_adapter(
-            tmp_path, pair.architecture, lambda n: pair.expected(n, ranks[n]), forward=name != "convnext"
-        )
+        found = verify_adapter(tmp_path, pair.architecture, lambda n: pair.expected(n, ranks[n]), forward=True)
         assert found.largest_error < 1e-5
+        assert found.logits_error is not None
 
     def test_transformers_loads_it_without_peft_in_sight(self, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs("bert")
@@ -264,6 +272,31 @@ class TestFaithful:
         }
         assert "modules_to_save" not in plan.config
         verify_adapter(tmp_path, pair.architecture, lambda n: pair.expected(n, 3) if n == name else pair.base.read(n))
+
+    def test_a_name_that_ends_others_stores_them_too(self, pairs: Pairs, tmp_path: Path) -> None:
+        """PEFT stores every module whole whose name ends with `norm`: all of them have to be in the file."""
+        pair = pairs("bare-llama")
+        pair.export(tmp_path, {"norm.weight": DENSE})
+        assert "base_model.model.layers.0.input_layernorm.weight" in load_file(tmp_path / ADAPTER_FILE)
+        verify_adapter(
+            tmp_path, pair.architecture, lambda n: (pair.finetuned if n == "norm.weight" else pair.base).read(n)
+        )
+
+    def test_a_linear_module_named_like_an_expert_gets_factors(self, pairs: Pairs) -> None:
+        """PEFT would turn it into a target on the experts, so its weight is targeted as a parameter."""
+        pair = pairs("qwen3-moe")
+        config = plan_adapter(pair.architecture, pair.ranks(2), base=BASE).config
+        assert "model.layers.0.mlp.gate_proj.weight" in config["target_parameters"]
+
+    def test_the_writer_keeps_no_change_that_is_written(self, pairs: Pairs, tmp_path: Path) -> None:
+        pair, ranks = pairs("llama-tied"), pairs("llama-tied").ranks(2)
+        with AdapterWriter(tmp_path, plan_adapter(pair.architecture, ranks, base=BASE), pair.base) as writer:
+            for name, rank in ranks.items():
+                change = pair.change(name, rank)
+                held = weakref.ref(change)
+                writer.put(name, change)
+                del change
+                assert held() is None
 
     def test_an_adapter_without_factors_loads(self, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs("bert")

@@ -129,9 +129,9 @@ matrices = st.builds(
     lambda values, m, n, unit, item: Spectrum(
         torch.tensor(sorted(values, reverse=True)[: min(m, n)], dtype=torch.float64), m, n, unit=unit, factor_item=item
     ),
-    st.lists(st.floats(0.01, 10), min_size=1, max_size=5),
-    st.integers(2, 9),
-    st.integers(2, 9),
+    st.lists(st.floats(0.01, 10) | st.sampled_from([1.0, 2.0]), min_size=1, max_size=5),
+    st.integers(2, 6),
+    st.integers(2, 6),
     st.sampled_from([1.0, 0.3, 2.0]),
     st.sampled_from([1, 2, 4]),
 )
@@ -185,6 +185,16 @@ class TestBudget:
         assert choose_ranks({"flat": flat, "steep": steep}, Budget(64 + 4 * 64)) == {"flat": DENSE, "steep": 1}
         assert choose_ranks({"flat": flat, "steep": steep}, Budget(64 + 3 * 64)) == {"flat": 3, "steep": 1}
 
+    def test_a_whole_is_bought_for_all_that_it_gains(self) -> None:
+        """Its last step alone, from rank 3 on, gains more a byte than anything; the steps before it gain less."""
+        flat, other = spectrum(*[1.0] * 8, m=8, n=8), spectrum(*[1.2] * 8, m=8, n=8, whole_item=100)
+        assert choose_ranks({"flat": flat, "other": other}, Budget(256)) == {"flat": DENSE, "other": 0}
+
+    def test_what_is_left_goes_to_what_still_fits(self) -> None:
+        wide, small = spectrum(3, 2, 1, whole_item=100), spectrum(0.2, 0.1, m=2, n=8, whole_item=100)
+        assert choose_ranks({"wide": wide, "small": small}, Budget(499)) == {"wide": 1, "small": 2}
+        assert choose_ranks({"wide": wide, "small": small}, Budget(440)) == {"wide": 1, "small": 1}
+
     def test_the_currency_is_the_unit(self) -> None:
         a, b = spectrum(2, 2, 2), spectrum(1, 1, 1)
         assert choose_ranks({"a": a, "b": b}, Budget(3 * 400)) == {"a": 3, "b": 0}
@@ -192,8 +202,9 @@ class TestBudget:
         assert choose_ranks({"a": a, "b": small}, Budget(3 * 400)) == {"a": 0, "b": 3}
 
     def test_ties_go_to_the_first(self) -> None:
-        spectra = {key: spectrum(1, 1, 1) for key in "zab"}
-        assert choose_ranks(spectra, Budget(4 * 400)) == {"z": 3, "a": 1, "b": 0}
+        spectra = {key: spectrum(1, 1, 1) for key in range(500, 0, -1)}
+        ranks = choose_ranks(spectra, Budget(301 * 400))
+        assert list(ranks.values()) == [3] * 100 + [1] + [0] * 399
 
     def test_noise_is_not_bought(self) -> None:
         assert choose_ranks({"a": spectrum(3, 2, 1, noise=1.5)}, Budget(10**6)) == {"a": 2}

@@ -138,17 +138,10 @@ class _Planner:
                 del draft.lora[parameter]
                 self._store_whole(draft, parameter, "PEFT has no bias beside factors of such a module")
         self._settle(draft)
-        draft.rest = {name: why for name, why in draft.rest.items() if not self._is_whole(name, draft)}
         held = {name for slot in self._slots(draft) for name in slot.awaited}
         for name in self.changed.keys() - held - draft.rest.keys():
             draft.rest[name] = "PEFT has no place for it beside the others"
         return draft
-
-    def _is_whole(self, name: str, draft: _Draft) -> bool:
-        """Whether every module that a tensor lies in is stored whole anyway."""
-        keys = {piece.parameter for piece in self.architecture.located.pieces.get(name, ())}
-        keys |= {alias for key in keys for alias in self.architecture.aliases.get(key, ())}
-        return bool(keys) and all(draft.holds_whole(self.architecture.owner(key).path) for key in keys)
 
     def _is_bias(self, parameter: str) -> bool:
         module = self.architecture.owner(parameter)

@@ -87,12 +87,3 @@ class WorkProgress:
     def __exit__(self, *exception: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def size(nbytes: float) -> str:
-    """Bytes as a person reads them, decimal as the Hub shows them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.3g} TB"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, Token, parse_size, recipe_from
-from hf_tsv.cli._told import WorkProgress, err, out, size, told
+from hf_tsv.cli._told import WorkProgress, err, out, told
+from hf_tsv.errors import size
 
 if TYPE_CHECKING:
     from hf_tsv.compression import RankChoice

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, parse_size, recipe_from
-from hf_tsv.cli._told import WorkProgress, err, interrupted, size, told
+from hf_tsv.cli._told import WorkProgress, err, interrupted, told
+from hf_tsv.errors import size
 
 
 @told

@@ -5,7 +5,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, recipe_from
-from hf_tsv.cli._told import err, out, size, told
+from hf_tsv.cli._told import err, out, told
+from hf_tsv.errors import size
 
 if TYPE_CHECKING:
     from hf_tsv.planner import Plan
