@@ -253,8 +253,8 @@ class TestFaithful:
         plan = plan_adapter(pair.architecture, ranks, base=BASE, factor_dtype="BF16", misfits="sidecar")
         report = pair.write(plan, ranks, tmp_path)
         sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
-        assert sizes[ADAPTER_FILE] + sizes[REST_FILE] == plan.nbytes
-        assert sum(sizes.values()) == report.nbytes
+        assert sizes.keys() == {ADAPTER_FILE, REST_FILE, CONFIG_FILE}
+        assert sum(sizes.values()) == plan.nbytes == report.nbytes
 
     def test_names_are_anchored_and_escaped(self, pairs: Pairs) -> None:
         ranks = pairs("llama").ranks(2) | {"model.layers.1.mlp.up_proj.weight": 5}
@@ -326,16 +326,18 @@ class TestFaithful:
             lambda n: pair.expected(n, 3) if n == "dense.weight" else pair.base.read(n),
         )
 
-    def test_a_head_of_the_finetune_alone_goes_along(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("with_head", [False, True])
+    def test_a_head_of_the_finetune_alone_goes_along(self, with_head: bool, tmp_path: Path) -> None:
+        """Whether the base has none, or one for other labels."""
         with quiet():
             torch.manual_seed(0)
-            base = bert()
-            save(base, tmp_path / "base")
-            task = bert_classifier()
-            task.bert.load_state_dict(base.state_dict())
+            base, task = bert_classifier(2), bert_classifier(3)
+            task.bert.load_state_dict(base.bert.state_dict())
+            save(base if with_head else base.bert, tmp_path / "base")
             save(perturbed(task, 1), tmp_path / "task")
         checkpoint = open_checkpoint(tmp_path / "base")
-        values = {n.removeprefix("bert."): t for n, t in load_file(tmp_path / "task" / "model.safetensors").items()}
+        prefix = "" if with_head else "bert."
+        values = {n.removeprefix(prefix): t for n, t in load_file(tmp_path / "task" / "model.safetensors").items()}
         headers = {n: TensorInfo(n, tuple(t.shape), "F32") for n, t in values.items()}
         architecture = read_architecture(headers, tmp_path / "base", config_folder=tmp_path / "task")
         plan = plan_adapter(architecture, dict.fromkeys(values, DENSE), base=BASE)

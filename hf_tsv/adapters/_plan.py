@@ -1,5 +1,6 @@
 """What an adapter will hold: decided from headers, before any factor exists."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -49,9 +50,15 @@ class AdapterPlan:
         return tuple(shard for shard in shards if shard.tensors or shard.file == ADAPTER_FILE)
 
     @property
+    def config_text(self) -> str:
+        """The bytes of adapter_config.json."""
+        return json.dumps(self.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all tensor files, with their headers."""
-        return sum(len(layout(shard.tensors, METADATA)[0]) + shard.nbytes for shard in self.files)
+        """Bytes of all files."""
+        tensors = sum(len(layout(shard.tensors, METADATA)[0]) + shard.nbytes for shard in self.files)
+        return tensors + len(self.config_text.encode())
 
 
 @dataclass(frozen=True)

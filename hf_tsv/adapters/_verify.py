@@ -79,7 +79,8 @@ class _Check:
         self.folder = folder
         self.architecture = architecture
         self.base: Checkpoint = open_checkpoint(architecture.folder)
-        self.in_base = frozenset(self.base.names())
+        headers = architecture.headers
+        self.in_base = frozenset(n for n in self.base.names() if self.base.info(n).shape == headers[n].shape)
         self.beside = read_sidecar(folder).keys()
         self.given = expected
         self.rounding = _factor_rounding(folder)
@@ -198,8 +199,17 @@ class _Check:
 def _load_base(architecture: Architecture, *, in_float32: bool) -> Any:
     """The base as people load it; in float32 where outputs are compared, which rounding to 16 bits would blur."""
     config, model_class = model_class_of(architecture.config_folder)
-    dtype = torch.float32 if in_float32 else "auto"
-    return model_class.from_pretrained(architecture.folder, config=config, dtype=dtype, local_files_only=True).eval()
+    try:
+        model = model_class.from_pretrained(
+            architecture.folder,
+            config=config,
+            dtype=torch.float32 if in_float32 else "auto",
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # a head of the fine-tune's own size
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{architecture.folder}: transformers can't load it: {error}") from error
+    return model.eval()
 
 
 def _values(model: Any, key: str) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """Write an adapter tensor by tensor, in any order."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from hf_tsv.adapters._changes import Change, WholeChange, factored
+from hf_tsv.adapters._changes import Change, LowRankChange, WholeChange, factored
 from hf_tsv.adapters._plan import CONFIG_FILE, AdapterPlan
 from hf_tsv.adapters._slots import LoraSlot, RestSlot, Slot
 from hf_tsv.checkpoint import Checkpoint
@@ -60,7 +59,7 @@ class AdapterWriter:
         with full_disk_told(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._plan, self._base = folder, plan, base
-        self._in_base = frozenset(base.names())
+        self._shapes = {name: base.info(name).shape for name in base.names()}
         self._files = CheckpointWriter(folder, plan.files)
         self._slots = _by_name((*plan.slots, *plan.rest))
         self._ranks = _planned_ranks((*plan.slots, *plan.rest))
@@ -83,7 +82,7 @@ class AdapterWriter:
         """
         if name in self._ranks and isinstance(change, WholeChange):
             change = factored(change, self._base.info(name), self._base.read(name), self._ranks[name])
-        if name in self._in_base:
+        if isinstance(change, LowRankChange) or self._shapes.get(name) == change.value.shape:
             self._energies[name] = self._energy(name, change)
         if name not in self._slots:
             return
@@ -134,11 +133,10 @@ class AdapterWriter:
                 self._write(slot)
         self._files.sync()
         self._files.__exit__()
-        text = json.dumps(self._plan.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        write_text(self._folder / CONFIG_FILE, text)
+        write_text(self._folder / CONFIG_FILE, self._plan.config_text)
         return AdapterReport(
             profile=self._plan.profile,
-            nbytes=self._plan.nbytes + len(text.encode()),
+            nbytes=self._plan.nbytes,
             held=len(self._plan.held),
             left_out=self._plan.left_out,
             in_sidecar=tuple(slot.name for slot in self._plan.rest),
