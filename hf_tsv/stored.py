@@ -74,11 +74,16 @@ class StoredTensor:
             self._kept = (checkpoint, checkpoint.read(self._step.name, self._rows))
         return self._kept[1]
 
+    def _taken(self, t: int) -> Tensor:
+        """As `_stored`, but the caller's to change: what was kept is kept no longer."""
+        stored, self._kept = self._stored(t), None
+        return stored
+
     def _delta(self, t: int) -> Tensor:
         if adapter := self._adapter(t):
             delta = adapter.delta(self._step.name, self.base, self._dtype, self._rows)
         else:
-            delta = self._stored(t).to(self._dtype, copy=True).sub_(self.base)
+            delta = self._taken(t).to(self._dtype).sub_(self.base)
         self._check_finite(t, delta)
         return delta.reshape(self.view.m, self.view.n) if self.view else delta
 

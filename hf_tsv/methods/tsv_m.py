@@ -67,7 +67,9 @@ def _merged(deltas: Deltas, rank: int, cut: Cut, tolerance: float, mode: SvdMode
         return deltas.zeros()
     error = max(task.error for task in tasks)
     polar = partial(nearest_orthogonal, tolerance=tolerance, error=error, sketch=mode == "sketch")
-    return polar(u).mul_(s) @ polar(vh)
+    left = polar(u).mul_(s)
+    del u  # of a tall matrix as large as the matrix itself
+    return left @ polar(vh)
 
 
 def _equal_share(deltas: Deltas, parity: str) -> int:
