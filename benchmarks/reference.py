@@ -28,11 +28,11 @@ def task_arithmetic(deltas: Sequence[Tensor]) -> Tensor:
 def ties(deltas: Sequence[Tensor], thresholds: Sequence[float]) -> Tensor:
     """Of the entries that reach their task's threshold, the mean of those with the elected sign.
 
-    Where they cancel, the sign that most entries of the tensor elected decides, as in the paper's code.
+    Where they cancel, plus is elected, as in mergekit; the paper's code takes the whole vector's majority.
     """
     trimmed = torch.stack([d * (d.abs() >= limit) for d, limit in zip(deltas, thresholds, strict=True)])
     sign = trimmed.sum(0).sign()
-    sign[sign == 0] = 1 if sign.sum() >= 0 else -1
+    sign[sign == 0] = 1
     agrees = trimmed * sign > 0
     return (trimmed * agrees).sum(0) / agrees.sum(0).clamp(min=1)
 
