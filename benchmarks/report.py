@@ -22,7 +22,7 @@ def _job(result: Mapping[str, Any]) -> str:
     ratios = [_ratios(comparison, contenders) for comparison in result["comparisons"]]
     head = ("", "wall s", "CPU s", "peak GB", "error", "rounding alone", "misrounded", "cores others used")
     second = ("", "times as fast (wall)", "times less CPU", "peak, as a share of the other's")
-    return f"## {result['title']}\n\n{result['date']}, {runs} runs in turns: median (least to most).\n\n" + "\n".join(
+    return f"## {result['title']}\n\n{result['when']}, {runs} runs in turns: median (least to most).\n\n" + "\n".join(
         [_table(head, costs), _table(second, ratios)]
     )
 

@@ -23,7 +23,7 @@ from benchmarks.report import markdown
 from benchmarks.shapes import QUICK
 
 RESULTS = Path(__file__).parent / "results"
-SCRATCH = CACHE / "scratch"
+SCRATCH = CACHE / f"scratch-{os.getpid()}"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 Result = dict[str, Any]
 
@@ -35,12 +35,14 @@ def main() -> None:
     file = results / "speed.json"
     told = json.loads(file.read_text("utf-8")) if options.only and file.exists() else {"jobs": {}}
     told |= {"machine": _machine(), "versions": {e.name: e.versions() for e in (OURS, FUSION_BENCH, MERGEKIT)}}
-    for name in options.only or (*JOBS, "one_matrix"):
-        _say(f"{name}:")
-        told["jobs"][name] = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", **_measured(name, options)}
-        file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        (results / "speed.md").write_text(markdown(told), encoding="utf-8")
-    shutil.rmtree(SCRATCH, ignore_errors=True)
+    try:
+        for name in options.only or (*JOBS, "one_matrix"):
+            _say(f"{name}:")
+            told["jobs"][name] = {"when": _when(), **_measured(name, options)}
+            file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            (results / "speed.md").write_text(markdown(told), encoding="utf-8")
+    finally:
+        shutil.rmtree(SCRATCH, ignore_errors=True)
     print(markdown(told))
 
 
@@ -127,6 +129,13 @@ def _python(module: str, *arguments: str) -> str:
     return subprocess.run(
         [sys.executable, "-m", module, *arguments], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
+
+
+def _when() -> str:
+    """The date, and what state of the code it is."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC" + (f", commit {commit}" if commit else "")
 
 
 def _machine() -> str:
