@@ -87,7 +87,8 @@ def _outstanding(x: Tensor, size: int) -> Tensor:
 def _start(x: Tensor, size: int) -> Tensor:
     """Orthonormal (q, size): a random combination of the rows."""
     random = torch.randn(x.shape[0], size, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    return torch.linalg.qr(x.T @ random.to(x.device))[0]
+    basis: Tensor = torch.linalg.qr(x.T @ random.to(x.device))[0]
+    return basis
 
 
 def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
