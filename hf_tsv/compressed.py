@@ -317,9 +317,9 @@ def _write(
 def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | None, Path], out: Path) -> None:
     """A task with a head of its own needs its own configuration to be restored."""
     with_parts = {part.task for part in plan.parts}
-    for task in tasks:
+    for task in (task for task in tasks if task.name in with_parts):
         config = folders[task.name] / MODEL_CONFIG
-        if task.name in with_parts and config.is_file():
+        if config.is_file():
             for profile in task.plans:
                 shutil.copyfile(config, out / FOLDERS[profile] / task.name / MODEL_CONFIG)
 

@@ -81,11 +81,16 @@ def compress(
     )
     with WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(loaded, out_, options, overwrite=overwrite, workers=workers, hub=hub, progress=progress)
+    show_adapters(record, out_, json_=json_)
+
+
+def show_adapters(record: dict[str, Any], folder: Path, *, json_: bool) -> None:
+    """What was written: a table, or JSON."""
     if json_:
-        print(json.dumps({"out": str(out_), **record}))
+        print(json.dumps({"out": str(folder), **record}))
     else:
         _show(record)
-        print(out_)
+        print(folder)
 
 
 def _rule(loaded: "Recipe", hub: "Hub", given: dict[str, Any]) -> "RankChoice":
