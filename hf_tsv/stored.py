@@ -57,6 +57,8 @@ class StoredTensor:
             half=[half and not self._adapter(t) for t, half in enumerate(halves)],
             base_weight=self._step.base_weight,
             factors=self._factors if view else None,
+            name=self._step.name,
+            offset=self._rows[0] * (self._step.info.numel // self._step.info.shape[0]) if self._rows else 0,
         )
 
     def _adapter(self, t: int) -> AdapterCheckpoint | None:

@@ -6,13 +6,15 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from hf_tsv.methods._deltas import Deltas
+
+BaseRole = Literal["reference", "model", "either"]
 
 
 def always(parameters: Mapping[str, Any]) -> bool:
@@ -82,6 +84,10 @@ class MergeMethod:
             at tensors that no task changed.
         aliases: Other words a recipe may use for a parameter.
         max_tasks: Most fine-tuned models it takes, None for any number.
+        min_tasks: Fewest fine-tuned models it takes.
+        base: What the base model is to it. `reference`: what the others were fine-tuned from. `model`: one of the
+            models it merges where the recipe lists it, and no more than that. `either`: the reference, but where
+            the recipe names none the first model stands in as one of those it merges.
     """
 
     name: str
@@ -93,6 +99,8 @@ class MergeMethod:
     of_weights: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     max_tasks: int | None = None
+    min_tasks: int = 1
+    base: BaseRole = "reference"
 
     def __call__(self, deltas: Tensor | Sequence[Tensor], **parameters: Any) -> Tensor:
         return self.fn(deltas if isinstance(deltas, Deltas) else Deltas.of(deltas), **parameters)
@@ -132,6 +140,8 @@ def merge_method(
     of_weights: bool = False,
     aliases: Mapping[str, str] = types.MappingProxyType({"lambda": "scale"}),
     max_tasks: int | None = None,
+    min_tasks: int = 1,
+    base: BaseRole = "reference",
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Register a function as the merge method `name`. See `MergeMethod` for the arguments."""
 
@@ -140,7 +150,9 @@ def merge_method(
             raise ValueError(f"merge method {name!r} is registered twice")
         keywords = inspect.signature(fn).parameters
         known = {alias: target for alias, target in aliases.items() if target in keywords}
-        METHODS[name] = MergeMethod(name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks)
+        METHODS[name] = MergeMethod(
+            name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks, min_tasks, base
+        )
         return METHODS[name]
 
     return register
