@@ -14,6 +14,8 @@ from hf_tsv.methods import METHODS, Deltas, MergeMethod
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "breadcrumbs": [{"density": 0.6, "gamma": 0.1}],
     "breadcrumbs_ties": [{"density": 0.6, "gamma": 0.1, "normalize": True}],
+    "consensus_ta": [{"k": 1, "mask_lambda": 0.2}],
+    "consensus_ties": [{"trim": "tensor"}],
     "dare_linear": [{"density": 0.5}, {"density": 0.5, "rescale": "norm"}],
     "dare_ties": [{"density": 0.5, "seed": 3}],
     "della": [{"density": 0.5}],
