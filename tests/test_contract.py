@@ -126,7 +126,7 @@ def _piece(deltas: Tensor, offset: int, survey: Any = None) -> Deltas:
 def _survey(merge: Case, deltas: Tensor) -> Any:
     """What a first pass over the whole tensor finds."""
     survey = merge.method.make_survey(deltas.dtype, len(deltas), merge.parameters)
-    for _ in range(survey.passes if survey else 0):
+    while survey and survey.share:
         for t, delta in enumerate(deltas):
             survey.observe(t, delta)
         survey.advance()

@@ -30,35 +30,43 @@ def elect_and_merge(deltas: Deltas, sparse: Sparse, *, normalize: bool, scale: f
     """Per entry the sign of sum_t w_t sparse(t), then the sum (or mean by weight) of the tasks that agree with it."""
     election = Election(deltas, normalize=normalize)
     for t in deltas.active:
-        election.add(sparse(t), deltas.weights[t], deltas.weights[t])
+        election.add(sparse(t), deltas.weights[t])
     return election.merged().mul_(scale)
 
 
 class Election:
-    """TIES' last two steps in one pass: what speaks for plus and what speaks for minus is summed apart.
+    """TIES' last two steps, elect and disjoint merge, in one pass: what speaks for plus is summed apart.
 
     Where the votes cancel exactly, plus is elected, as in mergekit.
     """
 
     def __init__(self, deltas: Deltas, *, normalize: bool) -> None:
-        self._votes, self._up, self._down = deltas.zeros(), deltas.zeros(), deltas.zeros()
+        self._total, self._plus = deltas.zeros(), deltas.zeros()
         self._weights = (deltas.zeros(), deltas.zeros()) if normalize else None
 
-    def add(self, delta: Tensor, weight: float, vote: float) -> None:
-        """A task's delta, which counts `weight` times in the mean and `vote` times in the election."""
-        self._votes.add_(delta, alpha=vote)
-        delta.mul_(weight)
-        for total, counted, agrees in zip(
-            (self._up, self._down), self._weights or (None, None), (delta > 0, delta < 0), strict=True
-        ):
-            total.add_(delta * agrees)
-            if counted is not None:
-                counted.add_(agrees, alpha=weight)
-
-    def merged(self) -> Tensor:
-        plus = self._votes >= 0
-        total = torch.where(plus, self._up, self._down)
+    def add(self, delta: Tensor, weight: float) -> None:
+        """Count a task's delta, which it changes."""
+        if weight != 1:
+            delta.mul_(weight)
+        self._total.add_(delta)
         if self._weights:
-            counted = torch.where(plus, *self._weights)
-            total.div_(counted.masked_fill_(counted == 0, 1.0))
-        return total
+            total, plus = self._weights
+            sign = delta.sign()
+            total.add_(sign, alpha=weight)
+            plus.add_(sign.clamp_min_(0), alpha=weight)
+        self._plus.add_(delta.clamp_min_(0))
+
+    def merged(self, votes: Tensor | None = None) -> Tensor:
+        """The sum, or the mean by weight, of what has the elected sign: that of `votes` where they aren't the sum."""
+        minus = (self._total if votes is None else votes).sign().clamp_max_(0)  # -1 where minus is elected, else 0
+        merged = _elected(minus, self._plus, self._total - self._plus)
+        if self._weights:
+            total, plus = self._weights
+            agreeing = _elected(minus, plus, plus - total)
+            merged.div_(agreeing.masked_fill_(agreeing.abs() < 1e-8, 1.0))
+        return merged
+
+
+def _elected(minus: Tensor, of_plus: Tensor, of_minus: Tensor) -> Tensor:
+    """`of_minus` where minus is elected, else `of_plus`; torch.where takes ten times as long."""
+    return torch.addcmul(of_plus, minus, of_plus - of_minus)

@@ -30,11 +30,12 @@ def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, sc
         return deltas.scaled(t) if selected is None else deltas.scaled(t).mul_(selected)
 
     squares = [float(inner(d, d)) for d in map(delta, deltas.active)]
-    election = Election(deltas, normalize=True)
+    election, votes = Election(deltas, normalize=True), deltas.zeros()
     for t, square in zip(deltas.active, squares, strict=True):
         if square:
-            election.add(delta(t), square / sum(squares), 1.0)
-    return election.merged().mul_(scale)
+            votes.add_(own := delta(t))
+            election.add(own, square / sum(squares))
+    return election.merged(votes).mul_(scale)
 
 
 def _selected(deltas: Deltas, share: float) -> Tensor:
