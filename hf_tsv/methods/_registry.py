@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_tsv.methods._deltas import Deltas
 
 BaseRole = Literal["reference", "model", "either"]
+READ_ONCE = "every model is read once"
 
 
 def always(parameters: Mapping[str, Any]) -> bool:
@@ -75,6 +76,19 @@ class Parameter:
     def type_name(self) -> str:
         return _type_name(self.annotation)
 
+    @property
+    def range(self) -> str:
+        """The numbers that it may be, in words; empty for what is no number or may be any."""
+        schema = self.adapter.json_schema()
+        bounds = {key: value for part in (schema, *schema.get("anyOf", ())) for key, value in part.items()}
+        words = {
+            "minimum": "at least {}",
+            "exclusiveMinimum": "above {}",
+            "maximum": "at most {}",
+            "exclusiveMaximum": "below {}",
+        }
+        return ", ".join(text.format(f"{bounds[key]:g}") for key, text in words.items() if key in bounds)
+
 
 @dataclass(frozen=True)
 class MergeMethod:
@@ -97,6 +111,7 @@ class MergeMethod:
         base: What the base model is to it. `reference`: what the others were fine-tuned from. `model`: one of the
             models it merges where the recipe lists it, and no more than that. `either`: the reference, but where
             the recipe names none the first model stands in as one of those it merges.
+        cost: What it takes, in words, where T models are merged.
     """
 
     name: str
@@ -110,6 +125,7 @@ class MergeMethod:
     max_tasks: int | None = None
     min_tasks: int = 1
     base: BaseRole = "reference"
+    cost: str = READ_ONCE
 
     def __call__(self, deltas: Tensor | Sequence[Tensor], **parameters: Any) -> Tensor:
         return self.fn(deltas if isinstance(deltas, Deltas) else Deltas.of(deltas), **parameters)
@@ -132,6 +148,18 @@ class MergeMethod:
         return self.survey(dtype, num_tasks, **self.survey_parameters(parameters)) if self.survey else None
 
     @property
+    def needs(self) -> str:
+        """What it has to be given, in words."""
+        least, most = self.min_tasks, self.max_tasks
+        number = f"exactly {least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+        base = {
+            "reference": "the base model they were fine-tuned from",
+            "model": "a base model only to say what tensors there are; listed among the models it counts as one of them",
+            "either": "the base model they were fine-tuned from; or none, and one of them stands in for it",
+        }[self.base]
+        return f"{number} fine-tuned model{'s' * (most != 1)}; {base}. No data."
+
+    @property
     def summary(self) -> str:
         return (inspect.getdoc(self.fn) or "").split("\n", 1)[0]
 
@@ -151,6 +179,7 @@ def merge_method(
     max_tasks: int | None = None,
     min_tasks: int = 1,
     base: BaseRole = "reference",
+    cost: str = READ_ONCE,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Register a function as the merge method `name`. See `MergeMethod` for the arguments."""
 
@@ -160,7 +189,7 @@ def merge_method(
         keywords = inspect.signature(fn).parameters
         known = {alias: target for alias, target in aliases.items() if target in keywords}
         METHODS[name] = MergeMethod(
-            name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks, min_tasks, base
+            name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks, min_tasks, base, cost
         )
         return METHODS[name]
 

@@ -8,7 +8,11 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Share, without_outliers
 
 
-@merge_method("breadcrumbs_ties", paper="https://arxiv.org/abs/2312.06795")
+@merge_method(
+    "breadcrumbs_ties",
+    paper="https://arxiv.org/abs/2312.06795",
+    cost="every model is read once; a selection in every tensor",
+)
 def breadcrumbs_ties(
     deltas: Deltas,
     *,

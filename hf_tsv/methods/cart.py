@@ -12,7 +12,9 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._spectral import mean_of_rest, scaled_deltas
 
 
-@merge_method("cart", paper="https://arxiv.org/abs/2412.12153", matrices=True)
+@merge_method(
+    "cart", paper="https://arxiv.org/abs/2412.12153", matrices=True, cost="T singular value decompositions of a matrix"
+)
 def cart(
     deltas: Deltas, *, rank_fraction: Annotated[float, Gt(0), Le(1)] = 0.04, scale: float = 0.1, rest_scale: float = 1.0
 ) -> Tensor:

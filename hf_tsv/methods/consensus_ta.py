@@ -10,7 +10,9 @@ from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import always, merge_method
 
 
-@merge_method("consensus_ta", paper="https://arxiv.org/abs/2405.07813", elementwise=always)
+@merge_method(
+    "consensus_ta", paper="https://arxiv.org/abs/2405.07813", elementwise=always, cost="every model is read twice"
+)
 def consensus_ta(
     deltas: Deltas, *, k: Annotated[int, Ge(0)] = 2, mask_lambda: MaskLambda = 0.4, scale: float = 1.0
 ) -> Tensor:

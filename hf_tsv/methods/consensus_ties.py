@@ -16,6 +16,7 @@ from hf_tsv.methods.ties import Density, Trim, ties
     paper="https://arxiv.org/abs/2405.07813",
     survey=ties.survey,
     elementwise=ties.elementwise,
+    cost="every model is read three times, first for the thresholds",
 )
 def consensus_ties(
     deltas: Deltas,

@@ -8,7 +8,9 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Rescale, Share, magnitude_dropped
 
 
-@merge_method("della_linear", paper="https://arxiv.org/abs/2406.11617")
+@merge_method(
+    "della_linear", paper="https://arxiv.org/abs/2406.11617", cost="every model is read once; every row is sorted"
+)
 def della_linear(
     deltas: Deltas,
     *,

@@ -8,7 +8,12 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
 
-@merge_method("iso_c", paper="https://arxiv.org/abs/2502.04959", matrices=True)
+@merge_method(
+    "iso_c",
+    paper="https://arxiv.org/abs/2502.04959",
+    matrices=True,
+    cost="1 singular value decomposition of a matrix, however many models",
+)
 def iso_c(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
     """Add up the task matrices and make all singular values of the sum their mean.
 

@@ -12,7 +12,12 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
 
-@merge_method("iso_cts", paper="https://arxiv.org/abs/2502.04959", matrices=True)
+@merge_method(
+    "iso_cts",
+    paper="https://arxiv.org/abs/2502.04959",
+    matrices=True,
+    cost="T + 1 singular value decompositions and 2 polar factors of a matrix",
+)
 def iso_cts(
     deltas: Deltas,
     *,

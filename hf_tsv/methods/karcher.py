@@ -13,7 +13,9 @@ from hf_tsv.methods._geometry import inner
 from hf_tsv.methods._registry import merge_method
 
 
-@merge_method("karcher", paper="https://doi.org/10.1002/cpa.3160300502", base="model")
+@merge_method(
+    "karcher", paper="https://doi.org/10.1002/cpa.3160300502", base="model", cost="every tensor is read T / 2 + 2 times"
+)
 def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annotated[float, Ge(0)] = 1e-5) -> Tensor:
     """The point on the sphere nearest to all models' directions, times the mean of their norms.
 

@@ -13,7 +13,12 @@ from hf_tsv.methods._sparsify import Share
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
 
-@merge_method("knots", paper="https://arxiv.org/abs/2410.19735", matrices=True)
+@merge_method(
+    "knots",
+    paper="https://arxiv.org/abs/2410.19735",
+    matrices=True,
+    cost="1 eigendecomposition of side min(m, T n) for an (m, n) matrix, and three times reading the models",
+)
 def knots(
     deltas: Deltas,
     *,

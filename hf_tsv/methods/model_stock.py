@@ -8,7 +8,9 @@ from hf_tsv.methods._geometry import cosine, inner, inner_along
 from hf_tsv.methods._registry import merge_method
 
 
-@merge_method("model_stock", paper="https://arxiv.org/abs/2403.19522", min_tasks=2)
+@merge_method(
+    "model_stock", paper="https://arxiv.org/abs/2403.19522", min_tasks=2, cost="every tensor is read T / 2 + 2 times"
+)
 def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
     """Go from the base towards the mean as far as the angle between the fine-tuned models says.
 

@@ -12,7 +12,11 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import largest
 
 
-@merge_method("sce", paper="https://arxiv.org/abs/2408.07990")
+@merge_method(
+    "sce",
+    paper="https://arxiv.org/abs/2408.07990",
+    cost="every model is read twice, and twice more with `select_topk` below 1",
+)
 def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, scale: float = 1.0) -> Tensor:
     """Select the entries that vary most between tasks, weigh tasks by what they changed, erase minority signs.
 

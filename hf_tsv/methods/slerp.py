@@ -9,7 +9,7 @@ from hf_tsv.methods._registry import merge_method
 STRAIGHT = 0.9995  # |cos| above which the way is taken to be straight, as in mergekit
 
 
-@merge_method("slerp", paper="https://doi.org/10.1145/325334.325242", max_tasks=1)
+@merge_method("slerp", paper="https://doi.org/10.1145/325334.325242", max_tasks=1, cost="the model is read once")
 def slerp(deltas: Deltas, *, t: float = 0.5) -> Tensor:
     """Go along the arc from the base's weight to the fine-tuned one instead of along the straight line.
 

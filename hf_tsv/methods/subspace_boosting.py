@@ -12,7 +12,13 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._spectral import Merged, Tolerance, merged_by, survey_of
 
 
-@merge_method("subspace_boosting", paper="https://arxiv.org/abs/2506.16506", matrices=True, survey=survey_of)
+@merge_method(
+    "subspace_boosting",
+    paper="https://arxiv.org/abs/2506.16506",
+    matrices=True,
+    survey=survey_of,
+    cost="the other method's, and 1 singular value decomposition of a matrix",
+)
 def subspace_boosting(
     deltas: Deltas,
     *,

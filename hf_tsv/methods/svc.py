@@ -12,7 +12,13 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._spectral import Merged, merged_by, scaled_deltas, survey_of
 
 
-@merge_method("svc", paper="https://arxiv.org/abs/2602.05536", matrices=True, survey=survey_of)
+@merge_method(
+    "svc",
+    paper="https://arxiv.org/abs/2602.05536",
+    matrices=True,
+    survey=survey_of,
+    cost="the other method's, 1 singular value decomposition and T products of a matrix",
+)
 def svc(
     deltas: Deltas,
     *,

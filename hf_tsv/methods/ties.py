@@ -22,7 +22,13 @@ def _survey(dtype: torch.dtype, num_tasks: int, *, density: float | Sequence[flo
     return MagnitudeThresholds(per_task(density, num_tasks), dtype, inclusive=whole, scope=scope)
 
 
-@merge_method("ties", paper="https://arxiv.org/abs/2306.01708", survey=_survey, elementwise=always)
+@merge_method(
+    "ties",
+    paper="https://arxiv.org/abs/2306.01708",
+    survey=_survey,
+    elementwise=always,
+    cost="every model is read a little more than twice, first for the thresholds",
+)
 def ties(
     deltas: Deltas,
     *,

@@ -8,7 +8,12 @@ from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest, scaled_deltas
 
 
-@merge_method("wudi", paper="https://arxiv.org/abs/2503.08099", matrices=True)
+@merge_method(
+    "wudi",
+    paper="https://arxiv.org/abs/2503.08099",
+    matrices=True,
+    cost="1 eigendecomposition of side n for an (m, n) matrix, T products of m n^2",
+)
 def wudi(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
     """Minimise the interference that the merged matrix has with every task's rows, which stand in for its inputs.
 
