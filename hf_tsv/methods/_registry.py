@@ -154,7 +154,7 @@ class MergeMethod:
         number = f"exactly {least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
         base = {
             "reference": "the base model they were fine-tuned from",
-            "model": "a base model only to say what tensors there are; listed among the models it counts as one of them",
+            "model": "no base model; where it is listed among them it counts as one of them",
             "either": "the base model they were fine-tuned from; or none, and one of them stands in for it",
         }[self.base]
         return f"{number} fine-tuned model{'s' * (most != 1)}; {base}. No data."
