@@ -139,7 +139,7 @@ class Plan:
         stored += max(c.info(step.name).nbytes for c in self.finetuned)
         view = step.view if METHODS[step.method].matrices else None
         if view is None:
-            return 2 * (stored // len(step.slices)) + step.out.nbytes + 6 * step.info.numel * item // len(step.slices)
+            return 2 * (stored // len(step.slices)) + step.out.nbytes + 9 * step.info.numel * item // len(step.slices)
         side = min(view.m, view.n)
         matrices = 3 * view.m * view.n * item + 3 * side * (view.m + view.n) * item + 4 * side * side * 8
         return stored + step.info.numel * item + matrices

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from hf_tsv.errors import MethodError
@@ -57,16 +56,19 @@ class Election:
         self._plus.add_(delta.clamp_min_(0))
 
     def merged(self, votes: Tensor | None = None) -> Tensor:
-        """The sum, or the mean by weight, of what has the elected sign: that of `votes` where they aren't the sum."""
+        """The sum, or the mean by weight, of what has the elected sign: that of `votes` where they aren't the sum.
+
+        In the place of what was counted, so it can be had once.
+        """
         minus = (self._total if votes is None else votes).sign().clamp_max_(0)  # -1 where minus is elected, else 0
-        merged = _elected(minus, self._plus, self._total - self._plus)
+        merged = _elected(minus, self._plus, self._total.sub_(self._plus))
         if self._weights:
             total, plus = self._weights
-            agreeing = _elected(minus, plus, plus - total)
+            agreeing = _elected(minus, plus, total.sub_(plus).neg_())
             merged.div_(agreeing.masked_fill_(agreeing.abs() < 1e-8, 1.0))
         return merged
 
 
 def _elected(minus: Tensor, of_plus: Tensor, of_minus: Tensor) -> Tensor:
-    """`of_minus` where minus is elected, else `of_plus`; torch.where takes ten times as long."""
-    return torch.addcmul(of_plus, minus, of_plus - of_minus)
+    """`of_minus` where minus is elected, else `of_plus`, in the place of both; torch.where takes ten times as long."""
+    return of_plus.addcmul_(minus, of_minus.sub_(of_plus), value=-1)

@@ -12,6 +12,7 @@ from hf_tsv.methods._registry import PerTask
 
 Share = Annotated[float | Sequence[float], PerTask(), Ge(0), Le(1)]
 Rescale = bool | Literal["norm"]
+RANKED_AT_ONCE = 2**18  # entries: a sort needs three times their memory
 
 
 def draws_by_entry(parameters: Mapping[str, Any]) -> bool:
@@ -50,6 +51,7 @@ def without_outliers(delta: Tensor, density: float, gamma: float, *, rescale: bo
     below = max(0, numel - kept - int(gamma * numel))
     magnitude = delta.abs().flatten()
     stays = smallest(magnitude, below + kept) ^ smallest(magnitude, below)
+    del magnitude
     return _thinned(delta, stays.reshape(delta.shape), 1.0, "norm" if rescale else False)
 
 
@@ -58,8 +60,10 @@ def smallest(values: Tensor, count: int) -> Tensor:
     if count <= 0:
         return torch.zeros_like(values, dtype=torch.bool)
     last = values.kthvalue(min(count, values.numel())).values
-    mask, ties = values < last, values == last
-    return mask.logical_or_(ties & (ties.cumsum(0) <= count - mask.sum()))
+    mask = values < last
+    ties = (values == last).nonzero().flatten()
+    mask[ties[: count - int(mask.sum())]] = True
+    return mask
 
 
 def largest(values: Tensor, count: int) -> Tensor:
@@ -69,11 +73,19 @@ def largest(values: Tensor, count: int) -> Tensor:
 
 def rank_in_row(delta: Tensor) -> Tensor:
     """Every entry's rank by magnitude along dimension 1, from 0, the smallest, to 1; a vector is one row."""
-    rows = delta.abs() if delta.ndim > 1 else delta.abs().reshape(1, -1)
-    order = rows.argsort(dim=1, stable=True)
-    places = torch.arange(rows.shape[1], dtype=delta.dtype).reshape(-1, *[1] * (rows.ndim - 2)).expand_as(rows)
-    ranks = torch.empty_like(rows).scatter_(1, order, places)
+    rows = delta if delta.ndim > 1 else delta.reshape(1, -1)
+    ranks = torch.empty_like(rows)
+    at_once = max(1, RANKED_AT_ONCE * len(rows) // max(1, rows.numel()))
+    for start in range(0, len(rows), at_once):
+        _rank(rows[start : start + at_once].abs(), ranks[start : start + at_once])
     return ranks.div_(max(1, rows.shape[1] - 1)).reshape(delta.shape)
+
+
+def _rank(magnitudes: Tensor, ranks: Tensor) -> None:
+    """Fill in the ranks along dimension 1; equals have those of their places."""
+    order = magnitudes.argsort(dim=1, stable=True)
+    places = torch.arange(order.shape[1], dtype=ranks.dtype).reshape(-1, *[1] * (order.ndim - 2))
+    ranks.scatter_(1, order, places.expand_as(ranks))
 
 
 def _thinned(delta: Tensor, stays: Tensor, probability: float | Tensor, rescale: Rescale) -> Tensor:
