@@ -22,13 +22,13 @@ class StoredTensor:
         view: How it is cut into task matrices; None when the step's method sees tensors as they are.
     """
 
-    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None, *, as_matrix: bool = False) -> None:
-        """`as_matrix` cuts it into task matrices whatever the step's method is."""
+    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None, *, as_matrix: bool | None = None) -> None:
+        """`as_matrix` says whether it is cut into task matrices, where that isn't for the step's method to say."""
         self._plan = plan
         self._step = step
         self._rows = rows
         self._dtype = ARITHMETIC[plan.recipe.dtype]
-        self.view = step.view if as_matrix or METHODS[step.method].matrices else None
+        self.view = step.view if (METHODS[step.method].matrices if as_matrix is None else as_matrix) else None
         self._kept: tuple[object, Tensor] | None = None
         self.base = plan.base.read(step.name, rows)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import hf_tsv.planner
 from hf_tsv import merge_state_dicts
 from hf_tsv.methods import METHODS
 
@@ -190,6 +191,17 @@ def test_after_ties_what_is_no_matrix_is_ties(method: str) -> None:
     plain = merge_state_dicts(base, tasks, method="ties")
     assert torch.equal(merged["bias"], plain["bias"])
     assert not torch.allclose(merged["w"], plain["w"])
+
+
+def test_a_sample_of_a_matrixs_rows_is_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TIES' thresholds come from a sample first, whatever is done with its result."""
+    monkeypatch.setattr(hf_tsv.planner, "_RUN", 4)
+    generator = torch.Generator().manual_seed(0)
+    base = {"w": torch.zeros(64, 5)}
+    tasks = {t: {"w": torch.randn(64, 5, generator=generator)} for t in "ab"}
+    merged = merge_state_dicts(base, tasks, method="subspace_boosting", of="ties", beta=1.0)
+    ties = METHODS["ties"](torch.stack([tasks[t]["w"] for t in "ab"]))
+    close(merged["w"], ties.double())
 
 
 def low_rank() -> Tensor:
