@@ -140,8 +140,8 @@ class Plan:
         view = step.view if METHODS[step.method].matrices else None
         if view is None:
             return 2 * (stored // len(step.slices)) + step.out.nbytes + 9 * step.info.numel * item // len(step.slices)
-        side = min(view.m, view.n)
-        matrices = 3 * view.m * view.n * item + 3 * side * (view.m + view.n) * item + 4 * side * side * 8
+        short, side = min(view.m, view.n), METHODS[step.method].side(view.m, view.n, len(self.tasks))
+        matrices = 3 * view.m * view.n * item + 3 * short * (view.m + view.n) * item + 4 * side * side * 8
         return stored + step.info.numel * item + matrices
 
     def work(self, step: Step) -> float:
@@ -151,7 +151,7 @@ class Plan:
         if view is None or not step.is_merged or not METHODS[step.method].matrices:
             return touched
         short, long = sorted((view.m, view.n))
-        one_svd = 2.0 * short**2 * long + 9.0 * short**3
+        one_svd = 2.0 * short**2 * long + 9.0 * METHODS[step.method].side(view.m, view.n, len(self.tasks)) ** 3
         dense = self.adapters.count(None)
         return touched + view.count * (dense + 2 * bool(dense)) * one_svd
 

@@ -16,11 +16,16 @@ from hf_tsv.methods._deltas import Deltas
 
 BaseRole = Literal["reference", "model", "either"]
 READ_ONCE = "every model is read once"
+Side = Callable[[int, int, int], int]
 
 
 def always(parameters: Mapping[str, Any]) -> bool:
     """Whatever the parameters."""
     return True
+
+
+def _shorter(m: int, n: int, num_tasks: int) -> int:
+    return min(m, n)
 
 
 def _never(parameters: Mapping[str, Any]) -> bool:
@@ -112,6 +117,7 @@ class MergeMethod:
             models it merges where the recipe lists it, and no more than that. `either`: the reference, but where
             the recipe names none the first model stands in as one of those it merges.
         cost: What it takes, in words, where T models are merged.
+        side: The side of the largest square matrix that it factors, from m, n and T.
     """
 
     name: str
@@ -126,6 +132,7 @@ class MergeMethod:
     min_tasks: int = 1
     base: BaseRole = "reference"
     cost: str = READ_ONCE
+    side: Side = _shorter
 
     def __call__(self, deltas: Tensor | Sequence[Tensor], **parameters: Any) -> Tensor:
         return self.fn(deltas if isinstance(deltas, Deltas) else Deltas.of(deltas), **parameters)
@@ -180,6 +187,7 @@ def merge_method(
     min_tasks: int = 1,
     base: BaseRole = "reference",
     cost: str = READ_ONCE,
+    side: Side = _shorter,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Register a function as the merge method `name`. See `MergeMethod` for the arguments."""
 
@@ -189,7 +197,7 @@ def merge_method(
         keywords = inspect.signature(fn).parameters
         known = {alias: target for alias, target in aliases.items() if target in keywords}
         METHODS[name] = MergeMethod(
-            name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks, min_tasks, base, cost
+            name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks, min_tasks, base, cost, side
         )
         return METHODS[name]
 

@@ -29,7 +29,7 @@ def iso_c(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolera
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
-    total = truncated_svd(deltas.weighted_sum(), min(deltas.shape), mode=deltas.svd, rtol=tolerance)
+    total = truncated_svd(deltas.weighted_sum(), min(deltas.shape), rtol=tolerance)
     if not total.s.numel():
         return deltas.zeros()
     deltas.notes["rank"] = total.s.numel()

@@ -45,7 +45,7 @@ def iso_cts(
         return mean_of_rest(deltas, rest_scale)
     common_rank, own_rank = _ranks(min(deltas.shape), len(deltas), common_space_fraction)
     total = deltas.weighted_sum()
-    common = truncated_svd(total, common_rank, mode=deltas.svd, rtol=tolerance)
+    common = truncated_svd(total, common_rank, rtol=tolerance)
     parts = [_own(deltas, t, common.u, own_rank, tolerance) for t in deltas.active] + [common]
     s = torch.cat([part.s for part in parts])
     deltas.notes["rank"] = [part.s.numel() for part in parts]
@@ -66,4 +66,4 @@ def _own(deltas: Deltas, t: int, common: Tensor, rank: int, tolerance: float) ->
     """A task's leading triplets outside the common space, as far as they stand above what subtracting it left."""
     delta = deltas.scaled(t)
     floor = tolerance * float(torch.linalg.vector_norm(delta))
-    return truncated_svd(delta - common @ (common.T @ delta), rank, mode=deltas.svd, rtol=tolerance, floor=floor)
+    return truncated_svd(delta - common @ (common.T @ delta), rank, rtol=tolerance, floor=floor)

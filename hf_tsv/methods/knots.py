@@ -17,6 +17,7 @@ from hf_tsv.methods._spectral import Tolerance, mean_of_rest
     "knots",
     paper="https://arxiv.org/abs/2410.19735",
     matrices=True,
+    side=lambda m, n, num_tasks: min(m, num_tasks * n),
     cost="1 eigendecomposition of side min(m, T n) for an (m, n) matrix, and three times reading the models",
 )
 def knots(

@@ -43,7 +43,7 @@ def subspace_boosting(
     merged = merged_by(of, deltas)
     if not deltas.is_matrix:
         return merged.mul_(scale)
-    found = truncated_svd(merged, min(deltas.shape), mode=deltas.svd, rtol=tolerance)
+    found = truncated_svd(merged, min(deltas.shape), rtol=tolerance)
     if not found.s.numel():
         return merged
     sums = found.s.double().cumsum(0)

@@ -41,7 +41,7 @@ def svc(
     merged = merged_by(of, deltas)
     if not deltas.is_matrix:
         return merged.mul_(scale)
-    found = truncated_svd(merged, min(deltas.shape), mode=deltas.svd)
+    found = truncated_svd(merged, min(deltas.shape))
     if not found.s.numel():
         return merged
     counts = [_projections(found, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]

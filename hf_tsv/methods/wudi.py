@@ -12,6 +12,7 @@ from hf_tsv.methods._spectral import Tolerance, mean_of_rest, scaled_deltas
     "wudi",
     paper="https://arxiv.org/abs/2503.08099",
     matrices=True,
+    side=lambda m, n, num_tasks: n,
     cost="1 eigendecomposition of side n for an (m, n) matrix, T products of m n^2",
 )
 def wudi(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
@@ -40,7 +41,8 @@ def wudi(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, toleran
             covariance += inputs
             weighted.addmm_(own, inputs)
     values, vectors = torch.linalg.eigh(covariance)
-    kept = values > tolerance**2 * values[-1]
-    vectors = vectors[:, kept]
-    merged: Tensor = (weighted @ vectors).div_(values[kept]) @ vectors.T
+    del covariance
+    kept = int((values > tolerance**2 * values[-1]).sum())
+    values, vectors = values[n - kept :], vectors[:, n - kept :]  # the largest come last
+    merged: Tensor = (weighted @ vectors).div_(values) @ vectors.T
     return merged.mul_(scale).to(deltas.dtype)
