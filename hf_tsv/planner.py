@@ -192,7 +192,7 @@ def make_plan(
     """
     planner = _Planner(recipe, base, finetuned)
     steps = [planner.step(name) for name in base.names()]
-    problems = [*planner.problems, *recipe.unmatched_filters(planner.kinds.items())]
+    problems = [*planner.problems, *planner.wrong_layers(), *recipe.unmatched_filters(planner.kinds.items())]
     if not problems and not any(step.is_merged or step.why == ASKED_FOR for step in steps):
         problems.append(planner.nothing_merges())
     if problems:
@@ -256,6 +256,9 @@ class _Planner:
             )
         view = _view(info, kind, rule)
         return Step(info, out, kind, method.name, parameters, rule.weights, view, rule.base_weight)
+
+    def wrong_layers(self) -> list[str]:
+        return self.recipe.wrong_layers(self._depth.layers)
 
     def _why_kept(self, info: TensorInfo) -> str:
         if not info.is_float:

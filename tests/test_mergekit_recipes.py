@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import hf_tsv
-from hf_tsv.errors import RecipeError
+from hf_tsv.errors import HfTsvError, RecipeError
 from hf_tsv.recipe import Recipe, parse_recipe
 from tests import models
 from tests.test_merge import read_all
@@ -91,6 +91,48 @@ dtype: bfloat16
     assert rule(text) == ({"t": 1.0}, (1.0,))
     assert rule(text, "model.norm.weight", 1.0)[0] == {"t": 0.5}
     assert [model.name for model in recipe(text).models] == ["math"]
+
+
+SLICES = """
+slices:
+  - sources:
+      - model: org/chat
+        layer_range: [0, 2]
+      - model: org/math
+        layer_range: [0, 2]
+        parameters: {weight: 2.0}
+merge_method: slerp
+base_model: org/chat
+parameters: {t: [0, 1]}
+"""
+
+
+def test_one_slice_of_all_layers_is_the_models() -> None:
+    read = recipe(SLICES)
+    assert [(model.name, model.line) for model in read.models] == [("math", 6)]
+    assert rule(SLICES, depth=0.5) == ({"t": 0.5}, (2.0,))
+    assert read.layers == (2, 5)
+
+
+def test_a_slice_of_all_layers_merges_and_one_of_some_is_refused(tmp_path: Path) -> None:
+    folder = models.zoo(models.llama, tmp_path, tasks=1)
+    (folder / "r.yaml").write_text(SLICES.replace("org/chat", f"{folder}/base").replace("org/math", f"{folder}/t0"))
+    hf_tsv.merge(folder / "r.yaml", tmp_path / "out")
+    merged, tuned, base = (read_all(tmp_path / name) for name in ("out", "t0", "base"))
+    head, first = "lm_head.weight", "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(merged[first], base[first])
+    torch.testing.assert_close(merged[head] - base[head], 2 * (tuned[head] - base[head]), rtol=1e-3, atol=1e-3)
+    again = hf_tsv.load_recipe(tmp_path / "out" / "recipe.lock.yaml")
+    assert [model.name for model in again.models] == ["t0"]
+    (folder / "r.yaml").write_text((folder / "r.yaml").read_text().replace("[0, 2]", "[0, 1]"))
+    with pytest.raises(HfTsvError, match=r"r\.yaml:5: 'layer_range' ends at 1, but the base has 2 layers"):
+        hf_tsv.plan(folder / "r.yaml")
+
+
+@pytest.mark.parametrize("other", ["[1, 2]", "[0, 3]", "[0, x]", "2"])
+def test_other_slices_are_refused(other: str) -> None:
+    with pytest.raises(RecipeError, match="'slices' isn't taken"):
+        recipe(SLICES.replace("[0, 2]", other, 1))
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("sce", "select_topk: 0.1"), ("model_stock", "filter_wise: true")])

@@ -61,6 +61,7 @@ class _MeaningReader:
             svd=self._file.svd or "exact",
             notes=tuple(self._document.notes),
             branches=tuple(self._branch(place, filters.get(place)) for place in (*filters, ())),
+            layers=self._document.layers,
             filters=(tuple(filters.values()), *self._parameter_reader.filters.values()),
         )
 
