@@ -131,8 +131,10 @@ def test_a_slice_of_all_layers_merges_and_one_of_some_is_refused(tmp_path: Path)
 
 @pytest.mark.parametrize("other", ["[1, 2]", "[0, 3]", "[0, x]", "2"])
 def test_other_slices_are_refused(other: str) -> None:
-    with pytest.raises(RecipeError, match="'slices' isn't taken"):
+    with pytest.raises(RecipeError) as caught:
         recipe(SLICES.replace("[0, 2]", other, 1))
+    (problem,) = caught.value.problems
+    assert "'slices' isn't taken" in problem
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("sce", "select_topk: 0.1"), ("model_stock", "filter_wise: true")])
