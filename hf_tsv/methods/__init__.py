@@ -24,6 +24,7 @@ from hf_tsv.methods import (
     svc,
     task_arithmetic,
     ties,
+    tsv_c,
     tsv_m,
     wudi,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "svc",
     "task_arithmetic",
     "ties",
+    "tsv_c",
     "tsv_m",
     "wudi",
 ]
