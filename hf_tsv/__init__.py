@@ -9,13 +9,14 @@ if TYPE_CHECKING:
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
     from hf_tsv.recipe import load_recipe
-    from hf_tsv.restored import restore
+    from hf_tsv.restored import load_task, restore
 
 __all__ = [
     "HfTsvError",
     "Hub",
     "compress",
     "load_recipe",
+    "load_task",
     "merge",
     "merge_as_adapter",
     "merge_modules",
@@ -28,6 +29,7 @@ _HOMES = {
     "HfTsvError": "hf_tsv.errors",
     "Hub": "hf_tsv.hub",
     "load_recipe": "hf_tsv.recipe",
+    "load_task": "hf_tsv.restored",
     "restore": "hf_tsv.restored",
 }
 

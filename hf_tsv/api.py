@@ -20,7 +20,7 @@ from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_residuals, make_plan
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals, make_plan
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
 from hf_tsv.record import make_compression_record, make_record, write_record
 from hf_tsv.resources import check_disk, usable_cores
@@ -103,6 +103,7 @@ def merge(
             parts = _write_parts(planned, staging.out)
         _copy_companions(planned, sources, hub, staging.out)
         adapters = _write_adapters(planned, staging, sources, resources, progress or Silent())
+        masks = _write_masks(planned, staging, sources, resources, progress or Silent())
         record = make_record(
             planned,
             [s.describe() for s in sources],
@@ -110,6 +111,7 @@ def merge(
             seconds=time.monotonic() - started,
             parts=parts,
             adapters=adapters,
+            masks=masks,
         )
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
@@ -267,8 +269,8 @@ def merge_state_dicts(
         MemoryCheckpoint(base, label="the base"),
         [MemoryCheckpoint(state, label=f"task '{task}'") for task, state in finetuned.items()],
     )
-    if leaves_residuals(planned):
-        raise MethodError(f"{method}: its result is one adapter a task. Call hf_tsv.merge or hf_tsv.compress")
+    if leaves_residuals(planned) or leaves_masks(planned):
+        raise MethodError(f"{method}: it keeps something of every task in files. Call hf_tsv.merge")
     held = _Held()
     run(planned, planned.steps, held, Resources(usable_cores()), Silent())
     return {name: held.tensors[name] for name in base}
@@ -397,6 +399,17 @@ def _write_adapters(
     from hf_tsv.residuals import write_residuals
 
     return write_residuals(planned, staging.out, str(staging.final), _folders(sources), resources, progress)
+
+
+def _write_masks(
+    planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """The tasks' masks beside the merged model that the recipe asks for, if any."""
+    if not leaves_masks(planned):
+        return {}
+    from hf_tsv.masked import write_masks
+
+    return write_masks(planned, staging.out, _folders(sources), resources, progress)
 
 
 def _folders(sources: Sequence[Source]) -> dict[str | None, Path]:

@@ -10,11 +10,13 @@ import torch
 
 from hf_tsv import __version__
 from hf_tsv.checkpoint import Checkpoint
+from hf_tsv.errors import OutputError
 from hf_tsv.methods import METHODS
 from hf_tsv.planner import Plan, Step
 from hf_tsv.writers import write_text
 
 FORMAT = 1
+RECORD_FILE = "hf_tsv.json"
 
 
 def make_record(
@@ -25,6 +27,7 @@ def make_record(
     seconds: float,
     parts: Mapping[str, str],
     adapters: Mapping[str, Mapping[str, Any]],
+    masks: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The record as plain data.
 
@@ -35,6 +38,7 @@ def make_record(
         seconds: Wall time of the merge.
         parts: File of each task's own tensors.
         adapters: By task and profile, what was written of adapters on the merged model.
+        masks: What was written of masks beside it.
     """
     return {
         "format": FORMAT,
@@ -56,6 +60,7 @@ def make_record(
             for task, file in parts.items()
         },
         **({"adapters": {task: dict(profiles) for task, profiles in adapters.items()}} if adapters else {}),
+        **({"masks": dict(masks)} if masks else {}),
         "tensors": {step.name: _tensor(step, tensors[step.name]) for step in plan.steps},
     }
 
@@ -93,11 +98,28 @@ def make_restoration_record(
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
-    write_text(folder / "hf_tsv.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / RECORD_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _nbytes(checkpoint: Checkpoint) -> int:
     return sum(checkpoint.info(name).nbytes for name in checkpoint.names())
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in an output folder.
+
+    Raises:
+        OutputError: there is none, or it is none.
+    """
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{folder}: no {RECORD_FILE} that can be read. Name a folder that hf-tsv has written"
+        ) from error
+    if not isinstance(record, dict):
+        raise OutputError(f"{folder}: {RECORD_FILE} holds no record. Name a folder that hf-tsv has written")
+    return record
 
 
 def _fallen_back(facts: Mapping[str, Any]) -> int:

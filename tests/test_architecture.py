@@ -28,6 +28,7 @@ ALLOWED = {
     "stored": {"linalg", "methods", "planner"},
     "compressed": {"adapters", "compression", "linalg", "loaders", "planner", "recipe", "run", "stored"},
     "residuals": {"adapters", "compressed", "compression", "loaders", "planner", "run"},
+    "masked": {"loaders", "masks", "methods", "planner", "run", "stored", "writers"},
     "as_adapter": {"adapters", "compressed", "compression", "planner", "run"},
     "run": {"linalg", "loaders", "methods", "planner", "resources", "stored"},
     "compression": {"linalg"},
