@@ -17,6 +17,7 @@ from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, most_common_template
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
+from hf_tsv.inspection import inspect_plan, summarize
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, make_plan
@@ -165,6 +166,35 @@ def compress(
         write_record(record, staging.out)
         staging.publish()
     return record
+
+
+def inspect(
+    recipe: Recipe | str | Path,
+    *,
+    workers: int | None = None,
+    max_memory: int | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Look at what each fine-tuned model of a recipe changed, and where they clash.
+
+    Args:
+        recipe: A recipe, or the path of its file. Its methods and weights don't matter, only which tensors they merge.
+        workers: Tensors in work at once, one processor core each; all cores unless given.
+        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        hub: How to reach the Hub.
+        progress: Told of the work done.
+
+    Returns:
+        Plain data, as `hf_tsv.inspection.summarize` describes it.
+
+    Raises:
+        HfTsvError: anything a person can mend.
+    """
+    recipe, hub = _loaded(recipe), hub or Hub()
+    resources = Resources(workers or usable_cores(), max_memory or default_memory())
+    planned = _planned(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE)
+    return summarize(inspect_plan(planned, resources, progress or Silent()))
 
 
 def merge_state_dicts(

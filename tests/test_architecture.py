@@ -29,6 +29,7 @@ ALLOWED = {
     "run": {"linalg", "loaders", "methods", "planner", "stored"},
     "compression": {"linalg"},
     "adapters": {"compression", "linalg", "loaders", "modules", "writers"},
+    "inspection": {"compression", "linalg", "methods", "modules", "planner", "recipe", "run", "stored"},
     "record": {"methods", "planner", "writers"},
     "cards": {"methods", "modules", "writers"},
 }

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import compress, demo, merge, methods, plan, recipes
+from hf_tsv.cli import compress, demo, inspect, merge, methods, plan, recipes
 
 app = typer.Typer(
     name="hf-tsv",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
+app.command()(inspect.inspect)
 app.command()(methods.methods)
 app.command()(recipes.recipes)
 app.command()(demo.demo)
