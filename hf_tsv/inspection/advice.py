@@ -72,7 +72,7 @@ def _where(summary: Mapping[str, Any]) -> Iterator[str]:
     layer = f" of layer {worst['layer']}" if worst["layer"] is not None else ""
     share = worst["interference"]["before"] / summary["total"]["interference"]["before"]
     yield (
-        f"The largest part of it, {share:.0%}, is in {worst['label']}{layer}"
+        f"The largest part of the interference, {share:.0%}, is in {worst['label']}{layer}"
         f" ({worst['interference']['times_chance']:.2g} times chance), where {_pair(summary, i, j)} clash most"
         f" ({worst['clashes'][i][j]:.2g} times)."
     )
@@ -106,7 +106,7 @@ def _dominance(tasks: Sequence[Mapping[str, Any]]) -> str:
         )
     return (
         f"No task dominates: the longest task vector, of {_q(longest)}, is"
-        f" {longest['norm'] / shortest['norm']:.2g} times as long as the shortest, of {_q(shortest)}."
+        f" {longest['norm'] / shortest['norm']:.2f} times as long as the shortest, of {_q(shortest)}."
     )
 
 

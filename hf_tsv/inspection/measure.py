@@ -24,7 +24,7 @@ from hf_tsv.methods import Deltas
 from hf_tsv.modules import Kind
 from hf_tsv.planner import Plan, Step
 from hf_tsv.recipe import is_local
-from hf_tsv.run import Progress, Resources, each_step, one_thread_each
+from hf_tsv.run import Progress, Resources, check_memory, each_step, one_thread_each
 from hf_tsv.stored import StoredTensor
 
 NUMERICAL_RANK = 1e-6  # of the largest singular value; below it fp32 weights hold nothing
@@ -162,9 +162,10 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
     The task vectors are taken as they are: neither the recipe's methods nor its weights matter.
 
     Raises:
-        HfTsvError: a source can't be read, or holds NaN or infinity.
+        HfTsvError: a source can't be read, or holds NaN or infinity; or memory does not suffice.
     """
     steps = [_as_merged_by_tsv_m(step) for step in plan.merged]
+    check_memory(replace(plan, steps=tuple(steps)), resources)
     found: dict[str, Inspected] = {}
     lock = Lock()
 

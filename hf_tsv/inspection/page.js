@@ -25,7 +25,7 @@ function told(node, text) {
   return node;
 }
 
-const show = (value) => value === undefined ? "" : value === 0 ? "0" : Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+const show = (value) => value === undefined ? "" : value === 0 ? "0" : Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
 const cut = (text, most) => text.length > most ? `${text.slice(0, most - 1)}…` : text;
 const width = (texts, most) => 10 + 6.6 * Math.min(most, Math.max(0, ...texts.map((text) => text.length)));
@@ -43,8 +43,9 @@ function canvas(w, h, label) {
 /* Rows of cells: labels on the left, columns named below. cell(r, c) gives {share, colour, tip, text, pick, chosen} or nothing. */
 function grid(label, rows, columns, size, tall, cell, most = 34) {
   const left = width(rows, most), slanted = columns.some((name) => 7 * name.length > size + 2);
-  const foot = slanted ? 12 + 5 * Math.min(22, Math.max(...columns.map((name) => name.length))) : 20;
-  const svg = canvas(left + columns.length * size + (slanted ? 34 : 8), rows.length * tall + foot, label);
+  const longest = Math.min(22, Math.max(0, ...columns.map((name) => name.length))), steep = size < 26;
+  const foot = slanted ? 16 + longest * (steep ? 6 : 3.4) : 20;
+  const svg = canvas(left + columns.length * size + (slanted ? longest * (steep ? 2.6 : 6) : 8), rows.length * tall + foot, label);
   rows.forEach((name, r) => {
     const y = r * tall;
     const text = el("text", { x: left - 6, y: y + tall / 2 + 4, "text-anchor": "end" }, cut(name, most));
@@ -70,7 +71,7 @@ function grid(label, rows, columns, size, tall, cell, most = 34) {
   columns.forEach((name, c) => {
     if (!slanted && c % every) return;
     const x = left + (c + 0.5) * size, y = rows.length * tall + 13;
-    const attributes = slanted ? { x, y, transform: `rotate(28 ${x} ${y})` } : { x, y, "text-anchor": "middle" };
+    const attributes = slanted ? { x, y, transform: `rotate(${steep ? 65 : 28} ${x} ${y})` } : { x, y, "text-anchor": "middle" };
     svg.append(el("text", { ...attributes, class: "soft" }, cut(name, 22)));
   });
   return svg;
@@ -116,7 +117,7 @@ function drawPairs() {
   const key = byId("between").value, source = chosen || data.total, matrix = source[key];
   byId("pairs-title").textContent = chosen ? where(chosen) : "all layers";
   if (!matrix) return byId("pairs").replaceChildren();
-  let top = 0;
+  let top = key === "cosines" ? 0.1 : 0; // less than that is next to nothing, and shall look so
   matrix.forEach((row, i) => row.forEach((value, j) => { if (i !== j) top = Math.max(top, Math.abs(value)); }));
   const size = Math.max(16, Math.min(44, 380 / tasks.length));
   put("pairs", grid("between tasks", tasks, tasks, size, Math.max(16, Math.min(32, size)), (i, j) => {
@@ -126,7 +127,7 @@ function drawPairs() {
     const share = key === "opposed" ? Math.abs(value - 0.5) * 2 : top ? Math.abs(value) / top : 0;
     const towards = key === "clashes" ? "hot" : (key === "cosines" ? value >= 0 : value <= 0.5) ? "blue" : "orange";
     return { share, colour: towards, tip: `${name}\n${words[key]}`, text: key === "opposed" ? (100 * value).toFixed(0) : value.toFixed(key === "cosines" ? 2 : 1) };
-  }, 18));
+  }, 24));
   return undefined;
 }
 

@@ -53,7 +53,7 @@ def _interference(summary: Mapping[str, Any]) -> "Figure":
     values = [
         [_times_chance(cells.get((group["group"], *group["shape"], layer))) for layer in layers] for group in types
     ]
-    figure = _figure(3.6 + 0.42 * len(layers), 1.3 + 0.34 * len(types))
+    figure = _figure(3.6 + 0.42 * max(5, len(layers)), 1.3 + 0.34 * len(types))
     _field(
         figure.subplots(),
         values,
@@ -86,7 +86,7 @@ def _norms(summary: Mapping[str, Any]) -> "Figure":
     layers = summary["layers"]
     values = [[layer["norms"][t] for layer in layers] for t in range(len(summary["tasks"]))]
     names = ["outside" if layer["layer"] is None else layer_name(layer).rsplit(" ", 1)[-1] for layer in layers]
-    figure = _figure(3.2 + 0.42 * len(layers), 1.3 + 0.32 * len(values))
+    figure = _figure(3.2 + 0.42 * max(5, len(layers)), 1.3 + 0.32 * len(values))
     axes = _field(figure.subplots(), values, summary["tasks"], names, colours="Blues")
     axes.set_title("Norms of the task vectors by layer", fontsize=10, loc="left")
     return figure
@@ -134,10 +134,11 @@ def _field(
     """A grid of coloured fields, with their values where there is room."""
     finite = [value for row in values for value in row if value == value]
     most = max(map(abs, finite), default=1.0) or 1.0
+    most = max(most, 0.1) if around_zero else most  # less than that is next to nothing, and shall look so
     least = -most if around_zero else 0.0
-    axes.imshow(values, aspect="auto", cmap=colours, vmin=least, vmax=1.15 * most)
+    axes.imshow(values, aspect="auto", cmap=colours, vmin=least, vmax=most if around_zero else 1.15 * most)
     axes.set_yticks(range(len(rows)), [_cut(name) for name in rows], fontsize=8, parse_math=False)
-    slanted = max(map(len, columns), default=0) > 5
+    slanted = max(map(len, columns), default=0) > 7
     every = range(0, len(columns), max(1, len(columns) // 40))
     axes.set_xticks(
         list(every),
@@ -153,8 +154,9 @@ def _field(
         for r, row in enumerate(values):
             for c, value in enumerate(row):
                 if value == value:
-                    dark = (value - least) / (most - least) > 0.6 or (around_zero and value < -0.6 * most)
-                    axes.text(c, r, f"{value:.2g}", ha="center", va="center", fontsize=7, color="w" if dark else "k")
+                    dark = abs(value) > (0.7 if around_zero else 0.6) * most
+                    text = f"{round(value, 2) + 0.0:.2f}" if around_zero else f"{value:.2g}"
+                    axes.text(c, r, text, ha="center", va="center", fontsize=7, color="w" if dark else "k")
     return axes
 
 
