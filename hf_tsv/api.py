@@ -12,12 +12,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from hf_tsv import inspection
 from hf_tsv.cards import write_card
 from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, most_common_template
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
-from hf_tsv.inspection import inspect_plan, summarize
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, make_plan
@@ -194,7 +194,51 @@ def inspect(
     recipe, hub = _loaded(recipe), hub or Hub()
     resources = Resources(workers or usable_cores(), max_memory or default_memory())
     planned = _planned(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE)
-    return summarize(inspect_plan(planned, resources, progress or Silent()))
+    return inspection.summarize(inspection.inspect_plan(planned, resources, progress or Silent()))
+
+
+def evaluate(
+    out: str | Path,
+    suite: str | Path,
+    *,
+    results: str | Path | None = None,
+    device: str | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score an output, its base and its fine-tuned models on a suite; what is measured goes into record and card.
+
+    A score that is known for the same weights, task and data is not computed again: an evaluation that was stopped goes
+    on where it was.
+
+    Args:
+        out: An output of `merge` or `compress`.
+        suite: A suite file: see `hf_tsv.evaluation.suite`.
+        results: Where scores are kept; `OUT/evaluation.jsonl` unless given. Outputs of one zoo may share a file.
+        device: Of torch; a GPU where there is one unless given.
+        hub: How to reach the Hub.
+        progress: Told of the work done.
+
+    Returns:
+        Plain data, as `hf_tsv.evaluation.summarize` describes it.
+
+    Raises:
+        HfTsvError: anything a person can mend; nothing is lost by it.
+    """
+    from hf_tsv.evaluation import Results, load_suite, prepare, read_json, score_all, summarize
+
+    out, hub = Path(out), hub or Hub()
+    asked = load_suite(suite)
+    record = read_json(out / "hf_tsv.json")
+    recipe = load_recipe(out / "recipe.lock.yaml")
+    prepared = prepare(asked, out, record, fetch(open_sources(recipe, hub), hub))
+    kept = Results(Path(results) if results else out / "evaluation.jsonl")
+    score_all(asked, prepared, kept, device or ("cuda" if torch.cuda.is_available() else "cpu"), progress or Silent())
+    record["evaluation"] = summarize(asked, prepared, kept)
+    write_record(record, out)
+    if "tensors" in record:
+        write_card(record, out)
+    return dict(record["evaluation"])
 
 
 def merge_state_dicts(

@@ -6,6 +6,7 @@ from hf_tsv.adapters._faithful import Misfits, plan_adapter
 from hf_tsv.adapters._plan import ADAPTER_FILE, CONFIG_FILE, REST_FILE, AdapterPlan, BaseRef
 from hf_tsv.adapters._serving import SERVING_RANKS, plan_serving
 from hf_tsv.adapters._sidecar import RestTensor, read_sidecar
+from hf_tsv.adapters._skeleton import model_class_of, quiet
 from hf_tsv.adapters._verify import Verification, verify_adapter
 from hf_tsv.adapters._writer import AdapterReport, AdapterWriter
 
@@ -26,8 +27,10 @@ __all__ = [
     "RestTensor",
     "Verification",
     "WholeChange",
+    "model_class_of",
     "plan_adapter",
     "plan_serving",
+    "quiet",
     "read_architecture",
     "read_sidecar",
     "verify_adapter",
