@@ -15,7 +15,7 @@ from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint
 from hf_tsv.companions import TOKENIZER, matches
 from hf_tsv.errors import CheckpointError, some
 from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification, TextClassification
-from hf_tsv.loaders import open_checkpoint
+from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
 from hf_tsv.sources import Source
 
 BASE, FINETUNED, MERGED = "base", "finetuned", "merged"
@@ -65,19 +65,15 @@ def contestants(out: Path, record: Mapping[str, Any], sources: Sequence[Source],
     config = own.folder if own and own.folder and not isinstance(own.checkpoint, AdapterCheckpoint) else base.folder
     assert base.folder is not None
     assert config is not None
-    finetuned_identity = own.identity if own else ""
-    found = [
-        Contestant(BASE, f"{base.identity} {finetuned_identity}", base.checkpoint, parts, config, (base.folder, config))
-    ]
+    identity = f"{base.identity} {own.identity}" if own and parts else base.identity
+    found = [Contestant(BASE, identity, base.checkpoint, parts, config, (base.folder, config))]
     if own:
-        found.append(
-            Contestant(FINETUNED, finetuned_identity, own.checkpoint, None, config, (config, base.folder)),
-        )
+        found.append(Contestant(FINETUNED, own.identity, own.checkpoint, None, config, (config, base.folder)))
     if "tasks" in record:
         return [*found, *_adapted(out, record, base, task, config)]
     merged = open_checkpoint(out)
     file = record["task_parts"].get(task, {}).get("file")
-    merged_parts = open_checkpoint(out / file) if file else None
+    merged_parts = SafetensorsCheckpoint([out / file], label=str(out / file)) if file else None
     identity = " ".join(c.fingerprint() for c in (merged, merged_parts) if c)
     return [*found, Contestant(MERGED, identity, merged, merged_parts, config, (out, base.folder))]
 

@@ -67,13 +67,13 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
     """
     if isinstance(task, Perplexity):
         path = suite.path(task.data)
-        return Examples([(_text(suite, task, path),)], [], path.parent, _sha256(path))
+        return Examples([(_text(suite, task, path),)], [], path.parent, file_sha256(path))
     if isinstance(task.data, HubData):
         folder = suite.source.parent
         rows, digest = _hub_rows(suite, task, task.data)
     else:
         path = suite.path(task.data)
-        folder, rows, digest = path.parent, _rows(suite, task, path), _sha256(path)
+        folder, rows, digest = path.parent, _rows(suite, task, path), file_sha256(path)
     columns = (*task.columns, task.label)
     for column in columns:
         if rows and column not in rows[0]:
@@ -108,7 +108,7 @@ def read_head(suite: Suite, task: Labelled) -> Head | None:
             names = set(file.keys())
             labels = json.loads((file.metadata() or {}).get("labels", "[]"))
             bias = file.get_tensor("bias") if "bias" in names else None
-            head = Head(file.get_tensor("weight"), bias, tuple(labels), _sha256(path))
+            head = Head(file.get_tensor("weight"), bias, tuple(labels), file_sha256(path))
     except (OSError, SafetensorError, ValueError) as error:
         raise DataError(f"{suite.where(task)}: the head {path} can't be read: {error}.") from None
     if head.weight.ndim != 2 or (head.bias is not None and head.bias.shape != head.weight.shape[:1]):
@@ -194,7 +194,8 @@ def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[list[dict[st
     return list(found), str(found._fingerprint)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hf_tsv.errors import OutputError
 from hf_tsv.evaluation.scoring import Score
@@ -28,14 +28,21 @@ class Results:
             OutputError: the file can't be written.
         """
         self._known[key] = score
-        line = json.dumps({"key": key, "score": score.value, "examples": score.examples, **about})
+        line = json.dumps({"key": key, "score": score.value, "examples": score.examples, **about}) + "\n"
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with self._path.open("ab+") as file:
+                if file.tell() and not _ends_a_line(file):
+                    line = "\n" + line  # what an interruption cut short stays a line of its own
+                file.write(line.encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"{self._path}: can't be written: {error.strerror}.") from error
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def key_of(depends_on: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from hf_tsv.evaluation.contestants import (
     load_processor,
     load_tokenizer,
 )
-from hf_tsv.evaluation.data import Examples, Head, read_examples, read_head
+from hf_tsv.evaluation.data import Examples, Head, file_sha256, read_examples, read_head
 from hf_tsv.evaluation.results import Results, key_of
 from hf_tsv.evaluation.scoring import Score, accuracy, harness, perplexity
 from hf_tsv.evaluation.suite import AnyTask, Classification, HubData, ImageClassification, LmEval, Perplexity, Suite
@@ -118,6 +118,7 @@ def score_key(suite: Suite, one: Prepared, entrant: Contestant) -> str:
             "head": one.head and one.head.sha256,
             "label": entrant.label,
             "model": entrant.identity,
+            "config": file_sha256(entrant.config_folder / "config.json"),
         }
     )
 
