@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -347,6 +348,69 @@ def test_lm_eval_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pyte
     result = run("eval", tmp_path / "out", "--suite", path, "-q")
     assert result.exit_code == 1
     assert "hf-tsv[lm-eval]" in result.stderr
+
+
+def test_lm_eval_is_asked_and_read_as_it_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the surface of lm-eval 0.4.13, which was tried with this code by hand."""
+    models.zoo(models.llama, tmp_path, tasks=2)
+    tokenizer(tmp_path / "base")
+    api.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
+    asked: list[dict[str, Any]] = []
+
+    def simple_evaluate(**options: Any) -> dict[str, Any]:
+        asked.append(options)
+        scores = {"alias": "toy", "acc,none": len(asked) / 4, "acc_stderr,none": "N/A"}
+        return {"results": {"toy": scores}, "n-samples": {"toy": {"original": 9, "effective": 5}}}
+
+    package, huggingface, tasks = (ModuleType(f"lm_eval{end}") for end in ("", ".models.huggingface", ".tasks"))
+    package.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
+    huggingface.HFLM = lambda **options: options  # type: ignore[attr-defined]
+    tasks.TaskManager = lambda include_path: include_path  # type: ignore[attr-defined]
+    package.tasks = tasks  # type: ignore[attr-defined]
+    models_package = ModuleType("lm_eval.models")
+    models_package.huggingface = huggingface  # type: ignore[attr-defined]
+    for module in (package, huggingface, tasks, models_package):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    task = {"name": "t0", "kind": "lm-eval", "task": "toy", "include": "own", "limit": 5, "num_fewshot": 2}
+    found = api.evaluate(tmp_path / "out", suite(tmp_path, task, seed=3))["tasks"]["t0"]
+    assert found["scores"] == {"base": 0.25, "finetuned": 0.5, "merged": 0.75}
+    assert (found["metric"], found["examples"]) == ("acc", 5)
+    assert type(asked[0]["model"]["pretrained"]).__name__ == "LlamaForCausalLM"
+    assert (asked[0]["tasks"], asked[0]["num_fewshot"], asked[0]["limit"]) == (["toy"], 2, 5)
+    assert asked[0]["fewshot_random_seed"] == 3
+    assert asked[0]["task_manager"] == str(tmp_path / "own")
+    with pytest.raises(HfTsvError, match="has no score 'f1', expected one of acc"):
+        api.evaluate(tmp_path / "out", suite(tmp_path, task | {"score": "f1"}))
+
+
+def test_a_head_of_another_size_is_told(tmp_path: Path) -> None:
+    models.zoo(models.bert, tmp_path, tasks=2)
+    tokenizer(tmp_path / "base")
+    examples(tmp_path, 3)
+    save_file({"weight": torch.zeros(3, 31)}, tmp_path / "head.safetensors")
+    api.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
+    with pytest.raises(HfTsvError, match="the head of 't0' reads 31 numbers, but BertModel gives 32"):
+        api.evaluate(tmp_path / "out", suite(tmp_path, text_task(head="head.safetensors")))
+
+
+def test_a_zero_shot_head_on_clips_image_encoder(tmp_path: Path) -> None:
+    models.zoo(models.clip, tmp_path, tasks=2)
+    processor = tf.CLIPImageProcessor(
+        size={"height": 16, "width": 16}, crop_size={"height": 16, "width": 16}, do_center_crop=False
+    )
+    processor.save_pretrained(tmp_path / "base")
+    pixels = torch.randint(256, (16, 16, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    weight = torch.randn(7, 32, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": weight}, tmp_path / "head.safetensors")
+    api.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
+    model = tf.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        seen = model.vision_model(**processor(Image.open(tmp_path / "0.png"), return_tensors="pt")).pooler_output[0]
+    (tmp_path / "data.json").write_text(json.dumps([{"image": "0.png", "label": int((weight @ seen).argmax())}]))
+    task = {"name": "t0", "kind": "image-classification", "data": "data.json", "head": "head.safetensors"}
+    found = api.evaluate(tmp_path / "out", suite(tmp_path, task | {"pooling": "pooled"}))
+    assert found["tasks"]["t0"]["scores"]["merged"] == 1
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:

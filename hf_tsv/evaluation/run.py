@@ -49,8 +49,9 @@ def prepare(suite: Suite, out: Path, record: Mapping[str, Any], sources: Sequenc
     """Read everything but models.
 
     Raises:
-        HfTsvError: examples, heads or fine-tuned models that aren't there; all of them told.
+        HfTsvError: examples, heads or fine-tuned models that aren't there, all of them told; or transformers isn't.
     """
+    _require_transformers()
     known = [source.task for source in sources if source.task]
     prepared: list[Prepared] = []
     problems: list[str] = []
@@ -65,6 +66,16 @@ def prepare(suite: Suite, out: Path, record: Mapping[str, Any], sources: Sequenc
     if problems:
         raise HfTsvError(problems)
     return prepared
+
+
+def _require_transformers() -> None:
+    try:
+        import peft  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise HfTsvError(
+            f"eval: models are loaded by transformers and PEFT: {error}. pip install 'hf-tsv[adapters]'"
+        ) from None
 
 
 def _finetuned(suite: Suite, task: AnyTask, known: Sequence[str]) -> str | None:

@@ -46,7 +46,7 @@ def accuracy(
     right = 0
     for chosen in _batches(task, examples, suite.file.batch_size):
         encoded = _encoded(inputs, task, examples, chosen).to(model.device)
-        logits = _logits(model, encoded) if head is None else head(embedding(model, encoded, task))
+        logits = model(**encoded).logits if head is None else _by_head(model, encoded, task, head, suite)
         right += int((logits.argmax(dim=-1).cpu() == labels[chosen]).sum())
         advance(len(chosen) / len(examples.inputs))
     return Score(right / len(examples.inputs), len(examples.inputs))
@@ -71,9 +71,14 @@ def _encoded(inputs: Any, task: Labelled, examples: Examples, chosen: Sequence[i
     return inputs(*columns, padding=True, truncation=True, max_length=most, return_tensors="pt")
 
 
-def _logits(model: Any, encoded: Any) -> Tensor:
-    logits: Tensor = model(**encoded).logits
-    return logits
+def _by_head(model: Any, encoded: Any, task: Labelled, head: Head, suite: Suite) -> Tensor:
+    embeddings = embedding(model, encoded, task)
+    if embeddings.shape[1] != head.weight.shape[1]:
+        raise DataError(
+            f"{suite.where(task)}: the head of '{task.name}' reads {head.weight.shape[1]} numbers, but"
+            f" {type(model).__name__} gives {embeddings.shape[1]}. Is it this model's?"
+        )
+    return head(embeddings)
 
 
 def embedding(model: Any, encoded: Any, task: Labelled) -> Tensor:
