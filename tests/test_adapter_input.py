@@ -180,6 +180,16 @@ def test_every_method_takes_adapters(method: str, tmp_path: Path) -> None:
     assert_same_change(folder, got, merged(folder, ["DIR/t1", "DIR/t2"], "want", method=method), 1e-3)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_large_tensors_are_merged_in_pieces(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, config = CASES[case]
+    folder, tasks = zoo(tmp_path, make, **config), ["DIR/a1", "DIR/a2"]
+    whole = merged(folder, tasks, "whole", method="task_arithmetic")
+    monkeypatch.setattr("hf_tsv.planner.PIECE", 64)
+    for name, tensor in merged(folder, tasks, "pieces", method="task_arithmetic").items():
+        torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-6, msg=name)
+
+
 def test_adapters_merge_with_full_checkpoints(tmp_path: Path) -> None:
     folder = zoo(tmp_path, models.llama, target_modules=["q_proj", "up_proj"])
     full = type(models.llama()).from_pretrained(folder / "base")

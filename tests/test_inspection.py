@@ -43,7 +43,10 @@ def deltas_of(folder: Path, name: str, tasks: int) -> list[Tensor]:
 
 def by_definition(deltas: list[Tensor]) -> float:
     """Equation 6 of the paper, with the truncated factors of an SVD in float64."""
-    k = max(1, min(deltas[0].shape) // len(deltas))
+    return by_definition_at(max(1, min(deltas[0].shape) // len(deltas)), deltas)
+
+
+def by_definition_at(k: int, deltas: list[Tensor]) -> float:
     svds = [torch.linalg.svd(delta, full_matrices=False) for delta in deltas]
     u, s = torch.cat([u[:, :k] for u, _, _ in svds], dim=1), torch.cat([s[:k] for _, s, _ in svds])
     v = torch.cat([vh[:k] for _, _, vh in svds]).T
@@ -229,3 +232,24 @@ def test_nan_is_told_with_its_tensor_and_task(tmp_path: Path) -> None:
 def test_too_little_memory_is_told(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path), "linear")
     assert run("inspect", recipe, "--max-memory", "1KB").exit_code == 4
+
+
+def test_adapters_are_inspected_from_their_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    from hf_tsv.compressed import Compressing
+    from hf_tsv.compression import FixedRank
+
+    recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=2), tasks=2)
+    api.compress(recipe, tmp_path / "out", Compressing(FixedRank(3)))
+    of_adapters = tmp_path / "adapters.yaml"
+    entries = "".join(f"  - model: {tmp_path}/base+{tmp_path}/out/adapters/t{t}\n" for t in range(2))
+    of_adapters.write_text(f"merge_method: tsv_m\nbase_model: {tmp_path}/base\nmodels:\n{entries}")
+    monkeypatch.setattr(measure, "PIECE", 500)
+    summary = api.inspect(of_adapters)
+    found = cell(summary, MATRIX)
+    leading = [torch.linalg.svd(delta, full_matrices=False) for delta in deltas_of(tmp_path, MATRIX, 2)]
+    kept = [(u[:, :3] * s[:3]) @ vh[:3] for u, s, vh in leading]
+    assert found["norms"] == pytest.approx([float(delta.norm()) for delta in kept], rel=1e-3)
+    assert found["interference"]["before"] == pytest.approx(by_definition_at(3, kept), rel=1e-2)
+    assert found["energy"] == [1, 1]
+    assert summary["per_task"][0]["rank"] == 3 / 32

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -140,10 +141,13 @@ class AppliedAdapter:
         delta = self._to(change.value, dtype, rows).sub_(base) if change.value else torch.zeros_like(base, dtype=dtype)
         if change.tokens:
             key, at = change.tokens
-            delta[list(at)] = self._to(key, dtype).sub_(base[list(at)])
+            first, end = rows or (0, len(base))
+            here = [i for i, token in enumerate(at) if first <= token < end]
+            to = [at[i] - first for i in here]
+            delta[to] = self._to(key, dtype)[here].sub_(base[to])
         if change.bias:
             key, scale = change.bias
-            delta.add_(self._to(key, dtype), alpha=scale)
+            delta.add_(self._to(key, dtype, rows), alpha=scale)
         if change.pair:
             delta.add_(self._product(change.pair, dtype, rows).reshape(base.shape))
         return delta
@@ -153,7 +157,8 @@ class AppliedAdapter:
 
     def _product(self, pair: Pair, dtype: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
         if not pair.is_stacked:
-            return self._low_rank(pair, 0).product(dtype)
+            whole = self._low_rank(pair, 0)
+            return replace(whole, b=whole.b[slice(*rows)]).product(dtype) if rows else whole.product(dtype)
         experts = range(*rows) if rows else range(pair.experts)
         return torch.stack([self._low_rank(pair, expert).product(dtype) for expert in experts])
 
