@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from hf_tsv.writers import CheckpointWriter, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
+    from hf_tsv.tuning import By, Tuned
 
 PARTS_FOLDER = "task_parts"
 NUMERICS = "1"  # counts up whenever the same inputs give other bits than before
@@ -225,20 +227,77 @@ def evaluate(
     Raises:
         HfTsvError: anything a person can mend; nothing is lost by it.
     """
-    from hf_tsv.evaluation import Results, load_suite, prepare, read_json, score_all, summarize
+    from hf_tsv.evaluation import Results, load_suite, made, prepare, read_json, score_all, summarize
 
     out, hub = Path(out), hub or Hub()
     asked = load_suite(suite)
     record = read_json(out / "hf_tsv.json")
     recipe = load_recipe(out / "recipe.lock.yaml")
-    prepared = prepare(asked, out, record, fetch(open_sources(recipe, hub), hub))
+    sources = fetch(open_sources(recipe, hub), hub)
+    prepared = prepare(asked, sources, partial(made, out, record))
     kept = Results(Path(results) if results else out / "evaluation.jsonl")
-    score_all(asked, prepared, kept, device or ("cuda" if torch.cuda.is_available() else "cpu"), progress or Silent())
+    score_all(asked, prepared, kept, device or _default_device(), progress or Silent())
     record["evaluation"] = summarize(asked, prepared, kept)
     write_record(record, out)
     if "tensors" in record:
         write_card(record, out)
     return dict(record["evaluation"])
+
+
+def tune(
+    recipe: Recipe | str | Path,
+    suite: str | Path,
+    *,
+    by: "By" = "kind",
+    grid: Sequence[float] = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6),
+    results: str | Path = "tuning.jsonl",
+    device: str | None = None,
+    workers: int | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> "Tuned":
+    """Choose the scale of a merge, one for each group of tensors, by the scores of a suite on validation data.
+
+    The merge is computed once; what differs in scale alone needs no further decomposition. It and one model are held in
+    memory.
+
+    Args:
+        recipe: A recipe, or the path of its file, by a method that has a `scale`.
+        suite: A suite file. Its data should be others than those that the merge is reported on.
+        by: What has a scale of its own: `all` have one, each `kind` of tensor, or each module `type`.
+        grid: The scales that are tried.
+        results: Where scores are kept; a search that was stopped goes on from there.
+        device: Of torch; a GPU where there is one unless given.
+        workers: Tensors in work at once while merging; all cores unless given.
+        hub: How to reach the Hub.
+        progress: Told of the evaluations.
+
+    Raises:
+        HfTsvError: anything a person can mend.
+    """
+    from hf_tsv.evaluation import Results, load_suite, prepare
+    from hf_tsv.tuning import at_scale_one
+    from hf_tsv.tuning import tune as search
+
+    recipe, asked, hub = _loaded(recipe), load_suite(suite), hub or Hub()
+    unscaled = at_scale_one(recipe)
+    sources = fetch(open_sources(unscaled, hub), hub)
+    return search(
+        _planned(unscaled, sources, DEFAULT_SHARD_SIZE),
+        recipe,
+        asked,
+        prepare(asked, sources, lambda base, task: ()),
+        Results(Path(results)),
+        by=by,
+        grid=grid,
+        device=device or _default_device(),
+        resources=Resources(workers or usable_cores(), default_memory()),
+        progress=progress or Silent(),
+    )
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def merge_state_dicts(

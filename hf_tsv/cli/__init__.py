@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import compress, demo, eval, inspect, merge, methods, plan, recipes
+from hf_tsv.cli import compress, demo, eval, inspect, merge, methods, plan, recipes, tune
 
 app = typer.Typer(
     name="hf-tsv",
@@ -23,6 +23,7 @@ app.command()(merge.merge)
 app.command()(compress.compress)
 app.command()(inspect.inspect)
 app.command("eval")(eval.evaluate)
+app.command()(tune.tune)
 app.command()(methods.methods)
 app.command()(recipes.recipes)
 app.command()(demo.demo)

@@ -46,36 +46,45 @@ class Contestant:
     adapter: Path | None = None
 
 
-def contestants(out: Path, record: Mapping[str, Any], sources: Sequence[Source], task: str | None) -> list[Contestant]:
-    """Everything that is scored on a task: base, fine-tuned model, and what an output has for it.
+def originals(sources: Sequence[Source], task: str | None) -> list[Contestant]:
+    """What a task is compared with: the base, and the fine-tuned model.
 
     Args:
-        out: An output of `merge` or `compress`.
-        record: Its record.
         sources: The recipe's models, fetched, the base first.
-        task: The recipe's task that it belongs to; None where there is none, so that only the base and the merged
-            model can be scored.
-
-    Raises:
-        CheckpointError: the output's weights can't be read.
+        task: The recipe's task that it belongs to; None where there is none, and so no fine-tuned model.
     """
     base, own = sources[0], next((s for s in sources if task is not None and s.task == task), None)
-    has_parts = own is not None and not isinstance(own.checkpoint, AdapterCheckpoint) and _differs(own, base)
-    parts = own.checkpoint if own and has_parts else None
-    config = own.folder if own and own.folder and not isinstance(own.checkpoint, AdapterCheckpoint) else base.folder
     assert base.folder is not None
-    assert config is not None
+    config, parts = base.folder, None
+    if own and own.folder and not isinstance(own.checkpoint, AdapterCheckpoint):
+        config, parts = own.folder, own.checkpoint if _differs(own, base) else None
     identity = f"{base.identity} {own.identity}" if own and parts else base.identity
     found = [Contestant(BASE, identity, base.checkpoint, parts, config, (base.folder, config))]
     if own:
         found.append(Contestant(FINETUNED, own.identity, own.checkpoint, None, config, (config, base.folder)))
+    return found
+
+
+def made(out: Path, record: Mapping[str, Any], base: Contestant, task: str | None) -> list[Contestant]:
+    """What an output has for a task: the merged model, or the adapters.
+
+    Args:
+        out: An output of `merge` or `compress`.
+        record: Its record.
+        base: The base model on that task.
+        task: The recipe's task, as `originals` takes it.
+
+    Raises:
+        CheckpointError: the output's weights can't be read.
+    """
     if "tasks" in record:
-        return [*found, *_adapted(out, record, base, task, config)]
-    merged = open_checkpoint(out)
+        return [] if task is None else list(_adapted(out, record, base, task))
     file = record["task_parts"].get(task, {}).get("file")
-    merged_parts = SafetensorsCheckpoint([out / file], label=str(out / file)) if file else None
-    identity = " ".join(c.fingerprint() for c in (merged, merged_parts) if c)
-    return [*found, Contestant(MERGED, identity, merged, merged_parts, config, (out, base.folder))]
+    merged = open_checkpoint(out)
+    parts = SafetensorsCheckpoint([out / file], label=str(out / file)) if file else None
+    identity = " ".join(c.fingerprint() for c in (merged, parts) if c)
+    inputs = (out, *base.input_folders)
+    return [Contestant(MERGED, identity, merged, parts, base.config_folder, inputs)]
 
 
 def _differs(own: Source, base: Source) -> bool:
@@ -84,16 +93,12 @@ def _differs(own: Source, base: Source) -> bool:
     return any(own.checkpoint.info(name).shape != shapes.get(name) for name in own.checkpoint.names())
 
 
-def _adapted(
-    out: Path, record: Mapping[str, Any], base: Source, task: str | None, config: Path
-) -> Iterator[Contestant]:
-    if task is None or base.folder is None:
-        return
+def _adapted(out: Path, record: Mapping[str, Any], base: Contestant, task: str) -> Iterator[Contestant]:
     for profile in record["tasks"][task]:
         folder = out / ADAPTERS[profile] / task
         identity = f"{base.identity} {_digest(folder)}"
         label = "adapter" if profile == "faithful" else f"adapter ({profile})"
-        yield Contestant(label, identity, base.checkpoint, None, config, (config, base.folder), folder)
+        yield Contestant(label, identity, base.body, None, base.config_folder, base.input_folders, folder)
 
 
 def _digest(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Score everything that a suite asks for, once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,10 +14,10 @@ from hf_tsv.evaluation.contestants import (
     BASE,
     FINETUNED,
     Contestant,
-    contestants,
     load_model,
     load_processor,
     load_tokenizer,
+    originals,
 )
 from hf_tsv.evaluation.data import Examples, Head, file_sha256, read_examples, read_head
 from hf_tsv.evaluation.results import Results, key_of
@@ -45,8 +45,15 @@ class Prepared:
     head: Head | None
 
 
-def prepare(suite: Suite, out: Path, record: Mapping[str, Any], sources: Sequence[Source]) -> list[Prepared]:
+def prepare(
+    suite: Suite, sources: Sequence[Source], more: Callable[[Contestant, str | None], Sequence[Contestant]]
+) -> list[Prepared]:
     """Read everything but models.
+
+    Args:
+        suite: What is scored.
+        sources: The recipe's models, fetched, the base first.
+        more: What is scored beside them, given the base and the recipe's task.
 
     Raises:
         HfTsvError: examples, heads or fine-tuned models that aren't there, all of them told; or transformers isn't.
@@ -60,7 +67,8 @@ def prepare(suite: Suite, out: Path, record: Mapping[str, Any], sources: Sequenc
             own = _finetuned(suite, task, known)
             examples = None if isinstance(task, LmEval) else read_examples(suite, task)
             head = read_head(suite, task) if isinstance(task, Classification) else None
-            prepared.append(Prepared(task, tuple(contestants(out, record, sources, own)), examples, head))
+            known_models = originals(sources, own)
+            prepared.append(Prepared(task, (*known_models, *more(known_models[0], own)), examples, head))
         except HfTsvError as error:
             problems.extend(error.problems)
     if problems:
