@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
     from hf_tsv.recipe import load_recipe
+    from hf_tsv.restored import restore
 
 __all__ = [
     "HfTsvError",
@@ -21,10 +22,16 @@ __all__ = [
     "merge_modules",
     "merge_state_dicts",
     "plan",
+    "restore",
     "tune",
 ]
 
-_HOMES = {"HfTsvError": "hf_tsv.errors", "Hub": "hf_tsv.hub", "load_recipe": "hf_tsv.recipe"}
+_HOMES = {
+    "HfTsvError": "hf_tsv.errors",
+    "Hub": "hf_tsv.hub",
+    "load_recipe": "hf_tsv.recipe",
+    "restore": "hf_tsv.restored",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_tsv import inspection
 from hf_tsv.cards import write_card
-from hf_tsv.checkpoint import Shard
+from hf_tsv.checkpoint import Checkpoint, Shard
 from hf_tsv.companions import copy_companions, most_common_template
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
@@ -228,13 +228,18 @@ def evaluate(
         HfTsvError: anything a person can mend; nothing is lost by it.
     """
     from hf_tsv.evaluation import Results, load_suite, made, prepare, read_json, score_all, summarize
+    from hf_tsv.restored import open_task
 
     out, hub = Path(out), hub or Hub()
     asked = load_suite(suite)
     record = read_json(out / "hf_tsv.json")
     recipe = load_recipe(out / "recipe.lock.yaml")
     sources = fetch(open_sources(recipe, hub), hub)
-    prepared = prepare(asked, sources, partial(made, out, record))
+
+    def restored(task: str) -> Checkpoint:
+        return open_task(out, task, base=None, hub=hub).checkpoint
+
+    prepared = prepare(asked, sources, partial(made, out, record, restored))
     kept = Results(Path(results) if results else out / "evaluation.jsonl")
     score_all(asked, prepared, kept, device or _default_device(), progress or Silent())
     record["evaluation"] = summarize(asked, prepared, kept)

@@ -35,7 +35,7 @@ ALLOWED = {
     "record": {"methods", "planner", "writers"},
     "cards": {"methods", "modules", "writers"},
 }
-ABOVE = {"api", "cli", "demo", "__main__", "__init__"}
+ABOVE = {"api", "restored", "cli", "demo", "__main__", "__init__"}
 
 
 def imports(path: Path) -> set[str]:

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from hf_tsv import api
 from hf_tsv.cli import app
 from hf_tsv.compressed import Compressing
-from hf_tsv.compression import Fraction
+from hf_tsv.compression import Budget, Fraction
 from hf_tsv.errors import CheckpointError, HfTsvError, RecipeError
 from hf_tsv.evaluation import load_suite
 from hf_tsv.evaluation import run as evaluation_run
@@ -433,3 +433,18 @@ def test_the_weights_that_are_scored_are_the_outputs(tmp_path: Path) -> None:
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     found = api.evaluate(out, suite(tmp_path, text_task()))
     assert found["tasks"]["t0"]["scores"]["merged"] == sum(row["label"] == 0 for row in rows) / len(rows)
+
+
+def test_what_peft_does_not_load_counts_in_the_restored_model(tmp_path: Path) -> None:
+    """PEFT can't replace a bare parameter: an adapter under a budget has such a change in a file of its own."""
+    models.zoo(models.clip, tmp_path, tasks=1)
+    tf.CLIPImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(tmp_path / "base")
+    Image.new("RGB", (16, 16), (200, 30, 90)).save(tmp_path / "0.png")
+    save_file({"weight": torch.eye(4, 32)}, tmp_path / "head.safetensors")
+    (tmp_path / "data.json").write_text(json.dumps([{"image": "0.png", "label": 1}]))
+    record = api.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Budget(10**6)))
+    assert record["tasks"]["t0"]["faithful"]["in_sidecar"]
+    task = {"name": "t0", "kind": "image-classification", "data": "data.json", "head": "head.safetensors"}
+    found = api.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
+    assert list(found) == ["base", "finetuned", "adapter", "restored"]
+    assert found["restored"] == found["finetuned"]

@@ -19,6 +19,7 @@ def test_the_public_names_are_these() -> None:
             "merge_modules",
             "merge_state_dicts",
             "plan",
+            "restore",
             "tune",
         ),
     }

@@ -3,9 +3,8 @@
 from hf_tsv.adapters._architecture import Architecture, Place, read_architecture
 from hf_tsv.adapters._changes import Change, LowRankChange, WholeChange
 from hf_tsv.adapters._faithful import Misfits, plan_adapter
-from hf_tsv.adapters._plan import ADAPTER_FILE, CONFIG_FILE, REST_FILE, AdapterPlan, BaseRef
+from hf_tsv.adapters._plan import ADAPTER_FILE, CONFIG_FILE, AdapterPlan, BaseRef
 from hf_tsv.adapters._serving import SERVING_RANKS, plan_serving
-from hf_tsv.adapters._sidecar import RestTensor, read_sidecar
 from hf_tsv.adapters._skeleton import model_class_of, quiet
 from hf_tsv.adapters._verify import Verification, verify_adapter
 from hf_tsv.adapters._writer import AdapterReport, AdapterWriter
@@ -13,7 +12,6 @@ from hf_tsv.adapters._writer import AdapterReport, AdapterWriter
 __all__ = [
     "ADAPTER_FILE",
     "CONFIG_FILE",
-    "REST_FILE",
     "SERVING_RANKS",
     "AdapterPlan",
     "AdapterReport",
@@ -24,7 +22,6 @@ __all__ = [
     "LowRankChange",
     "Misfits",
     "Place",
-    "RestTensor",
     "Verification",
     "WholeChange",
     "model_class_of",
@@ -32,6 +29,5 @@ __all__ = [
     "plan_serving",
     "quiet",
     "read_architecture",
-    "read_sidecar",
     "verify_adapter",
 ]

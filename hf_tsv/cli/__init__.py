@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import compress, demo, eval, inspect, merge, methods, plan, recipes, tune
+from hf_tsv.cli import compress, demo, eval, inspect, merge, methods, plan, recipes, restore, tune
 
 app = typer.Typer(
     name="hf-tsv",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
+app.command()(restore.restore)
 app.command()(inspect.inspect)
 app.command("eval")(eval.evaluate)
 app.command()(tune.tune)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification
 from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
 from hf_tsv.sources import Source
 
-BASE, FINETUNED, MERGED = "base", "finetuned", "merged"
+BASE, FINETUNED, MERGED, RESTORED = "base", "finetuned", "merged", "restored"
 ADAPTERS = {"faithful": "adapters", "serving": "adapters-serving"}
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 
@@ -65,12 +65,20 @@ def originals(sources: Sequence[Source], task: str | None) -> list[Contestant]:
     return found
 
 
-def made(out: Path, record: Mapping[str, Any], base: Contestant, task: str | None) -> list[Contestant]:
-    """What an output has for a task: the merged model, or the adapters.
+def made(
+    out: Path,
+    record: Mapping[str, Any],
+    restored: Callable[[str], Checkpoint],
+    base: Contestant,
+    task: str | None,
+) -> list[Contestant]:
+    """What an output has for a task: the merged model, or the adapters; and where PEFT loads less than the output
+    holds, the task's restored checkpoint.
 
     Args:
         out: An output of `merge` or `compress`.
         record: Its record.
+        restored: Gives a task's checkpoint as `hf-tsv restore` writes it.
         base: The base model on that task.
         task: The recipe's task, as `originals` takes it.
 
@@ -78,7 +86,7 @@ def made(out: Path, record: Mapping[str, Any], base: Contestant, task: str | Non
         CheckpointError: the output's weights can't be read.
     """
     if "tasks" in record:
-        return [] if task is None else list(_adapted(out, record, base, task))
+        return [] if task is None else list(_adapted(out, record, restored, base, task))
     file = record["task_parts"].get(task, {}).get("file")
     merged = open_checkpoint(out)
     parts = SafetensorsCheckpoint([out / file], label=str(out / file)) if file else None
@@ -93,12 +101,17 @@ def _differs(own: Source, base: Source) -> bool:
     return any(own.checkpoint.info(name).shape != shapes.get(name) for name in own.checkpoint.names())
 
 
-def _adapted(out: Path, record: Mapping[str, Any], base: Contestant, task: str) -> Iterator[Contestant]:
+def _adapted(
+    out: Path, record: Mapping[str, Any], restored: Callable[[str], Checkpoint], base: Contestant, task: str
+) -> Iterator[Contestant]:
     for profile in record["tasks"][task]:
         folder = out / ADAPTERS[profile] / task
         identity = f"{base.identity} {_digest(folder)}"
         label = "adapter" if profile == "faithful" else f"adapter ({profile})"
         yield Contestant(label, identity, base.body, None, base.config_folder, base.input_folders, folder)
+        if record["tasks"][task][profile]["in_sidecar"]:
+            whole = restored(task)
+            yield Contestant(RESTORED, whole.fingerprint(), whole, None, base.config_folder, base.input_folders)
 
 
 def _digest(folder: Path) -> str:
