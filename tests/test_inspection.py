@@ -194,6 +194,15 @@ def test_json_is_the_summary(tmp_path: Path) -> None:
     assert json.loads(result.stdout) == api.inspect(recipe)
 
 
+def test_stacks_of_layers_go_by_what_tells_them_apart(tmp_path: Path) -> None:
+    summary = api.inspect(models.recipe(models.zoo(models.clip, tmp_path, tasks=2), tasks=2))
+    labels = {group["label"] for group in summary["groups"]}
+    assert {"text_model.mlp.fc1", "vision_model.mlp.fc1", "text_projection"} <= labels
+    assert {(layer["stack"], layer["layer"]) for layer in summary["layers"]} == {
+        *(("text_model", 0), ("text_model", 1), ("vision_model", 0), ("vision_model", 1), ("", None))
+    }
+
+
 def test_names_are_never_markup_or_script(tmp_path: Path) -> None:
     summary = api.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
     evil = "</script><img src=x onerror=alert(1)><!--"

@@ -35,12 +35,12 @@ def _method(summary: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> s
     cosine = _mean_of_pairs(summary["total"]["cosines"])
     if cosine >= ALIKE:
         return (
-            f"The tasks are alike (mean cosine {cosine:.2f}, 0 is unrelated): averaging them, merge_method: linear,"
+            f"The tasks are alike (mean cosine {_rounded(cosine)}, 0 is unrelated): averaging them, merge_method: linear,"
             " loses little, and tsv_m would treat what they share as interference."
         )
     found = summary["total"].get("interference")
     if found is None:
-        return f"No task matrix changed, and the mean cosine is {cosine:.2f}: use merge_method: linear."
+        return f"No task matrix changed, and the mean cosine is {_rounded(cosine)}: use merge_method: linear."
     kept = min(task["energy"] for task in tasks)
     if kept < SPREAD:
         return (
@@ -55,7 +55,7 @@ def _method(summary: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> s
     return (
         f"merge_method: tsv_m suits: the triplets it keeps hold at least {kept:.0%} of each task's energy, and it"
         f" takes away an interference of {found['before']:.3g} ({found['times_chance']:.2g} times chance, mean cosine"
-        f" {cosine:.2f}), of which {_left(found)} is left."
+        f" {_rounded(cosine)}), of which {_left(found)} is left."
     )
 
 
@@ -80,7 +80,7 @@ def _where(summary: Mapping[str, Any]) -> Iterator[str]:
         i, j = _largest_pair(summary["total"]["clashes"])
         yield (
             f"Over all layers {_pair(summary, i, j)} clash most: {summary['total']['clashes'][i][j]:.2g} times chance,"
-            f" cosine {summary['total']['cosines'][i][j]:.2f}."
+            f" cosine {_rounded(summary['total']['cosines'][i][j])}."
         )
 
 
@@ -128,6 +128,10 @@ def _compression(summary: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]])
         f" {nbytes / max(1, summary['checkpoint_bytes']):.0%} of the checkpoint; 90% takes"
         f" {median(task['rank_for_90'] for task in tasks):.0%} of the rank."
     )
+
+
+def _rounded(cosine: float) -> str:
+    return f"{round(cosine, 2) + 0.0:.2f}"  # without a sign where it is none
 
 
 def _pairs(num_tasks: int) -> Iterator[tuple[int, int]]:

@@ -27,7 +27,10 @@ function told(node, text) {
 
 const show = (value) => value === undefined ? "" : value === 0 ? "0" : Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) < 1e-3 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
-const cut = (text, most) => text.length > most ? `${text.slice(0, most - 1)}…` : text;
+const cut = (text, most) => { // the start and the end: names of one kind differ in either
+  const start = Math.floor(most / 3);
+  return text.length > most ? `${text.slice(0, start)}…${text.slice(start + 1 - most)}` : text;
+};
 const width = (texts, most) => 10 + 6.6 * Math.min(most, Math.max(0, ...texts.map((text) => text.length)));
 const shade = (share, colour) => `color-mix(in oklab, var(--${colour}) ${Math.round(8 + 92 * Math.min(1, Math.max(0, share)))}%, var(--empty))`;
 const colourOf = (t) => `hsl(${Math.round(360 * t / tasks.length + 210) % 360} 70% var(--light))`;
@@ -42,7 +45,7 @@ function canvas(w, h, label) {
 
 /* Rows of cells: labels on the left, columns named below. cell(r, c) gives {share, colour, tip, text, pick, chosen} or nothing. */
 function grid(label, rows, columns, size, tall, cell, most = 34) {
-  const left = width(rows, most), slanted = columns.some((name) => 7 * name.length > size + 2);
+  const left = width(rows, most), slanted = columns.some((name) => name.length > 3 && 7 * name.length > size + 2);
   const longest = Math.min(22, Math.max(0, ...columns.map((name) => name.length))), steep = size < 26;
   const foot = slanted ? 16 + longest * (steep ? 6 : 3.4) : 20;
   const svg = canvas(left + columns.length * size + (slanted ? longest * (steep ? 2.6 : 6) : 8), rows.length * tall + foot, label);
@@ -81,7 +84,7 @@ const inLayers = data.layers.filter((layer) => layer.layer !== null);
 const stacks = [...new Set(inLayers.map((layer) => layer.stack))];
 const numbers = [...new Set(inLayers.map((layer) => layer.layer))].sort((a, b) => a - b);
 const outside = data.layers.some((layer) => layer.layer === null);
-const layerName = (layer) => layer.layer === null ? "outside" : stacks.length > 1 ? `${layer.stack} ${layer.layer}` : String(layer.layer);
+const layerName = (layer) => layer.layer === null ? (stacks.length > 1 ? "outside" : "–") : stacks.length > 1 ? `${layer.stack} ${layer.layer}` : String(layer.layer);
 const where = (cell) => cell.layer === null ? cell.label : `${cell.label}, layer ${cell.layer}`;
 
 /* --- module types by layers ------------------------------------------------------------------------------------ */
@@ -136,8 +139,8 @@ function drawLayers() {
   const layers = data.layers.filter((layer) => layer.interference);
   const top = Math.max(...layers.map((layer) => layer.interference.before)) || 1;
   const left = 56, high = 150, step = Math.max(14, Math.min(64, 900 / layers.length)), named = layers.map(layerName);
-  const slanted = named.some((name) => 7 * name.length > step);
-  const svg = canvas(left + layers.length * step + (slanted ? 60 : 10), high + (slanted ? 70 : 34), "interference by layer");
+  const slanted = named.some((name) => name.length > 3 && 7 * name.length > step), every = slanted ? 1 : Math.ceil(22 / step);
+  const svg = canvas(left + layers.length * step + (slanted ? 110 : 10), high + (slanted ? 90 : 34), "interference by layer");
   for (const share of [0, 0.5, 1]) {
     const y = 10 + high * (1 - share);
     svg.append(el("line", { x1: left, x2: left + layers.length * step, y1: y, y2: y, class: "axis" }));
@@ -152,6 +155,7 @@ function drawLayers() {
     }
     svg.append(told(el("rect", { x, y: 10, width: step, height: high, fill: "transparent" }), text));
     const middle = x + step / 2, y = high + 26;
+    if (i % every) return;
     svg.append(el("text", slanted ? { x: middle, y, transform: `rotate(28 ${middle} ${y})`, class: "soft" } : { x: middle, y, "text-anchor": "middle", class: "soft" }, cut(named[i], 22)));
   });
   put("layers", svg);

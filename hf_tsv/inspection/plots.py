@@ -161,4 +161,5 @@ def _field(
 
 
 def _cut(text: str, most: int = MOST) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    """The start and the end of a text: names of one kind differ in either."""
+    return text if len(text) <= most else f"{text[: most // 3]}…{text[most // 3 + 1 - most :]}"

@@ -27,7 +27,7 @@ def summarize(inspection: Inspection) -> dict[str, Any]:
         chance; of one shape also `spectra`: at some `ranks`, by task, the singular `values` and the energy `kept`.
     """
     cells, groups, layers = (_gathered(inspection.tensors, key) for key in (_cell, _group, _layer))
-    stacks = {layer_of(one.info.name)[0] for one in inspection.tensors} - {""}
+    stacks = _short_names({layer_of(one.info.name)[0] for one in inspection.tensors} - {""})
     summary = {
         "base": inspection.base,
         "tasks": list(inspection.tasks),
@@ -60,20 +60,30 @@ def _gathered(tensors: Iterable[Inspected], key: Any) -> list[list[Inspected]]:
     return list(found.values())
 
 
-def _named(tensors: Sequence[Inspected], stacks: set[str]) -> dict[str, Any]:
+def _named(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> dict[str, Any]:
     """What a group of tensors is called; of a layer's tensors only stack and number mean anything."""
     first, (stack, layer) = tensors[0].info, layer_of(tensors[0].info.name)
     group = group_of(first.name)
-    short = group.removeprefix(f"{stack}*.") if layer is not None and len(stacks) == 1 else group
+    short = ".".join(filter(None, (stacks[stack], group.removeprefix(f"{stack}*.")))) if stack else group
     return {
         "group": group,
         "label": short.removesuffix(".weight"),
         "kind": tensors[0].kind,
         "shape": list(first.shape),
         "tensors": len(tensors),
-        "stack": stack.rstrip("."),
+        "stack": stacks.get(stack, ""),
         "layer": layer,
     }
+
+
+def _short_names(stacks: Iterable[str]) -> dict[str, str]:
+    """What tells stacks of layers apart: `text_model` and `vision_model` of `text_model.encoder.layers.` and
+    `vision_model.encoder.layers.`; nothing where there is one."""
+    parts = {stack: stack.rstrip(".").split(".") for stack in stacks}
+    for end in (0, -1):
+        while len({own[end] for own in parts.values() if own}) == 1 and all(parts.values()):
+            parts = {stack: own[1:] if end == 0 else own[:-1] for stack, own in parts.items()}
+    return {stack: ".".join(own) for stack, own in parts.items()}
 
 
 def _facts(tensors: Sequence[Inspected]) -> dict[str, Any]:

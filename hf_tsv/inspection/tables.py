@@ -86,8 +86,8 @@ def _layers(summary: Mapping[str, Any]) -> Table:
 
 
 def layer_name(layer: Mapping[str, Any]) -> str:
-    """What a layer is called: its stack and its number."""
-    return "outside" if layer["layer"] is None else f"{layer['stack']} {layer['layer']}"
+    """What a layer is called: its number, and where there are several stacks of layers its stack."""
+    return "outside" if layer["layer"] is None else f"{layer['stack']} {layer['layer']}".lstrip()
 
 
 def _interference(found: Mapping[str, float]) -> Iterator[str]:
