@@ -35,8 +35,8 @@ def _method(summary: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> s
     cosine = _mean_of_pairs(summary["total"]["cosines"])
     if cosine >= ALIKE:
         return (
-            f"The tasks are alike (mean cosine {_rounded(cosine)}, 0 is unrelated): averaging them, merge_method: linear,"
-            " loses little, and tsv_m would treat what they share as interference."
+            f"The tasks are alike (mean cosine {_rounded(cosine)}, 0 is unrelated): averaging them, merge_method:"
+            " linear, loses little, and tsv_m would treat what they share as interference."
         )
     found = summary["total"].get("interference")
     if found is None:

@@ -49,7 +49,7 @@ def _pairs(summary: Mapping[str, Any]) -> Table:
     clashes = total.get("clashes")
     pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
     pairs.sort(key=lambda pair: -(clashes or total["cosines"])[pair[0]][pair[1]])
-    table = _table("", "", "clash, times chance", "cosine", "opposite signs", left=2)
+    table = _table("", "", "clash, x chance", "cosine", "opposite signs", left=2)
     for i, j in pairs if len(tasks) <= WHOLE else pairs[:LISTED]:
         clash = f"{clashes[i][j]:.2f}" if clashes else ""
         table.add_row(*map(escape, (tasks[i], tasks[j], clash)), *_cosine_and_signs(total, i, j))
@@ -62,19 +62,19 @@ def _cosine_and_signs(facts: Mapping[str, Any], i: int, j: int) -> Iterator[str]
 
 
 def _groups(summary: Mapping[str, Any]) -> Table:
-    table = _table("module type", "tensors", "shape", "k", "energy at k", "STI", "times chance", "after", "clash most")
+    table = _table("module type", "of", "shape", "k", "energy at k", "STI", "x chance", "after", "clash most")
     table.columns[-1].justify = "left"
     for group in summary["groups"]:
         if "interference" in group:
             shape = "x".join(map(str, group["shape"]))
-            energy = f"{min(group['energy']):.0%} to {max(group['energy']):.0%}"
+            energy = f"{100 * min(group['energy']):.0f}-{max(group['energy']):.0%}"
             cells = (str(group["tensors"]), shape, str(group["rank"]), energy, *_interference(group["interference"]))
             table.add_row(escape(group["label"]), *cells, escape(_worst(summary["tasks"], group["clashes"])))
     return table
 
 
 def _layers(summary: Mapping[str, Any]) -> Table:
-    table = _table("layer", "STI", "times chance", "after", "clash most", "")
+    table = _table("layer", "STI", "x chance", "after", "clash most", "")
     table.columns[4].justify = table.columns[5].justify = "left"
     layers = [layer for layer in summary["layers"] if "interference" in layer]
     largest = max(layer["interference"]["before"] for layer in layers) or 1.0
