@@ -21,7 +21,7 @@ from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, make_plan
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, leaves_residuals, make_plan
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
 from hf_tsv.record import make_compression_record, make_record, write_record
 from hf_tsv.resources import check_disk, default_memory, usable_cores
@@ -92,6 +92,10 @@ def merge(
     planned = _planned(recipe, sources, max_shard_size)
     check_memory(planned, resources)
     check_disk(out.parent, planned.bytes_out)
+    if leaves_residuals(planned):
+        from hf_tsv.residuals import check_residuals
+
+        check_residuals(planned)
     sources = fetch(sources, hub)
     planned = _planned(recipe, sources, max_shard_size)
     with Staging(out) as staging:
@@ -100,8 +104,14 @@ def merge(
             tensors = _write_shared(planned, staging, sources, resources, progress or Silent())
             parts = _write_parts(planned, staging.out)
         _copy_companions(planned, sources, hub, staging.out)
+        adapters = _write_adapters(planned, staging, sources, resources, progress or Silent())
         record = make_record(
-            planned, [s.describe() for s in sources], tensors, seconds=time.monotonic() - started, parts=parts
+            planned,
+            [s.describe() for s in sources],
+            tensors,
+            seconds=time.monotonic() - started,
+            parts=parts,
+            adapters=adapters,
         )
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
@@ -152,7 +162,7 @@ def compress(
     planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
     base = BaseRef(sources[0].ref.path, sources[0].revision)
-    folders = {source.task: source.folder for source in sources if source.folder}
+    folders = _folders(sources)
     with Staging(out) as staging:
         staging.discard()
         try:
@@ -342,6 +352,8 @@ def merge_state_dicts(
         MemoryCheckpoint(base, label="the base"),
         [MemoryCheckpoint(state, label=f"task '{task}'") for task, state in finetuned.items()],
     )
+    if leaves_residuals(planned):
+        raise MethodError(f"{method}: its result is one adapter a task. Call hf_tsv.merge or hf_tsv.compress")
     held = _Held()
     run(planned, planned.steps, held, Resources(usable_cores()), Silent())
     return {name: held.tensors[name] for name in base}
@@ -459,6 +471,21 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
                 writer.write(info.name, checkpoint.read(info.name))
             writer.sync()
     return files
+
+
+def _write_adapters(
+    planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """The adapters on the merged model that the recipe asks for, if any."""
+    if not leaves_residuals(planned):
+        return {}
+    from hf_tsv.residuals import write_residuals
+
+    return write_residuals(planned, staging.out, str(staging.final), _folders(sources), resources, progress)
+
+
+def _folders(sources: Sequence[Source]) -> dict[str | None, Path]:
+    return {source.task: source.folder for source in sources if source.folder}
 
 
 def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Path) -> None:

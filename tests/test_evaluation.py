@@ -448,3 +448,19 @@ def test_what_peft_does_not_load_counts_in_the_restored_model(tmp_path: Path) ->
     found = api.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
     assert list(found) == ["base", "finetuned", "adapter", "restored"]
     assert found["restored"] == found["finetuned"]
+
+
+def test_adapters_on_a_merged_model(tmp_path: Path) -> None:
+    for t, name in enumerate(("base", "t0", "t1")):
+        torch.manual_seed(0)
+        models.save(models.perturbed(models.bert_classifier(), t, 0.3 * t), tmp_path / name)
+    words, own = tokenizer(tmp_path / "base"), loaded(tmp_path / "t1").eval()
+    with torch.no_grad():  # the labels are what the fine-tune says
+        labels = [int(own(**words(text, return_tensors="pt")).logits.argmax()) for text in TEXTS]
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    api.merge(models.recipe(tmp_path, tasks=2, more="residuals: {energy: 1.0}\n"), tmp_path / "out")
+    found = api.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
+    assert list(found) == ["base", "finetuned", "merged", "adapter"]
+    assert found["adapter"] == found["finetuned"] == 1
+    assert found["merged"] == accuracy_by_hand(loaded(tmp_path / "out"), words, rows) < 1

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,9 @@ def made(
     base: Contestant,
     task: str | None,
 ) -> list[Contestant]:
-    """What an output has for a task: the merged model, or the adapters; and where PEFT loads less than the output
-    holds, the task's restored checkpoint.
+    """What an output has for a task: the merged model, its adapters, or both.
+
+    Where PEFT loads less than an adapter's folder holds, also the task's restored checkpoint.
 
     Args:
         out: An output of `merge` or `compress`.
@@ -86,13 +87,14 @@ def made(
         CheckpointError: the output's weights can't be read.
     """
     if "tasks" in record:
-        return [] if task is None else list(_adapted(out, record, restored, base, task))
+        return list(_adapted(out, record["tasks"], restored, base, task))
     file = record["task_parts"].get(task, {}).get("file")
     merged = open_checkpoint(out)
     parts = SafetensorsCheckpoint([out / file], label=str(out / file)) if file else None
     identity = " ".join(c.fingerprint() for c in (merged, parts) if c)
     inputs = (out, *base.input_folders)
-    return [Contestant(MERGED, identity, merged, parts, base.config_folder, inputs)]
+    shared = Contestant(MERGED, identity, merged, parts, base.config_folder, inputs)
+    return [shared, *_adapted(out, record.get("adapters", {}), restored, shared, task)]
 
 
 def _differs(own: Source, base: Source) -> bool:
@@ -102,16 +104,22 @@ def _differs(own: Source, base: Source) -> bool:
 
 
 def _adapted(
-    out: Path, record: Mapping[str, Any], restored: Callable[[str], Checkpoint], base: Contestant, task: str
+    out: Path,
+    written: Mapping[str, Mapping[str, Any]],
+    restored: Callable[[str], Checkpoint],
+    on: Contestant,
+    task: str | None,
 ) -> Iterator[Contestant]:
-    for profile in record["tasks"][task]:
+    """The adapters that were written for a task, by profile, each on its model."""
+    if task is None:
+        return
+    for profile, facts in written.get(task, {}).items():
         folder = out / ADAPTERS[profile] / task
-        identity = f"{base.identity} {_digest(folder)}"
         label = "adapter" if profile == "faithful" else f"adapter ({profile})"
-        yield Contestant(label, identity, base.body, None, base.config_folder, base.input_folders, folder)
-        if record["tasks"][task][profile]["in_sidecar"]:
+        yield replace(on, label=label, identity=f"{on.identity} {_digest(folder)}", parts=None, adapter=folder)
+        if facts["in_sidecar"]:
             whole = restored(task)
-            yield Contestant(RESTORED, whole.fingerprint(), whole, None, base.config_folder, base.input_folders)
+            yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
 
 
 def _digest(folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_tsv import __version__
+from hf_tsv.adapters import check_installed
 from hf_tsv.errors import HfTsvError
 from hf_tsv.evaluation.contestants import (
     BASE,
@@ -58,7 +59,7 @@ def prepare(
     Raises:
         HfTsvError: examples, heads or fine-tuned models that aren't there, all of them told; or transformers isn't.
     """
-    _require_transformers()
+    check_installed()
     known = [source.task for source in sources if source.task]
     prepared: list[Prepared] = []
     problems: list[str] = []
@@ -74,16 +75,6 @@ def prepare(
     if problems:
         raise HfTsvError(problems)
     return prepared
-
-
-def _require_transformers() -> None:
-    try:
-        import peft  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise HfTsvError(
-            f"eval: models are loaded by transformers and PEFT: {error}. pip install 'hf-tsv[adapters]'"
-        ) from None
 
 
 def _finetuned(suite: Suite, task: AnyTask, known: Sequence[str]) -> str | None:
