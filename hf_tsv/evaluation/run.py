@@ -14,6 +14,7 @@ from hf_tsv.errors import HfTsvError
 from hf_tsv.evaluation.contestants import (
     BASE,
     FINETUNED,
+    MERGED,
     Contestant,
     load_model,
     load_processor,
@@ -135,8 +136,10 @@ def score_key(suite: Suite, one: Prepared, entrant: Contestant) -> str:
 
 def _body_key(one: Prepared, entrant: Contestant) -> tuple[Any, ...]:
     """Tasks whose heads the suite gives share one body."""
-    shared = one.head is not None and entrant.adapter is None and entrant.label != FINETUNED
-    return (entrant.label, one.task.kind, "" if shared else one.task.name)
+    task = one.task
+    if isinstance(task, Classification) and one.head and entrant.adapter is None and entrant.label in (BASE, MERGED):
+        return entrant.label, task.kind, task.pooling
+    return entrant.label, task.kind, task.name
 
 
 def _about(one: Prepared, entrant: Contestant) -> dict[str, str]:
