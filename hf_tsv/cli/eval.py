@@ -11,7 +11,7 @@ from hf_tsv.cli._options import CacheDir, Json, Quiet, Token
 from hf_tsv.cli._told import WorkProgress, interrupted, out, told
 
 EPILOG = (
-    "A suite: `tasks: [{name: math, kind: text-classification, data: math.jsonl}]`. A task's name is that of the recipe's"
+    "A suite: `tasks: [{name: math, kind: text-classification, data: math.jsonl}]`. Its name is that of the recipe's"
     " task (or give `finetuned`). Kinds: text-classification and image-classification (data in .jsonl, .json, .csv or"
     " .tsv; keys text or image, label, head, pooling, max_length), perplexity (data: a text file; context), lm-eval"
     " (task, score, num_fewshot). Any task: limit. The suite: seed, batch_size, dtype."
