@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_tsv.api import compress, evaluate, inspect, merge, merge_modules, merge_state_dicts, plan, tune
+    from hf_tsv.api import (
+        compress,
+        evaluate,
+        inspect,
+        merge,
+        merge_as_adapter,
+        merge_modules,
+        merge_state_dicts,
+        plan,
+        tune,
+    )
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
     from hf_tsv.recipe import load_recipe
@@ -19,6 +29,7 @@ __all__ = [
     "inspect",
     "load_recipe",
     "merge",
+    "merge_as_adapter",
     "merge_modules",
     "merge_state_dicts",
     "plan",

@@ -1,9 +1,10 @@
 """The verbs: what the command line calls, and users of Python."""
 
 import copy
+import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,10 @@ from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, leaves_residuals, make_plan
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_residuals, make_plan
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
 from hf_tsv.record import make_compression_record, make_record, write_record
-from hf_tsv.resources import check_disk, default_memory, usable_cores
+from hf_tsv.resources import check_disk, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
 from hf_tsv.sources import Source, companions, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
@@ -86,7 +87,7 @@ def merge(
     """
     started = time.monotonic()
     recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
-    resources = Resources(workers or usable_cores(), max_memory or default_memory())
+    resources = Resources.of(workers, max_memory)
     sources = open_sources(recipe, hub)
     _check_place(out, sources, overwrite=overwrite)
     planned = _planned(recipe, sources, max_shard_size)
@@ -153,20 +154,72 @@ def compress(
     from hf_tsv.adapters import BaseRef
     from hf_tsv.compressed import compress_tasks
 
+    def write(planned: Plan, sources: Sequence[Source], folder: Path, resources: Resources) -> dict[str, Any]:
+        base = BaseRef(sources[0].ref.path, sources[0].revision)
+        return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress or Silent())
+
+    return _written(_loaded(recipe), Path(out), write, overwrite, Resources.of(workers, max_memory), hub or Hub())
+
+
+def merge_as_adapter(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    max_memory: int | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Merge by a recipe into an adapter on the base model, which PEFT loads; its record.
+
+    Args:
+        recipe: A recipe, or the path of its file.
+        out: The adapter's folder; it must not exist, or be empty.
+        rank: Most rank of a matrix; as much as the merged change has unless given.
+        overwrite: Replace an earlier output.
+        workers: Tensors in work at once, one processor core each; all cores unless given.
+        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        hub: How to reach the Hub.
+        progress: Told of the work done.
+
+    Raises:
+        HfTsvError: anything a person can mend.
+    """
+    from hf_tsv.adapters import BaseRef
+    from hf_tsv.as_adapter import write_as_adapter
+
+    def write(planned: Plan, sources: Sequence[Source], folder: Path, resources: Resources) -> dict[str, Any]:
+        base = BaseRef(sources[0].ref.path, sources[0].revision)
+        return write_as_adapter(planned, folder, base, _folders(sources), rank, resources, progress or Silent())
+
+    recipe = _loaded(recipe)
+    if recipe.residuals is not None or TSV_C in recipe.methods:
+        raise OutputError(f"{out}: an adapter can't carry others, expected a recipe without tsv_c and residuals")
+    in_float32 = dataclasses.replace(recipe, out_dtype="float32")
+    return _written(in_float32, Path(out), write, overwrite, Resources.of(workers, max_memory), hub or Hub())
+
+
+def _written(
+    recipe: Recipe,
+    out: Path,
+    write: Callable[[Plan, Sequence[Source], Path, Resources], dict[str, Any]],
+    overwrite: bool,
+    resources: Resources,
+    hub: Hub,
+) -> dict[str, Any]:
+    """A folder of adapters, which appears when it is complete; its record."""
     started = time.monotonic()
-    recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
-    resources = Resources(workers or usable_cores(), max_memory or default_memory())
     sources = open_sources(recipe, hub)
     _check_place(out, sources, overwrite=overwrite)
     sources = fetch(sources, hub)
     planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
-    base = BaseRef(sources[0].ref.path, sources[0].revision)
-    folders = _folders(sources)
     with Staging(out) as staging:
         staging.discard()
         try:
-            tasks = compress_tasks(planned, folders, staging.out, base, options, resources, progress or Silent())
+            tasks = write(planned, sources, staging.out, resources)
         except BaseException:
             staging.remove()
             raise
@@ -204,7 +257,7 @@ def inspect(
         HfTsvError: anything a person can mend.
     """
     recipe, hub = _loaded(recipe), hub or Hub()
-    resources = Resources(workers or usable_cores(), max_memory or default_memory())
+    resources = Resources.of(workers, max_memory)
     planned = _planned(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE)
     return inspection.summarize(inspection.inspect_plan(planned, resources, progress or Silent()))
 
@@ -306,7 +359,7 @@ def tune(
         by=by,
         grid=grid,
         device=device or _default_device(),
-        resources=Resources(workers or usable_cores(), default_memory()),
+        resources=Resources.of(workers, None),
         progress=progress or Silent(),
     )
 

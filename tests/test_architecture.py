@@ -27,6 +27,7 @@ ALLOWED = {
     "stored": {"linalg", "methods", "planner"},
     "compressed": {"adapters", "compression", "linalg", "loaders", "planner", "recipe", "run", "stored"},
     "residuals": {"adapters", "compressed", "compression", "loaders", "planner", "run"},
+    "as_adapter": {"adapters", "compressed", "compression", "planner", "run"},
     "run": {"linalg", "loaders", "methods", "planner", "resources", "stored"},
     "compression": {"linalg"},
     "adapters": {"compression", "linalg", "loaders", "modules", "writers"},

@@ -16,6 +16,7 @@ def test_the_public_names_are_these() -> None:
             "inspect",
             "load_recipe",
             "merge",
+            "merge_as_adapter",
             "merge_modules",
             "merge_state_dicts",
             "plan",

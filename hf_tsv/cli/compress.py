@@ -30,6 +30,9 @@ def compress(
     budget: Annotated[
         str | None, typer.Option("--budget", help="For each adapter: a size such as 10MB, or a share such as 10%.")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Let the adapters share their budgets: more for what needs more.")
+    ] = False,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="The same rank for every matrix.")] = None,
     fraction: Annotated[
         float | None, typer.Option("--fraction", help="A share of min(m, n); 1 / number of models unless given.")
@@ -66,6 +69,8 @@ def compress(
             raise typer.BadParameter(
                 f"expected a share above 0 and at most 1 but got {value}", param_hint=f"--{option}"
             )
+    if together and budget is None:
+        raise typer.BadParameter("needs --budget", param_hint="--together")
     from hf_tsv import api
     from hf_tsv.compressed import compressing
     from hf_tsv.hub import Hub
@@ -78,14 +83,20 @@ def compress(
         serving_rank=serving_rank,
         factor_dtype=factor_dtype,
         verify=verify,
+        together=together,
     )
     with WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(loaded, out_, options, overwrite=overwrite, workers=workers, hub=hub, progress=progress)
+    show_adapters(record, out_, json_=json_)
+
+
+def show_adapters(record: dict[str, Any], folder: Path, *, json_: bool) -> None:
+    """What was written: a table, or JSON."""
     if json_:
-        print(json.dumps({"out": str(out_), **record}))
+        print(json.dumps({"out": str(folder), **record}))
     else:
         _show(record)
-        print(out_)
+        print(folder)
 
 
 def _rule(loaded: "Recipe", hub: "Hub", given: dict[str, Any]) -> "RankChoice":

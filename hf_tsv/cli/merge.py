@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,13 @@ def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")] = False,
+    as_: Annotated[
+        Literal["checkpoint", "adapter"],
+        typer.Option("--as", help="adapter: what the merge changes of the base, for PEFT."),
+    ] = "checkpoint",
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Of --as adapter; all there is unless given.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     svd: Svd = None,
     max_shard_size: ShardSize = "5GB",
@@ -32,14 +39,30 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
+    if rank and as_ != "adapter":
+        raise typer.BadParameter("is for --as adapter", param_hint="--rank")
     memory = parse_size(max_memory, "--max-memory") if max_memory else None
     from hf_tsv import api
+    from hf_tsv.cli.compress import show_adapters
     from hf_tsv.cli.plan import show
     from hf_tsv.hub import Hub
 
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
         return show(api.plan(loaded, max_shard_size=max_shard_size, hub=hub))
+    if as_ == "adapter":
+        with WorkProgress("Merging", quiet=quiet) as progress:
+            record = api.merge_as_adapter(
+                loaded,
+                out,
+                rank=rank,
+                overwrite=overwrite,
+                workers=workers,
+                max_memory=memory,
+                hub=hub,
+                progress=progress,
+            )
+        return show_adapters(record, out, json_=json_)
     try:
         with WorkProgress("Merging", quiet=quiet) as progress:
             record = api.merge(
