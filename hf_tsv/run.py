@@ -164,7 +164,7 @@ def _do(plan: Plan, found: Found, sink: Sink, step: Step) -> None:
 def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
     try:
         for rows in step.slices if share == 1 else step.sample(share):
-            for t, delta in enumerate(StoredTensor(plan, step, rows).deltas()):
+            for t, delta in enumerate(StoredTensor(plan, step, rows, as_matrix=False).deltas()):
                 survey.observe(t, delta)
     except MethodError as error:
         raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error

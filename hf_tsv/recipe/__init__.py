@@ -9,6 +9,7 @@ from hf_tsv.recipe._messages import did_you_mean, wrong_value
 from hf_tsv.recipe._recipe import Recipe, RecipeModel, Rule
 from hf_tsv.recipe._refs import ModelRef, is_local
 from hf_tsv.recipe._schema import read_shape
+from hf_tsv.recipe._slices import read_whole_slice
 from hf_tsv.recipe._yaml import Document, read_yaml
 
 __all__ = [
@@ -58,4 +59,5 @@ def parse_recipe(text: str, source: str = "recipe.yaml", folder: Path | None = N
         RecipeError: anything in it is wrong.
     """
     document = read_yaml(text, source)
+    read_whole_slice(document)
     return read_meaning(document, read_shape(document), text, folder)
