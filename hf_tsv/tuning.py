@@ -27,6 +27,7 @@ from hf_tsv.run import Progress, Resources, Silent, run
 
 By = Literal["all", "kind", "type"]
 REST = "rest"  # of tsv_m: what is no matrix, whose factor is `rest_scale`
+SCALED = ("task_arithmetic", "ties", "tsv_m")  # whose scale is a factor on all that they merge, and tested to be
 Scales = dict[str, float]  # by group
 
 
@@ -56,9 +57,10 @@ def at_scale_one(recipe: Recipe) -> Recipe:
         PlanError: its method has no scale, or overrides give some tensors other methods or parameters.
     """
     data = read_yaml(recipe.text, recipe.source).data
-    if "scale" not in METHODS[recipe.merge_method].parameters:
-        scaled = ", ".join(name for name, method in METHODS.items() if "scale" in method.parameters)
-        raise PlanError(f"{recipe.source}: {recipe.merge_method} has no scale to tune, expected one of {scaled}.")
+    if recipe.merge_method not in SCALED:
+        raise PlanError(
+            f"{recipe.source}: {recipe.merge_method} has no scale to tune, expected one of {', '.join(SCALED)}."
+        )
     if data.get("overrides"):
         raise PlanError(f"{recipe.source}: a recipe with overrides can't be tuned. Leave them out, and add them after.")
     text = _with_scales(data, {"scale": 1.0, "rest_scale": 1.0})
