@@ -46,7 +46,7 @@ def tuned(folder: Path, method: str, **options: Any) -> tuple[tuning.Tuned, Path
 
 
 @pytest.mark.parametrize("by", ["all", "kind", "type"])
-@pytest.mark.parametrize("method", ["tsv_m", "task_arithmetic"])
+@pytest.mark.parametrize("method", ["tsv_m", "task_arithmetic", "ties"])
 def test_the_tuned_recipe_merges_to_the_score_that_was_found(zoo: Path, method: str, by: Any) -> None:
     found, path = tuned(zoo, method, by=by)
     assert relative(zoo, path) == pytest.approx(found.relative)
