@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_tsv.api import compress, merge, merge_as_adapter, merge_modules, merge_state_dicts, plan
+    from hf_tsv.api import (
+        compress,
+        evaluate,
+        inspect,
+        merge,
+        merge_as_adapter,
+        merge_modules,
+        merge_state_dicts,
+        plan,
+        tune,
+    )
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
     from hf_tsv.recipe import load_recipe
@@ -15,6 +25,8 @@ __all__ = [
     "HfTsvError",
     "Hub",
     "compress",
+    "evaluate",
+    "inspect",
     "load_recipe",
     "load_task",
     "merge",
@@ -23,6 +35,7 @@ __all__ = [
     "merge_state_dicts",
     "plan",
     "restore",
+    "tune",
 ]
 
 _HOMES = {

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import yaml
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_tsv.bundled import bundled
@@ -44,6 +44,8 @@ AUTO_CLASSES = {
     r"\w+ForAudioClassification": ("AutoModelForAudioClassification", "audio-classification"),
     r"\w+ForCTC": ("AutoModelForCTC", "automatic-speech-recognition"),
 }
+# What the kinds of tasks that models are scored on are called on the Hub, where it is otherwise.
+HUB_TASKS = {"text-classification": "text-classification", "image-classification": "image-classification"}
 # What config_sentence_transformers.json may call the model, and its task on the Hub.
 SENTENCE_CLASSES = {
     "SentenceTransformer": "sentence-similarity",
@@ -116,6 +118,11 @@ def fence(content: str, language: str) -> Markdown:
     return Markdown(f"{marks}{language}\n{content}\n{marks}")
 
 
+def score(value: object) -> str:
+    """A measured number with four digits; nothing where it wasn't measured."""
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
+
+
 def link(label: object, url: str) -> Markdown:
     return Markdown(f"[{text(label)}]({quote(url, safe=':/')})")
 
@@ -140,7 +147,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": code, "fence": fence, "link": link}
+    environment.filters |= {"code": code, "fence": fence, "link": link, "score": score}
     return environment
 
 
@@ -160,7 +167,28 @@ def _header(record: Mapping[str, Any], folder: Path, loading: "_Loading | None")
             "version": record["versions"]["hf_tsv"],
             "recipe_sha256": hashlib.sha256((folder / "recipe.yaml").read_bytes()).hexdigest(),
         },
+        **_measured(record),
     )
+
+
+def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The header's `model-index`; nothing for a model that was not evaluated."""
+    if "evaluation" not in record:
+        return {}
+    results = [
+        EvalResult(
+            task_type=HUB_TASKS.get(told["kind"], "text-generation"),
+            dataset_type=_one_line(told["data"]),
+            dataset_name=_one_line(task),
+            metric_type=_one_line(told["metric"]),
+            metric_value=told["scores"]["merged"],
+        )
+        for task, told in record["evaluation"]["tasks"].items()
+    ]
+    tasks = len(record["sources"]) - 1
+    base = _source(record["sources"][0])["places"][0]["name"]
+    name = f"{_one_line(PurePosixPath(base).name)}: {tasks} tasks merged by {record['method']}"
+    return {"model_name": name, "eval_results": results}
 
 
 @dataclass(frozen=True)
@@ -241,6 +269,7 @@ def _contents(record: Mapping[str, Any], folder: Path, loading: _Loading | None)
         "methods": [_method(name, tensors, varying[name]) for name, tensors in used.items()],
         "merged": [_merged_row(group, varying) for group in _grouped(merged)],
         "kept": list(_grouped({n: facts for n, facts in record["tensors"].items() if n not in merged})),
+        "evaluation": record.get("evaluation"),
         "warnings": [_without_folders(warning) for warning in record["warnings"]],
         "recipe": _published_recipe(record, folder),
         "citations": _citations(METHODS[name].paper for name in used),

@@ -1,7 +1,7 @@
 """Every error this package raises on purpose.
 
 * HfTsvError                what a person can cause, told in one line a mistake; exit code 1
-  + RecipeError             the recipe is wrong; holds every mistake found
+  + RecipeError             the recipe or suite is wrong; holds every mistake found
   + PlanError               recipe and checkpoints don't fit together; holds every mistake found
   + CheckpointError         a file can't be read as what it claims to be
   + MethodError             a merge method met numbers that it can't merge
@@ -30,7 +30,7 @@ class HfTsvError(Exception):
 
 
 class RecipeError(HfTsvError):
-    """The recipe is wrong."""
+    """The recipe, or the suite of an evaluation, is wrong."""
 
 
 class PlanError(HfTsvError):

@@ -33,6 +33,9 @@ ALLOWED = {
     "run": {"linalg", "loaders", "methods", "planner", "resources", "stored"},
     "compression": {"linalg"},
     "adapters": {"compression", "linalg", "loaders", "modules", "writers"},
+    "evaluation": {"adapters", "companions", "loaders", "recipe", "run", "sources"},
+    "tuning": {"evaluation", "loaders", "methods", "modules", "planner", "recipe", "run"},
+    "inspection": {"compression", "linalg", "methods", "modules", "planner", "recipe", "run", "stored"},
     "record": {"methods", "planner", "writers"},
     "cards": {"methods", "modules", "writers"},
 }

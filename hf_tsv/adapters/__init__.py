@@ -5,7 +5,7 @@ from hf_tsv.adapters._changes import Change, LowRankChange, WholeChange
 from hf_tsv.adapters._faithful import Misfits, plan_adapter
 from hf_tsv.adapters._plan import ADAPTER_FILE, CONFIG_FILE, AdapterPlan, BaseRef
 from hf_tsv.adapters._serving import SERVING_RANKS, plan_serving
-from hf_tsv.adapters._skeleton import check_installed, model_class_of
+from hf_tsv.adapters._skeleton import check_installed, model_class_of, quiet
 from hf_tsv.adapters._verify import Verification, verify_adapter
 from hf_tsv.adapters._writer import AdapterReport, AdapterWriter
 
@@ -28,6 +28,7 @@ __all__ = [
     "model_class_of",
     "plan_adapter",
     "plan_serving",
+    "quiet",
     "read_architecture",
     "verify_adapter",
 ]

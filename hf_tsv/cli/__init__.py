@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import compress, demo, merge, methods, plan, recipes, restore
+from hf_tsv.cli import compress, demo, eval, inspect, merge, methods, plan, recipes, restore, tune
 
 app = typer.Typer(
     name="hf-tsv",
@@ -22,6 +22,9 @@ app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
 app.command()(restore.restore)
+app.command()(inspect.inspect)
+app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
+app.command()(tune.tune)
 app.command()(methods.methods)
 app.command()(recipes.recipes)
 app.command()(demo.demo)
