@@ -12,19 +12,30 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from hf_tsv.cards import write_card
+from hf_tsv.cards import all_terms, write_card
 from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, most_common_template
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
-from hf_tsv.hub import Hub
+from hf_tsv.hub import Hub, Pushed
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, make_plan
+from hf_tsv.publishing import (
+    Destination,
+    Parcel,
+    Pushing,
+    check,
+    deliver,
+    licence_of_card,
+    parcel,
+    read_record,
+    tasks_of,
+)
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
 from hf_tsv.record import make_compression_record, make_record, write_record
 from hf_tsv.resources import check_disk, default_memory, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
-from hf_tsv.sources import Source, companions, fetch, lock_text, open_sources
+from hf_tsv.sources import Source, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
 
 if TYPE_CHECKING:
@@ -97,9 +108,7 @@ def merge(
             tensors = _write_shared(planned, staging, sources, resources, progress or Silent())
             parts = _write_parts(planned, staging.out)
         _copy_companions(planned, sources, hub, staging.out)
-        record = make_record(
-            planned, [s.describe() for s in sources], tensors, seconds=time.monotonic() - started, parts=parts
-        )
+        record = make_record(planned, described(sources, hub), tensors, seconds=time.monotonic() - started, parts=parts)
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
         write_record(record, staging.out)
@@ -157,14 +166,73 @@ def compress(
         except BaseException:
             staging.remove()
             raise
-        record = make_compression_record(
-            planned, [s.describe() for s in sources], tasks, seconds=time.monotonic() - started
-        )
+        record = make_compression_record(planned, described(sources, hub), tasks, seconds=time.monotonic() - started)
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
         write_record(record, staging.out)
         staging.publish()
     return record
+
+
+def push(
+    out: str | Path,
+    repo: str,
+    *,
+    create_pr: bool = False,
+    private: bool | None = None,
+    license: str | None = None,
+    hub: Hub | None = None,
+) -> list[Pushed]:
+    """Push an output folder to the Hub: a merged model, adapters, or one adapter.
+
+    Access, name, privacy and licence are checked before a byte is uploaded. Each repository gets one commit, or none
+    when it holds everything; what the Hub has is not uploaded again.
+
+    Args:
+        out: The folder.
+        repo: `user/name`; for adapters also `user/name-{task}`, a repository each.
+        create_pr: Open a pull request instead of committing to the main branch.
+        private: Whether a new repository is private; None for private where a source is private or gated, else as its
+            owner's settings say. False says that such sources may go public.
+        license: The licence to carry, in the Hub's word; None for what follows from the sources.
+        hub: How to reach the Hub.
+
+    Raises:
+        OutputError: the folder is no output.
+        PublishError: licence or privacy forbids it.
+        HubError: the Hub refuses or fails; says what was done.
+    """
+    pushing = Pushing(repo, create_pr, private, license)
+    return [deliver(*prepared) for prepared in prepare_push(Path(out), pushing, hub or Hub())]
+
+
+def card(out: str | Path, *, license: str | None = None) -> Path:
+    """Write the card of an output again, and of a compression those of its adapters; the path of the first.
+
+    What people wrote outside of our marks stays, and so does what they added to the header.
+
+    Args:
+        out: The output folder.
+        license: The licence to carry, in the Hub's word; None for what its header or the sources say.
+
+    Raises:
+        OutputError: the folder is no output.
+        PublishError: no such licence.
+    """
+    out = Path(out)
+    record, path = read_record(out), out / "README.md"
+    old = path.read_text("utf-8") if path.is_file() else ""
+    write_card(record, out, licence=licence_of_card(license, all_terms(record), old), keep=[old] if old else [])
+    return path
+
+
+def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
+    """What `push` would do, checked; nothing is written. Errors are those of `push`."""
+    parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
+    destinations = [
+        check(pushing, repo, all_terms(found.record), hub, found.old_card) for repo, found in parcels.items()
+    ]
+    return list(zip(parcels.values(), destinations, strict=True))
 
 
 def merge_state_dicts(

@@ -8,7 +8,7 @@ from typing import Any
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.companions import Companions
 from hf_tsv.errors import CheckpointError, HfTsvError
-from hf_tsv.hub import Hub, Pinned
+from hf_tsv.hub import Hub, Pinned, facts_of_folder
 from hf_tsv.loaders import Adapter, Place, Places, aligned, is_adapter, open_adapter, open_checkpoint
 from hf_tsv.recipe import ModelRef, Recipe, is_local, pinned_text
 
@@ -84,6 +84,29 @@ class Source:
             "fingerprint": None if self.revision else self.checkpoint.fingerprint(),
             **({"adapter": _at(self.ref.adapter, self.parts.adapter_pin)} if self.ref.adapter else {}),
         }
+
+
+def described(sources: Sequence[Source], hub: Hub) -> list[dict[str, Any]]:
+    """What the record says of each source; as `terms`, what its model and its adapter say of themselves."""
+    return [source.describe() | {"terms": [_terms(*place, hub) for place in _places_of(source)]} for source in sources]
+
+
+def _places_of(source: Source) -> list[tuple[str, Pinned | None]]:
+    on_top = [(source.ref.adapter, source.parts.adapter_pin)] if source.ref.adapter else []
+    return [(source.ref.path, source.pin), *on_top]
+
+
+def _terms(path: str, pin: Pinned | None, hub: Hub) -> dict[str, Any]:
+    """Licence, languages, datasets; and of a model on the Hub, whether all may see it (None: not known offline)."""
+    facts = hub.facts(pin) if pin else facts_of_folder(Path(path).expanduser())
+    return {
+        "license": facts.license,
+        "license_name": facts.license_name,
+        "license_link": facts.license_link,
+        "language": list(facts.languages),
+        "datasets": list(facts.datasets),
+        **({"private": facts.private, "gated": facts.gated} if pin else {}),
+    }
 
 
 def open_sources(recipe: Recipe, hub: Hub) -> list[Source]:

@@ -643,6 +643,16 @@ def new_discussion(hub: LoopbackHub, request: Request, id: str) -> Reply:
     return Reply.of({"num": number, "url": f"{hub.endpoint}/{id}/discussions/{number}", "pullRequest": True})
 
 
+@route("GET", "/api/models/{id}/discussions")
+def list_discussions(hub: LoopbackHub, request: Request, id: str) -> Reply:
+    found = hub.seen(id, request.user).discussions
+    status = {"open": ("open", "draft"), "closed": ("closed", "merged")}.get(request.query.get("status", ""))
+    shown = [one for one in found if status is None or one["status"] in status]
+    return Reply.of(
+        {"discussions": shown if request.query.get("p", "0") == "0" else [], "count": len(shown), "start": 0}
+    )
+
+
 @route("GET", r"/api/models/{id}/discussions/(?P<rest>\d+)")
 def discussion(hub: LoopbackHub, request: Request, id: str, rest: str) -> Reply:
     return Reply.of(hub.seen(id, request.user).discussions[int(rest) - 1])

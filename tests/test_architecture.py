@@ -31,6 +31,7 @@ ALLOWED = {
     "adapters": {"compression", "linalg", "loaders", "modules", "writers"},
     "record": {"methods", "planner", "writers"},
     "cards": {"methods", "modules", "writers"},
+    "publishing": {"cards", "companions", "hub", "journal"},
 }
 ABOVE = {"api", "cli", "demo", "__main__", "__init__"}
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import compress, demo, merge, methods, plan, recipes
+from hf_tsv.cli import card, compress, demo, merge, methods, plan, push, recipes
 
 app = typer.Typer(
     name="hf-tsv",
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
+app.command()(push.push)
+app.command()(card.card)
 app.command()(methods.methods)
 app.command()(recipes.recipes)
 app.command()(demo.demo)

@@ -20,6 +20,17 @@ Token = Annotated[
     str | None, typer.Option("--token", help="Hub token; better: the variable HF_TOKEN, or `hf auth login`.")
 ]
 CacheDir = Annotated[Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloads are kept.")]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing to main.")]
+Private = Annotated[
+    bool | None,
+    typer.Option(
+        "--private/--public", help="For a new repository; unless given, private where a source is private or gated."
+    ),
+]
+License = Annotated[
+    str | None, typer.Option("--license", metavar="ID", help="The licence to carry, instead of the sources' own.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 

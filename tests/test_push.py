@@ -1,0 +1,174 @@
+"""Pushing, with the real client against a Hub on loopback."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+import hf_tsv
+from hf_tsv.errors import HubError, OutputError, PublishError
+from hf_tsv.hub import Hub, _client, _errors, _push
+
+from . import models
+from .loopback_hub import LoopbackHub
+from .test_cli import run
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+REPO = "alice/merged"
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_errors, "RETRY_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(_client, "PREFLIGHT_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(_push, "COMMIT_WAITS", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A merge of three local models, in two shards."""
+    folder = tmp_path_factory.mktemp("merged")
+    hf_tsv.merge(models.recipe(models.zoo(models.llama, folder)), folder / "out", max_shard_size=50_000)
+    return folder / "out"
+
+
+@pytest.fixture
+def alice(hub: LoopbackHub, tmp_path: Path) -> Hub:
+    return Hub(token="hf_alice", cache_dir=tmp_path / "cache")
+
+
+def uploads(hub: LoopbackHub) -> list[str]:
+    return [request.path for request in hub.log if request.method == "PUT" and "/lfs/" in request.path]
+
+
+def writes(hub: LoopbackHub) -> list[str]:
+    return [f"{request.method} {request.path}" for request in hub.log if request.method not in ("GET", "HEAD")]
+
+
+def files_of(hub: LoopbackHub, repo_id: str = REPO, revision: str = "main") -> dict[str, bytes]:
+    return {path: blob.data for path, blob in hub.repos[repo_id].resolve(revision).files.items()}
+
+
+def commits_of(hub: LoopbackHub, repo_id: str = REPO) -> list[str]:
+    """Titles of the commits on main, without the one that made the repository."""
+    repo = hub.repos[repo_id]
+    return [commit.title for commit in repo.history(repo.resolve("main"))][:-1]
+
+
+def push(out: Path, hub: Hub, repo: str = REPO, **options: Any) -> str:
+    options = {"license": "mit"} | options
+    [pushed] = hf_tsv.push(out, repo, hub=hub, **options)
+    return pushed.url
+
+
+class TestPush:
+    def test_one_commit_holds_the_whole_output(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        url = push(merged, alice)
+        assert commits_of(hub) == ["Merge 3 models with hf_tsv (tsv_m)"]
+        assert url.endswith(hub.repos[REPO].resolve("main").sha)
+        pushed = files_of(hub)
+        assert pushed.keys() - {".gitattributes"} == {path.name for path in merged.iterdir()}
+        weights = [path for path in merged.iterdir() if path.suffix == ".safetensors"]
+        assert len(weights) == 2
+        assert all(pushed[path.name] == path.read_bytes() for path in weights)
+        assert ModelCard(pushed["README.md"].decode()).data.license == "mit"
+
+    def test_again_is_no_commit_and_no_upload(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        url = push(merged, alice)
+        hub.log.clear()
+        assert push(merged, alice) == url
+        assert len(commits_of(hub)) == 1
+        assert not writes(hub)
+
+    def test_no_folder_of_this_machine_is_pushed(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        push(merged, alice)
+        for path, data in files_of(hub).items():
+            assert str(merged.parent).encode() not in data, path
+        assert b"model: t0" in files_of(hub)["recipe.lock.yaml"]
+        assert json.loads(files_of(hub)["hf_tsv.json"])["sources"][1]["model"] == "t0"
+        assert str(merged.parent) in (merged / "hf_tsv.json").read_text()
+
+    def test_dry_run_writes_nothing(self, hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
+        before = sorted(merged.rglob("*"))
+        result = run(
+            *("push", merged, REPO, "--dry-run", "--license", "mit", "--token", "hf_alice", "--cache-dir", tmp_path)
+        )
+        assert result.exit_code == 0, result.stderr
+        assert "alice/merged (new, as your settings say)" in result.stderr
+        assert hub.log
+        assert not writes(hub)
+        assert REPO not in hub.repos
+        assert sorted(merged.rglob("*")) == before
+
+    def test_command_prints_the_address(self, hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
+        options = ("--license", "mit", "--token", "hf_alice", "--cache-dir", tmp_path, "-q", "--private")
+        result = run("push", merged, REPO, *options)
+        assert (result.exit_code, result.stdout) == (
+            0,
+            f"{hub.endpoint}/{REPO}/commit/{hub.repos[REPO].resolve('main').sha}\n",
+        )
+        assert hub.repos[REPO].private
+        assert json.loads(run("push", merged, REPO, *options, "--json").stdout)[0]["changed"] == []
+
+    def test_stale_weights_go_in_the_same_commit(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        old = ["model.safetensors", "pytorch_model.bin", "adapter_config.json", "task_parts/x.safetensors"]
+        kept = ["notes.txt", "figures/model.safetensors", "model.gguf"]
+        hub.publish(REPO, dict.fromkeys([*old, *kept], b"old"))
+        push(merged, alice)
+        assert not set(old) & files_of(hub).keys()
+        assert set(kept) < files_of(hub).keys()
+        assert len(commits_of(hub)) == 1
+
+    def test_a_folder_of_something_else_is_refused(self, hub: LoopbackHub, alice: Hub, tmp_path: Path) -> None:
+        with pytest.raises(OutputError, match="holds no hf_tsv.json"):
+            push(tmp_path, alice)
+        assert not hub.log
+
+    def test_pull_request(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        hub.publish("bob/model", {"config.json": b"{}"})
+        url = push(merged, alice, "bob/model", create_pr=True)
+        assert url == f"{hub.endpoint}/bob/model/discussions/1"
+        assert files_of(hub, "bob/model").keys() == {"config.json"}
+        assert "hf_tsv.json" in files_of(hub, "bob/model", "refs/pr/1")
+        hub.log.clear()
+        assert push(merged, alice, "bob/model", create_pr=True) == url
+        assert len(hub.repos["bob/model"].discussions) == 1
+        assert not uploads(hub)
+
+
+class TestRefused:
+    """Each reason has a line of its own, told before anything is written."""
+
+    @pytest.mark.parametrize(
+        ("token", "repo", "told"),
+        [
+            ("hf_alice", "bob/model", "'alice' can't create one under 'bob'. Expected alice/model, team/model."),
+            ("hf_alice", "model", "model: no owner, expected user/name, such as alice/model."),
+            ("hf_alice", "a b/c", "a b/c: no name that the Hub takes"),
+            ("hf_alice", "bob/public", "bob/public: your token may not write there (403: Forbidden"),
+            ("hf_alice", "bob/secret", "no such repository, or it is private"),
+            ("hf_reader", "carol/model", "your token only reads, expected one that writes"),
+            ("hf_wrong", "alice/model", "your token is wrong, expired or revoked (401)"),
+            (False, "alice/model", "no token was found, and writing needs one"),
+        ],
+    )
+    def test_before_a_byte_is_uploaded(
+        self, hub: LoopbackHub, merged: Path, token: str | bool, repo: str, told: str, tmp_path: Path
+    ) -> None:
+        hub.publish("bob/public", {"a": b"a"})
+        hub.publish("bob/secret", {"a": b"a"}, private=True)
+        with pytest.raises(HubError) as caught:
+            push(merged, Hub(token=token, cache_dir=tmp_path), repo)
+        assert told in str(caught.value)
+        assert len(caught.value.problems) == 1
+        assert caught.value.exit_code == 3
+        assert not writes(hub)
+
+    def test_a_licence_that_nobody_named(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        with pytest.raises(PublishError, match="some sources name no licence .*base: none named.*pass --license"):
+            push(merged, alice, license=None)
+        with pytest.raises(PublishError, match="expected one like apache-2.0"):
+            push(merged, alice, license="Apache 2")
+        assert not writes(hub)
