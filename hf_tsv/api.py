@@ -166,10 +166,13 @@ def compress(
         except BaseException:
             staging.remove()
             raise
-        record = make_compression_record(planned, described(sources, hub), tasks, seconds=time.monotonic() - started)
+        record = make_compression_record(
+            planned, described(sources, hub), tasks, flags=options.flags, seconds=time.monotonic() - started
+        )
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
         write_record(record, staging.out)
+        write_card(record, staging.out)
         staging.publish()
     return record
 

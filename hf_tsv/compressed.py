@@ -6,7 +6,7 @@ factors, written in place; then, adapter by adapter, PEFT's reading is compared 
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -29,7 +29,21 @@ from hf_tsv.adapters import (
     read_architecture,
     verify_adapter,
 )
-from hf_tsv.compression import DENSE, Budget, Compression, Dense, RankChoice, Spectrum, choose_ranks, pooled, summarize
+from hf_tsv.compression import (
+    DENSE,
+    Budget,
+    Compression,
+    Dense,
+    Energy,
+    Error,
+    FixedRank,
+    Fraction,
+    RankChoice,
+    Spectrum,
+    choose_ranks,
+    pooled,
+    summarize,
+)
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.loaders import TORCH_DTYPES
@@ -39,6 +53,8 @@ from hf_tsv.stored import StoredTensor
 
 Profile = Literal["faithful", "serving"]
 FOLDERS: Mapping[Profile, str] = {"faithful": "adapters", "serving": "adapters-serving"}
+RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
+FACTOR_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once it is planned
 
 
@@ -64,6 +80,14 @@ class Compressing:
     def dtype_of_factors(self) -> str | None:
         """bf16 gives twice the rank at equal bytes, which is worth more than the digits."""
         return self.factor_dtype or ("BF16" if isinstance(self.how, Budget) else None)
+
+    @property
+    def flags(self) -> list[str]:
+        """The command line's words for it."""
+        rule = [f"--{RULES[type(self.how)]}", *map(str, astuple(self.how))]
+        serving = ["--serving-rank", str(self.serving_rank)] if "serving" in self.profiles else []
+        dtype = ["--factor-dtype", FACTOR_DTYPES[self.factor_dtype]] if self.factor_dtype else []
+        return [*rule, "--profile", "both" if len(self.profiles) > 1 else self.profiles[0], *serving, *dtype]
 
 
 @dataclass

@@ -57,14 +57,28 @@ def make_record(
 
 
 def make_compression_record(
-    plan: Plan, sources: Sequence[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]], *, seconds: float
+    plan: Plan,
+    sources: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, Mapping[str, Any]],
+    *,
+    flags: Sequence[str],
+    seconds: float,
 ) -> dict[str, Any]:
-    """The record of a compression. `tasks`: by task and profile, what was written and found."""
+    """The record of a compression.
+
+    Args:
+        plan: Which tensors took part.
+        sources: As in a merge's record.
+        tasks: By task and profile, what was written and found.
+        flags: How it was compressed, in the command line's words.
+        seconds: Wall time.
+    """
     return {
         "format": FORMAT,
         "versions": _versions(),
         "sources": [dict(source) for source in sources],
         "method": "tsv_c",
+        "flags": list(flags),
         "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
         "seconds": round(seconds, 1),
         "warnings": list(plan.warnings),

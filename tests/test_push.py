@@ -1,6 +1,7 @@
 """Pushing, with the real client against a Hub on loopback."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 import hf_tsv
+from hf_tsv import compressed as compressed_module
+from hf_tsv.cards import FOLDERS
+from hf_tsv.compressed import Compressing
+from hf_tsv.compression import FixedRank
 from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.hub import Hub, _client, _errors, _push
 
@@ -172,3 +177,63 @@ class TestRefused:
         with pytest.raises(PublishError, match="expected one like apache-2.0"):
             push(merged, alice, license="Apache 2")
         assert not writes(hub)
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters of two tasks, in both profiles."""
+    folder = tmp_path_factory.mktemp("compressed")
+    recipe = models.recipe(models.zoo(models.llama, folder, tasks=2), tasks=2)
+    options = Compressing(FixedRank(4), profiles=("faithful", "serving"), serving_rank=8)
+    hf_tsv.compress(recipe, folder / "out", options)
+    return folder / "out"
+
+
+class TestAdapters:
+    @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
+    def test_each_has_a_card_by_which_peft_loads_it(self, compressed: Path) -> None:
+        card = (compressed / "adapters" / "t0" / "README.md").read_text()
+        header = ModelCard(card).data
+        assert (header.library_name, header.tags) == ("peft", ["hf_tsv", "tsv-c", "lora"])
+        (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        names: dict[str, Any] = {}
+        snippet = snippet.replace('"base"', repr(str(compressed.parent / "base")))
+        exec(snippet.replace('path = "."', f"path = {str(compressed / 'adapters' / 't0')!r}"), names)
+        assert names["model"].active_adapter == "default"
+        assert str(compressed.parent) not in card
+        assert "hf-tsv compress recipe.lock.yaml OUT --rank 4 --profile both --serving-rank 8" in card
+
+    def test_a_repository_each(self, hub: LoopbackHub, alice: Hub, compressed: Path) -> None:
+        pushed = hf_tsv.push(compressed, "alice/llama-{task}", license="mit", hub=alice)
+        assert [one.repo_id for one in pushed] == ["alice/llama-t0", "alice/llama-t1"]
+        files = files_of(hub, "alice/llama-t1")
+        adapter = compressed / "adapters" / "t1" / "adapter_model.safetensors"
+        assert files["adapter_model.safetensors"] == adapter.read_bytes()
+        assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "base"
+        assert "adapters-serving/t1/adapter_model.safetensors" in files
+        assert list(json.loads(files["hf_tsv.json"])["tasks"]) == ["t1"]
+        assert b"t1 as an adapter" in files["README.md"]
+        assert not [path for path, data in files.items() if str(compressed.parent).encode() in data]
+
+    def test_one_repository_with_folders(self, hub: LoopbackHub, alice: Hub, compressed: Path) -> None:
+        hub.publish(REPO, {"adapters/gone/adapter_model.safetensors": b"x"})
+        push(compressed, alice)
+        files = files_of(hub)
+        assert {f"{folder}/{t}/adapter_model.safetensors" for folder in FOLDERS.values() for t in ("t0", "t1")} == {
+            path for path in files if path.endswith(".safetensors")
+        }
+        assert b"2 tasks as adapters" in files["README.md"]
+        assert b'subfolder="adapters/t0"' in files["README.md"]
+
+    def test_the_folder_of_one(self, hub: LoopbackHub, alice: Hub, compressed: Path) -> None:
+        push(compressed / "adapters-serving" / "t0", alice)
+        weights = (compressed / "adapters-serving" / "t0" / "adapter_model.safetensors").read_bytes()
+        assert files_of(hub)["adapter_model.safetensors"] == weights
+        assert commits_of(hub) == ["t0: adapter by hf_tsv (tsv_c)"]
+
+    def test_the_folders_are_those_that_compress_writes(self) -> None:
+        assert FOLDERS == compressed_module.FOLDERS
+
+    def test_a_merge_is_no_adapter_of_a_task(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        with pytest.raises(PublishError, match="expected a name without {task}"):
+            push(merged, alice, "alice/model-{task}")

@@ -88,7 +88,7 @@ def _contents(
         "ranks": list(_ranks(record)),
         "warnings": [without_folders(warning) for warning in record["warnings"]],
         "recipe": published_lock(record, folder),
-        "flags": " ".join(record.get("flags", ())),
+        "command": " ".join(["hf-tsv compress recipe.lock.yaml OUT", *record["flags"]]),
         "citations": citations([PAPER]),
     }
 
