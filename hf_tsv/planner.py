@@ -18,7 +18,8 @@ STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F1
 KEEP = "base"
 ASKED_FOR = "the recipe says so"
 DEFAULT_SHARD_SIZE = "5GB"
-PIECE = 2**22  # entries merged at a time where each is merged by itself: few enough to stay near the processor
+PIECE = 2**19  # entries merged at a time where each is merged by itself: few enough to stay near the processor
+_RUN = 2**15  # entries that a sample takes side by side
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,14 @@ class Step:
             return [None]
         return [(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
 
+    def sample(self, share: float) -> list[tuple[int, int] | None]:
+        """About that share of the rows, in evenly spaced runs: tables often are sorted by frequency."""
+        if self.info.numel * share < _RUN:
+            return [None]
+        rows = self.info.shape[0]
+        run = max(1, rows * _RUN // self.info.numel)
+        return [(first, first + run) for first in range(0, rows - run + 1, int(run / share))]
+
 
 @dataclass(frozen=True)
 class TaskPart:
@@ -106,6 +115,11 @@ class Plan:
         return tuple(step for step in self.steps if step.is_merged)
 
     @cached_property
+    def adapters(self) -> tuple[AdapterCheckpoint | None, ...]:
+        """Each task's checkpoint where it is an adapter; None where it is a whole model."""
+        return tuple(c if isinstance(c, AdapterCheckpoint) else None for c in self.finetuned)
+
+    @cached_property
     def bytes_in(self) -> int:
         """Bytes read at least once."""
         own = sum(step.info.nbytes for step in self.steps)
@@ -138,7 +152,7 @@ class Plan:
             return touched
         short, long = sorted((view.m, view.n))
         one_svd = 2.0 * short**2 * long + 9.0 * short**3
-        dense = sum(not isinstance(c, AdapterCheckpoint) for c in self.finetuned)
+        dense = self.adapters.count(None)
         return touched + view.count * (dense + 2 * bool(dense)) * one_svd
 
     def groups(self) -> list["Group"]:

@@ -1,5 +1,6 @@
 """What the machine has: processor cores, memory, disk."""
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from hf_tsv.errors import ResourceError, size
 
 SHARE_OF_FREE_MEMORY = 0.7
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def usable_cores() -> int:
@@ -18,6 +20,17 @@ def default_memory() -> int | None:
     """Bytes that a run may take unless told otherwise: most of what is free; None where that can't be known."""
     known = [free for free in (_available(), _cgroup_room()) if free is not None]
     return int(min(known) * SHARE_OF_FREE_MEMORY) if known else None
+
+
+def reuse_freed_memory() -> None:
+    """Keep up to 64 MB of freed memory, in blocks below 8 MB, instead of giving each block back at once.
+
+    With glibc's own rule the kernel's clearing of the same pages, over and over, takes a third of a run that merges
+    in small pieces. Other C libraries are left alone.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None:
+        mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 def check_disk(folder: Path, needed: int) -> None:

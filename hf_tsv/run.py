@@ -16,6 +16,7 @@ from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv.loaders import TORCH_DTYPES
 from hf_tsv.methods import METHODS, Survey
 from hf_tsv.planner import Plan, Step
+from hf_tsv.resources import reuse_freed_memory
 from hf_tsv.stored import ARITHMETIC, StoredTensor
 
 
@@ -62,17 +63,15 @@ def run(plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, pro
     Raises:
         HfTsvError: a source can't be read, holds NaN or infinity, or can't be merged; or the output is full.
     """
-    surveyed = _surveyed(steps)
-    passes = [(key, group, survey) for key, (group, survey) in _surveys(plan, surveyed).items()]
-    progress.begin(sum(map(plan.work, steps)) + sum(s.passes * _touched(group) for _, group, s in passes))
-    surveys: dict[object, Survey] = {}
+    surveys = _surveys(plan, steps)
+    progress.begin(sum(map(plan.work, steps)) + sum(_touched(group) for group, _ in surveys.values()))
     with one_thread_each():
-        for key, group, survey in passes:
-            for _ in range(survey.passes):
-                each_step(group, partial(_observe, plan, survey), plan, resources, progress, _step_touched)
+        for group, survey in surveys.values():
+            while share := survey.share:
+                watcher = progress if share == 1 else Silent()
+                each_step(group, partial(_observe, plan, survey, share), plan, resources, watcher, _step_touched)
                 survey.advance()
-            surveys[key] = survey
-        do = partial(_do, plan, surveys, sink)
+        do = partial(_do, plan, {key: survey for key, (_, survey) in surveys.items()}, sink)
         each_step(steps, do, plan, resources, progress, plan.work)
 
 
@@ -99,6 +98,7 @@ def merge_step(plan: Plan, step: Step, survey: Survey | None = None) -> tuple[Te
     """
     if step.slices == [None]:
         return _merge_slice(plan, step, survey, None)
+    survey = survey or _survey_of_tensor(plan, step)
     out = torch.empty(step.info.shape, dtype=TORCH_DTYPES[step.out.dtype])
     told: list[dict[str, Any]] = []
     for rows in filter(None, step.slices):
@@ -140,22 +140,13 @@ def _do(plan: Plan, surveys: Mapping[object, Survey], sink: Sink, step: Step) ->
     sink.put(step, tensor, {**notes, "seconds": round(time.perf_counter() - started, 3)})
 
 
-def _observe(plan: Plan, survey: Survey, step: Step) -> None:
+def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
     try:
-        for rows in step.slices:
+        for rows in step.slices if share == 1 else step.sample(share):
             for t, delta in enumerate(StoredTensor(plan, step, rows).deltas()):
                 survey.observe(t, delta)
     except MethodError as error:
         raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error
-
-
-def _surveyed(steps: Iterable[Step]) -> dict[object, list[Step]]:
-    """The steps whose method looks at whole task vectors first, by method and what its survey depends on."""
-    found: dict[object, list[Step]] = {}
-    for step in steps:
-        if (key := _survey_key(step)) is not None:
-            found.setdefault(key, []).append(step)
-    return found
 
 
 def _survey_key(step: Step) -> object:
@@ -163,14 +154,27 @@ def _survey_key(step: Step) -> object:
     return (method.name, repr(method.survey_parameters(step.parameters))) if method.survey else None
 
 
-def _surveys(plan: Plan, surveyed: Mapping[object, list[Step]]) -> dict[object, tuple[list[Step], Survey]]:
+def _surveys(plan: Plan, steps: Sequence[Step]) -> dict[object, tuple[list[Step], Survey]]:
+    """For every kind of survey over the model that these steps need, all the plan's steps that it looks at."""
     found: dict[object, tuple[list[Step], Survey]] = {}
-    for key, group in surveyed.items():
-        method, whole = METHODS[group[0].method], [step for step in plan.steps if _survey_key(step) == key]
-        survey = method.make_survey(ARITHMETIC[plan.recipe.dtype], len(plan.tasks), group[0].parameters)
-        if survey is not None:
-            found[key] = (whole, survey)
+    for step in steps:
+        key = _survey_key(step)
+        if key not in found and (survey := _survey(plan, step)) and survey.scope == "model":
+            found[key] = ([other for other in plan.steps if _survey_key(other) == key], survey)
     return found
+
+
+def _survey(plan: Plan, step: Step) -> Survey | None:
+    return METHODS[step.method].make_survey(ARITHMETIC[plan.recipe.dtype], len(plan.tasks), step.parameters)
+
+
+def _survey_of_tensor(plan: Plan, step: Step) -> Survey | None:
+    """What the survey finds in this tensor alone, where its pieces don't show it."""
+    survey = _survey(plan, step) if len(step.slices) > 1 else None
+    while survey and survey.share:
+        _observe(plan, survey, survey.share, step)
+        survey.advance()
+    return survey
 
 
 def _touched(steps: Iterable[Step]) -> float:
@@ -238,6 +242,7 @@ def _admitted(waiting: list[Step], running: Iterable[Step], plan: Plan, resource
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """One BLAS thread a worker: two workers of one thread beat one of two, and the bits stay the same."""
+    reuse_freed_memory()
     before = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)

@@ -60,8 +60,7 @@ class StoredTensor:
         )
 
     def _adapter(self, t: int) -> AdapterCheckpoint | None:
-        checkpoint = self._plan.finetuned[t]
-        return checkpoint if isinstance(checkpoint, AdapterCheckpoint) else None
+        return self._plan.adapters[t]
 
     def is_changed(self, t: int) -> bool:
         """Whether task t changed it."""
@@ -83,9 +82,14 @@ class StoredTensor:
         if adapter := self._adapter(t):
             delta = adapter.delta(self._step.name, self.base, self._dtype, self._rows)
         else:
-            delta = self._taken(t).to(self._dtype).sub_(self.base)
+            delta = self._taken(t).to(self._dtype).sub_(self._wide_base if self._rows else self.base)
         self._check_finite(t, delta)
         return delta.reshape(self.view.m, self.view.n) if self.view else delta
+
+    @cached_property
+    def _wide_base(self) -> Tensor:
+        """Widened once for all tasks, which a piece has the memory for."""
+        return self.base.to(self._dtype)
 
     def _factors(self, t: int) -> linalg.Factors | None:
         adapter, view = self._adapter(t), self.view

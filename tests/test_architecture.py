@@ -26,7 +26,7 @@ ALLOWED = {
     "sources": {"adapters", "companions", "hub", "loaders", "recipe"},
     "stored": {"linalg", "methods", "planner"},
     "compressed": {"adapters", "compression", "linalg", "loaders", "planner", "run", "stored"},
-    "run": {"linalg", "loaders", "methods", "planner", "stored"},
+    "run": {"linalg", "loaders", "methods", "planner", "resources", "stored"},
     "compression": {"linalg"},
     "adapters": {"compression", "linalg", "loaders", "modules", "writers"},
     "record": {"methods", "planner", "writers"},

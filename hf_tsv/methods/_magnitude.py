@@ -1,84 +1,159 @@
 """Exact magnitude thresholds of whole task vectors, without holding one."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from threading import Lock
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-DIGIT_BITS = 16
+from hf_tsv.methods._deltas import Deltas
+
+SAMPLE = 1 / 16  # of every tensor's rows, for a first guess
+_MARGIN = 0.005  # of the entries, on either side of the guess
+_BINS_OF_SAMPLE = 1 << 15  # its pieces are small
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+@dataclass
+class _Bracket:
+    """Bit patterns [low, high) that a threshold is looked for among, counted 2^shift to a bin."""
+
+    low: int
+    high: int
+    most_bins: int = 1 << 19
+
+    @property
+    def shift(self) -> int:
+        return max(0, (self.high - self.low - 1).bit_length() - (self.most_bins - 1).bit_length())
+
+    @property
+    def bins(self) -> int:
+        return -(-(self.high - self.low) >> self.shift)
+
+    def counts(self, bits: Tensor) -> Tensor:
+        """How many lie below, in each bin, and above: (bins + 2,)."""
+        places = bits - (self.low - (1 << self.shift))
+        if self.shift:
+            places >>= self.shift
+        return torch.bincount(places.clamp_(0, self.bins + 1), minlength=self.bins + 2)
+
+    def bin(self, place: int) -> "_Bracket":
+        return _Bracket(self.low + (place << self.shift), min(self.high, self.low + (place + 1 << self.shift)))
 
 
 class MagnitudeThresholds:
     """Per task, the magnitude that a given share of its entries reaches or exceeds.
 
-    The bit pattern of |x| orders like |x| itself. So the threshold is found as in a radix sort, 16 bits of
-    it a pass, by counting: exact, the same for any order of the tensors, and 0.5 MB a task.
+    The bit pattern of |x| orders like |x| itself, so the threshold is found by counting patterns. A sample says
+    where it should lie; one pass over everything then counts each pattern there. Where the sample was wrong, or
+    too many patterns lie there, another pass follows: the result is exact and the same for any order of the tensors.
 
     Attributes:
-        passes: Passes over the data that it takes: 2 in float32, 4 in float64.
-        thresholds: One float a task, once all passes are done; keep |x| >= threshold.
+        scope: Whether the entries are those of the `model`, or of one `tensor`.
+        share: What part of every tensor's rows the next pass has to see; 0 once all thresholds are known.
+        thresholds: One float a task, once they are known; keep |x| >= threshold.
     """
 
-    def __init__(self, densities: Sequence[float], dtype: torch.dtype, *, inclusive: bool) -> None:
+    def __init__(
+        self,
+        densities: Sequence[float],
+        dtype: torch.dtype,
+        *,
+        inclusive: bool,
+        scope: Literal["model", "tensor"] = "model",
+    ) -> None:
         """`inclusive` keeps one entry more, as the TIES authors' code does: N - int(density N) is their
         rank from below of the smallest entry that stays."""
-        self.passes = torch.finfo(dtype).bits // DIGIT_BITS
-        self.thresholds: tuple[float, ...] = ()
+        self.scope = scope
         self._densities = tuple(densities)
         self._dtype = dtype
         self._inclusive = inclusive
-        self._prefixes = [0] * len(densities)
-        self._ranks: list[int] = []
-        self._done = 0
+        self._highest = 1 << torch.finfo(dtype).bits - 1
+        self._found: list[int | None] = [0 if density >= 1 else None for density in densities]
+        self._brackets = [_Bracket(0, self._highest, _BINS_OF_SAMPLE) for _ in densities]
+        self._sampling = True
         self._lock = Lock()
         self._counts = self._empty_counts()
 
+    @property
+    def share(self) -> float:
+        if all(bits is not None for bits in self._found):
+            return 0.0
+        return SAMPLE if self._sampling else 1.0
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        return tuple(float(torch.tensor(b, dtype=_BITS[self._dtype]).view(self._dtype)) for b in self._found)
+
     def observe(self, task: int, delta: Tensor) -> None:
-        """Count one tensor's entries by their next 16 bits."""
-        bits = delta.abs().to(self._dtype).view(_BITS[self._dtype]).flatten()
-        shift = self._shift
-        if self._done:
-            bits = bits[(bits >> (shift + DIGIT_BITS)) == self._prefixes[task]]
-            bits = bits >> shift & (1 << DIGIT_BITS) - 1
-        else:
-            bits = bits >> shift
-        counts = torch.bincount(bits, minlength=1 << DIGIT_BITS)
+        """Count one tensor's entries, or some rows' of it."""
+        if self._found[task] is not None:
+            return
+        counts = self._brackets[task].counts(delta.abs().to(self._dtype).view(_BITS[self._dtype]).flatten())
         with self._lock:
             self._counts[task] += counts
 
     def advance(self) -> None:
-        """Settle 16 bits of every threshold."""
-        if not self._done:
-            self._ranks = [self._rank(int(c.sum()), d) for c, d in zip(self._counts, self._densities, strict=True)]
-        for task, counts in enumerate(self._counts):
-            below = counts.cumsum(0)
-            digit = int(torch.searchsorted(below, self._ranks[task] + 1))
-            digit = min(digit, counts.numel() - 1)
-            self._ranks[task] -= int(below[digit - 1]) if digit else 0
-            self._prefixes[task] = self._prefixes[task] << DIGIT_BITS | digit
-        self._done += 1
+        """Look closer, at what the last pass leaves possible."""
+        settle = self._guess if self._sampling else self._narrow
+        for task, found in enumerate(self._found):
+            if found is None:
+                settle(task)
+        self._sampling = False
         self._counts = self._empty_counts()
-        if self._done == self.passes:
-            self.thresholds = tuple(self._value(p) for p in self._prefixes)
 
-    @property
-    def _shift(self) -> int:
-        return DIGIT_BITS * (self.passes - 1 - self._done)
+    def _guess(self, task: int) -> None:
+        """The bins around the sample's own threshold."""
+        below = self._counts[task].cumsum(0)
+        seen = int(below[-1])
+        rank, margin = self._rank(task, seen), _MARGIN * seen
+        bracket = self._brackets[task]
+        first, last = (_place(below, r, bracket) for r in (int(rank - margin), int(rank + margin)))
+        self._brackets[task] = _Bracket(bracket.bin(first).low, bracket.bin(last).high)
 
-    def _empty_counts(self) -> list[Tensor]:
-        return [torch.zeros(1 << DIGIT_BITS, dtype=torch.int64) for _ in self._densities]
+    def _narrow(self, task: int) -> None:
+        """The one bin that holds the threshold, or the side where it lies."""
+        bracket, below = self._brackets[task], self._counts[task].cumsum(0)
+        rank = self._rank(task, int(below[-1]))
+        if not below[-1]:
+            self._brackets[task] = _Bracket(0, 1)
+        elif rank < int(below[0]):
+            self._brackets[task] = _Bracket(0, bracket.low)
+        elif rank >= int(below[-2]):
+            self._brackets[task] = _Bracket(bracket.high, self._highest)
+        else:
+            self._brackets[task] = bracket.bin(_place(below, rank, bracket))
+        if self._brackets[task].high - self._brackets[task].low == 1:
+            self._found[task] = self._brackets[task].low
 
-    def _rank(self, numel: int, density: float) -> int:
+    def _rank(self, task: int, numel: int) -> int:
         """Entries that lie strictly below the smallest that stays, when all differ."""
-        kept = int(numel * density) + self._inclusive
+        kept = int(numel * self._densities[task]) + self._inclusive
         return max(0, min(numel - kept, numel - 1))
 
-    def _value(self, bits: int) -> float:
-        return float(torch.tensor(bits, dtype=_BITS[self._dtype]).view(self._dtype))
+    def _empty_counts(self) -> list[Tensor]:
+        return [torch.zeros(bracket.bins + 2, dtype=torch.int64) for bracket in self._brackets]
 
 
-def trim(delta: Tensor, threshold: float) -> Tensor:
-    """Zero what is smaller than the threshold, in place."""
-    return delta.masked_fill_(delta.abs() < threshold, 0.0)
+def _place(below: Tensor, rank: int, bracket: _Bracket) -> int:
+    """The bin that holds the entry of this rank, among those there are."""
+    return min(max(int(torch.searchsorted(below, rank + 1)) - 1, 0), bracket.bins - 1)
+
+
+def trimmed(delta: Tensor, threshold: float) -> Tensor:
+    """The delta without its entries of magnitude below the threshold: zero is in their place."""
+    if not threshold:
+        return delta
+    exact = torch.tensor(threshold, dtype=delta.dtype)
+    return torch.nn.functional.hardshrink(delta, float(exact.nextafter(torch.zeros_like(exact))))
+
+
+def surveyed(deltas: Deltas, thresholds: MagnitudeThresholds) -> MagnitudeThresholds:
+    """The same thresholds, known: these deltas are all there is."""
+    while thresholds.share:
+        for t, delta in enumerate(deltas):
+            thresholds.observe(t, delta)
+        thresholds.advance()
+    return thresholds

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import TypeAdapter
@@ -35,11 +35,20 @@ class PerTask:
 class Survey(Protocol):
     """Exact statistics over whole task vectors, gathered tensor by tensor before the merge.
 
-    `observe` is called for every task and tensor in each of `passes` passes, from several threads;
-    `advance` after each pass. What they leave must not depend on the order of the calls.
+    As long as `share` isn't 0, `observe` is called for every task and tensor, from several threads and with pieces of
+    a tensor or, where `share` is below 1, about that share of its rows; and then `advance`. What comes out
+    must not depend on the order of the calls.
+
+    Attributes:
+        scope: Whether it is one for all tensors of the `model` that are merged alike, or one for each `tensor`.
+        share: What part of every tensor the next pass has to see; 0 when none is needed any more.
     """
 
-    passes: int
+    @property
+    def scope(self) -> Literal["model", "tensor"]: ...
+
+    @property
+    def share(self) -> float: ...
 
     def observe(self, task: int, delta: Tensor) -> None: ...
 

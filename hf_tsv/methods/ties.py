@@ -1,33 +1,27 @@
 """TIES-Merging."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
 from hf_tsv.methods._deltas import Deltas, per_task
-from hf_tsv.methods._magnitude import MagnitudeThresholds, trim
-from hf_tsv.methods._registry import PerTask, merge_method
+from hf_tsv.methods._magnitude import MagnitudeThresholds, surveyed, trimmed
+from hf_tsv.methods._registry import PerTask, always, merge_method
 
 Density = Annotated[float | Sequence[float], PerTask(), Ge(0), Le(1)]
 Trim = Literal["global", "tensor"]
 
 
-def _survey(
-    dtype: torch.dtype, num_tasks: int, *, density: float | Sequence[float], trim: Trim
-) -> MagnitudeThresholds | None:
-    if trim == "tensor":
-        return None
-    return MagnitudeThresholds(per_task(density, num_tasks), dtype, inclusive=True)
+def _survey(dtype: torch.dtype, num_tasks: int, *, density: float | Sequence[float], trim: Trim) -> MagnitudeThresholds:
+    whole = trim == "global"
+    scope: Literal["model", "tensor"] = "model" if whole else "tensor"
+    return MagnitudeThresholds(per_task(density, num_tasks), dtype, inclusive=whole, scope=scope)
 
 
-def _by_entry(parameters: Mapping[str, Any]) -> bool:
-    return bool(parameters.get("trim", "global") == "global")
-
-
-@merge_method("ties", paper="https://arxiv.org/abs/2306.01708", survey=_survey, elementwise=_by_entry)
+@merge_method("ties", paper="https://arxiv.org/abs/2306.01708", survey=_survey, elementwise=always)
 def ties(
     deltas: Deltas,
     *,
@@ -47,36 +41,27 @@ def ties(
 
     Where the trimmed entries cancel exactly, plus is elected, as in mergekit.
     """
-    densities = per_task(density, len(deltas))
-    thresholds = (deltas.survey or _thresholds(deltas, densities, inclusive=trim == "global")).thresholds
-    sign = _elected_sign(deltas, thresholds)
-    total, weight = deltas.zeros(), deltas.zeros()
-    for t in range(len(deltas)):
-        delta = _trimmed(deltas, t, thresholds)
-        disagrees = (delta * sign) <= 0
-        total.add_(delta.masked_fill_(disagrees, 0.0))
+    survey = deltas.survey or surveyed(deltas, _survey(deltas.dtype, len(deltas), density=density, trim=trim))
+    total, plus = deltas.zeros(), deltas.zeros()
+    votes, plus_votes = deltas.zeros(), deltas.zeros()
+    for delta, threshold, weight in zip(deltas, survey.thresholds, deltas.weights, strict=True):
+        delta = trimmed(delta, threshold)
+        if weight != 1:
+            delta.mul_(weight)
+        total.add_(delta)
         if normalize:
-            weight.add_(~disagrees, alpha=deltas.weights[t])
+            sign = delta.sign()
+            votes.add_(sign, alpha=weight)
+            plus_votes.add_(sign.clamp_min_(0), alpha=weight)
+        plus.add_(delta.clamp_min_(0))
+    minus = total.sign().clamp_max_(0)  # -1 where minus is elected, else 0
+    merged = _elected(minus, plus, total - plus)
     if normalize:
-        total.div_(weight.masked_fill_(weight.abs() < 1e-8, 1.0))
-    return total.mul_(scale)
+        agreeing = _elected(minus, plus_votes, plus_votes - votes)
+        merged.div_(agreeing.masked_fill_(agreeing.abs() < 1e-8, 1.0))
+    return merged.mul_(scale)
 
 
-def _trimmed(deltas: Deltas, t: int, thresholds: Sequence[float]) -> Tensor:
-    return trim(deltas[t], thresholds[t]).mul_(deltas.weights[t])
-
-
-def _elected_sign(deltas: Deltas, thresholds: Sequence[float]) -> Tensor:
-    total = deltas.zeros()
-    for t in range(len(deltas)):
-        total.add_(_trimmed(deltas, t, thresholds))
-    return total.sign_().masked_fill_(total == 0, 1.0)
-
-
-def _thresholds(deltas: Deltas, densities: Sequence[float], *, inclusive: bool) -> MagnitudeThresholds:
-    found = MagnitudeThresholds(densities, deltas.dtype, inclusive=inclusive)
-    for _ in range(found.passes):
-        for t, delta in enumerate(deltas):
-            found.observe(t, delta)
-        found.advance()
-    return found
+def _elected(minus: Tensor, of_plus: Tensor, of_minus: Tensor) -> Tensor:
+    """`of_minus` where minus is elected, else `of_plus`; torch.where takes ten times as long."""
+    return torch.addcmul(of_plus, minus, of_plus - of_minus)

@@ -61,7 +61,7 @@ def test_thresholds_are_exact_however_the_vector_is_split(
 ) -> None:
     vector = torch.tensor(values, dtype=dtype)
     found = MagnitudeThresholds([density], dtype, inclusive=False)
-    for _ in range(found.passes):
+    while found.share:
         for part in (vector[cut:], vector[:cut]):
             found.observe(0, part)
         found.advance()
@@ -74,7 +74,7 @@ def test_one_vector_in_two_tensors_is_trimmed_as_one() -> None:
     large, small = torch.full((1, 10), 5.0), torch.full((1, 10), 1.0)
     survey = ties.make_survey(torch.float32, 1, {"density": 0.4})
     assert survey is not None
-    for _ in range(survey.passes):
+    while survey.share:
         survey.observe(0, large[0])
         survey.observe(0, small[0])
         survey.advance()
