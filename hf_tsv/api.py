@@ -3,9 +3,11 @@
 import copy
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from hf_tsv.cards import all_terms, write_card
 from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, most_common_template
-from hf_tsv.errors import CheckpointError, MethodError, OutputError
+from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, PublishError
 from hf_tsv.hub import Hub, Pushed
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
@@ -29,13 +31,14 @@ from hf_tsv.publishing import (
     licence_of_card,
     parcel,
     read_record,
+    sending,
     tasks_of,
 )
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
 from hf_tsv.record import make_compression_record, make_record, write_record
-from hf_tsv.resources import check_disk, default_memory, usable_cores
-from hf_tsv.run import Progress, Resources, Silent, check_memory, run
-from hf_tsv.sources import Source, companions, described, fetch, lock_text, open_sources
+from hf_tsv.resources import check_disks, default_memory, usable_cores
+from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
+from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
 
 if TYPE_CHECKING:
@@ -71,12 +74,16 @@ def merge(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     workers: int | None = None,
     max_memory: int | None = None,
+    stream: bool = False,
+    push_to_hub: Pushing | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Merge by a recipe into a folder that transformers loads; its record.
 
-    OUT appears when it is complete. A run that was stopped goes on where it was, to the same bytes.
+    OUT appears when it is complete. A run that was stopped goes on where it was, to the same bytes. With
+    `push_to_hub`, files are uploaded as they are finished and committed when OUT is complete; the record then says
+    under `pushed` where; and an OUT that holds this very merge already is pushed as it is.
 
     Args:
         recipe: A recipe, or the path of its file.
@@ -86,35 +93,56 @@ def merge(
         max_shard_size: Largest output file, in bytes or as `5GB`.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        stream: Read weights from the Hub tensor by tensor instead of downloading their files.
+        push_to_hub: Where to push the output, and how.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
     Raises:
         HfTsvError: anything a person can mend; nothing is lost by it.
     """
-    started = time.monotonic()
     recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
     resources = Resources(workers or usable_cores(), max_memory or default_memory())
     sources = open_sources(recipe, hub)
-    _check_place(out, sources, overwrite=overwrite)
     planned = _planned(recipe, sources, max_shard_size)
-    check_memory(planned, resources)
-    check_disk(out.parent, planned.bytes_out)
-    sources = fetch(sources, hub)
-    planned = _planned(recipe, sources, max_shard_size)
+    destinations = _destinations(push_to_hub, sources, None, hub)
+    if not destinations or not _is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
+        _check_place(out, sources, overwrite=overwrite)
+        check_memory(planned, resources)
+        downloads = bytes_to_download(sources, hub, stream=stream)
+        check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
+        run_ = partial(run, resources=resources, progress=progress or Silent(), in_order=stream or bool(destinations))
+        sources = fetch(sources, hub, stream=stream)
+        planned = _planned(recipe, sources, max_shard_size)
+        _merge_into(out, planned, sources, hub, run_, destinations, restart=restart)
+    return read_record(out) | _delivered(out, destinations)
+
+
+def _merge_into(
+    out: Path,
+    planned: Plan,
+    sources: Sequence[Source],
+    hub: Hub,
+    run_: Callable[[Plan, Sequence[Step], Sink], None],
+    destinations: Sequence[Destination],
+    *,
+    restart: bool,
+) -> None:
+    """Merge fetched sources into OUT, uploading each file of weights when it is finished."""
+    started = time.monotonic()
     with Staging(out) as staging:
         _go_on_or_start(staging, _identity(planned, sources), restart=restart)
         with _discarded_if_wrong(staging):
-            tensors = _write_shared(planned, staging, sources, resources, progress or Silent())
+            with sending(destinations[0] if destinations else None) as send:
+                tensors = _write_shared(planned, staging, sources, run_, send)
             parts = _write_parts(planned, staging.out)
         _copy_companions(planned, sources, hub, staging.out)
         record = make_record(planned, described(sources, hub), tensors, seconds=time.monotonic() - started, parts=parts)
-        write_text(staging.out / "recipe.yaml", recipe.text)
-        write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
+        write_text(staging.out / "recipe.yaml", planned.recipe.text)
+        write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
         write_record(record, staging.out)
-        write_card(record, staging.out)
+        write_card(record, staging.out, licence=destinations[0].licence if destinations else None)
         staging.publish()
-    return record
 
 
 def compress(
@@ -125,6 +153,7 @@ def compress(
     overwrite: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
+    push_to_hub: Pushing | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -140,21 +169,39 @@ def compress(
         overwrite: Replace an earlier output.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        push_to_hub: Where to push the adapters, and how. An OUT that holds this very compression already is pushed as
+            it is; the record then says under `pushed` where.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
     Raises:
         HfTsvError: anything a person can mend.
     """
+    recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
+    resources = Resources(workers or usable_cores(), max_memory or default_memory())
+    sources = open_sources(recipe, hub)
+    tasks = [model.name for model in recipe.models]
+    destinations = _destinations(push_to_hub, sources, tasks, hub)
+    if not destinations or not _is_made(out, recipe, sources, options.flags):
+        _check_place(out, sources, overwrite=overwrite)
+        _compress_into(out, recipe, fetch(sources, hub), options, resources, progress or Silent(), hub)
+    return read_record(out) | _delivered(out, destinations)
+
+
+def _compress_into(
+    out: Path,
+    recipe: Recipe,
+    sources: Sequence[Source],
+    options: "Compressing",
+    resources: Resources,
+    progress: Progress,
+    hub: Hub,
+) -> None:
+    """Compress fetched sources into OUT."""
     from hf_tsv.adapters import BaseRef
     from hf_tsv.compressed import compress_tasks
 
     started = time.monotonic()
-    recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
-    resources = Resources(workers or usable_cores(), max_memory or default_memory())
-    sources = open_sources(recipe, hub)
-    _check_place(out, sources, overwrite=overwrite)
-    sources = fetch(sources, hub)
     planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
     base = BaseRef(sources[0].ref.path, sources[0].revision)
@@ -162,19 +209,18 @@ def compress(
     with Staging(out) as staging:
         staging.discard()
         try:
-            tasks = compress_tasks(planned, folders, staging.out, base, options, resources, progress or Silent())
+            tasks = compress_tasks(planned, folders, staging.out, base, options, resources, progress)
         except BaseException:
             staging.remove()
             raise
         record = make_compression_record(
             planned, described(sources, hub), tasks, flags=options.flags, seconds=time.monotonic() - started
         )
-        write_text(staging.out / "recipe.yaml", recipe.text)
-        write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
+        write_text(staging.out / "recipe.yaml", planned.recipe.text)
+        write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
         write_record(record, staging.out)
         write_card(record, staging.out)
         staging.publish()
-    return record
 
 
 def push(
@@ -229,11 +275,60 @@ def card(out: str | Path, *, license: str | None = None) -> Path:
     return path
 
 
+def plan_push(
+    recipe: Recipe, pushing: Pushing, tasks: Sequence[str] | None, hub: Hub
+) -> list[tuple[list[dict[str, Any]], Destination]]:
+    """Where the output of a recipe would go, and what its sources say of themselves; nothing is written.
+
+    Errors are those of `push`. `tasks`: those that would have adapters; None for a merged model.
+    """
+    return _plan_push(pushing, open_sources(recipe, hub), tasks, hub)
+
+
+def _plan_push(
+    pushing: Pushing, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
+) -> list[tuple[list[dict[str, Any]], Destination]]:
+    told, planned = described(sources, hub), []
+    for repo, chosen in pushing.repositories(tasks).items():
+        terms = all_terms({"sources": [s for s in told if chosen is None or s["task"] in (None, *chosen)]})
+        planned.append((terms, check(pushing, repo, terms, hub, tasks=chosen)))
+    return planned
+
+
+def _destinations(
+    pushing: Pushing | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
+) -> list[Destination]:
+    return [to for _, to in _plan_push(pushing, sources, tasks, hub)] if pushing else []
+
+
+def _delivered(out: Path, destinations: Sequence[Destination]) -> dict[str, Any]:
+    """Push a finished output; what the record says of that, nothing where nothing was to be pushed."""
+    if not destinations:
+        return {}
+    try:
+        pushed = [deliver(parcel(out, to.tasks), to) for to in destinations]
+    except (HubError, PublishError) as error:
+        raise type(error)([*error.problems, f"{out} is complete. The same command goes on with the push"]) from error
+    return {"pushed": [{"repo_id": one.repo_id, "url": one.url} for one in pushed]}
+
+
+def _is_made(out: Path, recipe: Recipe, sources: Sequence[Source], how: Sequence[str]) -> bool:
+    """Whether OUT is what a run would make of these sources: of a merge the same files, of a compression the flags."""
+    try:
+        record = read_record(out)
+        lock = (out / "recipe.lock.yaml").read_text("utf-8")
+    except (OutputError, OSError):
+        return False
+    made_of = [{key: value for key, value in source.items() if key != "terms"} for source in record["sources"]]
+    same = lock == lock_text(recipe, sources) and made_of == [source.describe() for source in sources]
+    return same and list(how) == record.get("flags", record.get("files"))
+
+
 def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
     """What `push` would do, checked; nothing is written. Errors are those of `push`."""
     parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
     destinations = [
-        check(pushing, repo, all_terms(found.record), hub, found.old_card) for repo, found in parcels.items()
+        check(pushing, repo, all_terms(found.record), hub, card=found.old_card) for repo, found in parcels.items()
     ]
     return list(zip(parcels.values(), destinations, strict=True))
 
@@ -299,15 +394,27 @@ class _Held:
 
 
 class _Files:
-    """Writes merged tensors and notes them in the journal."""
+    """Writes merged tensors, notes them in the journal, and tells which files are finished."""
 
-    def __init__(self, writer: CheckpointWriter, journal: Journal) -> None:
-        self._writer = writer
-        self._journal = journal
+    def __init__(
+        self, writer: CheckpointWriter, journal: Journal, shards: Sequence[Shard], finished: Callable[[str], None]
+    ) -> None:
+        self._writer, self._journal, self._finished = writer, journal, finished
+        self._files = {info.name: shard.file for shard in shards for info in shard.tensors}
+        self._left = {shard.file: {info.name for info in shard.tensors} - journal.done.keys() for shard in shards}
+        self._lock = Lock()
+        for file, left in self._left.items():
+            if not left:
+                finished(file)
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
         checksum = self._writer.write(step.name, tensor)
         self._journal.note({"name": step.name, **facts, "sha256": checksum}, step.out.nbytes)
+        file = self._files[step.name]
+        with self._lock:
+            self._left[file].remove(step.name)
+        if not self._left[file]:
+            self._finished(file)
 
 
 def _loaded(recipe: Recipe | str | Path) -> Recipe:
@@ -365,15 +472,21 @@ def _discarded_if_wrong(staging: Staging) -> Iterator[None]:
 
 
 def _write_shared(
-    planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
+    planned: Plan,
+    staging: Staging,
+    sources: Sequence[Source],
+    run_: Callable[[Plan, Sequence[Step], Sink], None],
+    send: Callable[[str, Path], None],
 ) -> dict[str, dict[str, Any]]:
     """The merged model's files; what was noted of each tensor."""
     with (
         CheckpointWriter(staging.out, planned.shards) as writer,
         Journal(staging, writer, _identity(planned, sources)) as journal,
     ):
-        steps = [step for step in planned.steps if step.name not in journal.done]
-        run(planned, steps, _Files(writer, journal), resources, progress)
+        files = _Files(writer, journal, planned.shards, lambda file: send(file, staging.out / file))
+        by_name = {step.name: step for step in planned.steps}
+        in_order = [by_name[info.name] for shard in planned.shards for info in shard.tensors]
+        run_(planned, [step for step in in_order if step.name not in journal.done], files)
     writer.write_index()
     return journal.done
 

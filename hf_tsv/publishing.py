@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -23,7 +25,7 @@ from hf_tsv.cards import (
     render_card,
 )
 from hf_tsv.companions import matches
-from hf_tsv.errors import OutputError, PublishError, some
+from hf_tsv.errors import HubError, OutputError, PublishError, some
 from hf_tsv.hub import Commit, Hub, Pushed, Repository, Target
 from hf_tsv.journal import RECORD_FILE
 
@@ -100,12 +102,19 @@ class Destination:
         target: How it stands.
         private: Whether it is made private, when it has to be made.
         licence: The licence chosen by a person, None for what follows from the sources.
+        tasks: The tasks whose adapters go there; None for all that the output is.
     """
 
     repository: Repository
     target: Target
     private: bool | None
     licence: Licence | None
+    tasks: tuple[str, ...] | None = None
+
+    def prepare(self) -> None:
+        """Make the repository if it isn't there."""
+        if not self.target.exists:
+            self.repository.create(private=self.private)
 
 
 def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
@@ -151,7 +160,15 @@ def tasks_of(out: Path) -> tuple[str, ...] | None:
     return None if adapter or "tasks" not in (record := read_record(root)) else tuple(record["tasks"])
 
 
-def check(pushing: Pushing, repo_id: str, terms: Sequence[Mapping[str, Any]], hub: Hub, card: str = "") -> Destination:
+def check(
+    pushing: Pushing,
+    repo_id: str,
+    terms: Sequence[Mapping[str, Any]],
+    hub: Hub,
+    *,
+    card: str = "",
+    tasks: tuple[str, ...] | None = None,
+) -> Destination:
     """Whether something may go where it is to go, before anything is written.
 
     Args:
@@ -160,6 +177,7 @@ def check(pushing: Pushing, repo_id: str, terms: Sequence[Mapping[str, Any]], hu
         terms: What the sources of what goes there say of themselves.
         hub: How to reach the Hub.
         card: The output's card, if there is one: a licence that a person wrote into its header counts as chosen.
+        tasks: The tasks whose adapters go there; None for all that the output is.
 
     Raises:
         HubError: the repository can't be written.
@@ -168,7 +186,46 @@ def check(pushing: Pushing, repo_id: str, terms: Sequence[Mapping[str, Any]], hu
     licence = _settled_licence(pushing.license, terms, card)
     repository = Repository(hub, repo_id, create_pr=pushing.create_pr)
     target = repository.check()
-    return Destination(repository, target, _privacy(target, pushing.private, terms), licence)
+    return Destination(repository, target, _privacy(target, pushing.private, terms), licence, tasks)
+
+
+@contextmanager
+def sending(to: Destination | None) -> Iterator[Callable[[str, Path], None]]:
+    """A function that takes finished files, to be uploaded ahead of the commit while the caller goes on.
+
+    Leaving the context waits for the uploads. A file that can't be uploaded ends the sending and is nobody's loss:
+    `deliver` uploads what is missing, or tells why it can't. Without a destination nothing is sent.
+    """
+    if to is None:
+        yield lambda path, file: None
+        return
+    pool, sender = ThreadPoolExecutor(1), _Sender(to)
+    try:
+        yield lambda path, file: _forget(pool.submit(sender, path, file))
+        pool.shutdown()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _forget(_: Future[None]) -> None:
+    """The sender keeps what goes wrong to itself."""
+
+
+class _Sender:
+    """Uploads one file after another, until one can't be uploaded."""
+
+    def __init__(self, to: Destination) -> None:
+        self._to = to
+        self._works = True
+
+    def __call__(self, path: str, file: Path) -> None:
+        if not self._works:
+            return
+        try:
+            self._to.prepare()
+            self._to.repository.send(path, file)
+        except HubError:
+            self._works = False
 
 
 def deliver(parcel: Parcel, to: Destination) -> Pushed:
@@ -180,8 +237,7 @@ def deliver(parcel: Parcel, to: Destination) -> Pushed:
     """
     if problems := check_card(_card(parcel, to, None)):
         raise PublishError(f"{to.repository.repo_id}: {CARD}: {problem}. Correct it" for problem in problems)
-    if not to.target.exists:
-        to.repository.create(private=to.private)
+    to.prepare()
     return to.repository.commit(
         Commit(parcel.files, partial(_card, parcel, to), _is_stale, _title(parcel.record), _message(parcel.record))
     )

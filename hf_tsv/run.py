@@ -55,8 +55,10 @@ class Resources:
     max_memory: int | None = None
 
 
-def run(plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, progress: Progress) -> None:
-    """Merge the given steps of a plan, in any order, largest first.
+def run(
+    plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, progress: Progress, *, in_order: bool = False
+) -> None:
+    """Merge the given steps of a plan, largest first, or as they are given, when files are wanted one after another.
 
     Every step runs on one core whatever the number of workers, so that its bits don't depend on it.
 
@@ -72,7 +74,7 @@ def run(plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, pro
                 each_step(group, partial(_observe, plan, survey, share), plan, resources, watcher, _step_touched)
                 survey.advance()
         do = partial(_do, plan, {key: survey for key, (_, survey) in surveys.items()}, sink)
-        each_step(steps, do, plan, resources, progress, plan.work)
+        each_step(steps, do, plan, resources, progress, plan.work, in_order=in_order)
 
 
 def check_memory(plan: Plan, resources: Resources) -> None:
@@ -192,9 +194,11 @@ def each_step(
     resources: Resources,
     progress: Progress,
     work: Callable[[Step], float],
+    *,
+    in_order: bool = False,
 ) -> None:
-    """Do all steps, most work first, never more at once than workers and memory allow."""
-    waiting = sorted(items, key=work, reverse=True)
+    """Do all steps, most work first unless in order, never more at once than workers and memory allow."""
+    waiting = list(items) if in_order else sorted(items, key=work, reverse=True)
     running: dict[Future[None], Step] = {}
     pool = ThreadPoolExecutor(resources.workers, initializer=torch.set_num_threads, initargs=(1,))
     interrupted = False

@@ -131,16 +131,17 @@ def open_sources(recipe: Recipe, hub: Hub) -> list[Source]:
     return _joined(asked, opened, hub)
 
 
-def fetch(sources: Sequence[Source], hub: Hub) -> list[Source]:
-    """The same sources with their files on this machine.
+def fetch(sources: Sequence[Source], hub: Hub, *, stream: bool = False) -> list[Source]:
+    """The same sources with their files on this machine; when streamed, all but their weights.
 
     Raises:
         HubError: one can't be downloaded.
         ResourceError: the disk is full.
     """
-    folders = {source.pin: hub.download(source.pin) for source in sources if source.pin}
+    folders = {source.pin: hub.download(source.pin, weights=not stream) for source in sources if source.pin}
     asked = [(source.ref, source.task) for source in sources]
-    return _joined(asked, {s.ref: _on_disk(s.parts, folders[s.pin]) if s.pin else s.parts for s in sources}, hub)
+    fetched = {s.ref: _on_disk(s.parts, folders[s.pin], stream) if s.pin else s.parts for s in sources}
+    return _joined(asked, fetched, hub)
 
 
 def _pinned(refs: Sequence[ModelRef], hub: Hub) -> dict[tuple[str, str | None], Pinned]:
@@ -165,8 +166,8 @@ def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]
     return Parts(model, None if pin else place, pin, adapter, adapter_pin)
 
 
-def _on_disk(parts: Parts, folder: Path) -> Parts:
-    model = parts.model and open_checkpoint(folder, label=parts.model.label)
+def _on_disk(parts: Parts, folder: Path, stream: bool) -> Parts:
+    model = parts.model if stream or not parts.model else open_checkpoint(folder, label=parts.model.label)
     return replace(parts, folder=folder, model=model)
 
 
@@ -240,6 +241,12 @@ def _note_on_base(adapter: Adapter, base: str) -> list[str]:
 
 def _at(path: str | None, pin: Pinned | None) -> str | None:
     return f"{path}@{pin.sha}" if path and pin else path
+
+
+def bytes_to_download(sources: Sequence[Source], hub: Hub, *, stream: bool = False) -> int:
+    """How much `fetch` would have to bring."""
+    pins = {source.pin for source in sources if source.pin}
+    return sum(hub.bytes_to_download(pin, weights=not stream) for pin in pins)
 
 
 def companions(source: Source, hub: Hub) -> Companions:

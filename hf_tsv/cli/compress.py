@@ -6,7 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, Token, parse_size, recipe_from
+from hf_tsv.cli._options import (
+    CacheDir,
+    CreatePr,
+    DryRun,
+    Json,
+    License,
+    Private,
+    PushToHub,
+    Quiet,
+    RecipeFile,
+    Token,
+    out_or_named,
+    parse_size,
+    pushing_of,
+    recipe_from,
+)
 from hf_tsv.cli._told import WorkProgress, err, out, told
 from hf_tsv.errors import size
 
@@ -20,7 +35,9 @@ DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 @told
 def compress(
     recipe: RecipeFile,
-    out_: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.", show_default=False)],
+    out_: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The output folder; pushing, its name by default.")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="For each adapter: a size such as 10MB, or a share such as 10%.")
     ] = None,
@@ -44,6 +61,11 @@ def compress(
     ] = "weights",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Tensors in work at once.")] = None,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    create_pr: CreatePr = False,
+    private: Private = None,
+    license_: License = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -55,10 +77,15 @@ def compress(
     chosen = [option for option, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise typer.BadParameter("choose one rule for the ranks", param_hint=" / ".join(chosen))
+    from huggingface_hub.utils import disable_progress_bars
+
     from hf_tsv import api
+    from hf_tsv.cli.plan import show
+    from hf_tsv.cli.push import show_all
     from hf_tsv.compressed import Compressing
     from hf_tsv.hub import Hub
 
+    pushing, out_ = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out_, push_to_hub)
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
     how = _rule(loaded, hub, budget, rank, fraction, energy, error)
     options = Compressing(
@@ -68,13 +95,30 @@ def compress(
         serving_rank=serving_rank,
         verify=verify,
     )
+    if dry_run:
+        show(api.plan(loaded, hub=hub))
+        tasks = [model.name for model in loaded.models]
+        return show_all(api.plan_push(loaded, pushing, tasks, hub)) if pushing else None
+    disable_progress_bars()
     with WorkProgress("Compressing", quiet=quiet) as progress:
-        record = api.compress(loaded, out_, options, overwrite=overwrite, workers=workers, hub=hub, progress=progress)
+        record = api.compress(
+            loaded,
+            out_,
+            options,
+            overwrite=overwrite,
+            workers=workers,
+            push_to_hub=pushing,
+            hub=hub,
+            progress=progress,
+        )
     if json_:
         print(json.dumps({"out": str(out_), **record}))
-    else:
-        _show(record)
-        print(out_)
+        return None
+    _show(record)
+    for pushed in record.get("pushed", ()):
+        err.print(f"Pushed to {pushed['url']}", markup=False)
+    print(out_)
+    return None
 
 
 def _rule(

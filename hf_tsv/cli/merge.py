@@ -6,7 +6,24 @@ from typing import Annotated
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, parse_size, recipe_from
+from hf_tsv.cli._options import (
+    CacheDir,
+    CreatePr,
+    DryRun,
+    Json,
+    License,
+    Private,
+    PushToHub,
+    Quiet,
+    RecipeFile,
+    ShardSize,
+    Svd,
+    Token,
+    out_or_named,
+    parse_size,
+    pushing_of,
+    recipe_from,
+)
 from hf_tsv.cli._told import WorkProgress, err, interrupted, told
 from hf_tsv.errors import size
 
@@ -14,10 +31,19 @@ from hf_tsv.errors import size
 @told
 def merge(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The output folder; pushing, its name by default.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: DryRun = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read weights from the Hub piece by piece, with no copy on disk.")
+    ] = False,
+    push_to_hub: PushToHub = None,
+    create_pr: CreatePr = False,
+    private: Private = None,
+    license_: License = None,
     svd: Svd = None,
     max_shard_size: ShardSize = "5GB",
     workers: Annotated[
@@ -33,13 +59,19 @@ def merge(
 ) -> None:
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
     memory = parse_size(max_memory, "--max-memory") if max_memory else None
+    from huggingface_hub.utils import disable_progress_bars
+
     from hf_tsv import api
     from hf_tsv.cli.plan import show
+    from hf_tsv.cli.push import show_all
     from hf_tsv.hub import Hub
 
+    pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
-        return show(api.plan(loaded, max_shard_size=max_shard_size, hub=hub))
+        show(api.plan(loaded, max_shard_size=max_shard_size, hub=hub))
+        return show_all(api.plan_push(loaded, pushing, None, hub)) if pushing else None
+    disable_progress_bars()
     try:
         with WorkProgress("Merging", quiet=quiet) as progress:
             record = api.merge(
@@ -50,6 +82,8 @@ def merge(
                 max_shard_size=max_shard_size,
                 workers=workers,
                 max_memory=memory,
+                stream=stream,
+                push_to_hub=pushing,
                 hub=hub,
                 progress=progress,
             )
@@ -63,6 +97,8 @@ def merge(
     written = record["bytes"]["written"]
     if not quiet:
         err.print(f"Merged {len(record['sources']) - 1} models in {record['seconds']:.0f} s, {size(written)}.")
+    for pushed in record.get("pushed", ()):
+        err.print(f"Pushed to {pushed['url']}", markup=False)
     print(out)
     return None
 

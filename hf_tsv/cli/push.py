@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from hf_tsv.errors import size, some
 
 if TYPE_CHECKING:
     from hf_tsv.hub import Pushed
-    from hf_tsv.publishing import Destination, Parcel
+    from hf_tsv.publishing import Destination
 
 
 @told
@@ -37,6 +37,7 @@ def push(
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv import api
+    from hf_tsv.cards import all_terms
     from hf_tsv.hub import Hub
     from hf_tsv.publishing import Pushing, deliver
 
@@ -45,28 +46,34 @@ def push(
     pushing = Pushing(repo, create_pr, private, license_)
     prepared = api.prepare_push(folder, pushing, Hub(token=token, cache_dir=cache_dir))
     if not quiet:
-        for parcel, destination in prepared:
-            show(parcel, destination)
+        for parcel, to in prepared:
+            show(all_terms(parcel.record), to, f": {len(parcel.files) + 1} files, {size(parcel.nbytes)}")
     if not dry_run:
         report((deliver(*one) for one in prepared), json_=json_)
 
 
-def show(parcel: "Parcel", to: "Destination") -> None:
-    """What goes where, and the licences of what it was made of."""
+def show_all(planned: "Iterable[tuple[list[dict[str, Any]], Destination]]") -> None:
+    """Where outputs go, and the licences of what they are made of."""
+    for terms, to in planned:
+        show(terms, to)
+
+
+def show(terms: "list[dict[str, Any]]", to: "Destination", sizes: str = "") -> None:
+    """Where an output goes, and the licences of what it is made of."""
+    from rich.markup import escape
     from rich.table import Table
 
-    from hf_tsv.cards import all_terms, inherited
+    from hf_tsv.cards import inherited
 
-    how = "private" if (to.target.private if to.target.exists else to.private) else "public"
-    if not to.target.exists:
-        how = f"new, {'as your settings say' if to.private is None else how}"
-    err.print(f"{to.target.repo_id} ({how}): {len(parcel.files) + 1} files, {size(parcel.nbytes)}", markup=False)
+    hidden = to.target.private if to.target.exists else to.private
+    how = {True: "private", False: "public", None: "as your settings say"}[hidden]
+    err.print(f"{to.target.repo_id} ({'' if to.target.exists else 'new, '}{how}){sizes}", markup=False)
     table = Table("source", "licence", "seen by", box=None, pad_edge=False, header_style="bold")
-    terms = all_terms(parcel.record)
     for term in terms:
         seen = "its owners" if term.get("private") else "whom it lets in" if term.get("gated") else ""
-        table.add_row(term["name"], term.get("license_name") or term.get("license") or "none named", seen)
-    err.print(table, markup=False)
+        called = term.get("license_name") or term.get("license") or "none named"
+        table.add_row(*map(escape, (term["name"], called, seen)))
+    err.print(table)
     following = inherited(terms)
     licence = to.licence or following.licence
     why = "chosen" if to.licence else following.why

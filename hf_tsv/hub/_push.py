@@ -108,6 +108,7 @@ class Repository:
         self.repo_id = repo_id
         self._api, self._hub, self._create_pr = hub.api, hub, create_pr
         self._adds: dict[str, CommitOperationAdd] = {}
+        self._is_made = False
 
     def check(self) -> Target:
         """Whether the person may write there, or create it. Writes nothing.
@@ -131,8 +132,10 @@ class Repository:
 
     def create(self, *, private: bool | None) -> None:
         """Make the repository unless it is there; private, public, or as its owner's settings say (None)."""
-        with self._telling():
-            retried(lambda: self._api.create_repo(self.repo_id, private=private, exist_ok=True))
+        if not self._is_made:
+            with self._telling():
+                retried(lambda: self._api.create_repo(self.repo_id, private=private, exist_ok=True))
+            self._is_made = True
 
     def send(self, path: str, file: Path) -> None:
         """Upload a large file ahead of the commit, unless the Hub has it. The file must stay as it is."""
@@ -234,9 +237,10 @@ class Repository:
         retried(lambda: self._api.preupload_lfs_files(self.repo_id, adds, create_pr=self._create_pr, free_memory=False))
 
     def _add(self, path: str, content: Content) -> CommitOperationAdd:
-        """The one operation of a path, so that its file is hashed and sent once."""
+        """The one operation of a path, so that its file is hashed and sent once, even if it has been moved since."""
         if path not in self._adds:
             self._adds[path] = CommitOperationAdd(path, content)
+        self._adds[path].path_or_fileobj = content if isinstance(content, bytes) else str(content)
         return self._adds[path]
 
     def _card(self, state: _State) -> str | None:
