@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from hf_tsv.cards import all_terms, write_card
+from hf_tsv.cards import Licence, all_terms, write_card
 from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, most_common_template
 from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, PublishError
@@ -184,26 +184,29 @@ def compress(
     destinations = _destinations(push_to_hub, sources, tasks, hub)
     if not destinations or not _is_made(out, recipe, sources, options.flags):
         _check_place(out, sources, overwrite=overwrite)
-        _compress_into(out, recipe, fetch(sources, hub), options, resources, progress or Silent(), hub)
+        sources = fetch(sources, hub)
+        planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
+        check_memory(planned, resources)
+        licence = destinations[0].licence if destinations else None
+        _compress_into(out, planned, sources, options, resources, progress or Silent(), hub, licence)
     return read_record(out) | _delivered(out, destinations)
 
 
 def _compress_into(
     out: Path,
-    recipe: Recipe,
+    planned: Plan,
     sources: Sequence[Source],
     options: "Compressing",
     resources: Resources,
     progress: Progress,
     hub: Hub,
+    licence: Licence | None,
 ) -> None:
     """Compress fetched sources into OUT."""
     from hf_tsv.adapters import BaseRef
     from hf_tsv.compressed import compress_tasks
 
     started = time.monotonic()
-    planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
-    check_memory(planned, resources)
     base = BaseRef(sources[0].ref.path, sources[0].revision)
     folders = {source.task: source.folder for source in sources if source.folder}
     with Staging(out) as staging:
@@ -219,7 +222,7 @@ def _compress_into(
         write_text(staging.out / "recipe.yaml", planned.recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
         write_record(record, staging.out)
-        write_card(record, staging.out)
+        write_card(record, staging.out, licence=licence)
         staging.publish()
 
 
