@@ -123,6 +123,7 @@ class Fault:
     as_text: bool = False  # the message is the whole answer, as of something that isn't the Hub
     drop_after: int | None = None  # bytes of the answer that still arrive
     lose_reply: bool = False  # carried out, but the answer never arrives
+    take_only: int | None = None  # bytes of the request's body that are read before the connection is cut
     delay: float = 0.0
     times: int = 1
     skip: int = 0
@@ -720,10 +721,15 @@ class _Handler(BaseHTTPRequestHandler):
         """The hub keeps its own log."""
 
     def serve(self) -> None:
-        request = Request(self.command, self.path, self.headers, self._body(), self.cdn)
+        request = Request(self.command, self.path, self.headers, b"", self.cdn)
         with self.hub.lock:
             self.hub.log.append(request)
             fault = next((fault for fault in self.hub.faults if fault.strikes(request)), None) or Fault("")
+        if fault.take_only is not None:
+            self.rfile.read(min(fault.take_only, int(self.headers.get("Content-Length") or 0)))
+            self.close_connection = True
+            return
+        request.body = self._body()
         time.sleep(fault.delay)
         try:
             reply = self._reply(request, fault)

@@ -1,6 +1,7 @@
 """Merging from the Hub and to the Hub, with the real client against a Hub on loopback."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +234,6 @@ class TestStream:
 
 
 def wait_for(found: Any, seconds: float = 20) -> Any:
-    import time
-
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if value := found():
