@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,52 @@ class TestRefused:
             push(merged, alice, license=None)
         with pytest.raises(PublishError, match="expected one like apache-2.0"):
             push(merged, alice, license="Apache 2")
+        assert not writes(hub)
+
+
+class TestCard:
+    def test_what_people_wrote_survives_a_push(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        push(merged, alice)
+        card = files_of(hub)["README.md"].decode()
+        edited = card.replace("tags:\n", "tags:\n- mine\n").replace(
+            "<!-- hf_tsv:begin recipe", "## Mine\n\n<!-- hf_tsv:begin recipe"
+        )
+        hub.publish(REPO, {"README.md": edited.encode()}, title="by hand")
+        push(merged, alice, license="apache-2.0")
+        pushed = files_of(hub)["README.md"].decode()
+        assert "license: apache-2.0" in pushed
+        assert "- mine\n" in pushed
+        assert pushed.index("## What was merged") < pushed.index("## Mine") < pushed.index("## Recipe")
+        url = push(merged, alice, license="apache-2.0")
+        assert url.endswith(hub.repos[REPO].resolve("main").sha)
+        assert len(commits_of(hub)) == 3
+
+    def test_is_written_anew_around_what_people_wrote(self, merged: Path, tmp_path: Path) -> None:
+        out = shutil.copytree(merged, tmp_path / "out")
+        card = (out / "README.md").read_text()
+        (out / "README.md").write_text(card.replace("## Recipe", "## Rezept") + "\nMy words.\n")
+        result = run("card", out)
+        assert (result.exit_code, result.stdout) == (0, f"{out}/README.md\n"), result.stderr
+        assert (out / "README.md").read_text() == card + "\nMy words.\n"
+
+    def test_a_licence_in_its_header_counts_as_chosen(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, tmp_path: Path
+    ) -> None:
+        out = shutil.copytree(merged, tmp_path / "out")
+        run("card", out, "--license", "bsd-3-clause")
+        run("card", out)
+        assert "license: bsd-3-clause" in (out / "README.md").read_text()
+        push(out, alice, license=None)
+        assert "license: bsd-3-clause" in files_of(hub)["README.md"].decode()
+
+    def test_one_that_the_hub_would_refuse_stops_the_push(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, tmp_path: Path
+    ) -> None:
+        out = shutil.copytree(merged, tmp_path / "out")
+        card = (out / "README.md").read_text()
+        (out / "README.md").write_text(card.replace("---\n", "---\nbase_model: [no id]\nlicense: mit\n", 1))
+        with pytest.raises(PublishError, match="README.md: base_model 'no id' is no Hub id"):
+            push(out, alice)
         assert not writes(hub)
 
 

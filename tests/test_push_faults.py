@@ -163,13 +163,28 @@ class TestUpload:
             push(merged, alice)
 
 
+def environment(hub: LoopbackHub) -> dict[str, str]:
+    """Of a command that alice starts."""
+    inherited = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_IMPLICIT_TOKEN"}
+    return {**inherited, **hub.environment("hf_alice")}
+
+
+def test_a_hub_without_xet_is_explained(hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hf_xet")
+    options = ["--license", "mit", "--cache-dir", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "hf_tsv", "push", str(merged), REPO, *options]
+    with_xet = {**environment(hub), "HF_HUB_DISABLE_XET": "0"}
+    done = subprocess.run(command, env=with_xet, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "If it has no Xet, set HF_HUB_DISABLE_XET=1 and push again; nothing was committed." in done.stderr
+    assert not commits_of(hub)
+
+
 def killed_again_and_again(command: list[str], hub: LoopbackHub, longest: float) -> str:
     """Start it, kill it at a random moment, KILLS times; then let it finish. All that it said."""
-    environment = {**os.environ, **hub.environment("hf_alice")}
-    environment.pop("HF_HUB_DISABLE_IMPLICIT_TOKEN", None)
     moments, said = random.Random(0), ""
     for kill in [True] * KILLS + [False]:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment(hub), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if kill:
             asked = len(hub.log)
             while len(hub.log) == asked and process.poll() is None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -60,7 +61,7 @@ def check_card(card: str) -> list[str]:
     """What the Hub would refuse of a card, found without asking it."""
     try:
         header: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]
-    except ValueError as error:
+    except (ValueError, yaml.YAMLError) as error:
         return [f"its header can't be read: {' '.join(str(error).split())[:200]}"]
     problems = []
     if header.get("base_model_relation", "merge") not in RELATIONS:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.repocard_data import CardData
 
@@ -51,8 +52,8 @@ def compose(header: ModelCardData, sections: Mapping[str, str], olds: Sequence[s
     for name, section in sections.items():
         parts += [_marked(name, section), *added[name]]
     merged = _merged(_plain(header), [_header_of(old) for old in olds])
-    yaml = ModelCardData(**merged, ignore_metadata_errors=True).to_yaml()
-    return f"---\n{yaml}\n---\n\n" + "\n\n".join(parts) + "\n"
+    text = ModelCardData(**merged, ignore_metadata_errors=True).to_yaml()
+    return f"---\n{text}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
 def licence_in(card: str) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _header_of(card: str) -> dict[str, Any]:
     """The header as data; empty when it is none."""
     try:
         return _plain(ModelCard(card, ignore_metadata_errors=True).data)
-    except ValueError:
+    except (ValueError, yaml.YAMLError):
         return {}
 
 

@@ -37,7 +37,7 @@ TELLABLE = (
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 NOTHING = "then run this again; nothing was downloaded"
 UNTOUCHED, UNTOUCHED_ = "nothing was committed", "Nothing was committed"
-NO_XET = "If this Hub has no Xet, set HF_HUB_DISABLE_XET=1 and push again"
+NO_XET = "If it has no Xet, set HF_HUB_DISABLE_XET=1 and push again"
 MOVED_OR_TAKEN = (409, 412)
 
 
@@ -110,6 +110,8 @@ def tell_push(error: Exception, repo_id: str, endpoint: str) -> HubError:
 
 def _push_line(error: BaseException, asked: Asked) -> str:
     where = asked.repo_id
+    if "/xet-write-token/" in str(error):  # the client's Xet library asks for it, and there is no other way around
+        return f"{where}: this Hub doesn't let the client upload over Xet. {NO_XET}; {UNTOUCHED}."
     match error:
         case errors.HFValidationError():
             return f"{where}: no name that the Hub takes, expected user/name of letters, digits, '-', '_' and '.'."
