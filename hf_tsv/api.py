@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
 
 PARTS_FOLDER = "task_parts"
+UPLOADING = "uploading"
 NUMERICS = "1"  # counts up whenever the same inputs give other bits than before
 
 
@@ -101,21 +103,21 @@ def merge(
     Raises:
         HfTsvError: anything a person can mend; nothing is lost by it.
     """
-    recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
+    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     resources = Resources(workers or usable_cores(), max_memory or default_memory())
     sources = open_sources(recipe, hub)
     planned = _planned(recipe, sources, max_shard_size)
-    destinations = _destinations(push_to_hub, sources, None, hub)
+    destinations = [to for _, to in _targets(push_to_hub, sources, None, hub)]
     if not destinations or not _is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
         _check_place(out, sources, overwrite=overwrite)
         check_memory(planned, resources)
         downloads = bytes_to_download(sources, hub, stream=stream)
         check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
-        run_ = partial(run, resources=resources, progress=progress or Silent(), in_order=stream or bool(destinations))
+        run_ = partial(run, resources=resources, progress=progress, in_order=stream or bool(destinations))
         sources = fetch(sources, hub, stream=stream)
         planned = _planned(recipe, sources, max_shard_size)
-        _merge_into(out, planned, sources, hub, run_, destinations, restart=restart)
-    return read_record(out) | _delivered(out, destinations)
+        _merge_into(out, planned, sources, hub, run_, progress, destinations, restart=restart)
+    return read_record(out) | _delivered(out, destinations, progress)
 
 
 def _merge_into(
@@ -124,6 +126,7 @@ def _merge_into(
     sources: Sequence[Source],
     hub: Hub,
     run_: Callable[[Plan, Sequence[Step], Sink], None],
+    progress: Progress,
     destinations: Sequence[Destination],
     *,
     restart: bool,
@@ -133,7 +136,7 @@ def _merge_into(
     with Staging(out) as staging:
         _go_on_or_start(staging, _identity(planned, sources), restart=restart)
         with _discarded_if_wrong(staging):
-            with sending(destinations[0] if destinations else None) as send:
+            with sending(destinations[0] if destinations else None, partial(progress.advance, 0.0, UPLOADING)) as send:
                 tensors = _write_shared(planned, staging, sources, run_, send)
             parts = _write_parts(planned, staging.out)
         _copy_companions(planned, sources, hub, staging.out)
@@ -177,19 +180,19 @@ def compress(
     Raises:
         HfTsvError: anything a person can mend.
     """
-    recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
+    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     resources = Resources(workers or usable_cores(), max_memory or default_memory())
     sources = open_sources(recipe, hub)
     tasks = [model.name for model in recipe.models]
-    destinations = _destinations(push_to_hub, sources, tasks, hub)
+    destinations = [to for _, to in _targets(push_to_hub, sources, tasks, hub)]
     if not destinations or not _is_made(out, recipe, sources, options.flags):
         _check_place(out, sources, overwrite=overwrite)
         sources = fetch(sources, hub)
         planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
         check_memory(planned, resources)
         licence = destinations[0].licence if destinations else None
-        _compress_into(out, planned, sources, options, resources, progress or Silent(), hub, licence)
-    return read_record(out) | _delivered(out, destinations)
+        _compress_into(out, planned, sources, options, resources, progress, hub, licence)
+    return read_record(out) | _delivered(out, destinations, progress)
 
 
 def _compress_into(
@@ -278,36 +281,53 @@ def card(out: str | Path, *, license: str | None = None) -> Path:
     return path
 
 
-def plan_push(
-    recipe: Recipe, pushing: Pushing, tasks: Sequence[str] | None, hub: Hub
-) -> list[tuple[list[dict[str, Any]], Destination]]:
-    """Where the output of a recipe would go, and what its sources say of themselves; nothing is written.
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
 
-    Errors are those of `push`. `tasks`: those that would have adapters; None for a merged model.
+    Attributes:
+        plan: What it would merge.
+        download_bytes: What it would have to download whole.
+        targets: Where the output would go, each with what the sources of it say of themselves.
     """
-    return _plan_push(pushing, open_sources(recipe, hub), tasks, hub)
+
+    plan: Plan
+    download_bytes: int
+    targets: list[tuple[list[dict[str, Any]], Destination]]
 
 
-def _plan_push(
-    pushing: Pushing, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
+def preview(
+    recipe: Recipe,
+    pushing: Pushing | None,
+    *,
+    hub: Hub,
+    tasks: Sequence[str] | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    stream: bool = False,
+) -> Preview:
+    """What a merge, or of these tasks a compression, would do. Nothing is written; errors are those of doing it."""
+    sources = open_sources(recipe, hub)
+    planned = _planned(recipe, sources, max_shard_size)
+    return Preview(planned, bytes_to_download(sources, hub, stream=stream), _targets(pushing, sources, tasks, hub))
+
+
+def _targets(
+    pushing: Pushing | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
 ) -> list[tuple[list[dict[str, Any]], Destination]]:
-    told, planned = described(sources, hub), []
+    if pushing is None:
+        return []
+    told, found = described(sources, hub), []
     for repo, chosen in pushing.repositories(tasks).items():
         terms = all_terms({"sources": [s for s in told if chosen is None or s["task"] in (None, *chosen)]})
-        planned.append((terms, check(pushing, repo, terms, hub, tasks=chosen)))
-    return planned
+        found.append((terms, check(pushing, repo, terms, hub, tasks=chosen)))
+    return found
 
 
-def _destinations(
-    pushing: Pushing | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
-) -> list[Destination]:
-    return [to for _, to in _plan_push(pushing, sources, tasks, hub)] if pushing else []
-
-
-def _delivered(out: Path, destinations: Sequence[Destination]) -> dict[str, Any]:
+def _delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> dict[str, Any]:
     """Push a finished output; what the record says of that, nothing where nothing was to be pushed."""
     if not destinations:
         return {}
+    progress.advance(0.0, UPLOADING)
     try:
         pushed = [deliver(parcel(out, to.tasks), to) for to in destinations]
     except (HubError, PublishError) as error:

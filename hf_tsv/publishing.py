@@ -190,11 +190,12 @@ def check(
 
 
 @contextmanager
-def sending(to: Destination | None) -> Iterator[Callable[[str, Path], None]]:
+def sending(to: Destination | None, waiting: Callable[[], None]) -> Iterator[Callable[[str, Path], None]]:
     """A function that takes finished files, to be uploaded ahead of the commit while the caller goes on.
 
-    Leaving the context waits for the uploads. A file that can't be uploaded ends the sending and is nobody's loss:
-    `deliver` uploads what is missing, or tells why it can't. Without a destination nothing is sent.
+    Leaving the context waits for the uploads, after a call of `waiting`. A file that can't be uploaded ends the
+    sending and is nobody's loss: `deliver` uploads what is missing, or tells why it can't. Without a destination
+    nothing is sent.
     """
     if to is None:
         yield lambda path, file: None
@@ -202,6 +203,7 @@ def sending(to: Destination | None) -> Iterator[Callable[[str, Path], None]]:
     pool, sender = ThreadPoolExecutor(1), _Sender(to)
     try:
         yield lambda path, file: _forget(pool.submit(sender, path, file))
+        waiting()
         pool.shutdown()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

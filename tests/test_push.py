@@ -173,7 +173,9 @@ class TestRefused:
         assert not writes(hub)
 
     def test_a_licence_that_nobody_named(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
-        with pytest.raises(PublishError, match="some sources name no licence .*base: none named.*pass --license"):
+        with pytest.raises(
+            PublishError, match="some sources name no licence, or several .*base: none named.*pass --license"
+        ):
             push(merged, alice, license=None)
         with pytest.raises(PublishError, match="expected one like apache-2.0"):
             push(merged, alice, license="Apache 2")

@@ -1,5 +1,6 @@
 """Which licence a model made of others may carry, by what these say of themselves. A report, no legal advice."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,8 +52,8 @@ def inherited(terms: Sequence[Mapping[str, Any]]) -> Inherited:
     Args:
         terms: Of each source, the base first: `license`, `license_name` and `license_link`, None where it says nothing.
     """
-    if any(not term.get("license") for term in terms):
-        return Inherited(None, "some sources name no licence")
+    if any(not re.fullmatch(LICENCE_ID, str(term.get("license") or "")) for term in terms):
+        return Inherited(None, "some sources name no licence, or several")
     found = {(t["license"], t.get("license_name")): _licence(t) for t in reversed(terms)}
     strict = [licence for (id_, _), licence in found.items() if id_ not in PERMISSIVE]
     if len(found) == 1:

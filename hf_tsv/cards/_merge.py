@@ -41,8 +41,8 @@ def provenance(record: Mapping[str, Any], folder: Path, licence: Licence | None)
     return {
         "base_model": list(dict.fromkeys(one_line(path) for path, revision in found if revision)) or None,
         "license": chosen and one_line(chosen.id),
-        "license_name": chosen and chosen.name,
-        "license_link": chosen and chosen.link,
+        "license_name": chosen and chosen.name and one_line(chosen.name),
+        "license_link": chosen and chosen.link and one_line(chosen.link),
         "language": _union(terms, "language"),
         "datasets": _union(terms, "datasets"),
         "hf_tsv": {

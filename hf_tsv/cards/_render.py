@@ -70,6 +70,8 @@ def check_card(card: str) -> list[str]:
     licence = header.get("license")
     if licence is not None and not re.fullmatch(LICENCE_ID, str(licence)):
         problems.append(f"license {licence!r} is no licence that the Hub knows, such as apache-2.0, or other")
+    if licence == "other" and not header.get("license_name"):
+        problems.append("license 'other' has no license_name")
     return problems
 
 

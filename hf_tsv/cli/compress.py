@@ -80,8 +80,7 @@ def compress(
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv import api
-    from hf_tsv.cli.plan import show
-    from hf_tsv.cli.push import show_all
+    from hf_tsv.cli.push import preview
     from hf_tsv.compressed import Compressing
     from hf_tsv.hub import Hub
 
@@ -96,9 +95,7 @@ def compress(
         verify=verify,
     )
     if dry_run:
-        show(api.plan(loaded, hub=hub))
-        tasks = [model.name for model in loaded.models]
-        return show_all(api.plan_push(loaded, pushing, tasks, hub)) if pushing else None
+        return preview(api.preview(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
     disable_progress_bars()
     with WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(

@@ -62,15 +62,13 @@ def merge(
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv import api
-    from hf_tsv.cli.plan import show
-    from hf_tsv.cli.push import show_all
+    from hf_tsv.cli.push import preview
     from hf_tsv.hub import Hub
 
     pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
-        show(api.plan(loaded, max_shard_size=max_shard_size, hub=hub))
-        return show_all(api.plan_push(loaded, pushing, None, hub)) if pushing else None
+        return preview(api.preview(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
     disable_progress_bars()
     try:
         with WorkProgress("Merging", quiet=quiet) as progress:

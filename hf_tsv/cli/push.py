@@ -12,6 +12,7 @@ from hf_tsv.cli._told import err, out, told
 from hf_tsv.errors import size, some
 
 if TYPE_CHECKING:
+    from hf_tsv.api import Preview
     from hf_tsv.hub import Pushed
     from hf_tsv.publishing import Destination
 
@@ -52,9 +53,14 @@ def push(
         report((deliver(*one) for one in prepared), json_=json_)
 
 
-def show_all(planned: "Iterable[tuple[list[dict[str, Any]], Destination]]") -> None:
-    """Where outputs go, and the licences of what they are made of."""
-    for terms, to in planned:
+def preview(run: "Preview") -> None:
+    """What a run would do: the plan, and where its output would go."""
+    from hf_tsv.cli import plan
+
+    plan.show(run.plan)
+    if run.download_bytes:
+        err.print(f"Downloads {size(run.download_bytes)}.", markup=False)
+    for terms, to in run.targets:
         show(terms, to)
 
 

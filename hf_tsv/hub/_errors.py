@@ -115,6 +115,8 @@ def _push_line(error: BaseException, asked: Asked) -> str:
     match error:
         case errors.HFValidationError():
             return f"{where}: no name that the Hub takes, expected user/name of letters, digits, '-', '_' and '.'."
+        case errors.OfflineModeIsEnabled():
+            return f"{where}: this run is offline (HF_HUB_OFFLINE=1), and pushing needs the network. Unset it."
         case errors.GatedRepoError():
             return f"{where}: it is gated, and your token can't reach it. Ask for access on its page; {UNTOUCHED}."
         case errors.RepositoryNotFoundError():
