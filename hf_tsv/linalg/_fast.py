@@ -13,6 +13,7 @@ from hf_tsv.linalg._lapack import LinAlgError
 
 ALLOWED = 2e-4  # rms angle between the vectors found and the true subspace
 _SPARE = 0.25  # share of vectors found beyond the rank: they take up what would mix into the ones kept
+_OUTSTANDING = 50.0  # times the square of the last value of a block
 _BLOCK = 32  # vectors that the Krylov space grows by
 
 Basis = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # matrix, rank -> basis of right vectors and its image
@@ -61,18 +62,40 @@ def _attempt(a: Tensor, cut: Cut, basis_of: Basis, error_of: Bound) -> Triplets 
 
 
 def _gram_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Leading eigenvectors of the Gram matrix, (q, rank and a few), and their image under x."""
-    spare = int(_SPARE * rank) + 8
-    _, basis = leading_eigenpairs(gram(x, x.dtype), min(x.shape[1], rank + spare))
+    """Leading right vectors by Gram matrix, (q, rank and a few), and their image under x.
+
+    The largest directions are taken out first: next to their squares float32 would lose the rest.
+    """
+    size = min(x.shape[1], rank + int(_SPARE * rank) + 8)
+    top = _outstanding(x, min(size, _BLOCK))
+    rest = x - (x @ top) @ top.T
+    _, basis = leading_eigenpairs(gram(rest, x.dtype), size - top.shape[1])
+    basis = torch.linalg.qr(torch.cat([top, basis], dim=1))[0]
     return basis, x @ basis
+
+
+def _outstanding(x: Tensor, size: int) -> Tensor:
+    """Those of the leading right vectors that stand far above the `size`-th, so that two steps of subspace iteration
+    find them: what was half a vector would mix up the rest."""
+    basis = _start(x, size)
+    for _ in range(2):
+        basis = torch.linalg.qr(x.T @ (x @ basis))[0]
+    squares, rotation = leading_eigenpairs(gram(x @ basis), size)
+    return basis @ rotation[:, squares > _OUTSTANDING * squares[-1]].to(x.dtype)
+
+
+def _start(x: Tensor, size: int) -> Tensor:
+    """Orthonormal (q, size): a random combination of the rows."""
+    random = torch.randn(x.shape[0], size, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    basis: Tensor = torch.linalg.qr(x.T @ random.to(x.device))[0]
+    return basis
 
 
 def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Orthonormal basis of span(b, x^T x b, (x^T x)^2 b, ...), (q, twice the rank), and its image; b is random."""
     (p, q), size = x.shape, min(x.shape[1], 2 * rank + _BLOCK)
     basis, image = x.new_empty(size, q).T, x.new_empty(size, p).T
-    start = torch.randn(p, _BLOCK, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    block = x.T @ start.to(x.device)
+    block = _start(x, _BLOCK)
     for at in range(0, size, _BLOCK):
         for _ in range(2):  # once leaves rounding errors that the division by a small norm blows up
             block = torch.linalg.qr(block - basis[:, :at] @ (basis[:, :at].T @ block))[0]
