@@ -8,11 +8,13 @@ if TYPE_CHECKING:
     from hf_tsv.api import compress, merge, merge_modules, merge_state_dicts, plan, push
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
+    from hf_tsv.publishing import Pushing
     from hf_tsv.recipe import load_recipe
 
 __all__ = [
     "HfTsvError",
     "Hub",
+    "Pushing",
     "compress",
     "load_recipe",
     "merge",
@@ -22,7 +24,12 @@ __all__ = [
     "push",
 ]
 
-_HOMES = {"HfTsvError": "hf_tsv.errors", "Hub": "hf_tsv.hub", "load_recipe": "hf_tsv.recipe"}
+_HOMES = {
+    "HfTsvError": "hf_tsv.errors",
+    "Hub": "hf_tsv.hub",
+    "Pushing": "hf_tsv.publishing",
+    "load_recipe": "hf_tsv.recipe",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -77,7 +77,7 @@ def merge(
     workers: int | None = None,
     max_memory: int | None = None,
     stream: bool = False,
-    push_to_hub: Pushing | None = None,
+    push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def merge(
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
         stream: Read weights from the Hub tensor by tensor instead of downloading their files.
-        push_to_hub: Where to push the output, and how.
+        push_to_hub: Where to push the output: `user/name`, or more exactly.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
@@ -156,7 +156,7 @@ def compress(
     overwrite: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
-    push_to_hub: Pushing | None = None,
+    push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def compress(
         overwrite: Replace an earlier output.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
-        push_to_hub: Where to push the adapters, and how. An OUT that holds this very compression already is pushed as
+        push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression already is pushed as
             it is; the record then says under `pushed` where.
         hub: How to reach the Hub.
         progress: Told of the work done.
@@ -312,10 +312,11 @@ def preview(
 
 
 def _targets(
-    pushing: Pushing | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
+    pushing: Pushing | str | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
 ) -> list[tuple[list[dict[str, Any]], Destination]]:
     if pushing is None:
         return []
+    pushing = Pushing(pushing) if isinstance(pushing, str) else pushing
     told, found = described(sources, hub), []
     for repo, chosen in pushing.repositories(tasks).items():
         terms = all_terms({"sources": [s for s in told if chosen is None or s["task"] in (None, *chosen)]})
