@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hf_tsv.cards import Licence, all_terms, write_card
 from hf_tsv.checkpoint import Shard
-from hf_tsv.companions import copy_companions, most_common_template
+from hf_tsv.companions import copy_companions, copy_licences, most_common_template
 from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, PublishError
 from hf_tsv.hub import Hub, Pushed
 from hf_tsv.journal import Journal, Staging, check_output
@@ -172,8 +172,8 @@ def compress(
         overwrite: Replace an earlier output.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
-        push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression already is pushed as
-            it is; the record then says under `pushed` where.
+        push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression
+            already is pushed as it is; the record then says under `pushed` where.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
@@ -538,6 +538,8 @@ def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Pa
         template = most_common_template([source.folder for source in by_ref.values() if source.folder])
     base, tokenizer = (companions(by_ref[ref], hub) for ref in (recipe.base, recipe.tokenizer_source))
     copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template)
+    folders = {s.ref.path if s.pin else s.folder.name: s.folder for s in sources if s.folder}
+    copy_licences(folders, out)
 
 
 def _recipe_of(

@@ -157,6 +157,19 @@ class TestPushWhileMerging:
 
 
 class TestTerms:
+    def test_licences_and_notices_come_along(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        hub.publish("bob/base", {"LICENSE": b"base"})
+        hub.publish("bob/t0", {"LICENSE": b"base", "NOTICE.txt": b"t0"})
+        hub.publish("bob/t1", {"LICENSE": b"other", "USE_POLICY.md": b"t1"})
+        merge(recipe, alice, Pushing(REPO))
+        found = {path: data for path, data in files_of(hub).items() if b"LIC" in path.encode() or "licenses/" in path}
+        assert found == {
+            "LICENSE": b"base",
+            "licenses/bob__t0/NOTICE.txt": b"t0",
+            "licenses/bob__t1/LICENSE": b"other",
+            "licenses/bob__t1/USE_POLICY.md": b"t1",
+        }
+
     @pytest.mark.parametrize("how", [{"private": True}, {"gated": "manual", "allowed": {"alice"}}])
     def test_hidden_sources_are_pushed_in_private(
         self, hub: LoopbackHub, alice: Hub, recipe: Path, how: dict[str, Any]

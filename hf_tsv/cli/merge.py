@@ -102,6 +102,8 @@ def merge(
 
 
 def _kept(out: Path) -> str:
+    if (out / "hf_tsv.json").is_file():
+        return f"Interrupted. {out} is complete; the same command goes on with the push."
     journal = out.parent / f".{out.name}.hf_tsv" / "journal.jsonl"
     done = max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
     if not done:

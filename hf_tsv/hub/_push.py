@@ -131,11 +131,20 @@ class Repository:
         return Target(self.repo_id, exists=True, private=bool(info.private))
 
     def create(self, *, private: bool | None) -> None:
-        """Make the repository unless it is there; private, public, or as its owner's settings say (None)."""
-        if not self._is_made:
-            with self._telling():
-                retried(lambda: self._api.create_repo(self.repo_id, private=private, exist_ok=True))
-            self._is_made = True
+        """Make the repository unless it is there; private, public, or as its owner's settings say (None).
+
+        Raises:
+            HubError: it was to be private, but somebody has made it meanwhile, and it is public.
+        """
+        if self._is_made:
+            return
+        with self._telling():
+            retried(lambda: self._api.create_repo(self.repo_id, private=private, exist_ok=True))
+            if private and not retried(lambda: self._api.model_info(self.repo_id)).private:
+                raise HubError(
+                    f"{self.repo_id}: was made meanwhile, and is public. Nothing was uploaded. Choose another"
+                )
+        self._is_made = True
 
     def send(self, path: str, file: Path) -> None:
         """Upload a large file ahead of the commit, unless the Hub has it. The file must stay as it is."""
