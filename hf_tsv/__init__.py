@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hf_tsv.hub import Hub
     from hf_tsv.publishing import Pushing
     from hf_tsv.recipe import load_recipe
+    from hf_tsv.restored import restore
 
 __all__ = [
     "HfTsvError",
@@ -21,14 +22,23 @@ __all__ = [
     "merge_modules",
     "merge_state_dicts",
     "plan",
+<<<<<<< HEAD
     "push",
+=======
+    "restore",
+>>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 ]
 
 _HOMES = {
     "HfTsvError": "hf_tsv.errors",
     "Hub": "hf_tsv.hub",
+<<<<<<< HEAD
     "Pushing": "hf_tsv.publishing",
     "load_recipe": "hf_tsv.recipe",
+=======
+    "load_recipe": "hf_tsv.recipe",
+    "restore": "hf_tsv.restored",
+>>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 }
 
 

@@ -4,6 +4,7 @@ Three passes over the tensors, each holding a few of them: singular values, from
 factors, written in place; then, adapter by adapter, PEFT's reading is compared with what was meant.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, field
@@ -53,8 +54,12 @@ from hf_tsv.stored import StoredTensor
 
 Profile = Literal["faithful", "serving"]
 FOLDERS: Mapping[Profile, str] = {"faithful": "adapters", "serving": "adapters-serving"}
+<<<<<<< HEAD
 RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
 FACTOR_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+=======
+MODEL_CONFIG = "config.json"
+>>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once it is planned
 
 
@@ -148,6 +153,7 @@ def compress_tasks(
         for task, architecture in zip(tasks, architectures, strict=True):
             _choose(task, architecture, base, options)
         reports = _write(plan, tasks, out, resources, progress)
+        _copy_configs(plan, tasks, folders, out)
         for task, architecture in zip(tasks, architectures, strict=True):
             for profile in task.plans:
                 folder = out / FOLDERS[profile] / task.name
@@ -226,7 +232,7 @@ def _choose(task: _Task, architecture: Architecture, base: BaseRef, options: Com
     """Choose the ranks and plan the adapters; under a budget, until the faithful one fits into it."""
     dtype, fixed = options.dtype_of_factors, task.whole_bytes
     budget = options.how.nbytes if isinstance(options.how, Budget) else None
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         chosen = choose_ranks(task.spectra, options.how, fixed_bytes=fixed)
         kept = {name: rank for name, rank in chosen.items() if rank}
         task.ranks = {**kept, **dict.fromkeys(task.whole, DENSE)}
@@ -234,7 +240,7 @@ def _choose(task: _Task, architecture: Architecture, base: BaseRef, options: Com
         planned = plan_adapter(architecture, task.ranks, base=base, factor_dtype=dtype, misfits=misfits)
         if budget is None or planned.nbytes <= budget:
             break
-        fixed += planned.nbytes - budget
+        fixed += (planned.nbytes - budget) << attempt  # other ranks may need a longer header
     else:
         raise MethodError(
             f"task '{task.name}': expected an adapter of {budget} bytes but it takes {planned.nbytes}, most of it"
@@ -277,6 +283,16 @@ def _write(
                 **_facts(tasks[t]),
             }
     return reports
+
+
+def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | None, Path], out: Path) -> None:
+    """A task with a head of its own needs its own configuration to be restored."""
+    with_parts = {part.task for part in plan.parts}
+    for task in tasks:
+        config = folders[task.name] / MODEL_CONFIG
+        if task.name in with_parts and config.is_file():
+            for profile in task.plans:
+                shutil.copyfile(config, out / FOLDERS[profile] / task.name / MODEL_CONFIG)
 
 
 def _facts(task: _Task) -> dict[str, Any]:

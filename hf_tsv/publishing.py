@@ -130,7 +130,7 @@ def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
     root, adapter = _root(out)
     record = read_record(root)
     if adapter:
-        return _adapter(root, record, out.name, {adapter: "."})
+        return _adapter(root, record, out.resolve().name, {adapter: "."})
     if tasks is not None and len(tasks) == 1 and "tasks" in record:
         first, *more = record["tasks"][tasks[0]]
         return _adapter(root, record, tasks[0], {first: ".", **{p: f"{FOLDERS[p]}/{tasks[0]}" for p in more}})

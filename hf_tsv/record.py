@@ -90,6 +90,20 @@ def make_compression_record(
     }
 
 
+def make_restoration_record(
+    task: str, source: Mapping[str, Any], files: Sequence[str], checksums: Mapping[str, str]
+) -> dict[str, Any]:
+    """The record of a restored task. `checksums`: SHA-256 by tensor."""
+    return {
+        "format": FORMAT,
+        "versions": _versions(),
+        "sources": [dict(source)],
+        "restored": task,
+        "files": list(files),
+        "tensors": {name: {"sha256": checksum} for name, checksum in checksums.items()},
+    }
+
+
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
     write_text(folder / "hf_tsv.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 

@@ -117,7 +117,19 @@ def open_sources(recipe: Recipe, hub: Hub) -> list[Source]:
     Raises:
         HfTsvError: models that can't be read, every one of them told.
     """
-    asked: list[tuple[ModelRef, str | None]] = [(recipe.base, None), *((m.ref, m.name) for m in recipe.models)]
+    return _opened([(recipe.base, None), *((m.ref, m.name) for m in recipe.models)], hub)
+
+
+def open_model(ref: ModelRef, hub: Hub) -> Source:
+    """One model by itself, on this machine, with the adapter that the reference puts on it.
+
+    Raises:
+        HfTsvError: it can't be had or read.
+    """
+    return fetch(_opened([(ref, None)], hub), hub)[0]
+
+
+def _opened(asked: list[tuple[ModelRef, str | None]], hub: Hub) -> list[Source]:
     pins = _pinned([ref for ref, _ in asked], hub)
     opened: dict[ModelRef, Parts] = {}
     problems: list[str] = []

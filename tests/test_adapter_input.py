@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import hf_tsv
+from hf_tsv import planner
 from hf_tsv.errors import CheckpointError, MethodError
 from hf_tsv.hub import Hub, Pinned, Weights
 from hf_tsv.loaders import MemoryCheckpoint, Place, SafetensorsCheckpoint, open_adapter, open_checkpoint
@@ -171,6 +172,16 @@ def test_merges_as_what_peft_makes_of_it(case: str, tmp_path: Path) -> None:
     folder = zoo(tmp_path, make, **config)
     got = merged(folder, ["DIR/base+DIR/a1", "DIR/a2"], "got")
     assert_same_change(folder, got, merged(folder, ["DIR/t1", "DIR/t2"], "want"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pieces_do_not_show(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large tensors are merged some rows at a time, where each entry is merged by itself."""
+    make, config = CASES[case]
+    folder = zoo(tmp_path, make, **config)
+    whole = merged(folder, ["DIR/a1", "DIR/a2"], "whole", method="task_arithmetic")
+    monkeypatch.setattr(planner, "PIECE", 50)
+    assert_same_change(folder, merged(folder, ["DIR/a1", "DIR/a2"], "in_pieces", method="task_arithmetic"), whole)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "base"])

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from hf_tsv.adapters import (
     ADAPTER_FILE,
     CONFIG_FILE,
-    REST_FILE,
     AdapterPlan,
     AdapterReport,
     AdapterWriter,
@@ -30,7 +29,6 @@ from hf_tsv.adapters import (
     plan_adapter,
     plan_serving,
     read_architecture,
-    read_sidecar,
     verify_adapter,
 )
 from hf_tsv.adapters._names import Located
@@ -39,7 +37,7 @@ from hf_tsv.checkpoint import TensorInfo
 from hf_tsv.compression import DENSE, Dense
 from hf_tsv.errors import CheckpointError
 from hf_tsv.linalg import truncated_svd
-from hf_tsv.loaders import open_checkpoint
+from hf_tsv.loaders import REST_FILE, open_checkpoint, read_sidecar
 from hf_tsv.modules import kind_of, matrix_view
 from tests.models import ARCHITECTURES, INPUTS, SMALL, TOKENS, bert, bert_classifier, llama, perturbed, save, zoo
 

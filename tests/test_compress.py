@@ -109,3 +109,56 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     assert result.stdout.rstrip().endswith("/out")
     assert run("compress", path, tmp_path / "x", "--rank", "4", "--energy", "0.9").exit_code == 2
     assert run("compress", path, tmp_path / "x", "--energy", "1.5").exit_code == 2
+
+
+class TestRestore:
+    def test_gives_the_fine_tune_back(self, tmp_path: Path) -> None:
+        folder = models.zoo(models.bert, tmp_path)
+        hf_tsv.compress(models.recipe(folder), tmp_path / "out", Compressing(Energy(1.0)))
+        hf_tsv.restore(tmp_path / "out", "t1", tmp_path / "restored")
+        got, want = open_checkpoint(tmp_path / "restored"), open_checkpoint(folder / "t1")
+        assert list(got.names()) == list(want.names())
+        for name in want.names():
+            torch.testing.assert_close(got.read(name), want.read(name), rtol=1e-5, atol=1e-6)
+        assert (tmp_path / "restored" / "config.json").read_bytes() == (folder / "base" / "config.json").read_bytes()
+
+    def test_holds_what_peft_does_not_load(self, tmp_path: Path) -> None:
+        """Under a budget, norms and biases lie in the sidecar: the restored model has them, and so has a merge."""
+        folder = models.zoo(models.bert_wide, tmp_path, tasks=2)
+        checkpoint = sum(f.stat().st_size for f in (folder / "t0").glob("*.safetensors"))
+        record = hf_tsv.compress(
+            models.recipe(folder, tasks=2), tmp_path / "out", Compressing(Budget(checkpoint // 10))
+        )
+        beside = record["tasks"]["t0"]["faithful"]["in_sidecar"]
+        assert beside
+        hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
+        adapter = f"{folder}/base+{tmp_path}/out/adapters/t0"
+        text = f"merge_method: linear\nbase_model: {folder}/base\nmodels:\n  - model: {adapter}\n    name: t0\n"
+        (tmp_path / "one.yaml").write_text(text)
+        hf_tsv.merge(tmp_path / "one.yaml", tmp_path / "merged")
+        got, merged, want = (open_checkpoint(tmp_path / p) for p in ("restored", "merged", "t0"))
+        for name in beside:
+            whole = "bias" in name or "norm" in name.lower()
+            torch.testing.assert_close(got.read(name), merged.read(name), rtol=1e-6, atol=1e-7)
+            assert not whole or torch.equal(got.read(name), want.read(name))
+
+    def test_a_task_with_a_head_of_its_own(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        folder = models.zoo(models.bert, tmp_path, tasks=2)
+        tuned = models.bert_classifier(labels=4)
+        tuned.bert.load_state_dict(type(models.bert()).from_pretrained(folder / "t1").state_dict())
+        models.save(tuned, folder / "t1")
+        hf_tsv.compress(models.recipe(folder, tasks=2), tmp_path / "out", Compressing(Energy(1.0)))
+        assert run("restore", tmp_path / "out", tmp_path / "restored", "--task", "t1", "-q").exit_code == 0
+        want = type(tuned).from_pretrained(folder / "t1")
+        got = type(tuned).from_pretrained(tmp_path / "restored")
+        assert got.config.num_labels == 4
+        with torch.no_grad():
+            torch.testing.assert_close(got(models.TOKENS).logits, want(models.TOKENS).logits, rtol=1e-4, atol=1e-5)
+
+    def test_an_unknown_task_is_told(self, tmp_path: Path) -> None:
+        folder = models.zoo(models.bert, tmp_path)
+        hf_tsv.compress(models.recipe(folder), tmp_path / "out", Compressing(FixedRank(2)))
+        result = run("restore", tmp_path / "out", tmp_path / "x", "--task", "t9")
+        assert result.exit_code == 1
+        assert "Its tasks: t0, t1, t2" in result.stderr

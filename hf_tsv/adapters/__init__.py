@@ -3,16 +3,14 @@
 from hf_tsv.adapters._architecture import Architecture, Place, read_architecture
 from hf_tsv.adapters._changes import Change, LowRankChange, WholeChange
 from hf_tsv.adapters._faithful import Misfits, plan_adapter
-from hf_tsv.adapters._plan import ADAPTER_FILE, CONFIG_FILE, REST_FILE, AdapterPlan, BaseRef
+from hf_tsv.adapters._plan import ADAPTER_FILE, CONFIG_FILE, AdapterPlan, BaseRef
 from hf_tsv.adapters._serving import SERVING_RANKS, plan_serving
-from hf_tsv.adapters._sidecar import RestTensor, read_sidecar
 from hf_tsv.adapters._verify import Verification, verify_adapter
 from hf_tsv.adapters._writer import AdapterReport, AdapterWriter
 
 __all__ = [
     "ADAPTER_FILE",
     "CONFIG_FILE",
-    "REST_FILE",
     "SERVING_RANKS",
     "AdapterPlan",
     "AdapterReport",
@@ -23,12 +21,10 @@ __all__ = [
     "LowRankChange",
     "Misfits",
     "Place",
-    "RestTensor",
     "Verification",
     "WholeChange",
     "plan_adapter",
     "plan_serving",
     "read_architecture",
-    "read_sidecar",
     "verify_adapter",
 ]

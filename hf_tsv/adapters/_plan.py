@@ -11,11 +11,11 @@ from typing import Any, Literal
 from hf_tsv.adapters._architecture import Architecture
 from hf_tsv.adapters._slots import LoraSlot, RestSlot, Slot
 from hf_tsv.checkpoint import Shard
+from hf_tsv.loaders import REST_FILE
 from hf_tsv.writers import METADATA, layout
 
 ADAPTER_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-REST_FILE = "rest.safetensors"
 NO_TARGETS = "dummy-target-modules"  # PEFT's word for an adapter without factors
 HEADS_OF_TASK = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}  # PEFT stores these whole
 

@@ -17,11 +17,10 @@ from hf_tsv.adapters._architecture import Architecture
 from hf_tsv.adapters._inputs import random_inputs
 from hf_tsv.adapters._names import Piece
 from hf_tsv.adapters._plan import ADAPTER_FILE
-from hf_tsv.adapters._sidecar import read_sidecar
 from hf_tsv.adapters._skeleton import model_class_of, quiet
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import CheckpointError
-from hf_tsv.loaders import TORCH_DTYPES, SafetensorsCheckpoint, open_checkpoint
+from hf_tsv.loaders import TORCH_DTYPES, SafetensorsCheckpoint, open_checkpoint, read_sidecar
 
 ADAPTER = "default"  # PEFT's name for the one adapter
 MOST_TOLD = 5

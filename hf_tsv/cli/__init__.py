@@ -6,7 +6,11 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
+<<<<<<< HEAD
 from hf_tsv.cli import card, compress, demo, merge, methods, plan, push, recipes
+=======
+from hf_tsv.cli import compress, demo, merge, methods, plan, recipes, restore
+>>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 
 app = typer.Typer(
     name="hf-tsv",
@@ -21,8 +25,12 @@ app = typer.Typer(
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
+<<<<<<< HEAD
 app.command()(push.push)
 app.command()(card.card)
+=======
+app.command()(restore.restore)
+>>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 app.command()(methods.methods)
 app.command()(recipes.recipes)
 app.command()(demo.demo)

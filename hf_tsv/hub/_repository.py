@@ -7,6 +7,7 @@ from typing import Literal
 
 from hf_tsv.companions import OTHER_WEIGHTS, PICKLES, matches
 from hf_tsv.errors import CheckpointError
+from hf_tsv.loaders import REST_FILE
 from hf_tsv.loaders._folder import STEMS
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -48,7 +49,7 @@ def weights_of(files: Collection[str], label: str) -> Weights:
         if index in files:
             return Weights("model", index=index)
     if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(files):
-        return Weights("adapter", (ADAPTER_WEIGHTS,))
+        return Weights("adapter", tuple(file for file in (ADAPTER_WEIGHTS, REST_FILE) if file in files))
     lone = [file for file in files if fnmatch(file, "*.safetensors") and "/" not in file]
     if len(lone) == 1 and lone[0] != ADAPTER_WEIGHTS:
         return Weights("model", (lone[0],))

@@ -1,22 +1,27 @@
 """Checkpoints in folders and in memory."""
 
-from hf_tsv.loaders._adapter import Adapter, is_adapter, open_adapter
+from hf_tsv.loaders._adapter import Adapter, is_adapter, is_model, open_adapter
 from hf_tsv.loaders._adapter_changes import Place, Places
 from hf_tsv.loaders._aligned import aligned
 from hf_tsv.loaders._folder import open_checkpoint, weight_files
 from hf_tsv.loaders._memory import MemoryCheckpoint
 from hf_tsv.loaders._safetensors import TORCH_DTYPES, SafetensorsCheckpoint
+from hf_tsv.loaders._sidecar import REST_FILE, RestTensor, read_sidecar
 
 __all__ = [
+    "REST_FILE",
     "TORCH_DTYPES",
     "Adapter",
     "MemoryCheckpoint",
     "Place",
     "Places",
+    "RestTensor",
     "SafetensorsCheckpoint",
     "aligned",
     "is_adapter",
+    "is_model",
     "open_adapter",
     "open_checkpoint",
+    "read_sidecar",
     "weight_files",
 ]

@@ -1,7 +1,8 @@
 """A LoRA adapter, as PEFT saves it, on top of a base model: seen as the fine-tuned model's checkpoint."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,23 +10,31 @@ import torch
 from torch import Tensor
 
 from hf_tsv.checkpoint import Checkpoint, LowRank, TensorInfo
-from hf_tsv.errors import CheckpointError
+from hf_tsv.errors import CheckpointError, some
 from hf_tsv.loaders._adapter_changes import Change, Pair, Places
 from hf_tsv.loaders._adapter_config import CONFIG_FILE, AdapterConfig, read_config
 from hf_tsv.loaders._adapter_keys import changes_of
 from hf_tsv.loaders._folder import STEMS
 from hf_tsv.loaders._safetensors import TORCH_DTYPES, SafetensorsCheckpoint
+from hf_tsv.loaders._sidecar import REST_FILE, RestTensor, read_sidecar
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 
 
 class Adapter:
-    """An adapter's configuration and the headers of its tensors, not yet on a model."""
+    """An adapter's configuration and the headers of its tensors, not yet on a model.
 
-    def __init__(self, tensors: Checkpoint, config: AdapterConfig) -> None:
+    Attributes:
+        tensors: What PEFT loads.
+        config: How.
+        rest: What PEFT can't hold, by the base's tensor.
+    """
+
+    def __init__(self, tensors: Checkpoint, config: AdapterConfig, rest: Mapping[str, RestTensor]) -> None:
         self.tensors = tensors
         self.config = config
+        self.rest = rest
 
     @property
     def label(self) -> str:
@@ -57,8 +66,13 @@ class Adapter:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no full model."""
+    return (folder / CONFIG_FILE).is_file() and not is_model(folder)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a full model."""
     models = (f"{stem}.safetensors{end}" for stem in STEMS for end in ("", ".index.json"))
-    return (folder / CONFIG_FILE).is_file() and not any((folder / file).is_file() for file in models)
+    return any((folder / file).is_file() for file in models)
 
 
 def open_adapter(folder: Path, *, label: str | None = None) -> Adapter:
@@ -73,7 +87,7 @@ def open_adapter(folder: Path, *, label: str | None = None) -> Adapter:
     config = read_config(folder, label)
     if not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(f"{label}: {_why_none(folder)}")
-    return Adapter(SafetensorsCheckpoint([folder / WEIGHTS_FILE], label=label), config)
+    return Adapter(SafetensorsCheckpoint([folder / WEIGHTS_FILE], label=label), config, read_sidecar(folder))
 
 
 def _why_none(folder: Path) -> str:
@@ -100,6 +114,11 @@ class AppliedAdapter:
         self._model = model
         self._changes = changes.of
         self._own = changes.own
+        self._rest = adapter.rest
+        if lost := sorted(self._rest.keys() - set(model.names())):
+            raise CheckpointError(
+                f"{self.label}: {REST_FILE} holds {some(lost)}, which {model.label} lacks. It is of another base"
+            )
         # The experts of a layer share their factors and are asked for one after another.
         self._factor = lru_cache(maxsize=4)(lambda key: adapter.tensors.read(key).flatten(1))
 
@@ -117,9 +136,11 @@ class AppliedAdapter:
         """Base and change added in float32 (float64 if the base is), rounded once to the base's dtype."""
         own = self._own.get(name)
         tensor = self._adapter.tensors.read(own, rows) if own else self._model.read(name, rows)
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        if name in self._rest:
+            return self._rest[name].applied(tensor.to(dtype), rows).to(TORCH_DTYPES[self.info(name).dtype])
         if name not in self._changes:
             return tensor
-        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
         return self._delta(name, tensor, dtype, rows).add_(tensor).to(TORCH_DTYPES[self.info(name).dtype])
 
     def will_need(self, name: str) -> None:
@@ -130,7 +151,8 @@ class AppliedAdapter:
 
     def fingerprint(self) -> str:
         """Hash of the model's fingerprint, the adapter's, and its configuration."""
-        parts = (self._model.fingerprint(), self._adapter.tensors.fingerprint(), self._adapter.config.model_dump_json())
+        parts = [self._model.fingerprint(), self._adapter.tensors.fingerprint(), self._adapter.config.model_dump_json()]
+        parts += {rest.fingerprint for rest in self._rest.values()}
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
@@ -140,10 +162,13 @@ class AppliedAdapter:
         delta = self._to(change.value, dtype, rows).sub_(base) if change.value else torch.zeros_like(base, dtype=dtype)
         if change.tokens:
             key, at = change.tokens
-            delta[list(at)] = self._to(key, dtype).sub_(base[list(at)])
+            first, end = rows or (0, len(base))
+            held = [i for i, row in enumerate(at) if first <= row < end]
+            here = [at[i] - first for i in held]
+            delta[here] = self._to(key, dtype)[held].sub_(base[here])
         if change.bias:
             key, scale = change.bias
-            delta.add_(self._to(key, dtype), alpha=scale)
+            delta.add_(self._to(key, dtype, rows), alpha=scale)
         if change.pair:
             delta.add_(self._product(change.pair, dtype, rows).reshape(base.shape))
         return delta
@@ -153,7 +178,8 @@ class AppliedAdapter:
 
     def _product(self, pair: Pair, dtype: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
         if not pair.is_stacked:
-            return self._low_rank(pair, 0).product(dtype)
+            whole = self._low_rank(pair, 0)
+            return (replace(whole, b=whole.b[slice(*rows)]) if rows else whole).product(dtype)
         experts = range(*rows) if rows else range(pair.experts)
         return torch.stack([self._low_rank(pair, expert).product(dtype) for expert in experts])
 
@@ -177,14 +203,18 @@ class AdapterOnBase(AppliedAdapter):
         self.notes = (*notes, *self.notes)
 
     def is_changed(self, name: str) -> bool:
-        return name in self._changes
+        return name in self._changes or name in self._rest
 
     def delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: tuple[int, int] | None = None) -> Tensor:
+        if name in self._rest:
+            return self._rest[name].delta(base, dtype, rows)
         if name not in self._changes:
             return torch.zeros_like(base, dtype=dtype)
         return self._delta(name, base, dtype, rows)
 
     def low_rank(self, name: str, row: int | None = None) -> LowRank | None:
+        if name in self._rest:
+            return self._rest[name].low_rank(row or 0)
         change = self._changes.get(name, Change())
         pair = change.pair
         if pair is None or change.tokens or (pair.is_stacked and row is None):
@@ -194,7 +224,9 @@ class AdapterOnBase(AppliedAdapter):
         return self._low_rank(pair, row or 0)
 
     def nbytes(self, name: str) -> int:
-        """Bytes of the adapter's file that go into a tensor."""
+        """Bytes of the adapter's files that go into a tensor."""
+        if name in self._rest:
+            return self._rest[name].nbytes
         change = self._changes.get(name, Change())
         shared_by = change.pair.experts if change.pair and not change.pair.is_stacked else 1
         return sum(self._adapter.tensors.info(key).nbytes for key in change.keys) // shared_by

@@ -1,0 +1,126 @@
+"""One task's full checkpoint, from what a compression or a merge left of it."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_tsv.checkpoint import Checkpoint, Shard
+from hf_tsv.companions import copy_companions
+from hf_tsv.errors import OutputError, some
+from hf_tsv.hub import Hub
+from hf_tsv.journal import Staging, check_output
+from hf_tsv.loaders import is_adapter, is_model
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, plan_shards
+from hf_tsv.recipe import ModelRef, load_recipe
+from hf_tsv.record import make_restoration_record, write_record
+from hf_tsv.resources import check_disk
+from hf_tsv.run import Progress, Silent
+from hf_tsv.sources import Source, companions, open_model
+from hf_tsv.writers import CheckpointWriter
+
+LOCK = "recipe.lock.yaml"
+ADAPTERS = ("adapters", "adapters-serving")
+MODEL_CONFIG = "config.json"
+
+
+def restore(
+    out: str | Path,
+    task: str,
+    to: str | Path,
+    *,
+    base: str | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write one task's checkpoint: its adapter added to the model that it belongs to; the record.
+
+    Each tensor has the model's dtype, or the adapter's own where the model has no such tensor. What PEFT can't load is
+    in it as well.
+
+    Args:
+        out: A folder that `compress` or `merge` has written.
+        task: Which of its tasks.
+        to: The folder to write; it must not exist, or be empty.
+        base: The model that the adapter belongs to, a Hub id or a folder, where it isn't found as it was.
+        max_shard_size: Largest output file, in bytes or as `5GB`.
+        overwrite: Replace an earlier output.
+        hub: How to reach the Hub.
+        progress: Told of the bytes written.
+
+    Raises:
+        HfTsvError: no such task, or anything else a person can mend.
+    """
+    to, hub = Path(to), hub or Hub()
+    check_output(to, overwrite=overwrite)
+    source = open_task(Path(out), task, base=base, hub=hub)
+    model = source.checkpoint
+    shards = plan_shards([model.info(name) for name in model.names()], max_shard_size)
+    check_disk(to, sum(shard.nbytes for shard in shards))
+    with Staging(to) as staging:
+        staging.discard()
+        try:
+            checksums = _copied(model, shards, staging.out, progress or Silent())
+            _copy_companions(source, hub, staging.out)
+        except BaseException:
+            staging.remove()
+            raise
+        record = make_restoration_record(task, source.describe(), [shard.file for shard in shards], checksums)
+        write_record(record, staging.out)
+        staging.publish()
+    return record
+
+
+def open_task(out: Path, task: str, *, base: str | None, hub: Hub) -> Source:
+    """One task's model, read tensor by tensor as it is asked for. Arguments and errors as for `restore`."""
+    adapter = _adapter_of(out, task)
+    on = ModelRef.parse(base) if base else _base_of(out)
+    if on.adapter:
+        raise OutputError(f"{on}: a model with an adapter on top, expected a model. Restore that first")
+    return open_model(replace(on, adapter=str(adapter), text=f"{on}+{adapter}"), hub)
+
+
+def tasks_of(out: Path) -> list[str]:
+    """The tasks that can be restored from a folder."""
+    return sorted({path.name for kind in ADAPTERS for path in (out / kind).glob("*") if is_adapter(path)})
+
+
+def _adapter_of(out: Path, task: str) -> Path:
+    found = [out / kind / task for kind in ADAPTERS if is_adapter(out / kind / task)]
+    if not found:
+        known = tasks_of(out)
+        way_out = f"Its tasks: {some(known)}" if known else "Name the output folder of a compression"
+        raise OutputError(f"{out}: holds no adapter of task '{task}'. {way_out}")
+    return found[0]
+
+
+def _base_of(out: Path) -> ModelRef:
+    """The merged model where one lies beside the adapters, else the base of the recipe that made them."""
+    if is_model(out):
+        return ModelRef(str(out.absolute()), text=str(out))
+    if not (out / LOCK).is_file():
+        raise OutputError(f"{out}: no {LOCK} in it tells what its adapters belong to. Pass --base")
+    return load_recipe(out / LOCK).base
+
+
+def _copied(model: Checkpoint, shards: tuple[Shard, ...], folder: Path, progress: Progress) -> dict[str, str]:
+    """The checkpoint's files; every tensor's checksum."""
+    progress.begin(float(sum(shard.nbytes for shard in shards)))
+    checksums = {}
+    with CheckpointWriter(folder, shards) as writer:
+        for info in (info for shard in shards for info in shard.tensors):
+            checksums[info.name] = writer.write(info.name, model.read(info.name))
+            progress.advance(info.nbytes, info.name)
+        writer.sync()
+    writer.write_index()
+    return checksums
+
+
+def _copy_companions(source: Source, hub: Hub, folder: Path) -> None:
+    """Those of the model; but the configuration of a task that has a head of its own lies beside its adapter."""
+    own = companions(source, hub)
+    copy_companions(own, folder, tokenizer=own, dtype=None, template=None)
+    if source.ref.adapter and (config := Path(source.ref.adapter) / MODEL_CONFIG).is_file():
+        shutil.copyfile(config, folder / MODEL_CONFIG)
