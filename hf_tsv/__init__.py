@@ -22,23 +22,16 @@ __all__ = [
     "merge_modules",
     "merge_state_dicts",
     "plan",
-<<<<<<< HEAD
     "push",
-=======
     "restore",
->>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 ]
 
 _HOMES = {
     "HfTsvError": "hf_tsv.errors",
     "Hub": "hf_tsv.hub",
-<<<<<<< HEAD
     "Pushing": "hf_tsv.publishing",
     "load_recipe": "hf_tsv.recipe",
-=======
-    "load_recipe": "hf_tsv.recipe",
     "restore": "hf_tsv.restored",
->>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 }
 
 

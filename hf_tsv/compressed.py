@@ -54,12 +54,9 @@ from hf_tsv.stored import StoredTensor
 
 Profile = Literal["faithful", "serving"]
 FOLDERS: Mapping[Profile, str] = {"faithful": "adapters", "serving": "adapters-serving"}
-<<<<<<< HEAD
 RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
 FACTOR_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-=======
 MODEL_CONFIG = "config.json"
->>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once it is planned
 
 

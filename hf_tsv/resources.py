@@ -34,6 +34,11 @@ def reuse_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
+def check_disk(folder: Path, needed: int) -> None:
+    """`check_disks` of one folder."""
+    check_disks([(folder, needed)])
+
+
 def check_disks(needed: Sequence[tuple[Path, int]]) -> None:
     """Whether file systems have room for what is to be written: folders, which may not exist yet, and bytes.
 

@@ -6,11 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-<<<<<<< HEAD
-from hf_tsv.cli import card, compress, demo, merge, methods, plan, push, recipes
-=======
-from hf_tsv.cli import compress, demo, merge, methods, plan, recipes, restore
->>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
+from hf_tsv.cli import card, compress, demo, merge, methods, plan, push, recipes, restore
 
 app = typer.Typer(
     name="hf-tsv",
@@ -25,12 +21,9 @@ app = typer.Typer(
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
-<<<<<<< HEAD
 app.command()(push.push)
 app.command()(card.card)
-=======
 app.command()(restore.restore)
->>>>>>> 7c27dd79e3c608aa9a70d7caca7b688506cfdf4e
 app.command()(methods.methods)
 app.command()(recipes.recipes)
 app.command()(demo.demo)

@@ -20,7 +20,7 @@ from hf_tsv.demo import data
 from hf_tsv.demo.head import Head
 from hf_tsv.demo.train import BASE_MODULE, FACTS, HEAD, TEXTS, make_task, settings, work
 from hf_tsv.errors import ResourceError
-from hf_tsv.resources import check_disks, usable_cores
+from hf_tsv.resources import check_disk, usable_cores
 from hf_tsv.run import Progress
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -80,7 +80,7 @@ def prepare(folder: Path, progress: Progress) -> Zoo:
         HfTsvError: a package of the extra `demo` is missing, or disk or memory does not suffice.
     """
     missing = [name for name in data.SOURCES if not _is_current(folder, name)]
-    check_disks([(folder, (1 + len(missing) + MERGED_MODELS) * MODEL_BYTES)])
+    check_disk(folder, (1 + len(missing) + MERGED_MODELS) * MODEL_BYTES)
     if not (folder / "base").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with _appearing(folder / "base") as unfinished:
