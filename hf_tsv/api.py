@@ -22,7 +22,7 @@ from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, P
 from hf_tsv.hub import Hub, Pushed
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, make_plan
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, leaves_residuals, make_plan
 from hf_tsv.publishing import (
     Destination,
     Parcel,
@@ -113,10 +113,14 @@ def merge(
         check_memory(planned, resources)
         downloads = bytes_to_download(sources, hub, stream=stream)
         check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
-        run_ = partial(run, resources=resources, progress=progress, in_order=stream or bool(destinations))
+        if leaves_residuals(planned):
+            from hf_tsv.residuals import check_residuals
+
+            check_residuals(planned)
+        in_order = stream or bool(destinations)
         sources = fetch(sources, hub, stream=stream)
         planned = _planned(recipe, sources, max_shard_size)
-        _merge_into(out, planned, sources, hub, run_, progress, destinations, restart=restart)
+        _merge_into(out, planned, sources, hub, resources, progress, destinations, in_order=in_order, restart=restart)
     return read_record(out) | _delivered(out, destinations, progress)
 
 
@@ -125,14 +129,16 @@ def _merge_into(
     planned: Plan,
     sources: Sequence[Source],
     hub: Hub,
-    run_: Callable[[Plan, Sequence[Step], Sink], None],
+    resources: Resources,
     progress: Progress,
     destinations: Sequence[Destination],
     *,
+    in_order: bool,
     restart: bool,
 ) -> None:
     """Merge fetched sources into OUT, uploading each file of weights when it is finished."""
     started = time.monotonic()
+    run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
     with Staging(out) as staging:
         _go_on_or_start(staging, _identity(planned, sources), restart=restart)
         with _discarded_if_wrong(staging):
@@ -140,7 +146,15 @@ def _merge_into(
                 tensors = _write_shared(planned, staging, sources, run_, send)
             parts = _write_parts(planned, staging.out)
         _copy_companions(planned, sources, hub, staging.out)
-        record = make_record(planned, described(sources, hub), tensors, seconds=time.monotonic() - started, parts=parts)
+        adapters = _write_adapters(planned, staging, sources, resources, progress)
+        record = make_record(
+            planned,
+            described(sources, hub),
+            tensors,
+            seconds=time.monotonic() - started,
+            parts=parts,
+            adapters=adapters,
+        )
         write_text(staging.out / "recipe.yaml", planned.recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
         write_record(record, staging.out)
@@ -211,7 +225,7 @@ def _compress_into(
 
     started = time.monotonic()
     base = BaseRef(sources[0].ref.path, sources[0].revision)
-    folders = {source.task: source.folder for source in sources if source.folder}
+    folders = _folders(sources)
     with Staging(out) as staging:
         staging.discard()
         try:
@@ -394,6 +408,8 @@ def merge_state_dicts(
         MemoryCheckpoint(base, label="the base"),
         [MemoryCheckpoint(state, label=f"task '{task}'") for task, state in finetuned.items()],
     )
+    if leaves_residuals(planned):
+        raise MethodError(f"{method}: its result is one adapter a task. Call hf_tsv.merge or hf_tsv.compress")
     held = _Held()
     run(planned, planned.steps, held, Resources(usable_cores()), Silent())
     return {name: held.tensors[name] for name in base}
@@ -529,6 +545,21 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
                 writer.write(info.name, checkpoint.read(info.name))
             writer.sync()
     return files
+
+
+def _write_adapters(
+    planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """The adapters on the merged model that the recipe asks for, if any."""
+    if not leaves_residuals(planned):
+        return {}
+    from hf_tsv.residuals import write_residuals
+
+    return write_residuals(planned, staging.out, str(staging.final), _folders(sources), resources, progress)
+
+
+def _folders(sources: Sequence[Source]) -> dict[str | None, Path]:
+    return {source.task: source.folder for source in sources if source.folder}
 
 
 def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Path) -> None:

@@ -49,13 +49,13 @@ from hf_tsv.errors import MethodError
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.loaders import TORCH_DTYPES
 from hf_tsv.planner import Plan, Step, TaskPart
+from hf_tsv.recipe import Recipe
 from hf_tsv.run import Progress, Resources, each_step, one_thread_each
 from hf_tsv.stored import StoredTensor
 
 Profile = Literal["faithful", "serving"]
 FOLDERS: Mapping[Profile, str] = {"faithful": "adapters", "serving": "adapters-serving"}
 RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
-FACTOR_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MODEL_CONFIG = "config.json"
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once it is planned
 
@@ -65,14 +65,14 @@ class Compressing:
     """How fine-tunes are compressed.
 
     Attributes:
-        how: The rule for the ranks.
+        how: The rule for the ranks, or that of each tensor by name. One budget at most is among them, and all share it.
         factor_dtype: Of the factors, as safetensors names it; None for bf16 under a budget, else each tensor's own.
         profiles: `faithful` holds all that PEFT can, `serving` what servers of many adapters read.
         serving_rank: Of all factors in the serving profile.
         verify: How far PEFT's reading of each adapter is compared with what was meant.
     """
 
-    how: RankChoice
+    how: RankChoice | Mapping[str, RankChoice]
     factor_dtype: str | None = None
     profiles: tuple[Profile, ...] = ("faithful",)
     serving_rank: int = 64
@@ -81,15 +81,62 @@ class Compressing:
     @property
     def dtype_of_factors(self) -> str | None:
         """bf16 gives twice the rank at equal bytes, which is worth more than the digits."""
-        return self.factor_dtype or ("BF16" if isinstance(self.how, Budget) else None)
+        return self.factor_dtype or ("BF16" if self.budget is not None else None)
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes of one adapter."""
+        return next((rule.nbytes for rule in self.rules if isinstance(rule, Budget)), None)
+
+    @property
+    def rules(self) -> list[RankChoice]:
+        """Every rule once, the budget last: it takes what the others leave."""
+        every = dict.fromkeys(self.how.values() if isinstance(self.how, Mapping) else [self.how])
+        return sorted(every, key=lambda rule: isinstance(rule, Budget))
+
+    def rule_of(self, name: str) -> RankChoice:
+        return self.how[name] if isinstance(self.how, Mapping) else self.how
 
     @property
     def flags(self) -> list[str]:
         """The command line's words for it."""
-        rule = [f"--{RULES[type(self.how)]}", *map(str, astuple(self.how))]
+        rule = [word for rule in self.rules for word in (f"--{RULES[type(rule)]}", *map(str, astuple(rule)))]
         serving = ["--serving-rank", str(self.serving_rank)] if "serving" in self.profiles else []
-        dtype = ["--factor-dtype", FACTOR_DTYPES[self.factor_dtype]] if self.factor_dtype else []
+        dtype = [f"--factor-dtype={name}" for name, stored in STORED_AS.items() if stored == self.factor_dtype]
         return [*rule, "--profile", "both" if len(self.profiles) > 1 else self.profiles[0], *serving, *dtype]
+
+
+STORED_AS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def compressing(
+    recipe: Recipe,
+    how: RankChoice | Mapping[str, RankChoice],
+    *,
+    profiles: tuple[Profile, ...] | None = None,
+    serving_rank: int | None = None,
+    factor_dtype: str | None = None,
+    verify: Literal["weights", "forward"] = "weights",
+) -> Compressing:
+    """How to compress: as the arguments say, else as the recipe's `adapters` do.
+
+    Args:
+        recipe: The recipe.
+        how: As in `Compressing`.
+        profiles: As in `Compressing`.
+        serving_rank: As in `Compressing`.
+        factor_dtype: `float32`, `bfloat16` or `float16`.
+        verify: As in `Compressing`.
+    """
+    said = recipe.adapters
+    dtype = factor_dtype or said.get("factor_dtype")
+    return Compressing(
+        how,
+        factor_dtype=STORED_AS[dtype] if dtype else None,
+        profiles=profiles or tuple(said.get("profiles", ("faithful",))),
+        serving_rank=serving_rank or said.get("rank", 64),
+        verify=verify,
+    )
 
 
 @dataclass
@@ -227,10 +274,9 @@ def _architecture(plan: Plan, task: str, folders: Mapping[str | None, Path]) -> 
 
 def _choose(task: _Task, architecture: Architecture, base: BaseRef, options: Compressing) -> None:
     """Choose the ranks and plan the adapters; under a budget, until the faithful one fits into it."""
-    dtype, fixed = options.dtype_of_factors, task.whole_bytes
-    budget = options.how.nbytes if isinstance(options.how, Budget) else None
+    dtype, fixed, budget = options.dtype_of_factors, task.whole_bytes, options.budget
     for attempt in range(ATTEMPTS):
-        chosen = choose_ranks(task.spectra, options.how, fixed_bytes=fixed)
+        chosen = _ranks(task, options, fixed)
         kept = {name: rank for name, rank in chosen.items() if rank}
         task.ranks = {**kept, **dict.fromkeys(task.whole, DENSE)}
         misfits: Misfits = "whole" if budget is None else "sidecar"
@@ -249,6 +295,15 @@ def _choose(task: _Task, architecture: Architecture, base: BaseRef, options: Com
         task.plans["serving"] = plan_serving(
             architecture, task.ranks, base=base, rank=options.serving_rank, factor_dtype=dtype
         )
+
+
+def _ranks(task: _Task, options: Compressing, fixed_bytes: int) -> dict[str, int | Dense]:
+    chosen: dict[str, int | Dense] = {}
+    for rule in options.rules:
+        spectra = {name: spectrum for name, spectrum in task.spectra.items() if options.rule_of(name) == rule}
+        before = sum(task.spectra[name].bytes_at(rank) for name, rank in chosen.items())
+        chosen |= choose_ranks(spectra, rule, fixed_bytes=fixed_bytes + before)
+    return chosen
 
 
 def _write(

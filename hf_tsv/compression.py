@@ -9,12 +9,12 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from hf_tsv.errors import MethodError
+from hf_tsv.errors import MethodError, parse_bytes
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -137,6 +137,45 @@ class Budget:
 
 
 RankChoice: TypeAlias = FixedRank | Fraction | Energy | Error | Budget
+
+
+def rank_choice(given: Mapping[str, Any], *, num_tasks: int, checkpoint_bytes: int) -> RankChoice:
+    """The rule that `rank`, `fraction`, `energy`, `error` or `budget` names; the paper's 1 / T when none does.
+
+    Args:
+        given: At most one of them.
+        num_tasks: T.
+        checkpoint_bytes: What a budget in per cent is a share of.
+
+    Raises:
+        MethodError: several are given, or the budget is no size.
+    """
+    named = {key: value for key, value in given.items() if value is not None}
+    if len(named) > 1:
+        raise MethodError(f"expected one rule for the ranks but got {', '.join(named)}. Keep one")
+    match named:
+        case {"rank": rank}:
+            return FixedRank(rank)
+        case {"energy": share}:
+            return Energy(share)
+        case {"error": most}:
+            return Error(most)
+        case {"budget": budget}:
+            return Budget(_budget(str(budget), checkpoint_bytes))
+    return Fraction(named.get("fraction", 1 / num_tasks))
+
+
+def _budget(text: str, checkpoint_bytes: int) -> int:
+    try:
+        if text.endswith("%"):
+            share = float(text.removesuffix("%")) / 100
+            if 0 < share <= 1:
+                return int(share * checkpoint_bytes)
+        elif (nbytes := parse_bytes(text)) > 0:
+            return nbytes
+    except ValueError:
+        pass
+    raise MethodError(f"expected a budget such as 10MB or 10% but got {text!r}")
 
 
 def choose_ranks(spectra: Mapping[Key, Spectrum], how: RankChoice, *, fixed_bytes: int = 0) -> dict[Key, "int | Dense"]:
@@ -326,5 +365,6 @@ __all__ = [
     "Spectrum",
     "choose_ranks",
     "pooled",
+    "rank_choice",
     "summarize",
 ]

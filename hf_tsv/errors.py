@@ -13,8 +13,11 @@
 Inner code raises the fact; the engine adds tensor and task; the command line prints and chooses the exit code.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
+
+_UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 class HfTsvError(Exception):
@@ -67,6 +70,18 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """The first few names, for a message."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `4GB`, `500M` or `1e9`.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is no size")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def size(nbytes: float) -> str:

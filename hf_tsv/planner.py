@@ -9,13 +9,15 @@ from typing import Any
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint, Shard, TensorInfo
-from hf_tsv.errors import PlanError, some
+from hf_tsv.compression import rank_choice
+from hf_tsv.errors import MethodError, PlanError, some
 from hf_tsv.methods import METHODS
 from hf_tsv.modules import Depths, Kind, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view
 from hf_tsv.recipe import Recipe, Rule
 
 STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 KEEP = "base"
+TSV_C = "tsv_c"  # keeps each task's change in its adapter
 ASKED_FOR = "the recipe says so"
 DEFAULT_SHARD_SIZE = "5GB"
 PIECE = 2**19  # entries merged at a time where each is merged by itself: few enough to stay near the processor
@@ -209,6 +211,11 @@ def make_plan(
     )
 
 
+def leaves_residuals(plan: Plan) -> bool:
+    """Whether tasks keep something of their own in adapters on the merged model."""
+    return plan.recipe.residuals is not None or any(step.method == TSV_C for step in plan.merged)
+
+
 def plan_shards(tensors: Sequence[TensorInfo], max_shard_size: int | str, stem: str = "model") -> tuple[Shard, ...]:
     """Distribute tensors over files as huggingface_hub does, in their order."""
     split = split_state_dict_into_shards_factory(
@@ -254,8 +261,18 @@ class _Planner:
             self.problems.append(
                 f"{name}: {method.name} takes at most {method.max_tasks} models, got {len(self.tasks)}"
             )
+        if method.name == TSV_C:
+            self._check_rule(rule)
         view = _view(info, kind, rule)
         return Step(info, out, kind, method.name, parameters, rule.weights, view, rule.base_weight)
+
+    def _check_rule(self, rule: Rule) -> None:
+        try:
+            rank_choice(rule.parameters, num_tasks=len(self.tasks), checkpoint_bytes=1)
+        except MethodError as error:
+            problem = f"{self.recipe.where(rule.line)}: tsv_c: {error}"
+            if problem not in self.problems:
+                self.problems.append(problem)
 
     def _why_kept(self, info: TensorInfo) -> str:
         if not info.is_float:

@@ -129,6 +129,8 @@ def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
     """
     root, adapter = _root(out)
     record = read_record(root)
+    if adapter and "tasks" not in record:
+        raise OutputError(f"{out}: an adapter on the merged model in {root}, and goes along with that. Push {root}")
     if adapter:
         return _adapter(root, record, out.resolve().name, {adapter: "."})
     if tasks is not None and len(tasks) == 1 and "tasks" in record:

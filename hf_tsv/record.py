@@ -23,6 +23,7 @@ def make_record(
     *,
     seconds: float,
     parts: Mapping[str, str],
+    adapters: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The record as plain data.
 
@@ -32,6 +33,7 @@ def make_record(
         tensors: What the run noted of each output tensor: checksum, rank, seconds and what else the method told.
         seconds: Wall time of the merge.
         parts: File of each task's own tensors.
+        adapters: By task and profile, what was written of adapters on the merged model.
     """
     return {
         "format": FORMAT,
@@ -52,6 +54,7 @@ def make_record(
             task: {"file": file, "tensors": [part.info.name for part in plan.parts if part.task == task]}
             for task, file in parts.items()
         },
+        **({"adapters": {task: dict(profiles) for task, profiles in adapters.items()}} if adapters else {}),
         "tensors": {step.name: _tensor(step, tensors[step.name]) for step in plan.steps},
     }
 

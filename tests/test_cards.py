@@ -222,7 +222,7 @@ def recipe_card(path: Path, folder: Path) -> str:
     tasks = [None, *planned.tasks]
     sources = [source(*one) for one in zip(models, tasks, shas, strict=True)]
     facts = {step.name: {"sha256": "0" * 64} for step in planned.steps}
-    record = make_record(planned, sources, facts, seconds=1.5, parts={}) | {"versions": VERSIONS}
+    record = make_record(planned, sources, facts, seconds=1.5, parts={}, adapters={}) | {"versions": VERSIONS}
     output(folder, {}, config={"architectures": ["CLIPModel"]} if shas[0] else {"model_type": "bert"})
     (folder / "recipe.yaml").write_text(planned.recipe.text)
     pins = {model: f"{model}@{sha}" for model, sha in zip(models, shas, strict=True) if sha}

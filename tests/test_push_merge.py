@@ -12,7 +12,7 @@ import hf_tsv
 from hf_tsv.cards import all_terms
 from hf_tsv.compressed import Compressing
 from hf_tsv.compression import FixedRank
-from hf_tsv.errors import HubError, PublishError
+from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.hub import Hub
 from hf_tsv.publishing import Pushing
 
@@ -253,3 +253,13 @@ def wait_for(found: Any, seconds: float = 20) -> Any:
             return value
         time.sleep(0.01)
     return []
+
+
+def test_adapters_on_the_merged_model_go_along(hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + "residuals: {rank: 2}\n")
+    merge(recipe, alice, Pushing(REPO))
+    adapters = {path for path in files_of(hub) if path.endswith("adapter_model.safetensors")}
+    assert adapters == {f"adapters/t{t}/adapter_model.safetensors" for t in range(3)}
+    assert str(recipe.parent).encode() not in b"".join(files_of(hub).values())
+    with pytest.raises(OutputError, match="an adapter on the merged model"):
+        hf_tsv.push(recipe.parent / "out" / "adapters" / "t0", REPO, hub=alice)

@@ -5,6 +5,7 @@ from hf_tsv.adapters._changes import Change, LowRankChange, WholeChange
 from hf_tsv.adapters._faithful import Misfits, plan_adapter
 from hf_tsv.adapters._plan import ADAPTER_FILE, CONFIG_FILE, AdapterPlan, BaseRef
 from hf_tsv.adapters._serving import SERVING_RANKS, plan_serving
+from hf_tsv.adapters._skeleton import check_installed
 from hf_tsv.adapters._verify import Verification, verify_adapter
 from hf_tsv.adapters._writer import AdapterReport, AdapterWriter
 
@@ -23,6 +24,7 @@ __all__ = [
     "Place",
     "Verification",
     "WholeChange",
+    "check_installed",
     "plan_adapter",
     "plan_serving",
     "read_architecture",

@@ -25,19 +25,30 @@ def make_skeleton(config_folder: Path) -> Any:
     return model
 
 
+def check_installed() -> None:
+    """Whether what reads and writes adapters is there.
+
+    Raises:
+        CheckpointError: transformers or PEFT is not installed.
+    """
+    try:
+        import peft  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise CheckpointError(
+            f"adapters: expected PEFT and transformers but got: {error}. pip install 'hf-tsv[adapters]'"
+        ) from error
+
+
 def model_class_of(config_folder: Path) -> tuple[Any, Any]:
     """The configuration in a folder, and the class of transformers that it names. No code of the folder is run.
 
     Raises:
         CheckpointError: as in `make_skeleton`.
     """
-    try:
-        import peft  # noqa: F401
-        import transformers
-    except ImportError as error:
-        raise CheckpointError(
-            f"adapters: expected PEFT and transformers but got: {error}. pip install 'hf-tsv[adapters]'"
-        ) from error
+    check_installed()
+    import transformers
+
     path = config_folder / "config.json"
     try:
         names = json.loads(path.read_text("utf-8")).get("architectures") or ["none"]

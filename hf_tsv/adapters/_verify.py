@@ -261,10 +261,10 @@ def _outputs(model: Any, inputs: Mapping[str, Tensor] | None) -> list[Tensor]:
 
 
 def _factor_rounding(folder: Path) -> float:
-    """The relative spacing of the coarsest dtype that factors are stored in."""
+    """The relative spacing of the coarsest dtype that factors are stored in; what is compared is in float32 at best."""
     file = SafetensorsCheckpoint([folder / ADAPTER_FILE], label=str(folder))
     stored = {file.info(name).dtype for name in file.names() if ".lora_" in name}
-    return max((_rounding(TORCH_DTYPES[dtype]) for dtype in stored), default=0.0)
+    return max(_rounding(dtype) for dtype in (torch.float32, *(TORCH_DTYPES[name] for name in stored)))
 
 
 def _rounding(dtype: torch.dtype) -> float:

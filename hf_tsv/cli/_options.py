@@ -1,17 +1,17 @@
 """Options that several commands take, spelt as `hf` spells them."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from hf_tsv.errors import parse_bytes
 
 if TYPE_CHECKING:
     from hf_tsv.publishing import Pushing
     from hf_tsv.recipe import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
-UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 Mode = Literal["exact", "fast", "sketch"]  # hf_tsv.linalg's, which needs torch
 Svd = Annotated[
     Mode | None, typer.Option("--svd", help="How singular vectors are computed, instead of what the recipe says.")
@@ -52,10 +52,10 @@ def recipe_from(path: Path, svd: Mode | None) -> "Recipe":
 
 def parse_size(text: str, option: str) -> int:
     """Bytes from `4GB`, `500M` or `1e9`."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    if not match:
-        raise typer.BadParameter(f"{text!r} is no size, expected something like 4GB", param_hint=option)
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}, expected something like 4GB", param_hint=option) from None
 
 
 def pushing_of(repo: str | None, create_pr: bool, private: bool | None, license_: str | None) -> "Pushing | None":

@@ -18,7 +18,6 @@ from hf_tsv.cli._options import (
     RecipeFile,
     Token,
     out_or_named,
-    parse_size,
     pushing_of,
     recipe_from,
 )
@@ -27,9 +26,15 @@ from hf_tsv.errors import size
 
 if TYPE_CHECKING:
     from hf_tsv.compression import RankChoice
+    from hf_tsv.hub import Hub
     from hf_tsv.recipe import Recipe
 
-DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = {
+    None: None,
+    "faithful": ("faithful",),
+    "serving": ("serving",),
+    "both": ("faithful", "serving"),
+}
 
 
 @told
@@ -48,10 +53,10 @@ def compress(
     energy: Annotated[float | None, typer.Option("--energy", help="Share of the squared change to keep.")] = None,
     error: Annotated[float | None, typer.Option("--error", help="Largest relative error of a matrix.")] = None,
     profile: Annotated[
-        Literal["faithful", "serving", "both"],
+        Literal["faithful", "serving", "both"] | None,
         typer.Option("--profile", help="faithful: all that PEFT holds; serving: what vLLM and others read."),
-    ] = "faithful",
-    serving_rank: Annotated[int, typer.Option("--serving-rank", help="8, 16, 32, 64 or 128.")] = 64,
+    ] = None,
+    serving_rank: Annotated[int | None, typer.Option("--serving-rank", help="8, 16, 32, 64 or 128.")] = None,
     factor_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option("--factor-dtype", help="bfloat16 under a budget, else the model's own, unless given."),
@@ -73,25 +78,30 @@ def compress(
 ) -> None:
     """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it as meant. Needs the extra
     hf-tsv\\[adapters]."""
-    given = {"--budget": budget, "--rank": rank, "--fraction": fraction, "--energy": energy, "--error": error}
-    chosen = [option for option, value in given.items() if value is not None]
+    given = {"budget": budget, "rank": rank, "fraction": fraction, "energy": energy, "error": error}
+    chosen = [f"--{option}" for option, value in given.items() if value is not None]
     if len(chosen) > 1:
         raise typer.BadParameter("choose one rule for the ranks", param_hint=" / ".join(chosen))
+    for option, value in {"fraction": fraction, "energy": energy, "error": error}.items():
+        if value is not None and not 0 < value <= 1:
+            raise typer.BadParameter(
+                f"expected a share above 0 and at most 1 but got {value}", param_hint=f"--{option}"
+            )
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv import api
     from hf_tsv.cli.push import preview
-    from hf_tsv.compressed import Compressing
+    from hf_tsv.compressed import compressing
     from hf_tsv.hub import Hub
 
     pushing, out_ = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out_, push_to_hub)
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
-    how = _rule(loaded, hub, budget, rank, fraction, energy, error)
-    options = Compressing(
-        how,
-        factor_dtype=DTYPES[factor_dtype] if factor_dtype else None,
-        profiles=("faithful", "serving") if profile == "both" else (profile,),
+    options = compressing(
+        loaded,
+        _rule(loaded, hub, given),
+        profiles=PROFILES[profile],
         serving_rank=serving_rank,
+        factor_dtype=factor_dtype,
         verify=verify,
     )
     if dry_run:
@@ -118,38 +128,15 @@ def compress(
     return None
 
 
-def _rule(
-    loaded: "Recipe",
-    hub: Any,
-    budget: str | None,
-    rank: int | None,
-    fraction: float | None,
-    energy: float | None,
-    error: float | None,
-) -> "RankChoice":
+def _rule(loaded: "Recipe", hub: "Hub", given: dict[str, Any]) -> "RankChoice":
     from hf_tsv import api
-    from hf_tsv.compression import Budget, Energy, Error, FixedRank, Fraction
+    from hf_tsv.compression import rank_choice
 
-    if budget is not None:
-        share = budget.strip().removesuffix("%")
-        if share == budget.strip():
-            return Budget(parse_size(budget, "--budget"))
+    nbytes = 0
+    if str(given["budget"]).endswith("%"):
         base = api.plan(loaded, hub=hub).base
-        whole = sum(base.info(name).nbytes for name in base.names())
-        return Budget(int(whole * _share(float(share) / 100, "--budget")))
-    if rank is not None:
-        return FixedRank(rank)
-    if energy is not None:
-        return Energy(_share(energy, "--energy"))
-    if error is not None:
-        return Error(_share(error, "--error"))
-    return Fraction(_share(fraction, "--fraction") if fraction is not None else 1 / len(loaded.models))
-
-
-def _share(value: float, option: str) -> float:
-    if not 0 < value <= 1:
-        raise typer.BadParameter(f"expected a share above 0 and at most 1 but got {value}", param_hint=option)
-    return value
+        nbytes = sum(base.info(name).nbytes for name in base.names())
+    return rank_choice(given, num_tasks=len(loaded.models), checkpoint_bytes=nbytes)
 
 
 def _show(record: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Merge methods: one file each, one registry."""
 
-from hf_tsv.methods import base, linear, task_arithmetic, ties, tsv_m
+from hf_tsv.methods import base, linear, task_arithmetic, ties, tsv_c, tsv_m
 from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import METHODS, MergeMethod, Parameter, PerTask, Survey, merge_method
 
@@ -16,5 +16,6 @@ __all__ = [
     "merge_method",
     "task_arithmetic",
     "ties",
+    "tsv_c",
     "tsv_m",
 ]

@@ -1,8 +1,10 @@
 """The meaning of a well-shaped recipe, or everything that is wrong with it."""
 
 from pathlib import Path as Folder
-from typing import Literal
+from typing import Any, Literal
 
+from hf_tsv.compression import rank_choice
+from hf_tsv.errors import MethodError
 from hf_tsv.methods import METHODS, MergeMethod
 from hf_tsv.recipe._messages import did_you_mean, shown
 from hf_tsv.recipe._models import ModelReader, Models
@@ -46,6 +48,7 @@ class _MeaningReader:
         tokenizer_source = self._model_reader.tokenizer_source(self._models)
         dtype, out_dtype = self._dtypes()
         self._check_chat_template()
+        self._check_residuals()
         self._document.raise_problems()
         assert self._models.base is not None, "its absence is a mistake"
         assert tokenizer_source is not None, "its absence is a mistake"
@@ -60,6 +63,8 @@ class _MeaningReader:
             tokenizer_source=tokenizer_source,
             chat_template=self._file.chat_template,
             svd=self._file.svd or "exact",
+            residuals=self._residuals(),
+            adapters=self._file.adapters.model_dump(exclude_none=True) if self._file.adapters else {},
             notes=tuple(self._document.notes),
             branches=tuple(self._branch(place, filters.get(place)) for place in (*filters, ())),
             filters=(tuple(filters.values()), *self._parameter_reader.filters.values()),
@@ -155,6 +160,16 @@ class _MeaningReader:
             out_dtype = out_dtype or dtype
             self._document.note(("dtype",), f"arithmetic is in float32 whatever the output is, here {out_dtype}.")
         return "float64" if dtype == "float64" else "float32", out_dtype
+
+    def _residuals(self) -> dict[str, Any] | None:
+        return self._file.residuals.model_dump(exclude_none=True) if self._file.residuals else None
+
+    def _check_residuals(self) -> None:
+        if rule := self._residuals():
+            try:
+                rank_choice(rule, num_tasks=1, checkpoint_bytes=1)
+            except MethodError as error:
+                self._document.tell(("residuals",), f"{error}.")
 
     def _check_chat_template(self) -> None:
         template = self._file.chat_template

@@ -95,7 +95,11 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def _words(error: ErrorDetails) -> list[str]:
-    return re.findall(r"'([^']*)'", error["ctx"]["expected"]) if error["type"] == "literal_error" else []
+    return (
+        re.findall(r"[^' ,]+", error["ctx"]["expected"].replace(" or ", " "))
+        if error["type"] == "literal_error"
+        else []
+    )
 
 
 def _shortened(text: str, most: int = 60) -> str:

@@ -111,6 +111,9 @@ class Recipe:
         chat_template: The Jinja text of the output's chat template, `auto` for the models' most common one, None for
             that of the tokenizer's model.
         svd: How singular vectors are computed.
+        residuals: How much of what a merge loses of each task goes into an adapter on the merged model, as parameters
+            of `tsv_c`; None for nothing.
+        adapters: How adapters are written: `profiles`, `rank` of the serving one and `factor_dtype`, as far as said.
         notes: What the recipe asks for that has no effect or another effect than its words say.
         branches: The overrides in their order, and what is left last.
         filters: Every list of filters of which the first match counts.
@@ -126,6 +129,8 @@ class Recipe:
     tokenizer_source: ModelRef
     chat_template: str | None
     svd: SvdMode
+    residuals: Mapping[str, Any] | None
+    adapters: Mapping[str, Any]
     notes: tuple[str, ...]
     branches: tuple[Branch, ...] = field(repr=False)
     filters: tuple[tuple[Filter, ...], ...] = field(repr=False)

@@ -152,6 +152,28 @@ class Override(Keys):
     parameters: dict[str, Setting] | None = None
 
 
+class Residuals(Keys):
+    """`residuals: {budget: 5%}`: one rule for the ranks, as `tsv_c` takes it."""
+
+    place = " in residuals"
+
+    rank: Annotated[int, Field(ge=1)] | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    energy: Annotated[float, Field(gt=0, le=1)] | None = None
+    error: Annotated[float, Field(gt=0, le=1)] | None = None
+    budget: str | None = None
+
+
+class Adapters(Keys):
+    """`adapters: {profiles: [faithful, serving], rank: 64}`"""
+
+    place = " in adapters"
+
+    profiles: Annotated[list[Literal["faithful", "serving"]], Field(min_length=1)] | None = None
+    rank: Literal[8, 16, 32, 64, 128] | None = None
+    factor_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+
 class RecipeFile(Keys):
     """A whole recipe."""
 
@@ -171,6 +193,8 @@ class RecipeFile(Keys):
     tokenizer_source: str | None = None
     chat_template: str | None = None
     svd: SvdMode | None = None
+    residuals: Residuals | None = None
+    adapters: Adapters | None = None
 
 
 def read_shape(document: Document) -> RecipeFile:
@@ -239,6 +263,10 @@ def _level(path: Path) -> type[Keys]:
             return ModelEntry
         case ("overrides", int()):
             return Override
+        case ("residuals",):
+            return Residuals
+        case ("adapters",):
+            return Adapters
         case ("base_model",) | ("models", int(), "model"):
             return Reference
         case (*_, "model" | "lora"):
