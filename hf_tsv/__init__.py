@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_tsv.api import compress, merge, merge_modules, merge_state_dicts, plan, push
+    from hf_tsv.api import compress, merge, merge_as_adapter, merge_modules, merge_state_dicts, plan, push
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
     from hf_tsv.publishing import Pushing
@@ -19,6 +19,7 @@ __all__ = [
     "compress",
     "load_recipe",
     "merge",
+    "merge_as_adapter",
     "merge_modules",
     "merge_state_dicts",
     "plan",

@@ -1,6 +1,7 @@
 """The verbs: what the command line calls, and users of Python."""
 
 import copy
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, P
 from hf_tsv.hub import Hub, Pushed
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, leaves_residuals, make_plan
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_residuals, make_plan
 from hf_tsv.publishing import (
     Destination,
     Parcel,
@@ -37,7 +38,7 @@ from hf_tsv.publishing import (
 )
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
 from hf_tsv.record import make_compression_record, make_record, write_record
-from hf_tsv.resources import check_disks, default_memory, usable_cores
+from hf_tsv.resources import check_disks, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
@@ -104,7 +105,7 @@ def merge(
         HfTsvError: anything a person can mend; nothing is lost by it.
     """
     recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
-    resources = Resources(workers or usable_cores(), max_memory or default_memory())
+    resources = Resources.of(workers, max_memory)
     sources = open_sources(recipe, hub)
     planned = _planned(recipe, sources, max_shard_size)
     destinations = [to for _, to in _targets(push_to_hub, sources, None, hub)]
@@ -194,50 +195,99 @@ def compress(
     Raises:
         HfTsvError: anything a person can mend.
     """
-    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
-    resources = Resources(workers or usable_cores(), max_memory or default_memory())
-    sources = open_sources(recipe, hub)
-    tasks = [model.name for model in recipe.models]
-    destinations = [to for _, to in _targets(push_to_hub, sources, tasks, hub)]
-    if not destinations or not _is_made(out, recipe, sources, options.flags):
-        _check_place(out, sources, overwrite=overwrite)
-        sources = fetch(sources, hub)
-        planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
-        check_memory(planned, resources)
-        licence = destinations[0].licence if destinations else None
-        _compress_into(out, planned, sources, options, resources, progress, hub, licence)
-    return read_record(out) | _delivered(out, destinations, progress)
-
-
-def _compress_into(
-    out: Path,
-    planned: Plan,
-    sources: Sequence[Source],
-    options: "Compressing",
-    resources: Resources,
-    progress: Progress,
-    hub: Hub,
-    licence: Licence | None,
-) -> None:
-    """Compress fetched sources into OUT."""
     from hf_tsv.adapters import BaseRef
     from hf_tsv.compressed import compress_tasks
 
+    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    resources = Resources.of(workers, max_memory)
+    sources = open_sources(recipe, hub)
+    tasks = [model.name for model in recipe.models]
+    destinations = [to for _, to in _targets(push_to_hub, sources, tasks, hub)]
+
+    def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
+        base = BaseRef(sources[0].ref.path, sources[0].revision)
+        return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress)
+
+    if not destinations or not _is_made(out, recipe, sources, options.flags):
+        _check_place(out, sources, overwrite=overwrite)
+        licence = destinations[0].licence if destinations else None
+        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence)
+    return read_record(out) | _delivered(out, destinations, progress)
+
+
+def merge_as_adapter(
+    recipe: Recipe | str | Path,
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    overwrite: bool = False,
+    workers: int | None = None,
+    max_memory: int | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Merge by a recipe into an adapter on the base model, which PEFT loads; its record.
+
+    Args:
+        recipe: A recipe, or the path of its file.
+        out: The adapter's folder; it must not exist, or be empty.
+        rank: Most rank of a matrix; as much as the merged change has unless given.
+        overwrite: Replace an earlier output.
+        workers: Tensors in work at once, one processor core each; all cores unless given.
+        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        hub: How to reach the Hub.
+        progress: Told of the work done.
+
+    Raises:
+        HfTsvError: anything a person can mend.
+    """
+    from hf_tsv.adapters import BaseRef
+    from hf_tsv.as_adapter import write_as_adapter
+
+    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    if recipe.residuals is not None or TSV_C in recipe.methods:
+        raise OutputError(f"{out}: an adapter can't carry others, expected a recipe without tsv_c and residuals")
+    resources = Resources.of(workers, max_memory)
+    sources = open_sources(recipe, hub)
+    _check_place(out, sources, overwrite=overwrite)
+
+    def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
+        base = BaseRef(sources[0].ref.path, sources[0].revision)
+        return write_as_adapter(planned, folder, base, _folders(sources), rank, resources, progress)
+
+    in_float32 = dataclasses.replace(recipe, out_dtype="float32")
+    flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
+    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None)
+    return read_record(out)
+
+
+def _write_adapter_folder(
+    recipe: Recipe,
+    out: Path,
+    sources: Sequence[Source],
+    write: Callable[[Plan, Sequence[Source], Path], dict[str, Any]],
+    flags: Sequence[str],
+    resources: Resources,
+    hub: Hub,
+    licence: Licence | None,
+) -> None:
+    """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
-    base = BaseRef(sources[0].ref.path, sources[0].revision)
-    folders = _folders(sources)
+    sources = fetch(sources, hub)
+    planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
+    check_memory(planned, resources)
     with Staging(out) as staging:
         staging.discard()
         try:
-            tasks = compress_tasks(planned, folders, staging.out, base, options, resources, progress)
+            tasks = write(planned, sources, staging.out)
         except BaseException:
             staging.remove()
             raise
         record = make_compression_record(
-            planned, described(sources, hub), tasks, flags=options.flags, seconds=time.monotonic() - started
+            planned, described(sources, hub), tasks, flags=flags, seconds=time.monotonic() - started
         )
-        write_text(staging.out / "recipe.yaml", planned.recipe.text)
-        write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
+        write_text(staging.out / "recipe.yaml", recipe.text)
+        write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
         write_record(record, staging.out)
         write_card(record, staging.out, licence=licence)
         staging.publish()

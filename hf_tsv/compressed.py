@@ -45,7 +45,7 @@ from hf_tsv.compression import (
     pooled,
     summarize,
 )
-from hf_tsv.errors import MethodError
+from hf_tsv.errors import MethodError, some
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.loaders import TORCH_DTYPES
 from hf_tsv.planner import Plan, Step, TaskPart
@@ -70,6 +70,7 @@ class Compressing:
         profiles: `faithful` holds all that PEFT can, `serving` what servers of many adapters read.
         serving_rank: Of all factors in the serving profile.
         verify: How far PEFT's reading of each adapter is compared with what was meant.
+        together: Whether tasks share their budgets, so that one that changed more of the model gets more bytes.
     """
 
     how: RankChoice | Mapping[str, RankChoice]
@@ -77,6 +78,7 @@ class Compressing:
     profiles: tuple[Profile, ...] = ("faithful",)
     serving_rank: int = 64
     verify: Literal["weights", "forward"] = "weights"
+    together: bool = False
 
     @property
     def dtype_of_factors(self) -> str | None:
@@ -103,7 +105,9 @@ class Compressing:
         rule = [word for rule in self.rules for word in (f"--{RULES[type(rule)]}", *map(str, astuple(rule)))]
         serving = ["--serving-rank", str(self.serving_rank)] if "serving" in self.profiles else []
         dtype = [f"--factor-dtype={name}" for name, stored in STORED_AS.items() if stored == self.factor_dtype]
-        return [*rule, "--profile", "both" if len(self.profiles) > 1 else self.profiles[0], *serving, *dtype]
+        together = ["--together"] if self.together else []
+        profile = "both" if len(self.profiles) > 1 else self.profiles[0]
+        return [*rule, *together, "--profile", profile, *serving, *dtype]
 
 
 STORED_AS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -117,6 +121,7 @@ def compressing(
     serving_rank: int | None = None,
     factor_dtype: str | None = None,
     verify: Literal["weights", "forward"] = "weights",
+    together: bool = False,
 ) -> Compressing:
     """How to compress: as the arguments say, else as the recipe's `adapters` do.
 
@@ -127,6 +132,7 @@ def compressing(
         serving_rank: As in `Compressing`.
         factor_dtype: `float32`, `bfloat16` or `float16`.
         verify: As in `Compressing`.
+        together: As in `Compressing`.
     """
     said = recipe.adapters
     dtype = factor_dtype or said.get("factor_dtype")
@@ -136,6 +142,7 @@ def compressing(
         profiles=profiles or tuple(said.get("profiles", ("faithful",))),
         serving_rank=serving_rank or said.get("rank", 64),
         verify=verify,
+        together=together,
     )
 
 
@@ -194,8 +201,9 @@ def compress_tasks(
         each_step(plan.merged, survey, plan, resources, progress, plan.work)
         survey.add_parts()
         architectures = [_architecture(plan, task.name, folders) for task in tasks]
-        for task, architecture in zip(tasks, architectures, strict=True):
-            _choose(task, architecture, base, options)
+        sharing = [tasks] if options.together else [[task] for task in tasks]
+        for group in sharing:
+            _choose(group, [architectures[tasks.index(task)] for task in group], base, options)
         reports = _write(plan, tasks, out, resources, progress)
         _copy_configs(plan, tasks, folders, out)
         for task, architecture in zip(tasks, architectures, strict=True):
@@ -272,38 +280,45 @@ def _architecture(plan: Plan, task: str, folders: Mapping[str | None, Path]) -> 
     return read_architecture(headers, base, config_folder=folders[task] if parts else None)
 
 
-def _choose(task: _Task, architecture: Architecture, base: BaseRef, options: Compressing) -> None:
-    """Choose the ranks and plan the adapters; under a budget, until the faithful one fits into it."""
-    dtype, fixed, budget = options.dtype_of_factors, task.whole_bytes, options.budget
+def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base: BaseRef, options: Compressing) -> None:
+    """Choose the ranks and plan the adapters of tasks that share their budgets; until the faithful ones fit."""
+    fixed = sum(task.whole_bytes for task in tasks)
+    budget = None if options.budget is None else options.budget * len(tasks)
+    misfits: Misfits = "whole" if budget is None else "sidecar"
+    dtype = options.dtype_of_factors
     for attempt in range(ATTEMPTS):
-        chosen = _ranks(task, options, fixed)
-        kept = {name: rank for name, rank in chosen.items() if rank}
-        task.ranks = {**kept, **dict.fromkeys(task.whole, DENSE)}
-        misfits: Misfits = "whole" if budget is None else "sidecar"
-        planned = plan_adapter(architecture, task.ranks, base=base, factor_dtype=dtype, misfits=misfits)
-        if budget is None or planned.nbytes <= budget:
+        _choose_ranks(tasks, options, fixed)
+        planned = [
+            plan_adapter(architecture, task.ranks, base=base, factor_dtype=dtype, misfits=misfits)
+            for task, architecture in zip(tasks, architectures, strict=True)
+        ]
+        nbytes = sum(plan.nbytes for plan in planned)
+        if budget is None or nbytes <= budget:
             break
-        fixed += (planned.nbytes - budget) << attempt  # other ranks may need a longer header
+        fixed += (nbytes - budget) << attempt  # other ranks may need a longer header
     else:
-        raise MethodError(
-            f"task '{task.name}': expected an adapter of {budget} bytes but it takes {planned.nbytes}, most of it"
-            " stored whole. Raise it"
-        )
-    if "faithful" in options.profiles:
-        task.plans["faithful"] = planned
-    if "serving" in options.profiles:
-        task.plans["serving"] = plan_serving(
-            architecture, task.ranks, base=base, rank=options.serving_rank, factor_dtype=dtype
-        )
+        names = some([task.name for task in tasks])
+        raise MethodError(f"{names}: expected {budget} bytes but it takes {nbytes}, most of it stored whole. Raise it")
+    for task, architecture, faithful in zip(tasks, architectures, planned, strict=True):
+        if "faithful" in options.profiles:
+            task.plans["faithful"] = faithful
+        if "serving" in options.profiles:
+            task.plans["serving"] = plan_serving(
+                architecture, task.ranks, base=base, rank=options.serving_rank, factor_dtype=dtype
+            )
 
 
-def _ranks(task: _Task, options: Compressing, fixed_bytes: int) -> dict[str, int | Dense]:
-    chosen: dict[str, int | Dense] = {}
+def _choose_ranks(tasks: Sequence[_Task], options: Compressing, fixed_bytes: int) -> None:
+    spectra = {(task.name, name): spectrum for task in tasks for name, spectrum in task.spectra.items()}
+    chosen: dict[tuple[str, str], int | Dense] = {}
     for rule in options.rules:
-        spectra = {name: spectrum for name, spectrum in task.spectra.items() if options.rule_of(name) == rule}
-        before = sum(task.spectra[name].bytes_at(rank) for name, rank in chosen.items())
-        chosen |= choose_ranks(spectra, rule, fixed_bytes=fixed_bytes + before)
-    return chosen
+        own = {key: spectrum for key, spectrum in spectra.items() if options.rule_of(key[1]) == rule}
+        before = fixed_bytes + sum(spectra[key].bytes_at(rank) for key, rank in chosen.items())
+        shared = Budget(rule.nbytes * len(tasks)) if isinstance(rule, Budget) else rule
+        chosen |= choose_ranks(own, shared, fixed_bytes=before)
+    for task in tasks:
+        kept = {name: rank for (owner, name), rank in chosen.items() if owner == task.name and rank}
+        task.ranks = {**kept, **dict.fromkeys(task.whole, DENSE)}
 
 
 def _write(
@@ -340,9 +355,9 @@ def _write(
 def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | None, Path], out: Path) -> None:
     """A task with a head of its own needs its own configuration to be restored."""
     with_parts = {part.task for part in plan.parts}
-    for task in tasks:
+    for task in (task for task in tasks if task.name in with_parts):
         config = folders[task.name] / MODEL_CONFIG
-        if task.name in with_parts and config.is_file():
+        if config.is_file():
             for profile in task.plans:
                 shutil.copyfile(config, out / FOLDERS[profile] / task.name / MODEL_CONFIG)
 

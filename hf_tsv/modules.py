@@ -92,6 +92,11 @@ class Depths:
             if layer is not None:
                 self._last[stack] = max(self._last[stack], layer)
 
+    @property
+    def layers(self) -> int:
+        """Layers of the largest stack."""
+        return max(self._last.values(), default=-1) + 1
+
     def __call__(self, name: str) -> float:
         stack, layer = _layer(name)
         if layer is not None:

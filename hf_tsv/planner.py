@@ -141,9 +141,9 @@ class Plan:
         stored += max(c.info(step.name).nbytes for c in self.finetuned)
         view = step.view if METHODS[step.method].matrices else None
         if view is None:
-            return 2 * (stored // len(step.slices)) + step.out.nbytes + 6 * step.info.numel * item // len(step.slices)
-        side = min(view.m, view.n)
-        matrices = 3 * view.m * view.n * item + 3 * side * (view.m + view.n) * item + 4 * side * side * 8
+            return 2 * (stored // len(step.slices)) + step.out.nbytes + 9 * step.info.numel * item // len(step.slices)
+        short, side = min(view.m, view.n), METHODS[step.method].side(view.m, view.n, len(self.tasks))
+        matrices = 3 * view.m * view.n * item + 3 * short * (view.m + view.n) * item + 4 * side * side * 8
         return stored + step.info.numel * item + matrices
 
     def work(self, step: Step) -> float:
@@ -153,7 +153,7 @@ class Plan:
         if view is None or not step.is_merged or not METHODS[step.method].matrices:
             return touched
         short, long = sorted((view.m, view.n))
-        one_svd = 2.0 * short**2 * long + 9.0 * short**3
+        one_svd = 2.0 * short**2 * long + 9.0 * METHODS[step.method].side(view.m, view.n, len(self.tasks)) ** 3
         dense = self.adapters.count(None)
         return touched + view.count * (dense + 2 * bool(dense)) * one_svd
 
@@ -194,7 +194,7 @@ def make_plan(
     """
     planner = _Planner(recipe, base, finetuned)
     steps = [planner.step(name) for name in base.names()]
-    problems = [*planner.problems, *recipe.unmatched_filters(planner.kinds.items())]
+    problems = [*planner.problems, *planner.wrong_layers(), *recipe.unmatched_filters(planner.kinds.items())]
     if not problems and not any(step.is_merged or step.why == ASKED_FOR for step in steps):
         problems.append(planner.nothing_merges())
     if problems:
@@ -265,6 +265,9 @@ class _Planner:
             self._check_rule(rule)
         view = _view(info, kind, rule)
         return Step(info, out, kind, method.name, parameters, rule.weights, view, rule.base_weight)
+
+    def wrong_layers(self) -> list[str]:
+        return self.recipe.wrong_layers(self._depth.layers)
 
     def _check_rule(self, rule: Rule) -> None:
         try:

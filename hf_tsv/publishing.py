@@ -17,6 +17,7 @@ from hf_tsv.cards import (
     Licence,
     check_card,
     inherited,
+    is_one_adapter,
     licence_in,
     of_task,
     published,
@@ -159,7 +160,9 @@ def read_record(out: Path) -> dict[str, Any]:
 def tasks_of(out: Path) -> tuple[str, ...] | None:
     """The tasks whose adapters an output holds; None for a merged model, or the folder of one adapter."""
     root, adapter = _root(out)
-    return None if adapter or "tasks" not in (record := read_record(root)) else tuple(record["tasks"])
+    if adapter or is_one_adapter(root) or "tasks" not in (record := read_record(root)):
+        return None
+    return tuple(record["tasks"])
 
 
 def check(

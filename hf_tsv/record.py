@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_tsv import __version__
+from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.methods import METHODS
 from hf_tsv.planner import Plan, Step
 from hf_tsv.writers import write_text
@@ -76,6 +77,7 @@ def make_compression_record(
         flags: How it was compressed, in the command line's words.
         seconds: Wall time.
     """
+    checkpoints = dict(zip(plan.tasks, plan.finetuned, strict=True))
     return {
         "format": FORMAT,
         "versions": _versions(),
@@ -85,10 +87,7 @@ def make_compression_record(
         "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
         "seconds": round(seconds, 1),
         "warnings": list(plan.warnings),
-        "checkpoint_bytes": {
-            task: sum(checkpoint.info(name).nbytes for name in checkpoint.names())
-            for task, checkpoint in zip(plan.tasks, plan.finetuned, strict=True)
-        },
+        "checkpoint_bytes": {task: _nbytes(checkpoints.get(task, plan.base)) for task in tasks},
         "tasks": {task: dict(profiles) for task, profiles in tasks.items()},
     }
 
@@ -109,6 +108,10 @@ def make_restoration_record(
 
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
     write_text(folder / "hf_tsv.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _nbytes(checkpoint: Checkpoint) -> int:
+    return sum(checkpoint.info(name).nbytes for name in checkpoint.names())
 
 
 def _fallen_back(facts: Mapping[str, Any]) -> int:

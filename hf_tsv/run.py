@@ -16,7 +16,7 @@ from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv.loaders import TORCH_DTYPES
 from hf_tsv.methods import METHODS, Survey
 from hf_tsv.planner import Plan, Step
-from hf_tsv.resources import reuse_freed_memory
+from hf_tsv.resources import default_memory, reuse_freed_memory, usable_cores
 from hf_tsv.stored import ARITHMETIC, StoredTensor
 
 
@@ -42,6 +42,9 @@ class Silent:
     def advance(self, work: float, name: str) -> None: ...
 
 
+Found = Callable[[Step], Survey | None]  # the survey over the model that a step needs
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a run may use of the machine.
@@ -54,6 +57,11 @@ class Resources:
     workers: int
     max_memory: int | None = None
 
+    @classmethod
+    def of(cls, workers: int | None, max_memory: int | None) -> "Resources":
+        """What is given, and for the rest all cores and most of the free memory."""
+        return cls(workers or usable_cores(), max_memory or default_memory())
+
 
 def run(
     plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, progress: Progress, *, in_order: bool = False
@@ -65,16 +73,30 @@ def run(
     Raises:
         HfTsvError: a source can't be read, holds NaN or infinity, or can't be merged; or the output is full.
     """
-    surveys = _surveys(plan, steps)
-    progress.begin(sum(map(plan.work, steps)) + sum(_touched(group) for group, _ in surveys.values()))
+    needed = _surveys(plan, steps)
+    progress.begin(sum(map(plan.work, steps)) + sum(_touched(group) for group, _ in needed.values()))
     with one_thread_each():
-        for group, survey in surveys.values():
-            while share := survey.share:
-                watcher = progress if share == 1 else Silent()
-                each_step(group, partial(_observe, plan, survey, share), plan, resources, watcher, _step_touched)
-                survey.advance()
-        do = partial(_do, plan, {key: survey for key, (_, survey) in surveys.items()}, sink)
+        found = _made(plan, needed, resources, progress)
+        do = partial(_do, plan, found, sink)
         each_step(steps, do, plan, resources, progress, plan.work, in_order=in_order)
+
+
+def surveys(plan: Plan, steps: Sequence[Step], resources: Resources, progress: Progress) -> Found:
+    """What `merge_step` needs to know of the whole task vectors, by step. Errors as for `run`."""
+    with one_thread_each():
+        return _made(plan, _surveys(plan, steps), resources, progress)
+
+
+def _made(
+    plan: Plan, needed: Mapping[object, tuple[list[Step], Survey]], resources: Resources, progress: Progress
+) -> Found:
+    for group, survey in needed.values():
+        while share := survey.share:
+            watcher = progress if share == 1 else Silent()
+            each_step(group, partial(_observe, plan, survey, share), plan, resources, watcher, _step_touched)
+            survey.advance()
+    known = {key: survey for key, (_, survey) in needed.items()}
+    return lambda step: known.get(_survey_key(step))
 
 
 def check_memory(plan: Plan, resources: Resources) -> None:
@@ -136,16 +158,16 @@ def _merge_slice(
     return merged.reshape(source.base.shape).add_(source.base).to(out_dtype), deltas.notes
 
 
-def _do(plan: Plan, surveys: Mapping[object, Survey], sink: Sink, step: Step) -> None:
+def _do(plan: Plan, found: Found, sink: Sink, step: Step) -> None:
     started = time.perf_counter()
-    tensor, notes = merge_step(plan, step, surveys.get(_survey_key(step)))
+    tensor, notes = merge_step(plan, step, found(step))
     sink.put(step, tensor, {**notes, "seconds": round(time.perf_counter() - started, 3)})
 
 
 def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
     try:
         for rows in step.slices if share == 1 else step.sample(share):
-            for t, delta in enumerate(StoredTensor(plan, step, rows).deltas()):
+            for t, delta in enumerate(StoredTensor(plan, step, rows, as_matrix=False).deltas()):
                 survey.observe(t, delta)
     except MethodError as error:
         raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error

@@ -22,13 +22,13 @@ class StoredTensor:
         view: How it is cut into task matrices; None when the step's method sees tensors as they are.
     """
 
-    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None, *, as_matrix: bool = False) -> None:
-        """`as_matrix` cuts it into task matrices whatever the step's method is."""
+    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None, *, as_matrix: bool | None = None) -> None:
+        """`as_matrix` says whether it is cut into task matrices, where that isn't for the step's method to say."""
         self._plan = plan
         self._step = step
         self._rows = rows
         self._dtype = ARITHMETIC[plan.recipe.dtype]
-        self.view = step.view if as_matrix or METHODS[step.method].matrices else None
+        self.view = step.view if (METHODS[step.method].matrices if as_matrix is None else as_matrix) else None
         self._kept: tuple[object, Tensor] | None = None
         self.base = plan.base.read(step.name, rows)
 
@@ -57,6 +57,8 @@ class StoredTensor:
             half=[half and not self._adapter(t) for t, half in enumerate(halves)],
             base_weight=self._step.base_weight,
             factors=self._factors if view else None,
+            name=self._step.name,
+            offset=self._rows[0] * (self._step.info.numel // self._step.info.shape[0]) if self._rows else 0,
         )
 
     def _adapter(self, t: int) -> AdapterCheckpoint | None:

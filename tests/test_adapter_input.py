@@ -187,8 +187,9 @@ def test_pieces_do_not_show(case: str, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("base", "tsv_c")])
 def test_every_method_takes_adapters(method: str, tmp_path: Path) -> None:
     folder = zoo(tmp_path, models.llama, target_modules=["q_proj", "embed_tokens"], modules_to_save=["norm"])
-    got = merged(folder, ["DIR/a1", "DIR/base+DIR/a2"], "got", method=method)
-    assert_same_change(folder, got, merged(folder, ["DIR/t1", "DIR/t2"], "want", method=method), 1e-3)
+    most = METHODS[method].max_tasks
+    got = merged(folder, ["DIR/a1", "DIR/base+DIR/a2"][:most], "got", method=method)
+    assert_same_change(folder, got, merged(folder, ["DIR/t1", "DIR/t2"][:most], "want", method=method), 1e-3)
 
 
 def test_adapters_merge_with_full_checkpoints(tmp_path: Path) -> None:

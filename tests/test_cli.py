@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from hf_tsv.cli import app
 from hf_tsv.cli._options import parse_size
+from hf_tsv.methods import METHODS
 
 from . import models
 
@@ -83,6 +84,25 @@ def test_methods_are_read_from_the_code() -> None:
     assert "2306.01708" in told
     assert json.loads(run("methods", "--json").stdout)["ties"]["parameters"]["density"]["per_task"]
     assert "Known: " in run("methods", "nope").stderr
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_told_in_full(name: str) -> None:
+    told = " ".join(run("methods", name).stdout.split())
+    method = METHODS[name]
+    assert " ".join(method.summary.split()) in told
+    assert method.paper in told
+    assert "Needs: " in told
+    assert f"Cost: {method.cost}." in told
+    data = json.loads(run("methods", name, "--json").stdout)[name]
+    assert all(f"{p}: " in told and about["about"] in told for p, about in data["parameters"].items())
+
+
+def test_the_range_of_a_parameter_is_told() -> None:
+    told = run("methods", "della").stdout
+    assert "density: float = 1.0, at least 0, at most 1, one for all tasks or one under each model." in told
+    assert "scale: float = 1.0, or lambda." in told
+    assert "exactly 1 fine-tuned model;" in run("methods", "slerp").stdout
 
 
 def test_recipes_are_listed_and_printed() -> None:

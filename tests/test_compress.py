@@ -69,6 +69,23 @@ def test_a_budget_is_kept_and_spent(tmp_path: Path) -> None:
         assert record["tasks"][task]["faithful"]["bytes"] <= taken
 
 
+def test_tasks_share_their_budgets_where_asked(tmp_path: Path) -> None:
+    """A task that changed the model more gets more of the bytes, and less of all the change is lost."""
+    folder = models.zoo(models.bert_wide, tmp_path, tasks=1)
+    torch.manual_seed(0)
+    models.save(models.perturbed(models.bert_wide(), 9, 0.06), folder / "t1")
+    path, budget = models.recipe(folder, tasks=2), 600_000
+    total = []
+    for together in (False, True):
+        out = tmp_path / f"out{together}"
+        record = hf_tsv.compress(path, out, Compressing(Budget(budget), together=together))
+        sizes = [record["tasks"][task]["faithful"]["bytes"] for task in ("t0", "t1")]
+        assert sum(sizes) <= 2 * budget
+        total.append(sizes)
+    assert total[0][0] == pytest.approx(total[0][1], rel=0.05)
+    assert total[1][1] > 1.3 * total[1][0]
+
+
 def test_a_budget_below_what_is_stored_whole_is_told(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.bert, tmp_path))
     with pytest.raises(MethodError, match="Raise it"):

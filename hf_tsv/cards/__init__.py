@@ -5,7 +5,7 @@ from hf_tsv.cards._licences import LICENCE_ID, Inherited, Licence, inherited
 from hf_tsv.cards._markdown import code, fence, link, text
 from hf_tsv.cards._merge import all_terms
 from hf_tsv.cards._published import published, published_config
-from hf_tsv.cards._render import check_card, render_card, write_card
+from hf_tsv.cards._render import check_card, is_one_adapter, render_card, write_card
 from hf_tsv.cards._sections import licence_in
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "code",
     "fence",
     "inherited",
+    "is_one_adapter",
     "licence_in",
     "link",
     "of_task",

@@ -71,7 +71,8 @@ def _contents(
     sources = source_rows(record)
     (task, profile), place = next(iter(places.items()))
     base = sources[0]["places"][0]
-    config = read_json(folder / FOLDERS[profile] / task / "adapter_config.json")
+    merges = (folder / "adapter_config.json").is_file()  # several tasks as one adapter, which is the output itself
+    config = read_json((folder if merges else folder / FOLDERS[profile] / task) / "adapter_config.json")
     return {
         "record": record,
         "base": base,
@@ -88,7 +89,8 @@ def _contents(
         "ranks": list(_ranks(record)),
         "warnings": [without_folders(warning) for warning in record["warnings"]],
         "recipe": published_lock(record, folder),
-        "command": " ".join(["hf-tsv compress recipe.lock.yaml OUT", *record["flags"]]),
+        "merges": len(sources) - 1 if merges else 0,
+        "command": " ".join(["hf-tsv", "merge" if merges else "compress", "recipe.lock.yaml", "OUT", *record["flags"]]),
         "citations": citations([PAPER]),
     }
 

@@ -247,5 +247,7 @@ def _range(values: Iterable[float], show: Callable[[float], str]) -> str:
 def citations(papers: Iterable[str]) -> str:
     """The BibTeX entries of these papers, each once."""
     entries = re.split(r"\n{2,}", (bundled("cards") / "citations.bib").read_text("utf-8").strip())
-    wanted = dict.fromkeys(paper.rsplit("/", 1)[-1] for paper in papers)
-    return "\n\n".join(entry for arxiv in wanted for entry in entries if f"eprint = {{{arxiv}}}" in entry)
+    wanted = dict.fromkeys(re.sub(r"https://(arxiv\.org/abs|doi\.org)/", "", paper) for paper in papers)
+    return "\n\n".join(
+        e for paper in wanted for e in entries if paper and re.search(f"(eprint|doi) = {{{re.escape(paper)}}}", e)
+    )

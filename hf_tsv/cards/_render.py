@@ -35,7 +35,7 @@ def write_card(
         OutputError: a file can't be written.
     """
     write_text(folder / CARD, render_card(record, folder, olds=keep, licence=licence))
-    for task, profiles in record.get("tasks", {}).items():
+    for task, profiles in () if is_one_adapter(folder) else record.get("tasks", {}).items():
         for profile in profiles:
             card = folder / FOLDERS[profile] / task / CARD
             kept = [card.read_text("utf-8")] if card.is_file() else []
@@ -50,11 +50,16 @@ def render_card(
     if "tasks" not in record:
         return render_merge(record, folder, olds=olds, licence=licence)
     places = {
-        (task, profile): f"{FOLDERS[profile]}/{task}"
+        (task, profile): "." if is_one_adapter(folder) else f"{FOLDERS[profile]}/{task}"
         for task, profiles in record["tasks"].items()
         for profile in profiles
     }
     return render_adapters(record, folder, places, olds=olds, licence=licence)
+
+
+def is_one_adapter(folder: Path) -> bool:
+    """Whether an output is an adapter itself, and no folder of them."""
+    return (folder / "adapter_config.json").is_file()
 
 
 def check_card(card: str) -> list[str]:

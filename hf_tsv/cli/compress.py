@@ -46,6 +46,9 @@ def compress(
     budget: Annotated[
         str | None, typer.Option("--budget", help="For each adapter: a size such as 10MB, or a share such as 10%.")
     ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Let the adapters share their budgets: more for what needs more.")
+    ] = False,
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="The same rank for every matrix.")] = None,
     fraction: Annotated[
         float | None, typer.Option("--fraction", help="A share of min(m, n); 1 / number of models unless given.")
@@ -87,6 +90,8 @@ def compress(
             raise typer.BadParameter(
                 f"expected a share above 0 and at most 1 but got {value}", param_hint=f"--{option}"
             )
+    if together and budget is None:
+        raise typer.BadParameter("needs --budget", param_hint="--together")
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv import api
@@ -103,6 +108,7 @@ def compress(
         serving_rank=serving_rank,
         factor_dtype=factor_dtype,
         verify=verify,
+        together=together,
     )
     if dry_run:
         return preview(api.preview(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
@@ -118,14 +124,19 @@ def compress(
             hub=hub,
             progress=progress,
         )
+    show_adapters(record, out_, json_=json_)
+    return None
+
+
+def show_adapters(record: dict[str, Any], folder: Path, *, json_: bool) -> None:
+    """What was written: a table, or JSON."""
     if json_:
-        print(json.dumps({"out": str(out_), **record}))
-        return None
+        print(json.dumps({"out": str(folder), **record}))
+        return
     _show(record)
     for pushed in record.get("pushed", ()):
         err.print(f"Pushed to {pushed['url']}", markup=False)
-    print(out_)
-    return None
+    print(folder)
 
 
 def _rule(loaded: "Recipe", hub: "Hub", given: dict[str, Any]) -> "RankChoice":

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,6 +36,13 @@ def merge(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")] = False,
+    as_: Annotated[
+        Literal["checkpoint", "adapter"],
+        typer.Option("--as", help="adapter: what the merge changes of the base, for PEFT."),
+    ] = "checkpoint",
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Of --as adapter; all there is unless given.")
+    ] = None,
     dry_run: DryRun = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Read weights from the Hub piece by piece, with no copy on disk.")
@@ -58,10 +65,17 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
+    if rank and as_ != "adapter":
+        raise typer.BadParameter("is for --as adapter", param_hint="--rank")
+    if as_ == "adapter" and (stream or push_to_hub):
+        raise typer.BadParameter(
+            "is for checkpoints; push an adapter by hf-tsv push", param_hint="--stream / --push-to-hub"
+        )
     memory = parse_size(max_memory, "--max-memory") if max_memory else None
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv import api
+    from hf_tsv.cli.compress import show_adapters
     from hf_tsv.cli.push import preview
     from hf_tsv.hub import Hub
 
@@ -70,6 +84,19 @@ def merge(
     if dry_run:
         return preview(api.preview(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
     disable_progress_bars()
+    if as_ == "adapter":
+        with WorkProgress("Merging", quiet=quiet) as progress:
+            record = api.merge_as_adapter(
+                loaded,
+                out,
+                rank=rank,
+                overwrite=overwrite,
+                workers=workers,
+                max_memory=memory,
+                hub=hub,
+                progress=progress,
+            )
+        return show_adapters(record, out, json_=json_)
     try:
         with WorkProgress("Merging", quiet=quiet) as progress:
             record = api.merge(

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,9 @@ from hf_tsv.cli._options import Json
 from hf_tsv.cli._told import out, told
 
 if TYPE_CHECKING:
-    from hf_tsv.methods import MergeMethod
+    from hf_tsv.methods import MergeMethod, Parameter
+
+WEIGHT = "weight: float = 1.0, one under each model. Factor on the task."
 
 
 @told
@@ -46,20 +49,44 @@ def _list(chosen: "Sequence[MergeMethod]") -> None:
 
 
 def _show(method: "MergeMethod") -> None:
-    out.print(f"{method.name}  {method.paper}\n", markup=False)
-    out.print(inspect.getdoc(method.fn) or "", markup=False)
+    about, documented = _documented(method)
+    out.print(f"{method.name}  {method.paper}\n\n{about}\n\nParameters:", markup=False)
     for parameter in method.parameters.values():
-        per_task = ", one for all tasks or one under each model" if parameter.per_task else ""
-        out.print(f"\n  {parameter.name}: {parameter.type_name} = {parameter.default}{per_task}", markup=False, end="")
-    out.print("\n  weight: float = 1.0, one for all tasks or one under each model", markup=False)
+        out.print(f"  {_declared(method, parameter)}. {documented[parameter.name]}", markup=False)
+    out.print(f"  {WEIGHT}\n\nNeeds: {method.needs}\nCost: {method.cost}.", markup=False)
+
+
+def _declared(method: "MergeMethod", parameter: "Parameter") -> str:
+    also = [f"or {alias}" for alias, target in method.aliases.items() if target == parameter.name]
+    per_task = ["one for all tasks or one under each model"] if parameter.per_task else []
+    first = f"{parameter.name}: {parameter.type_name} = {parameter.default}"
+    return ", ".join(filter(None, [first, parameter.range, *per_task, *also]))
+
+
+def _documented(method: "MergeMethod") -> tuple[str, dict[str, str]]:
+    """What a docstring says of the method, and of each parameter in one line."""
+    before, _, rest = (inspect.getdoc(method.fn) or "").partition("\n\nArgs:\n")
+    args, _, after = re.sub(r"\n\nRaises:\n(    .*\n?)+", "\n\n", rest).partition("\n\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", args, re.MULTILINE)
+    return f"{before}\n\n{after}".strip(), {name: " ".join(text.split()) for name, text in entries}
 
 
 def _as_data(method: "MergeMethod") -> dict[str, Any]:
+    about, documented = _documented(method)
     return {
         "summary": method.summary,
+        "about": about,
         "paper": method.paper,
+        "needs": method.needs,
+        "cost": method.cost,
         "parameters": {
-            p.name: {"type": p.type_name, "default": p.default, "per_task": p.per_task}
+            p.name: {
+                "type": p.type_name,
+                "default": p.default,
+                "range": p.range,
+                "per_task": p.per_task,
+                "about": documented[p.name],
+            }
             for p in method.parameters.values()
         },
     }

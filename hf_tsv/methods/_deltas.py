@@ -1,12 +1,16 @@
 """What a merge method is given: one tensor's deltas, one a task, read when they are asked for."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from hf_tsv.linalg import Factors, SvdMode
+
+DRAWN_AT_ONCE = 2**18
 
 
 class Deltas(Sequence[Tensor]):
@@ -23,6 +27,8 @@ class Deltas(Sequence[Tensor]):
         weights: One factor a task, as the recipe's `weight` gives it.
         base_weight: The base's own factor where it counts as one of the models that are averaged.
         tasks: The tasks' names, for methods that draw at random and for messages.
+        name: The tensor's name, on which random draws depend.
+        offset: Where in the tensor these deltas begin, in entries, when they are a piece of it.
         svd: How singular vectors are computed.
         survey: What the method's first pass over the whole task vectors found, or None when this tensor is
             all there is.
@@ -45,6 +51,8 @@ class Deltas(Sequence[Tensor]):
         half: Sequence[bool] = (),
         base_weight: float = 0.0,
         factors: Callable[[int], Factors | None] | None = None,
+        name: str = "",
+        offset: int = 0,
     ) -> None:
         self._read = read
         self._factors = factors
@@ -59,6 +67,8 @@ class Deltas(Sequence[Tensor]):
         self.is_matrix = is_matrix
         self.svd: SvdMode = svd
         self.survey = survey
+        self.name = name
+        self.offset = offset
         self.notes: dict[str, Any] = {}
 
     @classmethod
@@ -117,6 +127,28 @@ class Deltas(Sequence[Tensor]):
         is; its delta is never formed for them. None where only the delta itself is known."""
         return self._factors(t) if self._factors else None
 
+    def uniform(self, t: int, seed: int) -> Tensor:
+        """A float32 draw from [0, 1) for every entry of task t's delta.
+
+        It depends on the seed, the task's name and the entry's place in the tensor alone: not on the other tasks,
+        on what was drawn before, or on the pieces in which the tensor comes.
+        """
+        end = self.offset + math.prod(self.shape)
+        first = self.offset // DRAWN_AT_ONCE
+        blocks = range(first, -(-end // DRAWN_AT_ONCE))
+        drawn = [_drawn(min(DRAWN_AT_ONCE, end - b * DRAWN_AT_ONCE), seed, self.tasks[t], self.name, b) for b in blocks]
+        start = self.offset - first * DRAWN_AT_ONCE
+        return torch.cat(drawn)[start:].reshape(self.shape) if drawn else torch.empty(self.shape)
+
+    def scaled(self, t: int) -> Tensor:
+        """w_t delta_t, for methods that have no weights of their own: a weight there is a factor on the change."""
+        return self[t].mul_(self.weights[t])
+
+    @property
+    def active(self) -> list[int]:
+        """The tasks whose weight isn't 0."""
+        return [t for t, weight in enumerate(self.weights) if weight]
+
     def zeros(self) -> Tensor:
         return torch.zeros(self.shape, dtype=self.dtype)
 
@@ -126,6 +158,11 @@ class Deltas(Sequence[Tensor]):
         for delta, weight in zip(self, self.weights, strict=True):
             total.add_(delta, alpha=weight)
         return total
+
+
+def _drawn(count: int, *key: object) -> Tensor:
+    digest = blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
+    return torch.rand(count, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
 
 
 def per_task(value: float | Sequence[float], num_tasks: int) -> tuple[float, ...]:

@@ -14,10 +14,18 @@ from torch import Tensor
 
 from hf_tsv.methods._deltas import Deltas
 
+BaseRole = Literal["reference", "model", "either"]
+READ_ONCE = "every model is read once"
+Side = Callable[[int, int, int], int]
+
 
 def always(parameters: Mapping[str, Any]) -> bool:
     """Whatever the parameters."""
     return True
+
+
+def _shorter(m: int, n: int, num_tasks: int) -> int:
+    return min(m, n)
 
 
 def _never(parameters: Mapping[str, Any]) -> bool:
@@ -73,6 +81,19 @@ class Parameter:
     def type_name(self) -> str:
         return _type_name(self.annotation)
 
+    @property
+    def range(self) -> str:
+        """The numbers that it may be, in words; empty for what is no number or may be any."""
+        schema = self.adapter.json_schema()
+        bounds = {key: value for part in (schema, *schema.get("anyOf", ())) for key, value in part.items()}
+        words = {
+            "minimum": "at least {}",
+            "exclusiveMinimum": "above {}",
+            "maximum": "at most {}",
+            "exclusiveMaximum": "below {}",
+        }
+        return ", ".join(text.format(f"{bounds[key]:g}") for key, text in words.items() if key in bounds)
+
 
 @dataclass(frozen=True)
 class MergeMethod:
@@ -91,6 +112,12 @@ class MergeMethod:
             at tensors that no task changed.
         aliases: Other words a recipe may use for a parameter.
         max_tasks: Most fine-tuned models it takes, None for any number.
+        min_tasks: Fewest fine-tuned models it takes.
+        base: What the base model is to it. `reference`: what the others were fine-tuned from. `model`: one of the
+            models it merges where the recipe lists it, and no more than that. `either`: the reference, but where
+            the recipe names none the first model stands in as one of those it merges.
+        cost: What it takes, in words, where T models are merged.
+        side: The side of the largest square matrix that it factors, from m, n and T.
     """
 
     name: str
@@ -102,6 +129,10 @@ class MergeMethod:
     of_weights: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
     max_tasks: int | None = None
+    min_tasks: int = 1
+    base: BaseRole = "reference"
+    cost: str = READ_ONCE
+    side: Side = _shorter
 
     def __call__(self, deltas: Tensor | Sequence[Tensor], **parameters: Any) -> Tensor:
         return self.fn(deltas if isinstance(deltas, Deltas) else Deltas.of(deltas), **parameters)
@@ -124,6 +155,18 @@ class MergeMethod:
         return self.survey(dtype, num_tasks, **self.survey_parameters(parameters)) if self.survey else None
 
     @property
+    def needs(self) -> str:
+        """What it has to be given, in words."""
+        least, most = self.min_tasks, self.max_tasks
+        number = f"exactly {least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+        base = {
+            "reference": "the base model they were fine-tuned from",
+            "model": "no base model; where it is listed among them it counts as one of them",
+            "either": "the base model they were fine-tuned from; or none, and one of them stands in for it",
+        }[self.base]
+        return f"{number} fine-tuned model{'s' * (most != 1)}; {base}. No data."
+
+    @property
     def summary(self) -> str:
         return (inspect.getdoc(self.fn) or "").split("\n", 1)[0]
 
@@ -141,6 +184,10 @@ def merge_method(
     of_weights: bool = False,
     aliases: Mapping[str, str] = types.MappingProxyType({"lambda": "scale"}),
     max_tasks: int | None = None,
+    min_tasks: int = 1,
+    base: BaseRole = "reference",
+    cost: str = READ_ONCE,
+    side: Side = _shorter,
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
     """Register a function as the merge method `name`. See `MergeMethod` for the arguments."""
 
@@ -149,7 +196,9 @@ def merge_method(
             raise ValueError(f"merge method {name!r} is registered twice")
         keywords = inspect.signature(fn).parameters
         known = {alias: target for alias, target in aliases.items() if target in keywords}
-        METHODS[name] = MergeMethod(name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks)
+        METHODS[name] = MergeMethod(
+            name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks, min_tasks, base, cost, side
+        )
         return METHODS[name]
 
     return register

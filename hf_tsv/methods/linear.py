@@ -7,7 +7,7 @@ from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import always, merge_method
 
 
-@merge_method("linear", paper="https://arxiv.org/abs/2203.05482", elementwise=always, of_weights=True)
+@merge_method("linear", paper="https://arxiv.org/abs/2203.05482", elementwise=always, of_weights=True, base="model")
 def linear(deltas: Deltas, *, normalize: bool = True) -> Tensor:
     """Average the fine-tuned weights: theta = sum_t w_t theta_t / sum_t w_t.
 

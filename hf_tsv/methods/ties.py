@@ -7,6 +7,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from hf_tsv.methods._combine import Election
 from hf_tsv.methods._deltas import Deltas, per_task
 from hf_tsv.methods._magnitude import MagnitudeThresholds, surveyed, trimmed
 from hf_tsv.methods._registry import PerTask, always, merge_method
@@ -21,7 +22,13 @@ def _survey(dtype: torch.dtype, num_tasks: int, *, density: float | Sequence[flo
     return MagnitudeThresholds(per_task(density, num_tasks), dtype, inclusive=whole, scope=scope)
 
 
-@merge_method("ties", paper="https://arxiv.org/abs/2306.01708", survey=_survey, elementwise=always)
+@merge_method(
+    "ties",
+    paper="https://arxiv.org/abs/2306.01708",
+    survey=_survey,
+    elementwise=always,
+    cost="every model is read a little more than twice, first for the thresholds",
+)
 def ties(
     deltas: Deltas,
     *,
@@ -42,26 +49,7 @@ def ties(
     Where the trimmed entries cancel exactly, plus is elected, as in mergekit.
     """
     survey = deltas.survey or surveyed(deltas, _survey(deltas.dtype, len(deltas), density=density, trim=trim))
-    total, plus = deltas.zeros(), deltas.zeros()
-    votes, plus_votes = deltas.zeros(), deltas.zeros()
+    election = Election(deltas, normalize=normalize)
     for delta, threshold, weight in zip(deltas, survey.thresholds, deltas.weights, strict=True):
-        delta = trimmed(delta, threshold)
-        if weight != 1:
-            delta.mul_(weight)
-        total.add_(delta)
-        if normalize:
-            sign = delta.sign()
-            votes.add_(sign, alpha=weight)
-            plus_votes.add_(sign.clamp_min_(0), alpha=weight)
-        plus.add_(delta.clamp_min_(0))
-    minus = total.sign().clamp_max_(0)  # -1 where minus is elected, else 0
-    merged = _elected(minus, plus, total - plus)
-    if normalize:
-        agreeing = _elected(minus, plus_votes, plus_votes - votes)
-        merged.div_(agreeing.masked_fill_(agreeing.abs() < 1e-8, 1.0))
-    return merged.mul_(scale)
-
-
-def _elected(minus: Tensor, of_plus: Tensor, of_minus: Tensor) -> Tensor:
-    """`of_minus` where minus is elected, else `of_plus`; torch.where takes ten times as long."""
-    return torch.addcmul(of_plus, minus, of_plus - of_minus)
+        election.add(trimmed(delta, threshold), weight)
+    return election.merged().mul_(scale)

@@ -11,7 +11,12 @@ from hf_tsv.methods._registry import always, merge_method
 Share = Annotated[float, Gt(0), Le(1)]
 
 
-@merge_method("tsv_c", paper="https://arxiv.org/abs/2412.00081", elementwise=always)
+@merge_method(
+    "tsv_c",
+    paper="https://arxiv.org/abs/2412.00081",
+    elementwise=always,
+    cost="1 singular value decomposition of a matrix and task",
+)
 def tsv_c(
     deltas: Deltas,
     *,

@@ -17,7 +17,12 @@ Cut = Literal["auto", "noise", "numerical", "none"]
 NUMERICAL_RANK = 1e-6  # of the largest singular value; below it fp32 weights hold nothing
 
 
-@merge_method("tsv_m", paper="https://arxiv.org/abs/2412.00081", matrices=True)
+@merge_method(
+    "tsv_m",
+    paper="https://arxiv.org/abs/2412.00081",
+    matrices=True,
+    cost="T singular value decompositions and 2 polar factors of a matrix; from factors where the model is an adapter",
+)
 def tsv_m(
     deltas: Deltas,
     *,

@@ -8,6 +8,7 @@ from hf_tsv.recipe._meaning import read_meaning
 from hf_tsv.recipe._recipe import Recipe, RecipeModel, Rule
 from hf_tsv.recipe._refs import ModelRef, is_local
 from hf_tsv.recipe._schema import read_shape
+from hf_tsv.recipe._slices import read_whole_slice
 from hf_tsv.recipe._yaml import read_yaml
 
 __all__ = ["ModelRef", "Recipe", "RecipeModel", "Rule", "is_local", "load_recipe", "parse_recipe", "pinned_text"]
@@ -44,4 +45,5 @@ def parse_recipe(text: str, source: str = "recipe.yaml", folder: Path | None = N
         RecipeError: anything in it is wrong.
     """
     document = read_yaml(text, source)
+    read_whole_slice(document)
     return read_meaning(document, read_shape(document), text, folder)

@@ -7,6 +7,7 @@ import yaml
 
 from hf_tsv.recipe._recipe import Recipe
 from hf_tsv.recipe._schema import Reference
+from hf_tsv.recipe._slices import read_whole_slice
 from hf_tsv.recipe._yaml import read_yaml
 
 
@@ -17,7 +18,9 @@ def pinned_text(recipe: Recipe, pins: Mapping[str, str]) -> str:
         recipe: A recipe that was read.
         pins: From references as the recipe writes them to pinned ones.
     """
-    data = read_yaml(recipe.text, recipe.source).data
+    document = read_yaml(recipe.text, recipe.source)
+    read_whole_slice(document)
+    data = document.data
     for entry in (data, *data["models"]):
         for key in {"base_model", "model", "tokenizer_source"} & entry.keys():
             text = _text(entry[key])

@@ -14,7 +14,6 @@ from hf_tsv.recipe._schema import Override, RecipeFile
 from hf_tsv.recipe._settings import Chain, Filter
 from hf_tsv.recipe._yaml import Document, Path
 
-LINEAR = "linear"  # the one method that can do without a base model: a mean of weights has no reference
 HALVES = ("bfloat16", "float16")
 
 
@@ -67,6 +66,7 @@ class _MeaningReader:
             adapters=self._file.adapters.model_dump(exclude_none=True) if self._file.adapters else {},
             notes=tuple(self._document.notes),
             branches=tuple(self._branch(place, filters.get(place)) for place in (*filters, ())),
+            layers=self._document.layers,
             filters=(tuple(filters.values()), *self._parameter_reader.filters.values()),
         )
 
@@ -99,15 +99,13 @@ class _MeaningReader:
 
     def _read_models(self) -> Models:
         is_missing = self._file.base_model is None and not self._document.told(("base_model",))
-        needing = [(place, method) for place, method in self._used if method.name != LINEAR] if is_missing else []
+        needing = [(place, m) for place, m in self._used if is_missing and m.base == "reference"]
         for place, method in needing:
             problem = f"{method.name} needs the model that the others were fine-tuned from. Add base_model."
             self._document.tell((*place, "merge_method"), problem)
         models = self._model_reader.read(first_is_base=is_missing and self._all_known and not needing)
         for place, method in self._used:
-            most, got = method.max_tasks, len(models.tasks)
-            if most is not None and got > most:
-                problem = f"too many models for {method.name}, expected at most {most} besides the base but got {got}."
+            if problem := _wrong_count(method, len(models.tasks), base_is_model=is_missing):
                 self._document.tell((*place, "merge_method"), problem)
         return models
 
@@ -148,8 +146,12 @@ class _MeaningReader:
             shared={p.name: chain(p.name) for p in parameters if not p.per_task},
             per_task={p.name: (p.default, chains(p.name)) for p in parameters if p.per_task},
             weights=chains(WEIGHT.name),
-            base_weight=chain(WEIGHT.name, as_model[0]) if as_model and method.name == LINEAR else None,
+            base_weight=chain(WEIGHT.name, as_model[0]) if as_model and self._counts_base(method) else None,
         )
+
+    def _counts_base(self, method: MergeMethod) -> bool:
+        """Whether the base, where it is listed, is one of the models that are merged."""
+        return method.base == "model" or (method.base == "either" and self._file.base_model is None)
 
     # The rest
 
@@ -182,3 +184,15 @@ class _MeaningReader:
 def _unknown_method(name: str) -> str:
     known = sorted(METHODS)
     return f"unknown merge method '{name}'.{did_you_mean(name, known)} Known methods: {', '.join(known)}."
+
+
+def _wrong_count(method: MergeMethod, tasks: int, *, base_is_model: bool) -> str:
+    """What is wrong with the number of models, empty when nothing is."""
+    own = base_is_model and method.base == "either"
+    least, most, got = method.min_tasks, method.max_tasks, tasks + own
+    beside = "" if own else " besides the base"
+    if most is not None and got > most:
+        return f"too many models for {method.name}, expected at most {most}{beside} but got {got}."
+    if tasks and got < least:
+        return f"too few models for {method.name}, expected at least {least}{beside} but got {got}."
+    return ""

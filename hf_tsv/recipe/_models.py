@@ -82,7 +82,8 @@ class ModelReader:
         if self._file.models == []:
             self._document.tell(("models",), "'models' is empty. List at least one fine-tuned model.")
         elif not self._entries:
-            self._document.tell_missing(("models",), "List at least one fine-tuned model.")
+            if not self._document.told(("slices",)):  # which is where they are, then
+                self._document.tell_missing(("models",), "List at least one fine-tuned model.")
         elif len(is_base) == len(self._entries):
             self._document.tell(("models",), "only the base model is listed. List at least one fine-tuned model.")
         for i in is_base[1:]:

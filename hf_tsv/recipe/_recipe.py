@@ -117,6 +117,7 @@ class Recipe:
         notes: What the recipe asks for that has no effect or another effect than its words say.
         branches: The overrides in their order, and what is left last.
         filters: Every list of filters of which the first match counts.
+        layers: How many layers it says that the models have, and the line; None where it doesn't say.
     """
 
     text: str = field(repr=False)
@@ -134,6 +135,7 @@ class Recipe:
     notes: tuple[str, ...]
     branches: tuple[Branch, ...] = field(repr=False)
     filters: tuple[tuple[Filter, ...], ...] = field(repr=False)
+    layers: tuple[int, int] | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -150,6 +152,14 @@ class Recipe:
         idle = [found for filters in self.filters for found in idle_filters(filters, tensors)]
         idle.sort(key=lambda found: found[0].line)
         return [f"{self.where(f.line)}: filter '{f.text}' has no effect: {why}" for f, why in idle]
+
+    def wrong_layers(self, found: int) -> list[str]:
+        """A message if the base has another number of layers than the recipe says."""
+        if self.layers is None or self.layers[0] == found:
+            return []
+        said, line = self.layers
+        problem = f"'layer_range' ends at {said}, but the base has {found} layers, and a part of a model isn't merged."
+        return [f"{self.where(line)}: {problem} List the models under 'models', and treat layers apart by 'overrides'."]
 
     def where(self, line: int) -> str:
         """A line of the recipe as messages call it."""

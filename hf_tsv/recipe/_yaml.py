@@ -32,12 +32,14 @@ class Document:
         data: Its content: dicts with text keys, lists and scalars.
         marks: Where each value starts; for the value of a key, where the key does.
         notes: What is right but has no effect, or another than its words say.
+        layers: How many layers it says that the models have, and the line; None where it doesn't say.
     """
 
     source: str
     data: Any = None
     marks: dict[Path, Mark] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    layers: tuple[int, int] | None = None
     _problems: list[tuple[Mark, Path, str]] = field(default_factory=list)
 
     def tell(self, path: Path, problem: str) -> None:

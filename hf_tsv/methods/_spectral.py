@@ -1,0 +1,36 @@
+"""What the methods that work on task matrices share."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._registry import METHODS, Survey
+
+Tolerance = Annotated[float, Ge(0), Lt(1)]
+Merged = Literal[
+    "task_arithmetic", "ties", "consensus_ta", "consensus_ties", "tsv_m", "iso_c", "iso_cts", "cart", "wudi"
+]  # methods that yield a merged delta another one works on, with their defaults
+
+
+def mean_of_rest(deltas: Deltas, rest_scale: float) -> Tensor:
+    """The mean of the deltas, which is what the spectral methods' codes do with what is no matrix."""
+    return deltas.weighted_sum().mul_(rest_scale / len(deltas))
+
+
+def scaled_deltas(deltas: Deltas) -> Iterator[Tensor]:
+    """w_t delta_t of the tasks whose weight isn't 0, one at a time."""
+    return (deltas.scaled(t) for t in deltas.active)
+
+
+def merged_by(of: Merged, deltas: Deltas) -> Tensor:
+    """The delta that another method makes of these, with its defaults."""
+    return METHODS[of].fn(deltas)
+
+
+def survey_of(dtype: torch.dtype, num_tasks: int, *, of: Merged) -> Survey | None:
+    """What that other method has to know of the whole task vectors."""
+    return METHODS[of].make_survey(dtype, num_tasks, {})

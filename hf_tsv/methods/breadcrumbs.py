@@ -1,0 +1,45 @@
+"""Model Breadcrumbs: mask both tails of the magnitudes."""
+
+from torch import Tensor
+
+from hf_tsv.methods._combine import add_up
+from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods._sparsify import Share, without_outliers
+
+
+@merge_method(
+    "breadcrumbs",
+    paper="https://arxiv.org/abs/2312.06795",
+    cost="every model is read once; a selection in every tensor",
+)
+def breadcrumbs(
+    deltas: Deltas,
+    *,
+    density: Share = 1.0,
+    gamma: Share = 0.01,
+    scale: float = 1.0,
+    rescale: bool = False,
+    normalize: bool = False,
+) -> Tensor:
+    """Drop the largest and the smallest entries of every tensor, then add them up.
+
+    theta = theta_0 + scale * sum_t w_t m_t delta_t, with m_t 0 at both tails of |delta_t| (Davari & Belilovsky 2023).
+
+    Args:
+        deltas: T deltas of one tensor.
+        density: Share of the entries that stays; 1 keeps all, outliers too.
+        gamma: Share of the largest magnitudes that goes as outliers; less of them where `density` leaves no room.
+        scale: Factor on the merged delta (the paper's alpha).
+        rescale: Scale what stays to the tensor's sum of magnitudes before.
+        normalize: Divide by the sum of the weights.
+
+    Raises:
+        MethodError: the weights sum to zero and are to be normalised.
+    """
+    densities, gammas = per_task(density, len(deltas)), per_task(gamma, len(deltas))
+
+    def sparse(t: int) -> Tensor:
+        return without_outliers(deltas[t], densities[t], gammas[t], rescale=rescale)
+
+    return add_up(deltas, sparse, normalize=normalize, scale=scale)

@@ -1,0 +1,42 @@
+"""Model Breadcrumbs: mask both tails of the magnitudes, with TIES' election of signs."""
+
+from torch import Tensor
+
+from hf_tsv.methods._combine import elect_and_merge
+from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods._sparsify import Share, without_outliers
+
+
+@merge_method(
+    "breadcrumbs_ties",
+    paper="https://arxiv.org/abs/2312.06795",
+    cost="every model is read once; a selection in every tensor",
+)
+def breadcrumbs_ties(
+    deltas: Deltas,
+    *,
+    density: Share = 1.0,
+    gamma: Share = 0.01,
+    scale: float = 1.0,
+    rescale: bool = False,
+    normalize: bool = False,
+) -> Tensor:
+    """Drop the largest and the smallest entries of every tensor, then merge by sign as TIES does.
+
+    Breadcrumbs' masks (Davari & Belilovsky 2023) in the place of TIES' trimming, as mergekit has it.
+
+    Args:
+        deltas: T deltas of one tensor.
+        density: Share of the entries that stays; 1 keeps all, outliers too.
+        gamma: Share of the largest magnitudes that goes as outliers; less of them where `density` leaves no room.
+        scale: Factor on the merged delta (the paper's alpha).
+        rescale: Scale what stays to the tensor's sum of magnitudes before.
+        normalize: Average the entries that agree instead of adding them up.
+    """
+    densities, gammas = per_task(density, len(deltas)), per_task(gamma, len(deltas))
+
+    def sparse(t: int) -> Tensor:
+        return without_outliers(deltas[t], densities[t], gammas[t], rescale=rescale)
+
+    return elect_and_merge(deltas, sparse, normalize=normalize, scale=scale)

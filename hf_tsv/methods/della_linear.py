@@ -1,0 +1,47 @@
+"""DELLA: drop by magnitude, with a plain sum."""
+
+from torch import Tensor
+
+from hf_tsv.methods._combine import add_up
+from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods._sparsify import Rescale, Share, magnitude_dropped
+
+
+@merge_method(
+    "della_linear", paper="https://arxiv.org/abs/2406.11617", cost="every model is read once; every row is sorted"
+)
+def della_linear(
+    deltas: Deltas,
+    *,
+    density: Share = 1.0,
+    epsilon: Share = 0.15,
+    scale: float = 1.0,
+    rescale: Rescale = True,
+    normalize: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Drop entries at random, small ones of a row rather than large ones, rescale, then add them up.
+
+    theta = theta_0 + scale * sum_t w_t m_t delta_t / p_t, with p_t the entries' own probabilities (Deep et al. 2024).
+
+    Args:
+        deltas: T deltas of one tensor.
+        density: Probability with which an entry stays, on average over a row; 1 keeps all.
+        epsilon: A row's smallest entry stays with probability density - epsilon, its largest with density + epsilon,
+            the others in between by rank.
+        scale: Factor on the merged delta (the paper's lambda).
+        rescale: Divide what stays by its own probability, which keeps the mean, as the paper; `norm` scales it to the
+            tensor's sum of magnitudes before, as mergekit.
+        normalize: Divide by the sum of the weights.
+        seed: Which draw; what is dropped depends on it, the task's name and the tensor's name alone.
+
+    Raises:
+        MethodError: the weights sum to zero and are to be normalised.
+    """
+    densities, epsilons = per_task(density, len(deltas)), per_task(epsilon, len(deltas))
+
+    def sparse(t: int) -> Tensor:
+        return magnitude_dropped(deltas, t, densities[t], epsilons[t], rescale, seed)
+
+    return add_up(deltas, sparse, normalize=normalize, scale=scale)

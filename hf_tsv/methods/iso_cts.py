@@ -1,0 +1,69 @@
+"""Iso-CTS: isotropic merging in common and task-specific subspaces."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from hf_tsv.linalg import Factors, nearest_orthogonal, truncated_svd
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods._spectral import Tolerance, mean_of_rest
+
+
+@merge_method(
+    "iso_cts",
+    paper="https://arxiv.org/abs/2502.04959",
+    matrices=True,
+    cost="T + 1 singular value decompositions and 2 polar factors of a matrix",
+)
+def iso_cts(
+    deltas: Deltas,
+    *,
+    common_space_fraction: Annotated[float, Ge(0), Le(1)] = 0.8,
+    scale: float = 1.0,
+    rest_scale: float = 1.0,
+    tolerance: Tolerance = 1e-6,
+) -> Tensor:
+    """Keep the sum's leading singular vectors, give the rest of the rank to what each task has beside them, level all.
+
+    With U_c the sum's leading left vectors and U_t diag(s_t) Vh_t the leading triplets of Delta_t - U_c U_c^T Delta_t,
+    M = scale * mean(s) polar([U_1 ... U_T U_c]) polar([Vh_1; ...; Vh_T; Vh_c]) (Marczak et al. 2025, algorithm 2). What
+    is no matrix gets the mean of the deltas.
+
+    Args:
+        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        common_space_fraction: Share of the rank that the sum's vectors get, before rounding so that the tasks share the
+            rest evenly.
+        scale: Factor on merged matrices (the paper's alpha, which it chooses on validation data: 1.1 to 1.9).
+        rest_scale: Factor on the mean of what is no matrix.
+        tolerance: Singular values below this share of their matrix's norm, whose vectors are arbitrary, stay out, as do
+            directions that all of the joined vectors hardly have. 0 keeps all, as the authors' code.
+    """
+    if not deltas.is_matrix:
+        return mean_of_rest(deltas, rest_scale)
+    common_rank, own_rank = _ranks(min(deltas.shape), len(deltas), common_space_fraction)
+    total = deltas.weighted_sum()
+    common = truncated_svd(total, common_rank, rtol=tolerance)
+    parts = [_own(deltas, t, common.u, own_rank, tolerance) for t in deltas.active] + [common]
+    s = torch.cat([part.s for part in parts])
+    deltas.notes["rank"] = [part.s.numel() for part in parts]
+    if not s.numel():
+        return deltas.zeros()
+    left = nearest_orthogonal(torch.cat([part.u for part in parts], dim=1), tolerance=tolerance)
+    right = nearest_orthogonal(torch.cat([part.vh for part in parts]), tolerance=tolerance)
+    return left.mul_(scale * s.mean()) @ right
+
+
+def _ranks(side: int, num_tasks: int, fraction: float) -> tuple[int, int]:
+    """How many vectors the sum gets, and each task; all of the rank together."""
+    own = min(round((side - int(side * fraction)) / num_tasks), side // num_tasks)
+    return side - own * num_tasks, own
+
+
+def _own(deltas: Deltas, t: int, common: Tensor, rank: int, tolerance: float) -> Factors:
+    """A task's leading triplets outside the common space, as far as they stand above what subtracting it left."""
+    delta = deltas.scaled(t)
+    floor = tolerance * float(torch.linalg.vector_norm(delta))
+    return truncated_svd(delta - common @ (common.T @ delta), rank, rtol=tolerance, floor=floor)

@@ -1,0 +1,92 @@
+"""Karcher mean of the models' directions."""
+
+import math
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from hf_tsv.errors import MethodError
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._geometry import inner
+from hf_tsv.methods._registry import merge_method
+
+
+@merge_method(
+    "karcher", paper="https://doi.org/10.1002/cpa.3160300502", base="model", cost="every tensor is read T / 2 + 2 times"
+)
+def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annotated[float, Ge(0)] = 1e-5) -> Tensor:
+    """The point on the sphere nearest to all models' directions, times the mean of their norms.
+
+    mean = argmin_m sum_t w_t angle(m, theta_t)^2 over unit vectors m (Karcher 1977), a tensor at a time, found by
+    steps along the mean tangent. It stays in the span of the models, so their inner products are all it needs.
+
+    Args:
+        deltas: T deltas of one tensor. The weights are shares of the mean; the base counts where the recipe lists it.
+        max_iter: Most steps.
+        tol: Length in radians of the step below which the mean is found.
+
+    Raises:
+        MethodError: the weights sum to zero.
+    """
+    weights = torch.tensor([deltas.base_weight, *deltas.weights], dtype=torch.float64)
+    if not weights.sum():
+        raise MethodError("the weights sum to 0, so there is no mean. Leave them out, or make them positive")
+    models = [model for model, weight in enumerate(weights) if weight]
+    weights = weights[models] / weights.sum()
+    gram = _gram(deltas, models)
+    norms = gram.diag().sqrt()
+    on_sphere = norms > 0
+    if not on_sphere.any():
+        return deltas.zeros()
+    factors = torch.zeros_like(norms)
+    unit = gram[on_sphere][:, on_sphere] / torch.outer(norms[on_sphere], norms[on_sphere])
+    factors[on_sphere] = _mean(unit, weights[on_sphere], max_iter, tol) / norms[on_sphere]
+    return _combined(deltas, models, factors.mul_(weights @ norms))
+
+
+def _mean(gram: Tensor, weights: Tensor, max_iter: int, tol: float) -> Tensor:
+    """Coefficients of the mean over unit vectors with these inner products."""
+
+    def norm(coefficients: Tensor) -> float:
+        return math.sqrt(max(0.0, float(coefficients @ gram @ coefficients)))
+
+    weights = weights / weights.sum()
+    first = torch.eye(len(gram), dtype=gram.dtype)[0]
+    mean = weights / length if (length := norm(weights)) >= tol else first
+    for _ in range(max_iter):
+        cos = (gram @ mean).clamp(-1, 1)
+        angle = torch.acos(cos)
+        pull = torch.where(angle < tol, 0.0, weights * angle / torch.sin(angle).clamp(min=1e-300))
+        tangent = pull - (pull @ cos) * mean
+        if (step := norm(tangent)) < tol:
+            break
+        mean = math.cos(step) * mean + math.sin(step) / step * tangent
+        mean /= norm(mean)
+    return mean
+
+
+def _model(deltas: Deltas, model: int) -> Tensor:
+    """Model 0 is the base, model t + 1 task t's."""
+    return deltas.base if model == 0 else deltas[model - 1].add_(deltas.base)
+
+
+def _gram(deltas: Deltas, models: list[int]) -> Tensor:
+    """Inner products of the models' tensors, two of which are held at a time."""
+    gram = torch.zeros(len(models), len(models), dtype=torch.float64)
+    for i, model in enumerate(models):
+        tensor = _model(deltas, model)
+        gram[i, i] = inner(tensor, tensor)
+        for j in range(i):
+            gram[i, j] = gram[j, i] = inner(tensor, _model(deltas, models[j]))
+    return gram
+
+
+def _combined(deltas: Deltas, models: list[int], factors: Tensor) -> Tensor:
+    """sum_i f_i theta_i - theta_0, from the deltas."""
+    merged = deltas.base.mul_(float(factors.sum()) - 1)
+    for model, factor in zip(models, factors, strict=True):
+        if model:
+            merged.add_(deltas[model - 1], alpha=float(factor))
+    return merged

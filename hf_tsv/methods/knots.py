@@ -1,0 +1,124 @@
+"""KnOTS: merge in the space that the tasks' matrices share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._registry import METHODS, merge_method
+from hf_tsv.methods._sparsify import Share
+from hf_tsv.methods._spectral import Tolerance, mean_of_rest
+
+
+@merge_method(
+    "knots",
+    paper="https://arxiv.org/abs/2410.19735",
+    matrices=True,
+    side=lambda m, n, num_tasks: min(m, num_tasks * n),
+    cost="1 eigendecomposition of side min(m, T n) for an (m, n) matrix, and three times reading the models",
+)
+def knots(
+    deltas: Deltas,
+    *,
+    inside: Literal["ties", "dare_ties", "dare_linear"] = "ties",
+    density: Share = 0.2,
+    scale: float = 1.0,
+    rest_scale: float = 1.0,
+    seed: int = 0,
+    tolerance: Tolerance = 1e-5,
+) -> Tensor:
+    """Align the tasks by one SVD of all task matrices side by side, and merge their right vectors by TIES or DARE.
+
+    M = scale * U diag(s) merge(Vh_1, ..., Vh_T) with U diag(s) [Vh_1 ... Vh_T] = [Delta_1 ... Delta_T] (Stoica et al.
+    2025, section 4), a matrix at a time. What is no matrix gets the mean of the deltas.
+
+    Args:
+        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        inside: What merges the right vectors: TIES with its disjoint mean, or DARE.
+        density: Share of the right vectors' entries that stays: by magnitude, or at random.
+        scale: Factor on merged matrices.
+        rest_scale: Factor on the mean of what is no matrix.
+        seed: DARE's draw.
+        tolerance: Singular values below this share of the largest, whose vectors are arbitrary, stay out.
+    """
+    if not deltas.is_matrix:
+        return mean_of_rest(deltas, rest_scale)
+    tasks, densities = deltas.active, per_task(density, len(deltas))
+    shared = _shared(deltas, tasks, tolerance)
+    if not shared.s.numel():
+        return deltas.zeros()
+    aligned = Deltas(
+        shared.vh,
+        shape=(shared.s.numel(), deltas.shape[1]),
+        dtype=deltas.dtype,
+        tasks=[deltas.tasks[t] for t in tasks],
+        weights=[deltas.weights[t] for t in tasks],
+        is_matrix=True,
+        name=deltas.name,
+        offset=deltas.offset,
+    )
+    drawn = {} if inside == "ties" else {"seed": seed}
+    return shared.times(METHODS[inside].fn(aligned, density=[densities[t] for t in tasks], **drawn)).mul_(scale)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An SVD of all task matrices side by side.
+
+    Attributes:
+        s: Singular values, (k,) float64.
+        vh: The right vectors of one of the tasks, (k, n), by its place among them.
+        times: U diag(s) x for x (k, n).
+    """
+
+    s: Tensor
+    vh: Callable[[int], Tensor]
+    times: Callable[[Tensor], Tensor]
+
+
+def _shared(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
+    """From the smaller of the two Gram matrices of [Delta_1 ... Delta_T], in float64: it is never formed itself."""
+    m, n = deltas.shape
+    return (_by_rows if m <= len(tasks) * n else _by_columns)(deltas, tasks, tolerance)
+
+
+def _by_rows(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
+    gram = torch.zeros(deltas.shape[0], deltas.shape[0], dtype=torch.float64)
+    for t in tasks:
+        wide = deltas[t].double()
+        gram.addmm_(wide, wide.T)
+    s, u = _leading(gram, tolerance)
+    u = u.to(deltas.dtype)
+    inverse = (1 / s).to(deltas.dtype)[:, None]
+    return Shared(s, lambda i: inverse * (u.T @ deltas[tasks[i]]), lambda x: (u * s.to(u.dtype)) @ x)
+
+
+def _by_columns(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
+    (_, n), num_tasks = deltas.shape, len(tasks)
+    gram = torch.zeros(num_tasks, n, num_tasks, n, dtype=torch.float64)
+    for i in range(num_tasks):
+        tall = deltas[tasks[i]].double()
+        for j in range(i + 1):
+            gram[i, :, j] = tall.T @ deltas[tasks[j]].double()
+            gram[j, :, i] = gram[i, :, j].T
+    s, v = _leading(gram.reshape(num_tasks * n, -1), tolerance)
+    vhs: Sequence[Tensor] = [part.T.to(deltas.dtype) for part in torch.split(v, n)]
+
+    def times(x: Tensor) -> Tensor:  # U diag(s) = sum_t Delta_t Vh_t^T
+        total = deltas.zeros()
+        for t, vh in zip(tasks, vhs, strict=True):
+            total.addmm_(deltas[t], vh.T @ x)
+        return total
+
+    return Shared(s, lambda i: vhs[i].clone(), times)
+
+
+def _leading(gram: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Singular values, descending, and vectors as columns, from a Gram matrix."""
+    values, vectors = torch.linalg.eigh(gram)
+    s = values.clamp(min=0).sqrt()
+    kept = s > tolerance * s.amax() if len(s) else s > 0
+    return s[kept].flip(0), vectors[:, kept].flip(1)

@@ -1,0 +1,53 @@
+"""Model Stock: between the base and the mean, as far as the fine-tuned models agree."""
+
+import torch
+from torch import Tensor
+
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._geometry import cosine, inner, inner_along
+from hf_tsv.methods._registry import merge_method
+
+
+@merge_method(
+    "model_stock", paper="https://arxiv.org/abs/2403.19522", min_tasks=2, cost="every tensor is read T / 2 + 2 times"
+)
+def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
+    """Go from the base towards the mean as far as the angle between the fine-tuned models says.
+
+    theta = theta_0 + r * mean_t(delta_t) with r = T cos / (1 + (T - 1) cos) and cos the mean cosine between two
+    tasks' deltas (Jang et al. 2024, equation 7), a tensor at a time.
+
+    Args:
+        deltas: T >= 2 deltas of one tensor. A recipe's `weight` is a factor on a task's change, and 0 leaves it out.
+        filter_wise: One ratio for each vector along the last dimension instead of one for the tensor.
+    """
+    tasks = deltas.active
+    if not tasks:
+        return deltas.zeros()
+    mean = deltas.zeros()
+    for t in tasks:
+        mean.add_(deltas.scaled(t), alpha=1 / len(tasks))
+    if len(tasks) > 1:
+        mean.mul_(_ratio(_mean_cosine(deltas, tasks, filter_wise and bool(deltas.shape)), len(tasks)))
+    return mean
+
+
+def _mean_cosine(deltas: Deltas, tasks: list[int], by_row: bool) -> Tensor:
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return inner_along(a, b, -1) if by_row else inner(a, b)
+
+    squares = {t: product(delta, delta) for t in tasks for delta in [deltas.scaled(t)]}
+    total, pairs = torch.zeros((), dtype=torch.float64), 0
+    for t, later in ((t, tasks[i + 1 :]) for i, t in enumerate(tasks)):
+        delta = deltas.scaled(t)
+        for other in later:
+            total = total + cosine(product(delta, deltas.scaled(other)), squares[t], squares[other])
+            pairs += 1
+    return total / pairs
+
+
+def _ratio(cos: Tensor, num_tasks: int) -> Tensor:
+    """How far towards the mean; 0 where the deltas cancel and there is no answer."""
+    denominator = 1 + (num_tasks - 1) * cos
+    is_singular = denominator.abs() < 1e-6
+    return torch.where(is_singular, 0.0, num_tasks * cos / denominator.masked_fill(is_singular, 1.0))

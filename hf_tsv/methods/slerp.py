@@ -1,0 +1,27 @@
+"""Spherical linear interpolation between the base and one model."""
+
+from torch import Tensor
+
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._geometry import cosine, inner, slerp_coefficients
+from hf_tsv.methods._registry import merge_method
+
+STRAIGHT = 0.9995  # |cos| above which the way is taken to be straight, as in mergekit
+
+
+@merge_method("slerp", paper="https://doi.org/10.1145/325334.325242", max_tasks=1, cost="the model is read once")
+def slerp(deltas: Deltas, *, t: float = 0.5) -> Tensor:
+    """Go along the arc from the base's weight to the fine-tuned one instead of along the straight line.
+
+    theta = sin((1-t) phi) / sin(phi) theta_0 + sin(t phi) / sin(phi) theta_1, phi the angle between the two tensors
+    (Shoemake 1985); a straight line where |cos(phi)| > 0.9995, which fine-tunes of one base rarely fall below.
+
+    Args:
+        deltas: One delta of one tensor. A recipe's `weight` is a factor on the change.
+        t: How far: 0 is the base model, 1 the fine-tuned one.
+    """
+    base, change = deltas.base, deltas.scaled(0)
+    tuned = base + change
+    cos = cosine(inner(base, tuned), inner(base, base), inner(tuned, tuned))
+    first, second = map(float, slerp_coefficients(cos, t, cos.abs() > STRAIGHT))
+    return change.mul_(second).add_(base, alpha=first + second - 1)

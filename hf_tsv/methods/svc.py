@@ -1,0 +1,57 @@
+"""SVC: singular value calibration of a merged matrix."""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Gt
+from torch import Tensor
+
+from hf_tsv.linalg import Factors, truncated_svd
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods._spectral import Merged, merged_by, scaled_deltas, survey_of
+
+
+@merge_method(
+    "svc",
+    paper="https://arxiv.org/abs/2602.05536",
+    matrices=True,
+    survey=survey_of,
+    cost="the other method's, 1 singular value decomposition and T products of a matrix",
+)
+def svc(
+    deltas: Deltas,
+    *,
+    of: Merged = "task_arithmetic",
+    alpha: Annotated[float, Gt(0)] = 1.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """Merge by another method, then shrink the singular values in which the tasks' shared directions pile up.
+
+    With M = U diag(s) Vh merged, a task has <u_r^T M, u_r^T Delta_t> / |u_r^T Delta_t|^2 = p_rt in direction r, and
+    s_r <- s_r T / sum_t max(alpha, p_rt) (Li et al. 2026, algorithm 1). What is no matrix is merged by the other method
+    alone.
+
+    Args:
+        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        of: The method that merges, with its defaults.
+        alpha: The least that a task counts. With 1 singular values only shrink; below, weak ones grow.
+        scale: Factor on the merged delta.
+    """
+    merged = merged_by(of, deltas)
+    if not deltas.is_matrix:
+        return merged.mul_(scale)
+    found = truncated_svd(merged, min(deltas.shape))
+    if not found.s.numel():
+        return merged
+    counts = [_projections(found, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]
+    factors = scale * len(counts) / torch.stack(counts).sum(0)
+    return (found.u * (found.s * factors.to(found.s.dtype))) @ found.vh
+
+
+def _projections(merged: Factors, delta: Tensor) -> Tensor:
+    """p_r of one task for every direction r, (k,) float64; 0 where the task has nothing there."""
+    response = merged.u.T @ delta  # (k, n)
+    squares = response.square().sum(1, dtype=torch.float64)
+    products = merged.s * (merged.vh * response).sum(1, dtype=torch.float64)
+    return torch.where(squares > 0, products / squares.masked_fill(squares == 0, 1.0), 0.0)

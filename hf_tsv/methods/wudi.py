@@ -1,0 +1,48 @@
+"""WUDI: the matrix that interferes least with every task's own inputs."""
+
+import torch
+from torch import Tensor
+
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods._spectral import Tolerance, mean_of_rest, scaled_deltas
+
+
+@merge_method(
+    "wudi",
+    paper="https://arxiv.org/abs/2503.08099",
+    matrices=True,
+    side=lambda m, n, num_tasks: n,
+    cost="1 eigendecomposition of side n for an (m, n) matrix, T products of m n^2",
+)
+def wudi(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
+    """Minimise the interference that the merged matrix has with every task's rows, which stand in for its inputs.
+
+    M = argmin sum_t |(M - Delta_t) Delta_t^T|^2 / |Delta_t|^2 (Cheng et al. 2025, equation 11), in closed form:
+    M = (sum_t Delta_t C_t) (sum_t C_t)^+ with C_t = Delta_t^T Delta_t / |Delta_t|^2, where the gradient is zero. The
+    authors' code takes 300 steps of Adam towards it from the sum, with a step size that depends on the deltas' unit.
+    What is no matrix gets the mean of the deltas. Time and memory go with n^3 and n^2 for n columns.
+
+    Args:
+        deltas: T task matrices, (m, n) each with the inputs as columns, or deltas of a tensor that is no matrix.
+        scale: Factor on merged matrices.
+        rest_scale: Factor on the mean of what is no matrix.
+        tolerance: Input directions in which no task has more than this share of the largest stay out.
+    """
+    if not deltas.is_matrix:
+        return mean_of_rest(deltas, rest_scale)
+    n = deltas.shape[1]
+    covariance = torch.zeros(n, n, dtype=torch.float64)
+    weighted = torch.zeros(deltas.shape, dtype=torch.float64)
+    for delta in scaled_deltas(deltas):
+        own = delta.double()
+        if square := float(own.square().sum()):
+            inputs = (own.T @ own).div_(square)
+            covariance += inputs
+            weighted.addmm_(own, inputs)
+    values, vectors = torch.linalg.eigh(covariance)
+    del covariance
+    kept = int((values > tolerance**2 * values[-1]).sum())
+    values, vectors = values[n - kept :], vectors[:, n - kept :]  # the largest come last
+    merged: Tensor = (weighted @ vectors).div_(values) @ vectors.T
+    return merged.mul_(scale).to(deltas.dtype)
