@@ -14,16 +14,19 @@ if TYPE_CHECKING:
         merge_modules,
         merge_state_dicts,
         plan,
+        push,
         tune,
     )
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
+    from hf_tsv.publishing import Pushing
     from hf_tsv.recipe import load_recipe
     from hf_tsv.restored import load_task, restore
 
 __all__ = [
     "HfTsvError",
     "Hub",
+    "Pushing",
     "compress",
     "evaluate",
     "inspect",
@@ -34,6 +37,7 @@ __all__ = [
     "merge_modules",
     "merge_state_dicts",
     "plan",
+    "push",
     "restore",
     "tune",
 ]
@@ -41,6 +45,7 @@ __all__ = [
 _HOMES = {
     "HfTsvError": "hf_tsv.errors",
     "Hub": "hf_tsv.hub",
+    "Pushing": "hf_tsv.publishing",
     "load_recipe": "hf_tsv.recipe",
     "load_task": "hf_tsv.restored",
     "restore": "hf_tsv.restored",

@@ -6,6 +6,7 @@
   + CheckpointError         a file can't be read as what it claims to be
   + MethodError             a merge method met numbers that it can't merge
   + OutputError             the output folder can't be used, or an earlier run there differs
+  + PublishError            licence or privacy forbids to publish it so
   + HubError                the Hub or the network said no; exit code 3
   + ResourceError           disk or memory does not suffice; exit code 4
 
@@ -47,6 +48,10 @@ class MethodError(HfTsvError):
 
 class OutputError(HfTsvError):
     """The output folder can't be used."""
+
+
+class PublishError(HfTsvError):
+    """An output can't be published as asked: its licence or its sources' privacy forbids it."""
 
 
 class HubError(HfTsvError):

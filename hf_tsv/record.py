@@ -66,15 +66,29 @@ def make_record(
 
 
 def make_compression_record(
-    plan: Plan, sources: Sequence[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]], *, seconds: float
+    plan: Plan,
+    sources: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, Mapping[str, Any]],
+    *,
+    flags: Sequence[str],
+    seconds: float,
 ) -> dict[str, Any]:
-    """The record of a compression. `tasks`: by task and profile, what was written and found."""
+    """The record of a compression.
+
+    Args:
+        plan: Which tensors took part.
+        sources: As in a merge's record.
+        tasks: By task and profile, what was written and found.
+        flags: How it was compressed, in the command line's words.
+        seconds: Wall time.
+    """
     checkpoints = dict(zip(plan.tasks, plan.finetuned, strict=True))
     return {
         "format": FORMAT,
         "versions": _versions(),
         "sources": [dict(source) for source in sources],
         "method": "tsv_c",
+        "flags": list(flags),
         "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
         "seconds": round(seconds, 1),
         "warnings": list(plan.warnings),
@@ -113,12 +127,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads((folder / RECORD_FILE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{folder}: no {RECORD_FILE} that can be read. Name a folder that hf-tsv has written"
-        ) from error
+    except OSError:
+        raise OutputError(f"{folder}: holds no {RECORD_FILE}, expected an output of hf-tsv. Choose another") from None
+    except ValueError as error:
+        raise OutputError(f"{folder / RECORD_FILE}: can't be read ({error}). Make the output again") from None
     if not isinstance(record, dict):
-        raise OutputError(f"{folder}: {RECORD_FILE} holds no record. Name a folder that hf-tsv has written")
+        raise OutputError(f"{folder / RECORD_FILE}: holds no record. Make the output again")
     return record
 
 

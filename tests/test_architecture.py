@@ -38,6 +38,7 @@ ALLOWED = {
     "inspection": {"compression", "linalg", "methods", "modules", "planner", "recipe", "run", "stored"},
     "record": {"methods", "planner", "writers"},
     "cards": {"methods", "modules", "writers"},
+    "publishing": {"cards", "companions", "hub", "journal", "record"},
 }
 ABOVE = {"api", "restored", "cli", "demo", "__main__", "__init__"}
 

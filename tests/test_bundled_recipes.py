@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_tsv.bundled import bundled
 from hf_tsv.loaders import aligned
-from hf_tsv.planner import make_plan
+from hf_tsv.planner import Plan, make_plan
 from hf_tsv.recipe import ModelRef, load_recipe
 
 from .test_planner import Headers
@@ -52,11 +52,15 @@ def headers(ref: ModelRef) -> Headers:
     return Headers({name: (tuple(tensor.shape), "F32") for name, tensor in model.state_dict().items()}, ref.text)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_bundled_recipe_plans(path: Path) -> None:
+def plan_of(path: Path) -> Plan:
     recipe = load_recipe(path)
     base = headers(recipe.base)
-    planned = make_plan(recipe, base, [aligned(headers(model.ref), base) for model in recipe.models])
+    return make_plan(recipe, base, [aligned(headers(model.ref), base) for model in recipe.models])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_bundled_recipe_plans(path: Path) -> None:
+    planned = plan_of(path)
     assert len(planned.merged) > len(planned.steps) / 3
     assert not planned.parts
     assert path.read_text().startswith("# ")

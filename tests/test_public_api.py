@@ -11,6 +11,7 @@ def test_the_public_names_are_these() -> None:
         *(
             "HfTsvError",
             "Hub",
+            "Pushing",
             "compress",
             "evaluate",
             "inspect",
@@ -21,6 +22,7 @@ def test_the_public_names_are_these() -> None:
             "merge_modules",
             "merge_state_dicts",
             "plan",
+            "push",
             "restore",
             "tune",
         ),

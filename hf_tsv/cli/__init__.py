@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import compress, demo, eval, inspect, merge, methods, plan, recipes, restore, tune
+from hf_tsv.cli import card, compress, demo, eval, inspect, merge, methods, plan, push, recipes, restore, tune
 
 app = typer.Typer(
     name="hf-tsv",
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
+app.command()(push.push)
+app.command()(card.card)
 app.command()(restore.restore)
 app.command()(inspect.inspect)
 app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
