@@ -102,7 +102,7 @@ def _masked(
     record: Mapping[str, Any], restored: Callable[[str], Checkpoint], on: Contestant, task: str | None
 ) -> Iterator[Contestant]:
     """The task's model, where a mask makes it of the merged one."""
-    if task in record.get("masks", {}).get("tasks", {}):
+    if task is not None and task in record.get("masks", {}).get("tasks", {}):
         whole = restored(task)
         yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
 
