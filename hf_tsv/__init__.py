@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from hf_tsv.hub import Hub
     from hf_tsv.recipe import load_recipe
     from hf_tsv.restored import restore
+    from hf_tsv.verified import Verification, verify
 
 __all__ = [
     "HfTsvError",
     "Hub",
+    "Verification",
     "compress",
     "load_recipe",
     "merge",
@@ -22,13 +24,16 @@ __all__ = [
     "merge_state_dicts",
     "plan",
     "restore",
+    "verify",
 ]
 
 _HOMES = {
     "HfTsvError": "hf_tsv.errors",
     "Hub": "hf_tsv.hub",
     "load_recipe": "hf_tsv.recipe",
+    "Verification": "hf_tsv.verified",
     "restore": "hf_tsv.restored",
+    "verify": "hf_tsv.verified",
 }
 
 

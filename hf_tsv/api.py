@@ -22,7 +22,7 @@ from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_residuals, make_plan
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
-from hf_tsv.record import make_compression_record, make_record, write_record
+from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, write_record
 from hf_tsv.resources import check_disk, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
 from hf_tsv.sources import Source, companions, fetch, lock_text, open_sources
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
 
 PARTS_FOLDER = "task_parts"
-NUMERICS = "1"  # counts up whenever the same inputs give other bits than before
 
 
 def plan(
@@ -113,6 +112,7 @@ def merge(
         )
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
+        record["checksums"] = checksums(staging.out, record.get("files", ()))
         write_record(record, staging.out)
         write_card(record, staging.out)
         staging.publish()
@@ -225,6 +225,7 @@ def _written(
         )
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
+        record["checksums"] = checksums(staging.out, record.get("files", ()))
         write_record(record, staging.out)
         staging.publish()
     return record

@@ -13,7 +13,7 @@ from hf_tsv.journal import Staging, check_output
 from hf_tsv.loaders import is_adapter, is_model
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, plan_shards
 from hf_tsv.recipe import ModelRef, load_recipe
-from hf_tsv.record import make_restoration_record, write_record
+from hf_tsv.record import checksums, make_restoration_record, write_record
 from hf_tsv.resources import check_disk
 from hf_tsv.run import Progress, Silent
 from hf_tsv.sources import Source, companions, open_model
@@ -62,12 +62,13 @@ def restore(
     with Staging(to) as staging:
         staging.discard()
         try:
-            checksums = _copied(model, shards, staging.out, progress or Silent())
+            digests = _copied(model, shards, staging.out, progress or Silent())
             _copy_companions(source, hub, staging.out)
         except BaseException:
             staging.remove()
             raise
-        record = make_restoration_record(task, source.describe(), [shard.file for shard in shards], checksums)
+        record = make_restoration_record(task, source.describe(), [shard.file for shard in shards], digests)
+        record["checksums"] = checksums(staging.out, record["files"])
         write_record(record, staging.out)
         staging.publish()
     return record

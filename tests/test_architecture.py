@@ -35,7 +35,7 @@ ALLOWED = {
     "record": {"methods", "planner", "writers"},
     "cards": {"methods", "modules", "writers"},
 }
-ABOVE = {"api", "restored", "cli", "demo", "__main__", "__init__"}
+ABOVE = {"api", "restored", "verified", "cli", "demo", "__main__", "__init__"}
 
 
 def imports(path: Path) -> set[str]:

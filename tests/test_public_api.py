@@ -9,7 +9,7 @@ def test_the_public_names_are_these() -> None:
     assert hf_tsv.__all__ == sorted(hf_tsv.__all__)
     assert set(hf_tsv.__all__) == {
         *("HfTsvError", "Hub", "compress", "load_recipe", "merge", "merge_as_adapter", "merge_modules"),
-        *("merge_state_dicts", "plan", "restore"),
+        *("merge_state_dicts", "plan", "restore", "Verification", "verify"),
     }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import compress, demo, merge, methods, plan, recipes, restore
+from hf_tsv.cli import compress, demo, merge, methods, plan, recipes, restore, verify
 
 app = typer.Typer(
     name="hf-tsv",
@@ -22,6 +22,7 @@ app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
 app.command()(restore.restore)
+app.command()(verify.verify)
 app.command()(methods.methods)
 app.command()(recipes.recipes)
 app.command()(demo.demo)
