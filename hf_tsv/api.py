@@ -21,12 +21,13 @@ from hf_tsv.hub import Hub
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_residuals, make_plan
+from hf_tsv.processes import Process, Team, check_alone, stamp
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, write_record
 from hf_tsv.resources import check_disk, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
 from hf_tsv.sources import Source, companions, fetch, lock_text, open_sources
-from hf_tsv.writers import CheckpointWriter, write_text
+from hf_tsv.writers import RECORD_FILE, CheckpointWriter, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
@@ -67,38 +68,47 @@ def merge(
 
     OUT appears when it is complete. A run that was stopped goes on where it was, to the same bytes.
 
+    Started as several processes by a launcher that sets RANK and WORLD_SIZE, with OUT on a file system that all of them
+    share, each merges its part of the tensors, the first publishes, and all return the record.
+
     Args:
         recipe: A recipe, or the path of its file.
         out: The output folder; it must not exist, or be empty.
         overwrite: Replace an earlier output.
         restart: Throw an unfinished run's work away.
         max_shard_size: Largest output file, in bytes or as `5GB`.
-        workers: Tensors in work at once, one processor core each; all cores unless given.
-        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        workers: Tensors in work at once in each process, one processor core each; all cores unless given.
+        max_memory: Bytes that the tensors in work may take together; most of what is free unless given. Of both, the
+            processes on one machine get equal shares unless given.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
     Raises:
-        HfTsvError: anything a person can mend; nothing is lost by it.
+        HfTsvError: anything a person can mend, another process of the run that has ended too; nothing is lost by it.
     """
     started = time.monotonic()
-    recipe, out, hub = _loaded(recipe), Path(out), hub or Hub()
-    resources = Resources.of(workers, max_memory)
-    sources = open_sources(recipe, hub)
-    _check_place(out, sources, overwrite=overwrite)
-    planned = _planned(recipe, sources, max_shard_size)
-    check_memory(planned, resources)
-    check_disk(out.parent, planned.bytes_out)
-    if leaves_residuals(planned):
-        from hf_tsv.residuals import check_residuals
+    recipe, out, hub, process = _loaded(recipe), Path(out), hub or Hub(), Process.launched()
+    resources = Resources.of(workers, max_memory, process.local_count)
+    before = stamp(out / RECORD_FILE)
+    with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
+        check_output(out, overwrite=overwrite)
+        sources = open_sources(recipe, hub)
+        _check_apart(out, sources)
+        planned = _planned(recipe, sources, max_shard_size)
+        check_memory(planned, resources)
+        check_disk(out.parent, planned.bytes_out)
+        if leaves_residuals(planned):
+            from hf_tsv.residuals import check_residuals
 
-        check_residuals(planned)
-    sources = fetch(sources, hub)
-    planned = _planned(recipe, sources, max_shard_size)
-    with Staging(out) as staging:
+            check_residuals(planned)
+        sources = fetch(sources, hub)
+        planned = _planned(recipe, sources, max_shard_size)
+        if process.rank:
+            _help(planned, staging, team, sources, resources)
+            return team.await_output(out / RECORD_FILE, before)
         _go_on_or_start(staging, _identity(planned, sources), restart=restart)
         with _discarded_if_wrong(staging):
-            tensors = _write_shared(planned, staging, sources, resources, progress or Silent())
+            tensors = _write_shared(planned, staging, team, sources, resources, progress or Silent())
             parts = _write_parts(planned, staging.out)
         _copy_companions(planned, sources, hub, staging.out)
         adapters = _write_adapters(planned, staging, sources, resources, progress or Silent())
@@ -112,7 +122,7 @@ def merge(
         )
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
-        record["checksums"] = checksums(staging.out, record.get("files", ()))
+        record["checksums"] = checksums(staging.out, record["files"])
         write_record(record, staging.out)
         write_card(record, staging.out)
         staging.publish()
@@ -208,8 +218,10 @@ def _written(
 ) -> dict[str, Any]:
     """A folder of adapters, which appears when it is complete; its record."""
     started = time.monotonic()
+    check_alone(out)
+    check_output(out, overwrite=overwrite)
     sources = open_sources(recipe, hub)
-    _check_place(out, sources, overwrite=overwrite)
+    _check_apart(out, sources)
     sources = fetch(sources, hub)
     planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
@@ -296,11 +308,13 @@ class _Held:
 class _Files:
     """Writes merged tensors and notes them in the journal."""
 
-    def __init__(self, writer: CheckpointWriter, journal: Journal) -> None:
+    def __init__(self, writer: CheckpointWriter, journal: Journal, team: Team) -> None:
         self._writer = writer
         self._journal = journal
+        self._team = team
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
+        self._team.check()
         checksum = self._writer.write(step.name, tensor)
         self._journal.note({"name": step.name, **facts, "sha256": checksum}, step.out.nbytes)
 
@@ -314,8 +328,7 @@ def _planned(recipe: Recipe, sources: Sequence[Source], max_shard_size: int | st
     return make_plan(recipe, base.checkpoint, [task.checkpoint for task in tasks], max_shard_size=max_shard_size)
 
 
-def _check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    check_output(out, overwrite=overwrite)
+def _check_apart(out: Path, sources: Sequence[Source]) -> None:
     for source in sources:
         if source.folder and source.folder.resolve().is_relative_to(out.resolve()):
             raise OutputError(f"{out}: holds {source.ref.text}, which the recipe reads. Choose another folder")
@@ -360,17 +373,34 @@ def _discarded_if_wrong(staging: Staging) -> Iterator[None]:
 
 
 def _write_shared(
-    planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
+    planned: Plan, staging: Staging, team: Team, sources: Sequence[Source], resources: Resources, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """The merged model's files; what was noted of each tensor."""
+    identity = _identity(planned, sources)
     with (
-        CheckpointWriter(staging.out, planned.shards) as writer,
-        Journal(staging, writer, _identity(planned, sources)) as journal,
+        CheckpointWriter(staging.out, planned.shards, is_shared=team.process.count > 1) as writer,
+        Journal(staging, writer, identity) as journal,
     ):
-        steps = [step for step in planned.steps if step.name not in journal.done]
-        run(planned, steps, _Files(writer, journal), resources, progress)
+        writer.sync()
+        left = [step for step in planned.steps if step.name not in journal.done]
+        steps = team.deal(left, planned.work, lambda step: step.name, identity)
+        run(planned, steps, _Files(writer, journal, team), resources, progress)
+        team.await_all()
+        journal.take_in()
     writer.write_index()
     return journal.done
+
+
+def _help(planned: Plan, staging: Staging, team: Team, sources: Sequence[Source], resources: Resources) -> None:
+    """What one of the other processes does: its share, into the files that the first has laid out."""
+    identity = _identity(planned, sources)
+    share = set(team.await_deal(identity))
+    with (
+        CheckpointWriter(staging.out, planned.shards, is_shared=True) as writer,
+        Journal(staging, writer, identity, rank=team.process.rank) as journal,
+    ):
+        steps = [step for step in planned.steps if step.name in share]
+        run(planned, steps, _Files(writer, journal, team), resources, Silent())
 
 
 def _write_parts(planned: Plan, out: Path) -> dict[str, str]:

@@ -13,11 +13,11 @@ from hf_tsv import __version__
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.methods import METHODS
 from hf_tsv.planner import Plan, Step
-from hf_tsv.writers import write_text
+from hf_tsv.writers import RECORD_FILE, write_text
 
 FORMAT = 1
 NUMERICS = "1"  # counts up whenever the same inputs give other bits than before
-RECORD_FILE, CARD_FILE = "hf_tsv.json", "README.md"
+CARD_FILE = "README.md"
 _CHUNK = 2**22
 
 

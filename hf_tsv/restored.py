@@ -12,6 +12,7 @@ from hf_tsv.hub import Hub
 from hf_tsv.journal import Staging, check_output
 from hf_tsv.loaders import is_adapter, is_model
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, plan_shards
+from hf_tsv.processes import check_alone
 from hf_tsv.recipe import ModelRef, load_recipe
 from hf_tsv.record import checksums, make_restoration_record, write_record
 from hf_tsv.resources import check_disk
@@ -54,6 +55,7 @@ def restore(
         HfTsvError: no such task, or anything else a person can mend.
     """
     to, hub = Path(to), hub or Hub()
+    check_alone(to)
     check_output(to, overwrite=overwrite)
     source = open_task(Path(out), task, base=base, hub=hub)
     model = source.checkpoint

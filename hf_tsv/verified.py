@@ -17,11 +17,11 @@ from hf_tsv.hub import Hub
 from hf_tsv.loaders import Located, read_header
 from hf_tsv.planner import Plan, Step, make_plan
 from hf_tsv.recipe import load_recipe
-from hf_tsv.record import CARD_FILE, RECORD_FILE, sha256_of, versions
+from hf_tsv.record import CARD_FILE, sha256_of, versions
 from hf_tsv.resources import usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
 from hf_tsv.sources import Source, fetch, open_sources
-from hf_tsv.writers import METADATA, bytes_of, layout
+from hf_tsv.writers import METADATA, RECORD_FILE, bytes_of, layout
 
 LOCK = "recipe.lock.yaml"
 SAMPLE = 8

@@ -20,6 +20,7 @@ ALLOWED = {
     "loaders": {"companions", "linalg", "modules"},
     "writers": set(),
     "journal": {"writers"},
+    "processes": {"writers"},
     "companions": {"writers"},
     "recipe": {"compression", "linalg", "methods", "modules"},
     "planner": {"compression", "methods", "modules", "recipe"},
