@@ -104,12 +104,14 @@ def merge(
         sources = fetch(sources, hub)
         planned = _planned(recipe, sources, max_shard_size)
         if process.rank:
-            _help(planned, staging, team, sources, resources)
+            _help(planned, staging, team, _identity(planned, sources), resources)
             return team.await_output(out / RECORD_FILE, before)
-        _go_on_or_start(staging, _identity(planned, sources), restart=restart)
+        identity = _identity(planned, sources)
+        _go_on_or_start(staging, identity, restart=restart)
         with _discarded_if_wrong(staging):
-            tensors = _write_shared(planned, staging, team, sources, resources, progress or Silent())
+            tensors = _write_shared(planned, staging, team, identity, resources, progress or Silent())
             parts = _write_parts(planned, staging.out)
+            _check_unchanged(planned, sources, identity)
         _copy_companions(planned, sources, hub, staging.out)
         adapters = _write_adapters(planned, staging, sources, resources, progress or Silent())
         record = make_record(
@@ -228,7 +230,9 @@ def _written(
     with Staging(out) as staging:
         staging.discard()
         try:
+            identity = _identity(planned, sources)
             tasks = write(planned, sources, staging.out, resources)
+            _check_unchanged(planned, sources, identity)
         except BaseException:
             staging.remove()
             raise
@@ -348,9 +352,23 @@ def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
     }
 
 
+def _check_unchanged(planned: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
+    """Whether the sources still are what they were when the run began: else what was merged is a mixture.
+
+    Raises:
+        CheckpointError: one is another now.
+    """
+    changed = [what for what, identity in _identity(planned, sources).items() if before[what] != identity]
+    if changed:
+        raise CheckpointError(
+            f"{', '.join(changed)}: changed while it was read, so that what was merged is of no use and was thrown"
+            " away. Run it again when nothing writes there any more"
+        )
+
+
 def _go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bool) -> None:
-    before = Journal.read_identity(staging)
-    if restart or before is None:
+    before = None if restart else Journal.read_identity(staging)
+    if before is None:
         staging.discard()
         return
     keys = dict.fromkeys((*before, *identity))
@@ -373,10 +391,9 @@ def _discarded_if_wrong(staging: Staging) -> Iterator[None]:
 
 
 def _write_shared(
-    planned: Plan, staging: Staging, team: Team, sources: Sequence[Source], resources: Resources, progress: Progress
+    planned: Plan, staging: Staging, team: Team, identity: Mapping[str, str], resources: Resources, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """The merged model's files; what was noted of each tensor."""
-    identity = _identity(planned, sources)
     with (
         CheckpointWriter(staging.out, planned.shards, is_shared=team.process.count > 1) as writer,
         Journal(staging, writer, identity) as journal,
@@ -391,9 +408,8 @@ def _write_shared(
     return journal.done
 
 
-def _help(planned: Plan, staging: Staging, team: Team, sources: Sequence[Source], resources: Resources) -> None:
+def _help(planned: Plan, staging: Staging, team: Team, identity: Mapping[str, str], resources: Resources) -> None:
     """What one of the other processes does: its share, into the files that the first has laid out."""
-    identity = _identity(planned, sources)
     share = set(team.await_deal(identity))
     with (
         CheckpointWriter(staging.out, planned.shards, is_shared=True) as writer,

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -140,7 +140,7 @@ class Journal:
     def read_identity(staging: Staging) -> dict[str, str] | None:
         """What the run that left this folder was, or None when there was none."""
         lines = _complete_lines(staging.root / "journal.jsonl")
-        return dict(json.loads(lines[0])) if lines else None
+        return _parsed(staging.root / "journal.jsonl", lines[:1])[0] if lines else None
 
     def note(self, entry: Mapping[str, Any], nbytes: int) -> None:
         """Note a written tensor; it counts once the next sync has gone through."""
@@ -185,7 +185,17 @@ def _entries(path: Path) -> dict[str, dict[str, Any]]:
     lines = _complete_lines(path)
     if path.exists():  # a torn last line would swallow the next one
         os.truncate(path, sum(len(line) + 1 for line in lines))
-    return {entry["name"]: entry for entry in map(json.loads, lines[1:])}
+    return {entry.get("name", ""): entry for entry in _parsed(path, lines[1:])}
+
+
+def _parsed(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    try:
+        entries = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        entries = [None]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise OutputError(f"{path}: is no journal that can be read. Pass --restart to throw the unfinished run away")
+    return entries
 
 
 def _locked(descriptor: int, path: Path) -> bool:

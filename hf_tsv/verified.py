@@ -101,7 +101,7 @@ def _record(out: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text("utf-8"))
         files, tensors, sums = record.get("files", []), record.get("tensors", {}), record.get("checksums", {})
-        entries = [*tensors.values(), *record["sources"], record["versions"]]
+        entries = [tensors, sums, record["versions"], *tensors.values(), *record["sources"]]
         if all(map(_is_inside, (*files, *sums))) and all(isinstance(entry, dict) for entry in entries):
             return dict(record)
     except FileNotFoundError:
@@ -152,9 +152,10 @@ def _tensor_differs(located: Located, digest: str, entry: Mapping[str, Any] | No
     where = f"{located.path}: tensor {located.info.name!r}"
     if entry is None:
         return [f"{where} is not in the record"]
-    said = entry.get("dtype", located.info.dtype), tuple(entry.get("shape", located.info.shape))
-    if said != (located.info.dtype, located.info.shape):
-        return [f"{where} is {located.info.dtype} {located.info.shape}, expected {said[0]} {said[1]}"]
+    there = [located.info.dtype, list(located.info.shape)]
+    said = [entry.get("dtype", there[0]), entry.get("shape", there[1])]
+    if said != there:
+        return [f"{where} is {there[0]} {there[1]}, expected {said[0]} {said[1]}"]
     return [] if digest == entry.get("sha256") else [f"{where} has other bytes than were written. Get the file again"]
 
 
@@ -230,11 +231,11 @@ def _told_apart(plan: Plan, names: Iterable[str]) -> list[str]:
 
 def _other_sources(record: Mapping[str, Any], sources: Sequence[Source]) -> list[str]:
     """Local folders have no commit: what is known of them is their files' size, time of change and headers."""
-    then = {source.get("task"): source.get("fingerprint") for source in record["sources"]}
+    then = {str(source.get("task")): source.get("fingerprint") for source in record["sources"]}
     return [
         f"{source.ref}: its files have another size, time of change or header than when they were merged"
         for source in sources
-        if then.get(source.task) and source.identity != then[source.task]
+        if then.get(str(source.task)) and source.identity != then[str(source.task)]
     ]
 
 

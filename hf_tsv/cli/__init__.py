@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Results go to stdout, talk to stderr. Exit codes: 0 done, 1 a told error, 2 usage, 3 the Hub or the"
-    " network, 4 disk or memory, 130 interrupted.",
+    " network, 4 disk or memory, 130 interrupted, 143 terminated.",
 )
 app.command()(plan.plan)
 app.command()(merge.merge)
