@@ -5,32 +5,52 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_tsv.api import compress, merge, merge_as_adapter, merge_modules, merge_state_dicts, plan
+    from hf_tsv.api import (
+        compress,
+        evaluate,
+        inspect,
+        merge,
+        merge_as_adapter,
+        merge_modules,
+        merge_state_dicts,
+        plan,
+        push,
+        tune,
+    )
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
+    from hf_tsv.publishing import Pushing
     from hf_tsv.recipe import load_recipe
-    from hf_tsv.restored import restore
+    from hf_tsv.restored import load_task, restore
     from hf_tsv.verified import Verification, verify
 
 __all__ = [
     "HfTsvError",
     "Hub",
+    "Pushing",
     "Verification",
     "compress",
+    "evaluate",
+    "inspect",
     "load_recipe",
+    "load_task",
     "merge",
     "merge_as_adapter",
     "merge_modules",
     "merge_state_dicts",
     "plan",
+    "push",
     "restore",
+    "tune",
     "verify",
 ]
 
 _HOMES = {
     "HfTsvError": "hf_tsv.errors",
     "Hub": "hf_tsv.hub",
+    "Pushing": "hf_tsv.publishing",
     "load_recipe": "hf_tsv.recipe",
+    "load_task": "hf_tsv.restored",
     "Verification": "hf_tsv.verified",
     "restore": "hf_tsv.restored",
     "verify": "hf_tsv.verified",

@@ -6,33 +6,50 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from torch import Tensor, nn
 
-from hf_tsv.cards import write_card
-from hf_tsv.checkpoint import Shard
-from hf_tsv.companions import copy_companions, most_common_template
-from hf_tsv.errors import CheckpointError, MethodError, OutputError
-from hf_tsv.hub import Hub
+from hf_tsv import inspection
+from hf_tsv.cards import Licence, all_terms, write_card
+from hf_tsv.checkpoint import Checkpoint, Shard
+from hf_tsv.companions import copy_companions, copy_licences, most_common_template
+from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, PublishError
+from hf_tsv.hub import Hub, Pushed
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_residuals, make_plan
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals, make_plan
 from hf_tsv.processes import Process, Team, check_alone, stamp
+from hf_tsv.publishing import (
+    Destination,
+    Parcel,
+    Pushing,
+    check,
+    deliver,
+    licence_of_card,
+    parcel,
+    sending,
+    tasks_of,
+)
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
-from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, write_record
-from hf_tsv.resources import check_disk, usable_cores
-from hf_tsv.run import Progress, Resources, Silent, check_memory, run
-from hf_tsv.sources import Source, companions, fetch, lock_text, open_sources
+from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
+from hf_tsv.resources import check_disks, usable_cores
+from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
+from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import RECORD_FILE, CheckpointWriter, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
+    from hf_tsv.tuning import By, Tuned
 
 PARTS_FOLDER = "task_parts"
+UPLOADING = "uploading"
 
 
 def plan(
@@ -61,15 +78,19 @@ def merge(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     workers: int | None = None,
     max_memory: int | None = None,
+    stream: bool = False,
+    push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Merge by a recipe into a folder that transformers loads; its record.
 
-    OUT appears when it is complete. A run that was stopped goes on where it was, to the same bytes.
+    OUT appears when it is complete. A run that was stopped goes on where it was, to the same bytes. With
+    `push_to_hub`, files are uploaded as they are finished and committed when OUT is complete; the record then says
+    under `pushed` where; and an OUT that holds this very merge already is pushed as it is.
 
     Started as several processes by a launcher that sets RANK and WORLD_SIZE, with OUT on a file system that all of them
-    share, each merges its part of the tensors, the first publishes, and all return the record.
+    share, each merges its part of the tensors, the first publishes and pushes, and all return the record.
 
     Args:
         recipe: A recipe, or the path of its file.
@@ -80,55 +101,82 @@ def merge(
         workers: Tensors in work at once in each process, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given. Of both, the
             processes on one machine get equal shares unless given.
+        stream: Read weights from the Hub tensor by tensor instead of downloading their files.
+        push_to_hub: Where to push the output: `user/name`, or more exactly.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
     Raises:
         HfTsvError: anything a person can mend, another process of the run that has ended too; nothing is lost by it.
     """
-    started = time.monotonic()
-    recipe, out, hub, process = _loaded(recipe), Path(out), hub or Hub(), Process.launched()
+    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    process = Process.launched()
     resources = Resources.of(workers, max_memory, process.local_count)
     before = stamp(out / RECORD_FILE)
     with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
-        check_output(out, overwrite=overwrite)
         sources = open_sources(recipe, hub)
-        _check_apart(out, sources)
         planned = _planned(recipe, sources, max_shard_size)
-        check_memory(planned, resources)
-        check_disk(out.parent, planned.bytes_out)
-        if leaves_residuals(planned):
-            from hf_tsv.residuals import check_residuals
+        destinations = [to for _, to in _targets(push_to_hub, sources, None, hub)]
+        if not destinations or not _is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
+            _check_place(out, sources, overwrite=overwrite)
+            check_memory(planned, resources)
+            downloads = bytes_to_download(sources, hub, stream=stream)
+            check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
+            if leaves_residuals(planned):
+                from hf_tsv.residuals import check_residuals
 
-            check_residuals(planned)
-        sources = fetch(sources, hub)
-        planned = _planned(recipe, sources, max_shard_size)
-        if process.rank:
-            _help(planned, staging, team, _identity(planned, sources), resources)
-            return team.await_output(out / RECORD_FILE, before)
-        identity = _identity(planned, sources)
-        _go_on_or_start(staging, identity, restart=restart)
-        with _discarded_if_wrong(staging):
-            tensors = _write_shared(planned, staging, team, identity, resources, progress or Silent())
-            parts = _write_parts(planned, staging.out)
-            _check_unchanged(planned, sources, identity)
-        _copy_companions(planned, sources, hub, staging.out)
-        adapters = _write_adapters(planned, staging, sources, resources, progress or Silent())
-        record = make_record(
-            planned,
-            [s.describe() for s in sources],
-            tensors,
-            seconds=time.monotonic() - started,
-            parts=parts,
-            adapters=adapters,
-        )
-        write_text(staging.out / "recipe.yaml", recipe.text)
-        write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
-        record["checksums"] = checksums(staging.out, record["files"])
-        write_record(record, staging.out)
-        write_card(record, staging.out)
-        staging.publish()
-    return record
+                check_residuals(planned)
+            in_order = stream or bool(destinations)
+            sources = fetch(sources, hub, stream=stream)
+            planned = _planned(recipe, sources, max_shard_size)
+            run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
+            if process.rank:
+                _help(planned, staging, team, _identity(planned, sources), run_)
+                return team.await_output(out / RECORD_FILE, before)
+            _merge_into(staging, team, planned, sources, hub, resources, progress, destinations, run_, restart=restart)
+    return read_record(out) | ({} if process.rank else _delivered(out, destinations, progress))
+
+
+def _merge_into(
+    staging: Staging,
+    team: Team,
+    planned: Plan,
+    sources: Sequence[Source],
+    hub: Hub,
+    resources: Resources,
+    progress: Progress,
+    destinations: Sequence[Destination],
+    run_: "_Run",
+    *,
+    restart: bool,
+) -> None:
+    """Merge fetched sources into OUT, uploading each file of weights when it is finished."""
+    started = time.monotonic()
+    identity = _identity(planned, sources)
+    _go_on_or_start(staging, identity, restart=restart)
+    with _discarded_if_wrong(staging):
+        with sending(destinations[0] if destinations else None, partial(progress.advance, 0.0, UPLOADING)) as send:
+            tensors = _write_shared(planned, staging, team, identity, run_, send)
+        parts = _write_parts(planned, staging.out)
+        _check_unchanged(planned, sources, identity)
+    _copy_companions(planned, sources, hub, staging.out)
+    adapters = _write_adapters(planned, staging, sources, resources, progress)
+    masks = _write_masks(planned, staging, sources, resources, progress)
+    record = make_record(
+        planned,
+        described(sources, hub),
+        tensors,
+        seconds=time.monotonic() - started,
+        parts=parts,
+        adapters=adapters,
+        masks=masks,
+    )
+    write_text(staging.out / "recipe.yaml", planned.recipe.text)
+    write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
+    record["checksums"] = checksums(staging.out, record["files"])
+    write_record(record, staging.out)
+    write_card(record, staging.out, licence=destinations[0].licence if destinations else None)
+    staging.publish()
 
 
 def compress(
@@ -139,6 +187,7 @@ def compress(
     overwrite: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
+    push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -154,6 +203,8 @@ def compress(
         overwrite: Replace an earlier output.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression
+            already is pushed as it is; the record then says under `pushed` where.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
@@ -163,11 +214,22 @@ def compress(
     from hf_tsv.adapters import BaseRef
     from hf_tsv.compressed import compress_tasks
 
-    def write(planned: Plan, sources: Sequence[Source], folder: Path, resources: Resources) -> dict[str, Any]:
-        base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress or Silent())
+    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    check_alone(out)
+    resources = Resources.of(workers, max_memory)
+    sources = open_sources(recipe, hub)
+    tasks = [model.name for model in recipe.models]
+    destinations = [to for _, to in _targets(push_to_hub, sources, tasks, hub)]
 
-    return _written(_loaded(recipe), Path(out), write, overwrite, Resources.of(workers, max_memory), hub or Hub())
+    def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
+        base = BaseRef(sources[0].ref.path, sources[0].revision)
+        return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress)
+
+    if not destinations or not _is_made(out, recipe, sources, options.flags):
+        _check_place(out, sources, overwrite=overwrite)
+        licence = destinations[0].licence if destinations else None
+        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence)
+    return read_record(out) | _delivered(out, destinations, progress)
 
 
 def merge_as_adapter(
@@ -199,31 +261,36 @@ def merge_as_adapter(
     from hf_tsv.adapters import BaseRef
     from hf_tsv.as_adapter import write_as_adapter
 
-    def write(planned: Plan, sources: Sequence[Source], folder: Path, resources: Resources) -> dict[str, Any]:
-        base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return write_as_adapter(planned, folder, base, _folders(sources), rank, resources, progress or Silent())
-
-    recipe = _loaded(recipe)
+    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     if recipe.residuals is not None or TSV_C in recipe.methods:
         raise OutputError(f"{out}: an adapter can't carry others, expected a recipe without tsv_c and residuals")
+    check_alone(out)
+    resources = Resources.of(workers, max_memory)
+    sources = open_sources(recipe, hub)
+    _check_place(out, sources, overwrite=overwrite)
+
+    def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
+        base = BaseRef(sources[0].ref.path, sources[0].revision)
+        return write_as_adapter(planned, folder, base, _folders(sources), rank, resources, progress)
+
     in_float32 = dataclasses.replace(recipe, out_dtype="float32")
-    return _written(in_float32, Path(out), write, overwrite, Resources.of(workers, max_memory), hub or Hub())
+    flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
+    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None)
+    return read_record(out)
 
 
-def _written(
+def _write_adapter_folder(
     recipe: Recipe,
     out: Path,
-    write: Callable[[Plan, Sequence[Source], Path, Resources], dict[str, Any]],
-    overwrite: bool,
+    sources: Sequence[Source],
+    write: Callable[[Plan, Sequence[Source], Path], dict[str, Any]],
+    flags: Sequence[str],
     resources: Resources,
     hub: Hub,
-) -> dict[str, Any]:
-    """A folder of adapters, which appears when it is complete; its record."""
+    licence: Licence | None,
+) -> None:
+    """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
-    check_alone(out)
-    check_output(out, overwrite=overwrite)
-    sources = open_sources(recipe, hub)
-    _check_apart(out, sources)
     sources = fetch(sources, hub)
     planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
@@ -231,20 +298,282 @@ def _written(
         staging.discard()
         try:
             identity = _identity(planned, sources)
-            tasks = write(planned, sources, staging.out, resources)
+            tasks = write(planned, sources, staging.out)
             _check_unchanged(planned, sources, identity)
         except BaseException:
             staging.remove()
             raise
         record = make_compression_record(
-            planned, [s.describe() for s in sources], tasks, seconds=time.monotonic() - started
+            planned, described(sources, hub), tasks, flags=flags, seconds=time.monotonic() - started
         )
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
         record["checksums"] = checksums(staging.out, record.get("files", ()))
         write_record(record, staging.out)
+        write_card(record, staging.out, licence=licence)
         staging.publish()
-    return record
+
+
+def push(
+    out: str | Path,
+    repo: str,
+    *,
+    create_pr: bool = False,
+    private: bool | None = None,
+    license: str | None = None,
+    hub: Hub | None = None,
+) -> list[Pushed]:
+    """Push an output folder to the Hub: a merged model, adapters, or one adapter.
+
+    Access, name, privacy and licence are checked before a byte is uploaded. Each repository gets one commit, or none
+    when it holds everything; what the Hub has is not uploaded again.
+
+    Args:
+        out: The folder.
+        repo: `user/name`; for adapters also `user/name-{task}`, a repository each.
+        create_pr: Open a pull request instead of committing to the main branch.
+        private: Whether a new repository is private; None for private where a source is private or gated, else as its
+            owner's settings say. False says that such sources may go public.
+        license: The licence to carry, in the Hub's word; None for what follows from the sources.
+        hub: How to reach the Hub.
+
+    Raises:
+        OutputError: the folder is no output.
+        PublishError: licence or privacy forbids it.
+        HubError: the Hub refuses or fails; says what was done.
+    """
+    pushing = Pushing(repo, create_pr, private, license)
+    return [deliver(*prepared) for prepared in prepare_push(Path(out), pushing, hub or Hub())]
+
+
+def card(out: str | Path, *, license: str | None = None) -> Path:
+    """Write the card of an output again, and of a compression those of its adapters; the path of the first.
+
+    What people wrote outside of our marks stays, and so does what they added to the header.
+
+    Args:
+        out: The output folder.
+        license: The licence to carry, in the Hub's word; None for what its header or the sources say.
+
+    Raises:
+        OutputError: the folder is no output.
+        PublishError: no such licence.
+    """
+    out = Path(out)
+    record, path = read_record(out), out / "README.md"
+    old = path.read_text("utf-8") if path.is_file() else ""
+    write_card(record, out, licence=licence_of_card(license, all_terms(record), old), keep=[old] if old else [])
+    return path
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do.
+
+    Attributes:
+        plan: What it would merge.
+        download_bytes: What it would have to download whole.
+        targets: Where the output would go, each with what the sources of it say of themselves.
+    """
+
+    plan: Plan
+    download_bytes: int
+    targets: list[tuple[list[dict[str, Any]], Destination]]
+
+
+def preview(
+    recipe: Recipe,
+    pushing: Pushing | None,
+    *,
+    hub: Hub,
+    tasks: Sequence[str] | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    stream: bool = False,
+) -> Preview:
+    """What a merge, or of these tasks a compression, would do. Nothing is written; errors are those of doing it."""
+    sources = open_sources(recipe, hub)
+    planned = _planned(recipe, sources, max_shard_size)
+    return Preview(planned, bytes_to_download(sources, hub, stream=stream), _targets(pushing, sources, tasks, hub))
+
+
+def _targets(
+    pushing: Pushing | str | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
+) -> list[tuple[list[dict[str, Any]], Destination]]:
+    if pushing is None:
+        return []
+    pushing = Pushing(pushing) if isinstance(pushing, str) else pushing
+    told, found = described(sources, hub), []
+    for repo, chosen in pushing.repositories(tasks).items():
+        terms = all_terms({"sources": [s for s in told if chosen is None or s["task"] in (None, *chosen)]})
+        found.append((terms, check(pushing, repo, terms, hub, tasks=chosen)))
+    return found
+
+
+def _delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> dict[str, Any]:
+    """Push a finished output; what the record says of that, nothing where nothing was to be pushed."""
+    if not destinations:
+        return {}
+    progress.advance(0.0, UPLOADING)
+    try:
+        pushed = [deliver(parcel(out, to.tasks), to) for to in destinations]
+    except (HubError, PublishError) as error:
+        raise type(error)([*error.problems, f"{out} is complete. The same command goes on with the push"]) from error
+    return {"pushed": [{"repo_id": one.repo_id, "url": one.url} for one in pushed]}
+
+
+def _is_made(out: Path, recipe: Recipe, sources: Sequence[Source], how: Sequence[str]) -> bool:
+    """Whether OUT is what a run would make of these sources: of a merge the same files, of a compression the flags."""
+    try:
+        record = read_record(out)
+        lock = (out / "recipe.lock.yaml").read_text("utf-8")
+    except (OutputError, OSError):
+        return False
+    made_of = [{key: value for key, value in source.items() if key != "terms"} for source in record["sources"]]
+    same = lock == lock_text(recipe, sources) and made_of == [source.describe() for source in sources]
+    return same and list(how) == record.get("flags", record.get("files"))
+
+
+def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
+    """What `push` would do, checked; nothing is written. Errors are those of `push`."""
+    parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
+    destinations = [
+        check(pushing, repo, all_terms(found.record), hub, card=found.old_card) for repo, found in parcels.items()
+    ]
+    return list(zip(parcels.values(), destinations, strict=True))
+
+
+def inspect(
+    recipe: Recipe | str | Path,
+    *,
+    workers: int | None = None,
+    max_memory: int | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Look at what each fine-tuned model of a recipe changed, and where they clash.
+
+    Args:
+        recipe: A recipe, or the path of its file. Its methods and weights don't matter, only which tensors they merge.
+        workers: Tensors in work at once, one processor core each; all cores unless given.
+        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        hub: How to reach the Hub.
+        progress: Told of the work done.
+
+    Returns:
+        Plain data, as `hf_tsv.inspection.summarize` describes it.
+
+    Raises:
+        HfTsvError: anything a person can mend.
+    """
+    recipe, hub = _loaded(recipe), hub or Hub()
+    resources = Resources.of(workers, max_memory)
+    planned = _planned(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE)
+    return inspection.summarize(inspection.inspect_plan(planned, resources, progress or Silent()))
+
+
+def evaluate(
+    out: str | Path,
+    suite: str | Path,
+    *,
+    results: str | Path | None = None,
+    device: str | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score an output, its base and its fine-tuned models on a suite; what is measured goes into record and card.
+
+    A score that is known for the same weights, task and data is not computed again: an evaluation that was stopped goes
+    on where it was.
+
+    Args:
+        out: An output of `merge` or `compress`.
+        suite: A suite file: see `hf_tsv.evaluation.suite`.
+        results: Where scores are kept; `OUT/evaluation.jsonl` unless given. Outputs of one zoo may share a file.
+        device: Of torch; a GPU where there is one unless given.
+        hub: How to reach the Hub.
+        progress: Told of the work done.
+
+    Returns:
+        Plain data, as `hf_tsv.evaluation.summarize` describes it.
+
+    Raises:
+        HfTsvError: anything a person can mend; nothing is lost by it.
+    """
+    from hf_tsv.evaluation import Results, load_suite, made, prepare, score_all, summarize
+    from hf_tsv.restored import open_task
+
+    out, hub = Path(out), hub or Hub()
+    asked = load_suite(suite)
+    record = read_record(out)
+    recipe = load_recipe(out / "recipe.lock.yaml")
+    sources = fetch(open_sources(recipe, hub), hub)
+
+    def restored(task: str) -> Checkpoint:
+        return open_task(out, task, base=None, hub=hub).checkpoint
+
+    prepared = prepare(asked, sources, partial(made, out, record, restored))
+    kept = Results(Path(results) if results else out / "evaluation.jsonl")
+    score_all(asked, prepared, kept, device or _default_device(), progress or Silent())
+    record["evaluation"] = summarize(asked, prepared, kept)
+    write_record(record, out)
+    card(out)
+    return dict(record["evaluation"])
+
+
+def tune(
+    recipe: Recipe | str | Path,
+    suite: str | Path,
+    *,
+    by: "By" = "kind",
+    grid: Sequence[float] = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6),
+    results: str | Path = "tuning.jsonl",
+    device: str | None = None,
+    workers: int | None = None,
+    hub: Hub | None = None,
+    progress: Progress | None = None,
+) -> "Tuned":
+    """Choose the scale of a merge, one for each group of tensors, by the scores of a suite on validation data.
+
+    The merge is computed once; what differs in scale alone needs no further decomposition. It and one model are held in
+    memory.
+
+    Args:
+        recipe: A recipe, or the path of its file, by a method that has a `scale`.
+        suite: A suite file. Its data should be others than those that the merge is reported on.
+        by: What has a scale of its own: `all` have one, each `kind` of tensor, or each module `type`.
+        grid: The scales that are tried.
+        results: Where scores are kept; a search that was stopped goes on from there.
+        device: Of torch; a GPU where there is one unless given.
+        workers: Tensors in work at once while merging; all cores unless given.
+        hub: How to reach the Hub.
+        progress: Told of the evaluations.
+
+    Raises:
+        HfTsvError: anything a person can mend.
+    """
+    from hf_tsv.evaluation import Results, load_suite, prepare
+    from hf_tsv.tuning import at_scale_one
+    from hf_tsv.tuning import tune as search
+
+    recipe, asked, hub = _loaded(recipe), load_suite(suite), hub or Hub()
+    unscaled = at_scale_one(recipe)
+    sources = fetch(open_sources(unscaled, hub), hub)
+    return search(
+        _planned(unscaled, sources, DEFAULT_SHARD_SIZE),
+        recipe,
+        asked,
+        prepare(asked, sources, lambda base, task: ()),
+        Results(Path(results)),
+        by=by,
+        grid=grid,
+        device=device or _default_device(),
+        resources=Resources.of(workers, None),
+        progress=progress or Silent(),
+    )
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def merge_state_dicts(
@@ -284,8 +613,8 @@ def merge_state_dicts(
         MemoryCheckpoint(base, label="the base"),
         [MemoryCheckpoint(state, label=f"task '{task}'") for task, state in finetuned.items()],
     )
-    if leaves_residuals(planned):
-        raise MethodError(f"{method}: its result is one adapter a task. Call hf_tsv.merge or hf_tsv.compress")
+    if leaves_residuals(planned) or leaves_masks(planned):
+        raise MethodError(f"{method}: it keeps something of every task in files. Call hf_tsv.merge")
     held = _Held()
     run(planned, planned.steps, held, Resources(usable_cores()), Silent())
     return {name: held.tensors[name] for name in base}
@@ -310,17 +639,33 @@ class _Held:
 
 
 class _Files:
-    """Writes merged tensors and notes them in the journal."""
+    """Writes merged tensors, notes them in the journal, and tells which files are finished."""
 
-    def __init__(self, writer: CheckpointWriter, journal: Journal, team: Team) -> None:
-        self._writer = writer
-        self._journal = journal
-        self._team = team
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        journal: Journal,
+        team: Team,
+        shards: Sequence[Shard],
+        finished: Callable[[str], None],
+    ) -> None:
+        self._writer, self._journal, self._team, self._finished = writer, journal, team, finished
+        self._files = {info.name: shard.file for shard in shards for info in shard.tensors}
+        self._left = {shard.file: {info.name for info in shard.tensors} - journal.done.keys() for shard in shards}
+        self._lock = Lock()
+        for file, left in self._left.items():
+            if not left:
+                finished(file)
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
         self._team.check()
         checksum = self._writer.write(step.name, tensor)
         self._journal.note({"name": step.name, **facts, "sha256": checksum}, step.out.nbytes)
+        file = self._files[step.name]
+        with self._lock:
+            self._left[file].remove(step.name)
+        if not self._left[file]:
+            self._finished(file)
 
 
 def _loaded(recipe: Recipe | str | Path) -> Recipe:
@@ -332,7 +677,8 @@ def _planned(recipe: Recipe, sources: Sequence[Source], max_shard_size: int | st
     return make_plan(recipe, base.checkpoint, [task.checkpoint for task in tasks], max_shard_size=max_shard_size)
 
 
-def _check_apart(out: Path, sources: Sequence[Source]) -> None:
+def _check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
+    check_output(out, overwrite=overwrite)
     for source in sources:
         if source.folder and source.folder.resolve().is_relative_to(out.resolve()):
             raise OutputError(f"{out}: holds {source.ref.text}, which the recipe reads. Choose another folder")
@@ -390,8 +736,16 @@ def _discarded_if_wrong(staging: Staging) -> Iterator[None]:
         raise
 
 
+_Run = Callable[[Plan, Sequence[Step], Sink], None]
+
+
 def _write_shared(
-    planned: Plan, staging: Staging, team: Team, identity: Mapping[str, str], resources: Resources, progress: Progress
+    planned: Plan,
+    staging: Staging,
+    team: Team,
+    identity: Mapping[str, str],
+    run_: _Run,
+    send: Callable[[str, Path], None],
 ) -> dict[str, dict[str, Any]]:
     """The merged model's files; what was noted of each tensor."""
     with (
@@ -399,24 +753,30 @@ def _write_shared(
         Journal(staging, writer, identity) as journal,
     ):
         writer.sync()
-        left = [step for step in planned.steps if step.name not in journal.done]
-        steps = team.deal(left, planned.work, lambda step: step.name, identity)
-        run(planned, steps, _Files(writer, journal, team), resources, progress)
+        files = _Files(writer, journal, team, planned.shards, lambda file: send(file, staging.out / file))
+        left = [step for step in _by_file(planned) if step.name not in journal.done]
+        share = {step.name for step in team.deal(left, planned.work, lambda step: step.name, identity)}
+        run_(planned, [step for step in left if step.name in share], files)
         team.await_all()
         journal.take_in()
     writer.write_index()
     return journal.done
 
 
-def _help(planned: Plan, staging: Staging, team: Team, identity: Mapping[str, str], resources: Resources) -> None:
+def _help(planned: Plan, staging: Staging, team: Team, identity: Mapping[str, str], run_: _Run) -> None:
     """What one of the other processes does: its share, into the files that the first has laid out."""
     share = set(team.await_deal(identity))
     with (
         CheckpointWriter(staging.out, planned.shards, is_shared=True) as writer,
         Journal(staging, writer, identity, rank=team.process.rank) as journal,
     ):
-        steps = [step for step in planned.steps if step.name in share]
-        run(planned, steps, _Files(writer, journal, team), resources, Silent())
+        files = _Files(writer, journal, team, planned.shards, lambda file: None)
+        run_(planned, [step for step in _by_file(planned) if step.name in share], files)
+
+
+def _by_file(planned: Plan) -> list[Step]:
+    by_name = {step.name: step for step in planned.steps}
+    return [by_name[info.name] for shard in planned.shards for info in shard.tensors]
 
 
 def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
@@ -446,6 +806,17 @@ def _write_adapters(
     return write_residuals(planned, staging.out, str(staging.final), _folders(sources), resources, progress)
 
 
+def _write_masks(
+    planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """The tasks' masks beside the merged model that the recipe asks for, if any."""
+    if not leaves_masks(planned):
+        return {}
+    from hf_tsv.masked import write_masks
+
+    return write_masks(planned, staging.out, _folders(sources), resources, progress)
+
+
 def _folders(sources: Sequence[Source]) -> dict[str | None, Path]:
     return {source.task: source.folder for source in sources if source.folder}
 
@@ -457,6 +828,8 @@ def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Pa
         template = most_common_template([source.folder for source in by_ref.values() if source.folder])
     base, tokenizer = (companions(by_ref[ref], hub) for ref in (recipe.base, recipe.tokenizer_source))
     copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template)
+    folders = {s.ref.path if s.pin else s.folder.name: s.folder for s in sources if s.folder}
+    copy_licences(folders, out)
 
 
 def _recipe_of(

@@ -1,6 +1,7 @@
 """The files beside the weights: configuration, tokenizer, processor, pooling, chat template, licence."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ ABOUT_THE_SOURCE = (
     *("README.md", "adapter_config.json", "*.index.json", "trainer_state.json", "*_results.json"),
     *("hf_tsv.json", "recipe.yaml", "recipe.lock.yaml"),
 )
+LICENCES = ("licen[sc]e*", "notice*", "use_policy*")
 MODULE_FOLDERS = "[0-9]*_*"  # 1_Pooling, 2_Dense: the modules of a sentence-transformers model
 
 TOKENIZER = (
@@ -100,6 +102,18 @@ def copy_companions(
         _declare_dtype(out / "config.json", dtype)
     if template:
         write_text(out / "chat_template.jinja", template)
+
+
+def copy_licences(sources: Mapping[str, Path], out: Path) -> None:
+    """Copy the licences and notices of models, by name, that aren't the ones lying in `out`."""
+    for name, folder in sources.items():
+        for file in sorted(folder.iterdir()):
+            if matches(LICENCES, [file.name.lower()]) and file.is_file() and not _same(file, out / file.name):
+                _copy(file, out / "licenses" / re.sub(r"[^\w.-]+", "__", name).strip("_.") / file.name)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def most_common_template(folders: Sequence[Path]) -> str | None:

@@ -7,7 +7,7 @@ factors, written in place; then, adapter by adapter, PEFT's reading is compared 
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -30,7 +30,21 @@ from hf_tsv.adapters import (
     read_architecture,
     verify_adapter,
 )
-from hf_tsv.compression import DENSE, Budget, Compression, Dense, RankChoice, Spectrum, choose_ranks, pooled, summarize
+from hf_tsv.compression import (
+    DENSE,
+    Budget,
+    Compression,
+    Dense,
+    Energy,
+    Error,
+    FixedRank,
+    Fraction,
+    RankChoice,
+    Spectrum,
+    choose_ranks,
+    pooled,
+    summarize,
+)
 from hf_tsv.errors import MethodError, some
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.loaders import TORCH_DTYPES
@@ -41,6 +55,7 @@ from hf_tsv.stored import StoredTensor
 
 Profile = Literal["faithful", "serving"]
 FOLDERS: Mapping[Profile, str] = {"faithful": "adapters", "serving": "adapters-serving"}
+RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
 MODEL_CONFIG = "config.json"
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once it is planned
 
@@ -83,6 +98,16 @@ class Compressing:
 
     def rule_of(self, name: str) -> RankChoice:
         return self.how[name] if isinstance(self.how, Mapping) else self.how
+
+    @property
+    def flags(self) -> list[str]:
+        """The command line's words for it."""
+        rule = [word for rule in self.rules for word in (f"--{RULES[type(rule)]}", *map(str, astuple(rule)))]
+        serving = ["--serving-rank", str(self.serving_rank)] if "serving" in self.profiles else []
+        dtype = [f"--factor-dtype={name}" for name, stored in STORED_AS.items() if stored == self.factor_dtype]
+        together = ["--together"] if self.together else []
+        profile = "both" if len(self.profiles) > 1 else self.profiles[0]
+        return [*rule, *together, "--profile", profile, *serving, *dtype]
 
 
 STORED_AS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

@@ -1,11 +1,12 @@
 """Every error this package raises on purpose.
 
 * HfTsvError                what a person can cause, told in one line a mistake; exit code 1
-  + RecipeError             the recipe is wrong; holds every mistake found
+  + RecipeError             the recipe or suite is wrong; holds every mistake found
   + PlanError               recipe and checkpoints don't fit together; holds every mistake found
   + CheckpointError         a file can't be read as what it claims to be
   + MethodError             a merge method met numbers that it can't merge
   + OutputError             the output folder can't be used, or an earlier run there differs
+  + PublishError            licence or privacy forbids to publish it so
   + HubError                the Hub or the network said no; exit code 3
   + ResourceError           disk or memory does not suffice; exit code 4
 
@@ -35,7 +36,7 @@ def _printable(text: str) -> str:
 
 
 class RecipeError(HfTsvError):
-    """The recipe is wrong."""
+    """The recipe, or the suite of an evaluation, is wrong."""
 
 
 class PlanError(HfTsvError):
@@ -52,6 +53,10 @@ class MethodError(HfTsvError):
 
 class OutputError(HfTsvError):
     """The output folder can't be used."""
+
+
+class PublishError(HfTsvError):
+    """An output can't be published as asked: its licence or its sources' privacy forbids it."""
 
 
 class HubError(HfTsvError):

@@ -88,7 +88,7 @@ class Depths:
     def __init__(self, names: Iterable[str]) -> None:
         self._last: Counter[str] = Counter()
         for name in names:
-            stack, layer = _layer(name)
+            stack, layer = layer_of(name)
             if layer is not None:
                 self._last[stack] = max(self._last[stack], layer)
 
@@ -98,7 +98,7 @@ class Depths:
         return max(self._last.values(), default=-1) + 1
 
     def __call__(self, name: str) -> float:
-        stack, layer = _layer(name)
+        stack, layer = layer_of(name)
         if layer is not None:
             return layer / self._last[stack] if self._last[stack] else 0.0
         return 0.0 if any(_BEFORE_LAYERS.search(part) for part in name.split(".")) else 1.0
@@ -109,6 +109,7 @@ def group_of(name: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
-def _layer(name: str) -> tuple[str, int | None]:
+def layer_of(name: str) -> tuple[str, int | None]:
+    """The stack of layers that a tensor is in, and its number there; None for what is in no layer."""
     match = re.search(r"(?<![^.])\d+(?![^.])", name)
     return (name[: match.start()], int(match.group())) if match else ("", None)

@@ -18,6 +18,7 @@ from hf_tsv.recipe import Recipe, Rule
 STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 KEEP = "base"
 TSV_C = "tsv_c"  # keeps each task's change in its adapter
+MASKED = ("emr", "tall_mask")  # keep a mask a task beside what is merged
 ASKED_FOR = "the recipe says so"
 DEFAULT_SHARD_SIZE = "5GB"
 PIECE = 2**19  # entries merged at a time where each is merged by itself: few enough to stay near the processor
@@ -197,6 +198,7 @@ def make_plan(
     problems = [*planner.problems, *planner.wrong_layers(), *recipe.unmatched_filters(planner.kinds.items())]
     if not problems and not any(step.is_merged or step.why == ASKED_FOR for step in steps):
         problems.append(planner.nothing_merges())
+    problems += _kept_in_two_ways(recipe)
     if problems:
         raise PlanError(problems)
     return Plan(
@@ -209,6 +211,11 @@ def make_plan(
         shards=plan_shards([step.out for step in steps], max_shard_size),
         warnings=(*recipe.notes, *planner.warnings(steps)),
     )
+
+
+def leaves_masks(plan: Plan) -> bool:
+    """Whether tasks have masks beside the merged model."""
+    return any(step.method in MASKED for step in plan.merged)
 
 
 def leaves_residuals(plan: Plan) -> bool:
@@ -324,6 +331,15 @@ class _Planner:
         small = [step.name for step in steps if _is_shared_out(step, len(self.tasks))]
         if small:
             yield (f"each task keeps rank 1 of what has fewer rows or columns than there are tasks: {some(small)}")
+
+
+def _kept_in_two_ways(recipe: Recipe) -> list[str]:
+    """A task is restored from masks of one method, or from an adapter."""
+    ways = [method for method in (*MASKED, TSV_C) if method in recipe.methods]
+    ways += ["residuals"] if recipe.residuals is not None else []
+    if len(ways) < 2 or ways == [TSV_C, "residuals"]:
+        return []
+    return [f"{recipe.source}: {' and '.join(ways)} both keep what is a task's own. Use one of them in a recipe"]
 
 
 def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:

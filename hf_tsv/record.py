@@ -11,6 +11,7 @@ import torch
 
 from hf_tsv import __version__
 from hf_tsv.checkpoint import Checkpoint
+from hf_tsv.errors import OutputError
 from hf_tsv.methods import METHODS
 from hf_tsv.planner import Plan, Step
 from hf_tsv.writers import RECORD_FILE, write_text
@@ -29,6 +30,7 @@ def make_record(
     seconds: float,
     parts: Mapping[str, str],
     adapters: Mapping[str, Mapping[str, Any]],
+    masks: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The record as plain data.
 
@@ -39,6 +41,7 @@ def make_record(
         seconds: Wall time of the merge.
         parts: File of each task's own tensors.
         adapters: By task and profile, what was written of adapters on the merged model.
+        masks: What was written of masks beside it.
     """
     return {
         "format": FORMAT,
@@ -60,20 +63,35 @@ def make_record(
             for task, file in parts.items()
         },
         **({"adapters": {task: dict(profiles) for task, profiles in adapters.items()}} if adapters else {}),
+        **({"masks": dict(masks)} if masks else {}),
         "tensors": {step.name: _tensor(step, tensors[step.name]) for step in plan.steps},
     }
 
 
 def make_compression_record(
-    plan: Plan, sources: Sequence[Mapping[str, Any]], tasks: Mapping[str, Mapping[str, Any]], *, seconds: float
+    plan: Plan,
+    sources: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, Mapping[str, Any]],
+    *,
+    flags: Sequence[str],
+    seconds: float,
 ) -> dict[str, Any]:
-    """The record of a compression. `tasks`: by task and profile, what was written and found."""
+    """The record of a compression.
+
+    Args:
+        plan: Which tensors took part.
+        sources: As in a merge's record.
+        tasks: By task and profile, what was written and found.
+        flags: How it was compressed, in the command line's words.
+        seconds: Wall time.
+    """
     checkpoints = dict(zip(plan.tasks, plan.finetuned, strict=True))
     return {
         "format": FORMAT,
         "versions": versions(),
         "sources": [dict(source) for source in sources],
         "method": "tsv_c",
+        "flags": list(flags),
         "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
         "seconds": round(seconds, 1),
         "warnings": list(plan.warnings),
@@ -127,6 +145,23 @@ def write_record(record: Mapping[str, Any], folder: Path) -> None:
 
 def _nbytes(checkpoint: Checkpoint) -> int:
     return sum(checkpoint.info(name).nbytes for name in checkpoint.names())
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in an output folder.
+
+    Raises:
+        OutputError: there is none, or it is none.
+    """
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text("utf-8"))
+    except OSError:
+        raise OutputError(f"{folder}: holds no {RECORD_FILE}, expected an output of hf-tsv. Choose another") from None
+    except ValueError as error:
+        raise OutputError(f"{folder / RECORD_FILE}: can't be read ({error}). Make the output again") from None
+    if not isinstance(record, dict):
+        raise OutputError(f"{folder / RECORD_FILE}: holds no record. Make the output again")
+    return record
 
 
 def _fallen_back(facts: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from hf_tsv.errors import ResourceError, size
@@ -34,17 +35,36 @@ def reuse_freed_memory() -> None:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Whether the file system of a folder that may not exist yet has room.
+    """`check_disks` of one folder."""
+    check_disks([(folder, needed)])
+
+
+def check_disks(needed: Sequence[tuple[Path, int]]) -> None:
+    """Whether file systems have room for what is to be written: folders, which may not exist yet, and bytes.
+
+    Folders on one file system need the sum.
 
     Raises:
-        ResourceError: it has less than `needed` bytes.
+        ResourceError: some have less; every one is told.
     """
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ResourceError(
-            f"{folder}: its disk has {size(free)} free, expected at least {size(needed)}. Free some, or write elsewhere"
-        )
+    together: dict[int, list[tuple[Path, int]]] = {}
+    for folder, nbytes in needed:
+        together.setdefault(_existing(folder).stat().st_dev, []).append((folder, nbytes))
+    problems = []
+    for parts in together.values():
+        free, total = shutil.disk_usage(_existing(parts[0][0])).free, sum(nbytes for _, nbytes in parts)
+        where = " and ".join(str(folder) for folder, nbytes in parts if nbytes)
+        if free < total:
+            problems.append(
+                f"{where}: its disk has {size(free)} free, expected at least {size(total)}. Free some, or write"
+                " elsewhere"
+            )
+    if problems:
+        raise ResourceError(problems)
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
 def _available() -> int | None:

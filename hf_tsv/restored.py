@@ -11,10 +11,12 @@ from hf_tsv.errors import OutputError, some
 from hf_tsv.hub import Hub
 from hf_tsv.journal import Staging, check_output
 from hf_tsv.loaders import is_adapter, is_model
+from hf_tsv.masked import FOLDER as MASKS
+from hf_tsv.masked import MODEL_CONFIG, config_of, file_of, open_masked
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, plan_shards
 from hf_tsv.processes import check_alone
 from hf_tsv.recipe import ModelRef, load_recipe
-from hf_tsv.record import checksums, make_restoration_record, write_record
+from hf_tsv.record import checksums, make_restoration_record, read_record, write_record
 from hf_tsv.resources import check_disk
 from hf_tsv.run import Progress, Silent
 from hf_tsv.sources import Source, companions, open_model
@@ -22,7 +24,6 @@ from hf_tsv.writers import CheckpointWriter
 
 LOCK = "recipe.lock.yaml"
 ADAPTERS = ("adapters", "adapters-serving")
-MODEL_CONFIG = "config.json"
 
 
 def restore(
@@ -36,16 +37,16 @@ def restore(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write one task's checkpoint: its adapter added to the model that it belongs to; the record.
+    """Write one task's checkpoint, from its adapter or its mask; the record.
 
-    Each tensor has the model's dtype, or the adapter's own where the model has no such tensor. What PEFT can't load is
-    in it as well.
+    Each tensor has the model's dtype, or the task's own where the model has no such tensor. What PEFT can't load of an
+    adapter is in it as well.
 
     Args:
         out: A folder that `compress` or `merge` has written.
         task: Which of its tasks.
         to: The folder to write; it must not exist, or be empty.
-        base: The model that the adapter belongs to, a Hub id or a folder, where it isn't found as it was.
+        base: The base model, a Hub id or a folder, where it isn't found as it was.
         max_shard_size: Largest output file, in bytes or as `5GB`.
         overwrite: Replace an earlier output.
         hub: How to reach the Hub.
@@ -65,7 +66,7 @@ def restore(
         staging.discard()
         try:
             digests = _copied(model, shards, staging.out, progress or Silent())
-            _copy_companions(source, hub, staging.out)
+            _copy_companions(source, _own_config(Path(out), task), hub, staging.out)
         except BaseException:
             staging.remove()
             raise
@@ -78,16 +79,50 @@ def restore(
 
 def open_task(out: Path, task: str, *, base: str | None, hub: Hub) -> Source:
     """One task's model, read tensor by tensor as it is asked for. Arguments and errors as for `restore`."""
+    if (out / file_of(task)).is_file():
+        on = open_model(ModelRef.parse(base) if base else _base_in_lock(out), hub)
+        return replace(on, checkpoint=open_masked(out, task, on.checkpoint, read_record(out)))
     adapter = _adapter_of(out, task)
-    on = ModelRef.parse(base) if base else _base_of(out)
-    if on.adapter:
-        raise OutputError(f"{on}: a model with an adapter on top, expected a model. Restore that first")
-    return open_model(replace(on, adapter=str(adapter), text=f"{on}+{adapter}"), hub)
+    ref = ModelRef.parse(base) if base else _base_of(out)
+    if ref.adapter:
+        raise OutputError(f"{ref}: a model with an adapter on top, expected a model. Restore that first")
+    return open_model(replace(ref, adapter=str(adapter), text=f"{ref}+{adapter}"), hub)
+
+
+def load_task(out: str | Path, task: str, *, base: str | None = None, hub: Hub | None = None) -> Any:
+    """One task's model in memory, as transformers loads a checkpoint of it. Needs the extra `adapters`.
+
+    Args:
+        out: A folder that `compress` or `merge` has written.
+        task: Which of its tasks.
+        base: The base model, a Hub id or a folder, where it isn't found as it was.
+        hub: How to reach the Hub.
+
+    Returns:
+        A `transformers.PreTrainedModel` of the class that the configuration names, in evaluation mode.
+
+    Raises:
+        HfTsvError: no such task, or anything else a person can mend.
+    """
+    from hf_tsv.adapters import model_class_of
+
+    out, hub = Path(out), hub or Hub()
+    source = open_task(out, task, base=base, hub=hub)
+    own = _own_config(out, task)
+    config, model_class = model_class_of(own.parent if own else _folder(source))
+    state = {name: source.checkpoint.read(name) for name in source.checkpoint.names()}
+    return model_class.from_pretrained(None, config=config, state_dict=state).eval()
 
 
 def tasks_of(out: Path) -> list[str]:
     """The tasks that can be restored from a folder."""
-    return sorted({path.name for kind in ADAPTERS for path in (out / kind).glob("*") if is_adapter(path)})
+    adapters = {path.name for kind in ADAPTERS for path in (out / kind).glob("*") if is_adapter(path)}
+    return sorted(adapters | {path.stem for path in (out / MASKS).glob("*.safetensors")})
+
+
+def _folder(source: Source) -> Path:
+    assert source.folder is not None, "it was fetched"
+    return source.folder
 
 
 def _adapter_of(out: Path, task: str) -> Path:
@@ -95,7 +130,7 @@ def _adapter_of(out: Path, task: str) -> Path:
     if not found:
         known = tasks_of(out)
         way_out = f"Its tasks: {some(known)}" if known else "Name the output folder of a compression"
-        raise OutputError(f"{out}: holds no adapter of task '{task}'. {way_out}")
+        raise OutputError(f"{out}: holds no adapter and no mask of task '{task}'. {way_out}")
     return found[0]
 
 
@@ -103,9 +138,19 @@ def _base_of(out: Path) -> ModelRef:
     """The merged model where one lies beside the adapters, else the base of the recipe that made them."""
     if is_model(out):
         return ModelRef(str(out.absolute()), text=str(out))
+    return _base_in_lock(out)
+
+
+def _base_in_lock(out: Path) -> ModelRef:
     if not (out / LOCK).is_file():
-        raise OutputError(f"{out}: no {LOCK} in it tells what its adapters belong to. Pass --base")
+        raise OutputError(f"{out}: no {LOCK} in it tells what it was made from. Pass --base")
     return load_recipe(out / LOCK).base
+
+
+def _own_config(out: Path, task: str) -> Path | None:
+    """The configuration of a task that has a head of its own."""
+    places = [config_of(out, task), *(out / kind / task / MODEL_CONFIG for kind in ADAPTERS)]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _copied(model: Checkpoint, shards: tuple[Shard, ...], folder: Path, progress: Progress) -> dict[str, str]:
@@ -121,9 +166,9 @@ def _copied(model: Checkpoint, shards: tuple[Shard, ...], folder: Path, progress
     return checksums
 
 
-def _copy_companions(source: Source, hub: Hub, folder: Path) -> None:
-    """Those of the model; but the configuration of a task that has a head of its own lies beside its adapter."""
+def _copy_companions(source: Source, config: Path | None, hub: Hub, folder: Path) -> None:
+    """Those of the model, but for the configuration of a task that has a head of its own."""
     own = companions(source, hub)
     copy_companions(own, folder, tokenizer=own, dtype=None, template=None)
-    if source.ref.adapter and (config := Path(source.ref.adapter) / MODEL_CONFIG).is_file():
+    if config:
         shutil.copyfile(config, folder / MODEL_CONFIG)

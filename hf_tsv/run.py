@@ -64,8 +64,10 @@ class Resources:
         return cls(workers or max(1, usable_cores() // sharers), max_memory or (memory and memory // sharers))
 
 
-def run(plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, progress: Progress) -> None:
-    """Merge the given steps of a plan, in any order, largest first.
+def run(
+    plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, progress: Progress, *, in_order: bool = False
+) -> None:
+    """Merge the given steps of a plan, largest first, or as they are given, when files are wanted one after another.
 
     Every step runs on one core whatever the number of workers, so that its bits don't depend on it.
 
@@ -76,7 +78,8 @@ def run(plan: Plan, steps: Sequence[Step], sink: Sink, resources: Resources, pro
     progress.begin(sum(map(plan.work, steps)) + sum(_touched(group) for group, _ in needed.values()))
     with one_thread_each():
         found = _made(plan, needed, resources, progress)
-        each_step(steps, partial(_do, plan, found, sink), plan, resources, progress, plan.work)
+        do = partial(_do, plan, found, sink)
+        each_step(steps, do, plan, resources, progress, plan.work, in_order=in_order)
 
 
 def surveys(plan: Plan, steps: Sequence[Step], resources: Resources, progress: Progress) -> Found:
@@ -214,9 +217,11 @@ def each_step(
     resources: Resources,
     progress: Progress,
     work: Callable[[Step], float],
+    *,
+    in_order: bool = False,
 ) -> None:
-    """Do all steps, most work first, never more at once than workers and memory allow."""
-    waiting = sorted(items, key=work, reverse=True)
+    """Do all steps, most work first unless in order, never more at once than workers and memory allow."""
+    waiting = list(items) if in_order else sorted(items, key=work, reverse=True)
     running: dict[Future[None], Step] = {}
     pool = ThreadPoolExecutor(resources.workers, initializer=torch.set_num_threads, initargs=(1,))
     interrupted = False

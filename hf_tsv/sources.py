@@ -8,7 +8,7 @@ from typing import Any
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.companions import Companions
 from hf_tsv.errors import CheckpointError, HfTsvError
-from hf_tsv.hub import Hub, Pinned
+from hf_tsv.hub import Hub, Pinned, facts_of_folder
 from hf_tsv.loaders import Adapter, Place, Places, aligned, is_adapter, open_adapter, open_checkpoint
 from hf_tsv.recipe import ModelRef, Recipe, is_local, pinned_text
 
@@ -86,6 +86,29 @@ class Source:
         }
 
 
+def described(sources: Sequence[Source], hub: Hub) -> list[dict[str, Any]]:
+    """What the record says of each source; as `terms`, what its model and its adapter say of themselves."""
+    return [source.describe() | {"terms": [_terms(*place, hub) for place in _places_of(source)]} for source in sources]
+
+
+def _places_of(source: Source) -> list[tuple[str, Pinned | None]]:
+    on_top = [(source.ref.adapter, source.parts.adapter_pin)] if source.ref.adapter else []
+    return [(source.ref.path, source.pin), *on_top]
+
+
+def _terms(path: str, pin: Pinned | None, hub: Hub) -> dict[str, Any]:
+    """Licence, languages, datasets; and of a model on the Hub, whether all may see it (None: not known offline)."""
+    facts = hub.facts(pin) if pin else facts_of_folder(Path(path).expanduser())
+    return {
+        "license": facts.license,
+        "license_name": facts.license_name,
+        "license_link": facts.license_link,
+        "language": list(facts.languages),
+        "datasets": list(facts.datasets),
+        **({"private": facts.private, "gated": facts.gated} if pin else {}),
+    }
+
+
 def open_sources(recipe: Recipe, hub: Hub) -> list[Source]:
     """Every model of a recipe, the base first: access checked, pinned to a commit, its headers read.
 
@@ -120,16 +143,17 @@ def _opened(asked: list[tuple[ModelRef, str | None]], hub: Hub) -> list[Source]:
     return _joined(asked, opened, hub)
 
 
-def fetch(sources: Sequence[Source], hub: Hub) -> list[Source]:
-    """The same sources with their files on this machine.
+def fetch(sources: Sequence[Source], hub: Hub, *, stream: bool = False) -> list[Source]:
+    """The same sources with their files on this machine; when streamed, all but their weights.
 
     Raises:
         HubError: one can't be downloaded.
         ResourceError: the disk is full.
     """
-    folders = {source.pin: hub.download(source.pin) for source in sources if source.pin}
+    folders = {source.pin: hub.download(source.pin, weights=not stream) for source in sources if source.pin}
     asked = [(source.ref, source.task) for source in sources]
-    return _joined(asked, {s.ref: _on_disk(s.parts, folders[s.pin]) if s.pin else s.parts for s in sources}, hub)
+    fetched = {s.ref: _on_disk(s.parts, folders[s.pin], stream) if s.pin else s.parts for s in sources}
+    return _joined(asked, fetched, hub)
 
 
 def _pinned(refs: Sequence[ModelRef], hub: Hub) -> dict[tuple[str, str | None], Pinned]:
@@ -154,8 +178,8 @@ def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]
     return Parts(model, None if pin else place, pin, adapter, adapter_pin)
 
 
-def _on_disk(parts: Parts, folder: Path) -> Parts:
-    model = parts.model and open_checkpoint(folder, label=parts.model.label)
+def _on_disk(parts: Parts, folder: Path, stream: bool) -> Parts:
+    model = parts.model if stream or not parts.model else open_checkpoint(folder, label=parts.model.label)
     return replace(parts, folder=folder, model=model)
 
 
@@ -229,6 +253,12 @@ def _note_on_base(adapter: Adapter, base: str) -> list[str]:
 
 def _at(path: str | None, pin: Pinned | None) -> str | None:
     return f"{path}@{pin.sha}" if path and pin else path
+
+
+def bytes_to_download(sources: Sequence[Source], hub: Hub, *, stream: bool = False) -> int:
+    """How much `fetch` would have to bring."""
+    pins = {source.pin for source in sources if source.pin}
+    return sum(hub.bytes_to_download(pin, weights=not stream) for pin in pins)
 
 
 def companions(source: Source, hub: Hub) -> Companions:

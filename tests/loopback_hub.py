@@ -123,6 +123,7 @@ class Fault:
     as_text: bool = False  # the message is the whole answer, as of something that isn't the Hub
     drop_after: int | None = None  # bytes of the answer that still arrive
     lose_reply: bool = False  # carried out, but the answer never arrives
+    take_only: int | None = None  # bytes of the request's body that are read before the connection is cut
     delay: float = 0.0
     times: int = 1
     skip: int = 0
@@ -643,6 +644,16 @@ def new_discussion(hub: LoopbackHub, request: Request, id: str) -> Reply:
     return Reply.of({"num": number, "url": f"{hub.endpoint}/{id}/discussions/{number}", "pullRequest": True})
 
 
+@route("GET", "/api/models/{id}/discussions")
+def list_discussions(hub: LoopbackHub, request: Request, id: str) -> Reply:
+    found = hub.seen(id, request.user).discussions
+    status = {"open": ("open", "draft"), "closed": ("closed", "merged")}.get(request.query.get("status", ""))
+    shown = [one for one in found if status is None or one["status"] in status]
+    return Reply.of(
+        {"discussions": shown if request.query.get("p", "0") == "0" else [], "count": len(shown), "start": 0}
+    )
+
+
 @route("GET", r"/api/models/{id}/discussions/(?P<rest>\d+)")
 def discussion(hub: LoopbackHub, request: Request, id: str, rest: str) -> Reply:
     return Reply.of(hub.seen(id, request.user).discussions[int(rest) - 1])
@@ -710,10 +721,15 @@ class _Handler(BaseHTTPRequestHandler):
         """The hub keeps its own log."""
 
     def serve(self) -> None:
-        request = Request(self.command, self.path, self.headers, self._body(), self.cdn)
+        request = Request(self.command, self.path, self.headers, b"", self.cdn)
         with self.hub.lock:
             self.hub.log.append(request)
             fault = next((fault for fault in self.hub.faults if fault.strikes(request)), None) or Fault("")
+        if fault.take_only is not None:
+            self.rfile.read(min(fault.take_only, int(self.headers.get("Content-Length") or 0)))
+            self.close_connection = True
+            return
+        request.body = self._body()
         time.sleep(fault.delay)
         try:
             reply = self._reply(request, fault)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import hf_tsv
 from hf_tsv import planner
 from hf_tsv.errors import CheckpointError, MethodError
-from hf_tsv.hub import Hub, Pinned, Weights
+from hf_tsv.hub import Hub, Pinned, SourceFacts, Weights
 from hf_tsv.loaders import MemoryCheckpoint, Place, SafetensorsCheckpoint, open_adapter, open_checkpoint
 from hf_tsv.methods import METHODS
 
@@ -400,7 +400,7 @@ class FoldersAsHub(Hub):
     """Folders that pass for repositories: `user/NAME` is the folder NAME."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = self.cache_dir = folder
         self.downloaded: list[str] = []
 
     def preflight(self, sources: Iterable[tuple[str, str | None]]) -> list[Pinned]:
@@ -411,6 +411,12 @@ class FoldersAsHub(Hub):
 
     def files(self, pinned: Pinned) -> dict[str, int]:
         return {path.name: path.stat().st_size for path in self.download(pinned).iterdir()}
+
+    def facts(self, pinned: Pinned) -> SourceFacts:
+        return SourceFacts()
+
+    def bytes_to_download(self, pinned: Pinned, *, weights: bool = True) -> int:
+        return 0
 
     def open(self, pinned: Pinned) -> SafetensorsCheckpoint:
         return open_checkpoint(self.folder / pinned.repo_id.removeprefix("user/"), label=pinned.label)

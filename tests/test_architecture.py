@@ -29,12 +29,17 @@ ALLOWED = {
     "stored": {"linalg", "methods", "planner"},
     "compressed": {"adapters", "compression", "linalg", "loaders", "planner", "recipe", "run", "stored"},
     "residuals": {"adapters", "compressed", "compression", "loaders", "planner", "run"},
+    "masked": {"loaders", "masks", "methods", "planner", "run", "stored", "writers"},
     "as_adapter": {"adapters", "compressed", "compression", "planner", "run"},
     "run": {"linalg", "loaders", "methods", "planner", "resources", "stored"},
     "compression": {"linalg"},
     "adapters": {"compression", "linalg", "loaders", "modules", "writers"},
+    "evaluation": {"adapters", "companions", "loaders", "recipe", "run", "sources"},
+    "tuning": {"evaluation", "loaders", "methods", "modules", "planner", "recipe", "run"},
+    "inspection": {"compression", "linalg", "methods", "modules", "planner", "recipe", "run", "stored"},
     "record": {"methods", "planner", "writers"},
     "cards": {"methods", "modules", "writers"},
+    "publishing": {"cards", "companions", "hub", "record", "writers"},
 }
 ABOVE = {"api", "restored", "verified", "cli", "demo", "__main__", "__init__"}
 

@@ -6,6 +6,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from unicodedata import category
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -25,11 +26,27 @@ from transformers import BertTokenizer
 
 import hf_tsv
 from hf_tsv.bundled import bundled
-from hf_tsv.cards import code, fence, link, render_card, text, write_card
+from hf_tsv.cards import (
+    Licence,
+    check_card,
+    code,
+    fence,
+    inherited,
+    link,
+    of_task,
+    render_adapters,
+    render_card,
+    text,
+    write_card,
+)
+from hf_tsv.cards._sections import compose
 from hf_tsv.loaders import open_checkpoint
 from hf_tsv.methods import METHODS
+from hf_tsv.recipe import pinned_text
+from hf_tsv.record import make_record
 
 from . import models
+from .test_bundled_recipes import RECIPES, plan_of
 
 EXAMPLES = bundled("cards") / "examples"
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -155,7 +172,71 @@ def folder_card(folder: Path) -> str:
     return render_card(record, output(folder, lock_of(record), config={"model_type": "bert"}, modules=[]))
 
 
-GOLDEN = {"merge": hub_card, "merge_of_folders": folder_card}
+def adapters_record() -> dict[str, Any]:
+    """Two compressed fine-tunes, one under a stricter licence."""
+    licences = ["apache-2.0", "apache-2.0", "llama3.1"]
+    names = [("example/small-lm", None), ("example/small-lm-math", "math"), ("example/small-lm-code", "code")]
+    sources = [source(model, task, sha) for (model, task), sha in zip(names, SHAS, strict=True)]
+    for one, licence in zip(sources, licences, strict=True):
+        one["terms"] = [
+            {"license": licence, "language": ["en"], "datasets": [f"org/{one['task']}"] if one["task"] else []}
+        ]
+    facts = {
+        "bytes": 1_234_567,
+        "energy": 0.912,
+        "left_out_share": 0.088,
+        "ranks": {
+            f"layers.{i}.{name}.weight": rank for i in (0, 1) for name, rank in (("q", 8 + i), ("norm", "dense"))
+        },
+    }
+    return {
+        "versions": VERSIONS,
+        "sources": sources,
+        "method": "tsv_c",
+        "flags": ["--budget", "10000000", "--profile", "faithful"],
+        "warnings": [],
+        "checkpoint_bytes": {"math": 12_345_678, "code": 12_345_678},
+        "tasks": {"math": {"faithful": facts}, "code": {"faithful": facts}},
+    }
+
+
+def adapters_card(folder: Path) -> str:
+    record = adapters_record()
+    for task in record["tasks"]:
+        (folder / "adapters" / task).mkdir(parents=True)
+        (folder / "adapters" / task / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
+    return render_card(record, output(folder, lock_of(record)))
+
+
+def adapter_card(folder: Path) -> str:
+    adapters_card(folder)
+    part = of_task(adapters_record(), "code")
+    return render_adapters(part, folder, {("code", "faithful"): "."}, olds=[], licence=None)
+
+
+def recipe_card(path: Path, folder: Path) -> str:
+    """The card of a bundled recipe's merge, which nobody has run here: from headers alone."""
+    planned = plan_of(path)
+    models = [planned.recipe.base.text, *(model.ref.text for model in planned.recipe.models)]
+    shas = [None if model.startswith(".") else str(i) * 40 for i, model in enumerate(models)]
+    tasks = [None, *planned.tasks]
+    sources = [source(*one) for one in zip(models, tasks, shas, strict=True)]
+    facts = {step.name: {"sha256": "0" * 64} for step in planned.steps}
+    record = make_record(planned, sources, facts, seconds=1.5, parts={}, adapters={}, masks={}) | {"versions": VERSIONS}
+    output(folder, {}, config={"architectures": ["CLIPModel"]} if shas[0] else {"model_type": "bert"})
+    (folder / "recipe.yaml").write_text(planned.recipe.text)
+    pins = {model: f"{model}@{sha}" for model, sha in zip(models, shas, strict=True) if sha}
+    (folder / "recipe.lock.yaml").write_text(pinned_text(planned.recipe, pins))
+    return render_card(record, folder)
+
+
+GOLDEN = {
+    "merge": hub_card,
+    "merge_of_folders": folder_card,
+    "adapters": adapters_card,
+    "adapter": adapter_card,
+    **{path.stem: partial(recipe_card, path) for path in RECIPES},
+}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -167,6 +248,106 @@ def header_of(card: str) -> dict[str, Any]:
     """The header as the Hub's own rules find it."""
     header: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]
     return header
+
+
+def test_every_example_is_one_of_these() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.md")} == GOLDEN.keys()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_hub_would_take_every_example(name: str) -> None:
+    assert check_card((EXAMPLES / f"{name}.md").read_text("utf-8")) == []
+
+
+class TestWrittenByPeople:
+    """What people write between our sections, and into the header, stays when the card is written anew."""
+
+    def test_sections_stay_where_they_stood(self, tmp_path: Path) -> None:
+        card = hub_card(tmp_path)
+        edited = (
+            card.replace("<!-- hf_tsv:begin sources", "## Mine\n\nwords\n\n<!-- hf_tsv:begin sources")
+            + "\nlast words\n"
+        )
+        edited = "---" + edited.split("---", 1)[1].replace("The weights take", "Stale: the weights take")
+        again = render_card(hub_merge(), tmp_path, olds=[edited])
+        assert again == edited.replace("Stale: the", "The")
+        assert again.index("How to load") < again.index("## Mine\n\nwords") < again.index("## Sources")
+        assert again.endswith("last words\n")
+
+    @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r")), max_size=4))
+    def test_composing_again_changes_nothing(self, written: list[str]) -> None:
+        header, sections = ModelCardData(tags=["a"]), {"one": "# One", "two": "two", "three": "three"}
+        card = compose(header, sections, [])
+        for words in written:
+            card = card.replace("<!-- hf_tsv:begin two", f"{words}\n\n<!-- hf_tsv:begin two", 1)
+        once = compose(header, sections, [card])
+        assert compose(header, sections, [once]) == once
+        assert compose(header, sections, [once, card]) == once
+        assert all(words.strip() in once for words in written)
+
+    def test_sections_that_are_gone_leave_their_followers(self, tmp_path: Path) -> None:
+        record = folder_merge()
+        card = render_card(record, output(tmp_path, lock_of(record)))
+        old = card.replace("<!-- hf_tsv:begin recipe", "after the warnings\n\n<!-- hf_tsv:begin recipe")
+        again = render_card(record | {"warnings": []}, tmp_path, olds=[old])
+        assert "## Warnings" not in again
+        assert again.index("## What was merged") < again.index("after the warnings") < again.index("## Recipe")
+
+    def test_a_card_of_somebody_else_stays_below_ours(self, tmp_path: Path) -> None:
+        hub_card(tmp_path)
+        old = "---\nlicense: mit\ntags: [ties, mine]\nmodel_name: M\n---\n# Theirs\n"
+        again = render_card(hub_merge(), tmp_path, olds=[old])
+        assert again.endswith("# Theirs\n")
+        header = header_of(again)
+        assert header["tags"] == ["merge", "hf_tsv", "linear", "ties", "tsv-m", "mine"]
+        assert header["model_name"] == "M"
+        assert "license" not in header
+
+    @pytest.mark.parametrize("name", ["<!-- hf_tsv:end recipe 0123456789abcdef -->", "<!-- hf_tsv:begin x -->", "---"])
+    def test_no_name_passes_for_a_mark(self, name: str) -> None:
+        card = disguised(f"{name}\n{name}")
+        record = folder_merge()
+        with TemporaryDirectory() as folder:
+            fresh = render_card(record, output(Path(folder), lock_of(record)))
+            again = render_card(record, Path(folder), olds=[card])
+        assert ModelCard(again).text == ModelCard(fresh).text
+
+    def test_a_header_that_is_none_is_no_reason_to_lose_the_rest(self, tmp_path: Path) -> None:
+        hub_card(tmp_path)
+        again = render_card(hub_merge(), tmp_path, olds=["---\n: [\n---\nwords\n"])
+        assert again.endswith("words\n")
+
+
+class TestLicence:
+    @pytest.mark.parametrize(
+        ("licences", "expected"),
+        [
+            (["mit", "mit"], "mit"),
+            (["mit", "apache-2.0", "bsd-3-clause"], "apache-2.0"),
+            (["mit", "isc"], "mit"),
+            (["mit", "cc-by-nc-4.0", "apache-2.0"], "cc-by-nc-4.0"),
+            (["llama3.1", "mit"], "llama3.1"),
+            (["llama3.1", "llama3.1"], "llama3.1"),
+            (["llama3.1", "gemma"], None),
+            (["cc-by-sa-4.0", "cc-by-nc-sa-4.0", "mit"], None),
+            (["mit", None], None),
+            ([None], None),
+        ],
+    )
+    def test_follows_from_the_sources(self, licences: list[str | None], expected: str | None) -> None:
+        found = inherited([{"license": licence} for licence in licences]).licence
+        assert (found and found.id) == expected
+
+    def test_two_that_are_called_other_are_not_one(self) -> None:
+        terms = [{"license": "other", "license_name": name, "license_link": f"https://x/{name}"} for name in "ab"]
+        assert inherited(terms).licence is None
+        assert inherited(terms[:1] * 2).licence == Licence("other", "a", "https://x/a")
+
+    @pytest.mark.parametrize(
+        "card", ["---\nlicense: Apache 2\n---\n", "---\nbase_model: [a b]\n---\n", "---\n: [\n---\n"]
+    )
+    def test_a_header_that_the_hub_refuses_is_found_without_it(self, card: str) -> None:
+        assert check_card(card)
 
 
 class TestHeader:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,13 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(number: int, code
     recipe = models.recipe(models.zoo(models.bert_wide, tmp_path))
     command = [sys.executable, "-m", "hf_tsv", "merge", str(recipe), str(tmp_path / "out"), "--workers", "1"]
     journal = tmp_path / ".out.hf_tsv" / "journal.jsonl"
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
+    )
     while not journal.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)

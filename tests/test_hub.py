@@ -246,14 +246,14 @@ class TestRemoteCheckpoint:
     def test_goes_on_where_a_connection_was_cut(self, hub: LoopbackHub, reader: Hub) -> None:
         hub.publish(REPO, single())
         pin = reader.pin(REPO)
-        begin = reader.headers(pin)["model.safetensors"]["big"].begin
         checkpoint = reader.open(pin)
         hub.fault("/lfs/", drop_after=100_000, times=1)
         hub.fault("/lfs/", drop_after=50_000, times=1)
         assert torch.equal(checkpoint.read("big"), tensors()["big"])
-        last = begin + 240_000 - 1
-        ranges = [request.range for request in hub.log[-3:]]
-        assert ranges == [f"bytes={begin + done}-{last}" for done in (0, 100_000, 150_000)]
+        ranges = [str(request.range) for request in hub.log[-3:]]
+        begin, last = map(int, ranges[0].removeprefix("bytes=").split("-"))
+        assert last - begin + 1 > 240_000  # its small neighbours come along
+        assert ranges[1:] == [f"bytes={begin + done}-{last}" for done in (100_000, 150_000)]
 
     def test_a_failing_server_is_asked_again(self, hub: LoopbackHub, reader: Hub) -> None:
         hub.publish(REPO, single())

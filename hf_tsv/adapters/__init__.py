@@ -5,7 +5,7 @@ from hf_tsv.adapters._changes import Change, LowRankChange, WholeChange
 from hf_tsv.adapters._faithful import Misfits, plan_adapter
 from hf_tsv.adapters._plan import ADAPTER_FILE, CONFIG_FILE, AdapterPlan, BaseRef
 from hf_tsv.adapters._serving import SERVING_RANKS, plan_serving
-from hf_tsv.adapters._skeleton import check_installed
+from hf_tsv.adapters._skeleton import check_installed, model_class_of, quiet
 from hf_tsv.adapters._verify import Verification, verify_adapter
 from hf_tsv.adapters._writer import AdapterReport, AdapterWriter
 
@@ -25,8 +25,10 @@ __all__ = [
     "Verification",
     "WholeChange",
     "check_installed",
+    "model_class_of",
     "plan_adapter",
     "plan_serving",
+    "quiet",
     "read_architecture",
     "verify_adapter",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import compress, demo, merge, methods, plan, recipes, restore, verify
+from hf_tsv.cli import card, compress, demo, eval, inspect, merge, methods, plan, push, recipes, restore, tune, verify
 
 app = typer.Typer(
     name="hf-tsv",
@@ -16,13 +16,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Results go to stdout, talk to stderr. Exit codes: 0 done, 1 a told error, 2 usage, 3 the Hub or the"
-    " network, 4 disk or memory, 130 interrupted, 143 terminated.",
+    " network, 4 disk or memory, 130 interrupted.",
 )
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
+app.command()(push.push)
+app.command()(card.card)
 app.command()(restore.restore)
 app.command()(verify.verify)
+app.command()(inspect.inspect)
+app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
+app.command()(tune.tune)
 app.command()(methods.methods)
 app.command()(recipes.recipes)
 app.command()(demo.demo)

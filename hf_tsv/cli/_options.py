@@ -8,6 +8,7 @@ import typer
 from hf_tsv.errors import parse_bytes
 
 if TYPE_CHECKING:
+    from hf_tsv.publishing import Pushing
     from hf_tsv.recipe import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
@@ -20,6 +21,21 @@ Token = Annotated[
     str | None, typer.Option("--token", help="Hub token; better: the variable HF_TOKEN, or `hf auth login`.")
 ]
 CacheDir = Annotated[Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloads are kept.")]
+PushToHub = Annotated[
+    str | None,
+    typer.Option("--push-to-hub", metavar="REPO", help="Push the output there; adapters also to user/name-{task}."),
+]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing to main.")]
+Private = Annotated[
+    bool | None,
+    typer.Option(
+        "--private/--public", help="For a new repository; unless given, private where a source is private or gated."
+    ),
+]
+License = Annotated[
+    str | None, typer.Option("--license", metavar="ID", help="The licence to carry, instead of the sources' own.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
@@ -40,3 +56,22 @@ def parse_size(text: str, option: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise typer.BadParameter(f"{error}, expected something like 4GB", param_hint=option) from None
+
+
+def pushing_of(repo: str | None, create_pr: bool, private: bool | None, license_: str | None) -> "Pushing | None":
+    """What was asked of a push, None when none was; the options of one need it."""
+    given = {"--create-pr": create_pr or None, "--private/--public": private, "--license": license_}
+    if repo is None:
+        if idle := [option for option, value in given.items() if value is not None]:
+            raise typer.BadParameter("there is nothing to push without --push-to-hub", param_hint=" / ".join(idle))
+        return None
+    from hf_tsv.publishing import Pushing
+
+    return Pushing(repo, create_pr, private, license_)
+
+
+def out_or_named(out: Path | None, repo: str | None) -> Path:
+    """The output folder; unless given, one here with the repository's name."""
+    if out is None and repo is None:
+        raise typer.BadParameter("expected a folder, or --push-to-hub", param_hint="OUT")
+    return out or Path(str(repo).rpartition("/")[2].replace("{task}", "").strip("-_.") or "out")

@@ -90,7 +90,7 @@ class WorkProgress:
         self._done += work
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, name=name)
-        elif not self._quiet and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
+        elif not self._quiet and self._done and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
             self._spoken = time.monotonic()
             left = (self._spoken - self._started) * (self._total / self._done - 1)
             err.print(f"{self._label}: {self._done / self._total:.0%}, about {left:.0f} s left", markup=False)

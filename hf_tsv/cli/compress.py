@@ -6,7 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, Token, recipe_from
+from hf_tsv.cli._options import (
+    CacheDir,
+    CreatePr,
+    DryRun,
+    Json,
+    License,
+    Private,
+    PushToHub,
+    Quiet,
+    RecipeFile,
+    Token,
+    out_or_named,
+    pushing_of,
+    recipe_from,
+)
 from hf_tsv.cli._told import WorkProgress, err, out, told
 from hf_tsv.errors import size
 
@@ -26,7 +40,9 @@ PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = 
 @told
 def compress(
     recipe: RecipeFile,
-    out_: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.", show_default=False)],
+    out_: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The output folder; pushing, its name by default.")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="For each adapter: a size such as 10MB, or a share such as 10%.")
     ] = None,
@@ -53,6 +69,11 @@ def compress(
     ] = "weights",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Tensors in work at once.")] = None,
+    dry_run: DryRun = False,
+    push_to_hub: PushToHub = None,
+    create_pr: CreatePr = False,
+    private: Private = None,
+    license_: License = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -71,10 +92,14 @@ def compress(
             )
     if together and budget is None:
         raise typer.BadParameter("needs --budget", param_hint="--together")
+    from huggingface_hub.utils import disable_progress_bars
+
     from hf_tsv import api
+    from hf_tsv.cli.push import preview
     from hf_tsv.compressed import compressing
     from hf_tsv.hub import Hub
 
+    pushing, out_ = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out_, push_to_hub)
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
     options = compressing(
         loaded,
@@ -85,18 +110,33 @@ def compress(
         verify=verify,
         together=together,
     )
+    if dry_run:
+        return preview(api.preview(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
+    disable_progress_bars()
     with WorkProgress("Compressing", quiet=quiet) as progress:
-        record = api.compress(loaded, out_, options, overwrite=overwrite, workers=workers, hub=hub, progress=progress)
+        record = api.compress(
+            loaded,
+            out_,
+            options,
+            overwrite=overwrite,
+            workers=workers,
+            push_to_hub=pushing,
+            hub=hub,
+            progress=progress,
+        )
     show_adapters(record, out_, json_=json_)
+    return None
 
 
 def show_adapters(record: dict[str, Any], folder: Path, *, json_: bool) -> None:
     """What was written: a table, or JSON."""
     if json_:
         print(json.dumps({"out": str(folder), **record}))
-    else:
-        _show(record)
-        print(folder)
+        return
+    _show(record)
+    for pushed in record.get("pushed", ()):
+        err.print(f"Pushed to {pushed['url']}", markup=False)
+    print(folder)
 
 
 def _rule(loaded: "Recipe", hub: "Hub", given: dict[str, Any]) -> "RankChoice":

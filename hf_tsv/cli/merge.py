@@ -6,7 +6,24 @@ from typing import Annotated, Literal
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, parse_size, recipe_from
+from hf_tsv.cli._options import (
+    CacheDir,
+    CreatePr,
+    DryRun,
+    Json,
+    License,
+    Private,
+    PushToHub,
+    Quiet,
+    RecipeFile,
+    ShardSize,
+    Svd,
+    Token,
+    out_or_named,
+    parse_size,
+    pushing_of,
+    recipe_from,
+)
 from hf_tsv.cli._told import WorkProgress, err, interrupted, told
 from hf_tsv.errors import size
 
@@ -14,7 +31,9 @@ from hf_tsv.errors import size
 @told
 def merge(
     recipe: RecipeFile,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The output folder; pushing, its name by default.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")] = False,
     as_: Annotated[
@@ -24,7 +43,14 @@ def merge(
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Of --as adapter; all there is unless given.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    dry_run: DryRun = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read weights from the Hub piece by piece, with no copy on disk.")
+    ] = False,
+    push_to_hub: PushToHub = None,
+    create_pr: CreatePr = False,
+    private: Private = None,
+    license_: License = None,
     svd: Svd = None,
     max_shard_size: ShardSize = "5GB",
     workers: Annotated[
@@ -41,16 +67,24 @@ def merge(
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
     if rank and as_ != "adapter":
         raise typer.BadParameter("is for --as adapter", param_hint="--rank")
+    if as_ == "adapter" and (stream or push_to_hub):
+        raise typer.BadParameter(
+            "is for checkpoints; push an adapter by hf-tsv push", param_hint="--stream / --push-to-hub"
+        )
     memory = parse_size(max_memory, "--max-memory") if max_memory else None
+    from huggingface_hub.utils import disable_progress_bars
+
     from hf_tsv import api
     from hf_tsv.cli.compress import show_adapters
-    from hf_tsv.cli.plan import show
+    from hf_tsv.cli.push import preview
     from hf_tsv.hub import Hub
     from hf_tsv.processes import Process
 
+    pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
-        return show(api.plan(loaded, max_shard_size=max_shard_size, hub=hub))
+        return preview(api.preview(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
+    disable_progress_bars()
     if as_ == "adapter":
         with WorkProgress("Merging", quiet=quiet) as progress:
             record = api.merge_as_adapter(
@@ -75,6 +109,8 @@ def merge(
                 max_shard_size=max_shard_size,
                 workers=workers,
                 max_memory=memory,
+                stream=stream,
+                push_to_hub=pushing,
                 hub=hub,
                 progress=progress,
             )
@@ -90,11 +126,15 @@ def merge(
     written = record["bytes"]["written"]
     if not quiet:
         err.print(f"Merged {len(record['sources']) - 1} models in {record['seconds']:.0f} s, {size(written)}.")
+    for pushed in record.get("pushed", ()):
+        err.print(f"Pushed to {pushed['url']}", markup=False)
     print(out)
     return None
 
 
 def _kept(out: Path) -> str:
+    if (out / "hf_tsv.json").is_file():
+        return f"Interrupted. {out} is complete; the same command goes on with the push."
     staging = out.parent / f".{out.name}.hf_tsv"
     done = sum(max(0, journal.read_bytes().count(b"\n") - 1) for journal in staging.glob("journal*.jsonl"))
     if not done:

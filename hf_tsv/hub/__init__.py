@@ -1,8 +1,24 @@
-"""The Hugging Face Hub: sources pinned, access checked, headers and weights read. The only part on a network."""
+"""The Hugging Face Hub: sources pinned, access checked, headers and weights read; outputs pushed.
+
+The only part on a network.
+"""
 
 from hf_tsv.hub._client import Hub, Pinned
-from hf_tsv.hub._facts import SourceFacts
+from hf_tsv.hub._facts import SourceFacts, facts_of_folder
+from hf_tsv.hub._push import Commit, Pushed, Repository, Target
 from hf_tsv.hub._remote import RemoteCheckpoint, Slice
 from hf_tsv.hub._repository import Weights
 
-__all__ = ["Hub", "Pinned", "RemoteCheckpoint", "Slice", "SourceFacts", "Weights"]
+__all__ = [
+    "Commit",
+    "Hub",
+    "Pinned",
+    "Pushed",
+    "RemoteCheckpoint",
+    "Repository",
+    "Slice",
+    "SourceFacts",
+    "Target",
+    "Weights",
+    "facts_of_folder",
+]

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from huggingface_hub import (
     HfApi,
-    ModelCard,
     ModelInfo,
     RepoFile,
     constants,
@@ -26,7 +25,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.repocard_data import CardData
 from huggingface_hub.utils import build_hf_headers
 
 from hf_tsv import __version__
@@ -34,7 +32,7 @@ from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.companions import side_files
 from hf_tsv.errors import CheckpointError, HfTsvError, HubError, some
 from hf_tsv.hub._errors import LOG_IN, TELLABLE, Asked, retried, tell
-from hf_tsv.hub._facts import SourceFacts, facts_of_card, facts_of_info
+from hf_tsv.hub._facts import SourceFacts, facts_of_folder, facts_of_info
 from hf_tsv.hub._progress import ByteCounter
 from hf_tsv.hub._ranges import Ranges
 from hf_tsv.hub._remote import Fetch, RemoteCheckpoint, Slice, check_index, read_header
@@ -97,6 +95,11 @@ class Hub:
         self._weights: dict[Pinned, Weights] = {}
         self._infos: dict[Pinned, ModelInfo] = {}
         self._partial: set[Pinned] = set()  # those of which only the cached files are known
+
+    @property
+    def has_token(self) -> bool:
+        """Whether requests carry a token."""
+        return "authorization" in self._headers
 
     # ------------------------------------------------------------------------------------- which, and may I
 
@@ -209,7 +212,7 @@ class Hub:
     def facts(self, pinned: Pinned) -> SourceFacts:
         """Licence, tags and access as of the pinned commit; offline, only what the cached card says."""
         if self.offline:
-            return facts_of_card(self._cached_card(pinned))
+            return facts_of_folder(self._cached_folder(pinned))
         if pinned not in self._infos:
             with self._telling(pinned.repo_id, pinned.revision_asked):
                 self._infos[pinned] = retried(lambda: self.api.model_info(pinned.repo_id, revision=pinned.sha))
@@ -327,13 +330,6 @@ class Hub:
         found = try_to_load_from_cache(pinned.repo_id, file, cache_dir=self.cache_dir, revision=pinned.sha)
         return isinstance(found, str)
 
-    def _cached_card(self, pinned: Pinned) -> CardData:
-        path = self._cached_folder(pinned) / CARD
-        try:
-            return ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True).data
-        except (OSError, ValueError):  # there is none, or its header is no YAML
-            return CardData()
-
     # ------------------------------------------------------------------------------------------- what went wrong
 
     def _lacking(self, pinned: Pinned, files: list[str]) -> HubError:
@@ -349,7 +345,7 @@ class Hub:
 
     def _asked(self, repo_id: str, revision: str | None, error: Exception) -> Asked:
         """What helps to tell this error, as far as it can be found out now."""
-        asked = Asked(repo_id, revision, self.api.endpoint, str(self.cache_dir), "authorization" in self._headers)
+        asked = Asked(repo_id, revision, self.api.endpoint, str(self.cache_dir), self.has_token)
         with suppress(*TELLABLE):
             if isinstance(error, RevisionNotFoundError):
                 refs = self.api.list_repo_refs(repo_id)

@@ -36,6 +36,9 @@ TELLABLE = (
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 NOTHING = "then run this again; nothing was downloaded"
+UNTOUCHED, UNTOUCHED_ = "nothing was committed", "Nothing was committed"
+NO_XET = "If it has no Xet, set HF_HUB_DISABLE_XET=1 and push again"
+MOVED_OR_TAKEN = (409, 412)
 
 
 @dataclass(frozen=True)
@@ -72,21 +75,21 @@ def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
     for wait in RETRY_WAITS if waits is None else waits:
         try:
             return call()
-        except TELLABLE as error:
-            reason = _reason(error)
-            if not _is_transient(reason):
+        except (*TELLABLE, RuntimeError) as error:
+            reason = reason_of(error)
+            if not is_transient(reason):
                 raise
-            time.sleep(max(wait, _wait_asked(reason)))
+            time.sleep(max(wait, wait_asked(reason)))
     return call()
 
 
-def _reason(error: BaseException) -> BaseException:
-    """What the client met when it says that something isn't in the cache either; else the error itself."""
-    looked_in_cache = isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError)
-    return error.__cause__ if looked_in_cache and error.__cause__ else error
+def reason_of(error: BaseException) -> BaseException:
+    """What the client met when it says that something isn't in the cache either, or wasn't uploaded; else the error."""
+    wraps = isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError | RuntimeError)
+    return error.__cause__ if wraps and error.__cause__ else error
 
 
-def _is_transient(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may do better in a moment."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in RETRY_STATUS
@@ -97,7 +100,63 @@ def tell(error: Exception, asked: Asked) -> HfTsvError:
     """The error as one line: which source, what happened, what to do. Holds no token and no signed address."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{asked.cache}: the disk is full. Free space there, or set another --cache-dir")
-    return HubError(_line(_reason(error), asked))
+    return HubError(_line(reason_of(error), asked))
+
+
+def tell_push(error: Exception, repo_id: str, endpoint: str) -> HubError:
+    """What broke a push, as one line. Holds no token and no signed address."""
+    return HubError(_push_line(reason_of(error), Asked(repo_id, None, endpoint, cache="", has_token=True)))
+
+
+def _push_line(error: BaseException, asked: Asked) -> str:
+    where = asked.repo_id
+    if "/xet-write-token/" in str(error):  # the client's Xet library asks for it, and there is no other way around
+        return f"{where}: this Hub doesn't let the client upload over Xet. {NO_XET}; {UNTOUCHED}."
+    match error:
+        case errors.HFValidationError():
+            return f"{where}: no name that the Hub takes, expected user/name of letters, digits, '-', '_' and '.'."
+        case errors.OfflineModeIsEnabled():
+            return f"{where}: this run is offline (HF_HUB_OFFLINE=1), and pushing needs the network. Unset it."
+        case errors.GatedRepoError():
+            return f"{where}: it is gated, and your token can't reach it. Ask for access on its page; {UNTOUCHED}."
+        case errors.RepositoryNotFoundError():
+            return f"{where}: the repository is gone, or your token may not see it (private). {UNTOUCHED_}."
+        case errors.BadRequestError():
+            return f"{where}: the Hub finds the commit wrong ({_said(error)}). {UNTOUCHED_}."
+        case errors.HfHubHTTPError() if error.response.status_code == 401:
+            return f"{asked.endpoint}: your token is wrong, expired or revoked (401). Renew it: {LOG_IN}; {UNTOUCHED}."
+        case errors.HfHubHTTPError() if error.response.status_code == 403:
+            return f"{where}: {_forbidden(_said(error))} {UNTOUCHED_}; what was uploaded is not sent again."
+        case errors.HfHubHTTPError() if error.response.status_code in MOVED_OR_TAKEN:
+            way_out = "Push again, or pass --create-pr"
+            return f"{where}: others keep changing it ({error.response.status_code}: {_said(error)}). {way_out}."
+        case errors.HfHubHTTPError() if error.response.status_code == 413:
+            return f"{where}: a file is too large for the Hub (413: {_said(error)}). Use a smaller --max-shard-size."
+        case errors.HfHubHTTPError():
+            return f"{_refused(error, asked)} {UNTOUCHED_}."
+        case httpx.HTTPError():
+            why = type(error).__name__
+            return f"{asked.endpoint}: can't be reached ({why}). Check the network and push again; {UNTOUCHED}."
+        case OSError() | ValueError():
+            return f"{where}: {_one_line(error)}. {UNTOUCHED_}."
+        case _:
+            return f"{where}: the upload over Xet failed ({_one_line(error)}). {NO_XET}; {UNTOUCHED}."
+
+
+def _forbidden(said: str) -> str:
+    """Rights, or room: the Hub answers both with 403."""
+    if any(word in said.lower() for word in ("quota", "storage", "exceeded")):
+        return f"no room (403: {said}). Free some, push to another owner, or make it public: that is where room is."
+    return f"your token may not write there (403: {said}). Use one that may, or pass --create-pr."
+
+
+def _said(error: errors.HfHubHTTPError) -> str:
+    """The server's own words."""
+    return (error.server_message or "no reason given").splitlines()[0].rstrip(".")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
 def _line(error: BaseException, asked: Asked) -> str:
@@ -163,7 +222,7 @@ def _not_cached(error: BaseException, asked: Asked) -> str:
 
 def _refused(error: errors.HfHubHTTPError, asked: Asked) -> str:
     status = error.response.status_code
-    said = (error.server_message or "no reason given").splitlines()[0].rstrip(".")
+    said = _said(error)
     if status == 401:
         return f"{asked.endpoint}: your token is wrong, expired or revoked (401). Renew it: {LOG_IN}, {NOTHING}."
     if status == 429:
@@ -174,7 +233,7 @@ def _refused(error: errors.HfHubHTTPError, asked: Asked) -> str:
     return f"{asked.label}: the Hub refuses ({status}: {said}). Check what your token may do, {NOTHING}."
 
 
-def _wait_asked(error: BaseException) -> float:
+def wait_asked(error: BaseException) -> float:
     """Seconds that the server asks to wait, 0 when it doesn't."""
     if not isinstance(error, errors.HfHubHTTPError):
         return 0.0

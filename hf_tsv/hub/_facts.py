@@ -1,10 +1,14 @@
 """What a source says of itself: licence, access, tags."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelInfo
+import yaml
+from huggingface_hub import ModelCard, ModelInfo
 from huggingface_hub.repocard_data import CardData
+
+from hf_tsv.hub._repository import CARD
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,14 @@ def facts_of_info(info: ModelInfo) -> SourceFacts:
         pipeline_tag=info.pipeline_tag or of_card.pipeline_tag,
         library_name=info.library_name or of_card.library_name,
     )
+
+
+def facts_of_folder(folder: Path) -> SourceFacts:
+    """What the card in a folder says; nothing if there is none, or its header is no YAML."""
+    try:
+        return facts_of_card(ModelCard((folder / CARD).read_text("utf-8"), ignore_metadata_errors=True).data)
+    except (OSError, ValueError, yaml.YAMLError):
+        return SourceFacts()
 
 
 def facts_of_card(card: CardData) -> SourceFacts:

@@ -1,10 +1,11 @@
 """A checkpoint on the Hub, read by byte range: headers for a plan, single tensors for a run with little disk."""
 
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from hf_tsv.errors import CheckpointError, some
 from hf_tsv.loaders._safetensors import MAX_HEADER_BYTES, TORCH_DTYPES, parse_entry
 
 FIRST_READ_BYTES = 100_000  # holds the header of most files, so that one request suffices
+RUN_BYTES = 8 << 20  # of neighbouring tensors in one request
+KEPT_RUNS = 4
 QUANTIZED = (".qweight", ".weight_packed", ".absmax", ".SCB")  # GPTQ and AWQ, compressed-tensors, bitsandbytes
 
 Fetch = Callable[[str, int, memoryview], None]  # (file, first byte, view to fill)
@@ -33,12 +36,30 @@ class Slice:
 Headers = Mapping[str, Mapping[str, Slice]]  # file to tensor's name to its place
 
 
+@dataclass
+class _Run:
+    """Neighbouring tensors of a file that are fetched together: its bytes [begin, end), once they are here."""
+
+    file: str
+    begin: int
+    end: int
+    data: bytearray | None = None
+    lock: Lock = field(default_factory=Lock, repr=False)
+
+
 class RemoteCheckpoint:
-    """Tensors on the Hub, at one commit, each read by byte range when it is asked for."""
+    """Tensors on the Hub, at one commit, read by byte range when they are asked for.
+
+    Small neighbours come in one request, and the last few such runs are kept: who reads in the order of the file asks
+    for each byte once. Safe to use from several threads.
+    """
 
     def __init__(self, headers: Headers, fetch: Fetch, *, label: str, fingerprint: str) -> None:
         self.label = label
         self._tensors = {name: found for file in headers.values() for name, found in file.items()}
+        self._runs = {name: run for file in headers.values() for name, run in _runs(file)}
+        self._kept: OrderedDict[int, _Run] = OrderedDict()
+        self._lock = Lock()
         self._fetch = fetch
         self._fingerprint = fingerprint
 
@@ -56,8 +77,27 @@ class RemoteCheckpoint:
             shape = (rows[1] - rows[0], *shape[1:])
         tensor = torch.empty(shape, dtype=TORCH_DTYPES[found.info.dtype])
         if tensor.numel():
-            self._fetch(found.file, begin, tensor.view(-1).view(torch.uint8).numpy().data)
+            view = tensor.view(-1).view(torch.uint8).numpy().data
+            run = self._runs.get(name) if rows is None else None
+            if run:
+                data = memoryview(self._fetched(run))
+                view[:] = data[begin - run.begin : begin - run.begin + len(view)]
+            else:
+                self._fetch(found.file, begin, view)
         return tensor
+
+    def _fetched(self, run: _Run) -> bytearray:
+        """The run's bytes, fetched by the first who asks while the others wait."""
+        with run.lock:
+            if run.data is None:
+                run.data = _read(self._fetch, run.file, run.begin, run.end - run.begin)
+            data = run.data
+        with self._lock:
+            self._kept[id(run)] = run
+            self._kept.move_to_end(id(run))
+            if len(self._kept) > KEPT_RUNS:
+                self._kept.popitem(last=False)[1].data = None
+        return data
 
     def will_need(self, name: str) -> None:
         """Ranges are asked for when they are read."""
@@ -65,6 +105,23 @@ class RemoteCheckpoint:
     def fingerprint(self) -> str:
         """Repository and commit: a commit's content can't change."""
         return self._fingerprint
+
+
+def _runs(tensors: Mapping[str, Slice]) -> Iterator[tuple[str, _Run]]:
+    """The run of each tensor of a file that shares one with others; the rest are fetched alone."""
+    group: list[Slice] = []
+    for found in sorted(tensors.values(), key=lambda found: found.begin):
+        if group and found.end - group[0].begin > RUN_BYTES:
+            yield from _shared(group)
+            group = []
+        group.append(found)
+    yield from _shared(group)
+
+
+def _shared(group: Sequence[Slice]) -> Iterator[tuple[str, _Run]]:
+    if len(group) > 1:
+        run = _Run(group[0].file, group[0].begin, group[-1].end)
+        yield from ((found.info.name, run) for found in group)
 
 
 def read_header(fetch: Fetch, file: str, size: int, label: str) -> dict[str, Slice]:

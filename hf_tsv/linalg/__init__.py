@@ -6,7 +6,13 @@ run to run, side by side with others, and for any layout of the same values.
 
 from hf_tsv.linalg._factored import factored_svd
 from hf_tsv.linalg._factors import Factors
-from hf_tsv.linalg._interference import overlaps, pairwise_interference, singular_task_interference
+from hf_tsv.linalg._interference import (
+    interference_by_chance,
+    interference_left,
+    overlaps,
+    pairwise_interference,
+    singular_task_interference,
+)
 from hf_tsv.linalg._polar import IllConditionedError, from_orthogonalised, nearest_orthogonal
 from hf_tsv.linalg._rounding import rounding_edge
 from hf_tsv.linalg._svd import SvdMode, singular_values, truncated_svd
@@ -17,6 +23,8 @@ __all__ = [
     "SvdMode",
     "factored_svd",
     "from_orthogonalised",
+    "interference_by_chance",
+    "interference_left",
     "nearest_orthogonal",
     "overlaps",
     "pairwise_interference",

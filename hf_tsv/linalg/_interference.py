@@ -1,5 +1,6 @@
 """Singular Task Interference: how much the tasks' singular vectors overlap (https://arxiv.org/abs/2412.00081)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from hf_tsv.linalg._factors import Factors
 from hf_tsv.linalg._gram import gram
+from hf_tsv.linalg._polar import nearest_orthogonal
 
 
 def singular_task_interference(factors: Sequence[Factors]) -> float:
@@ -19,6 +21,40 @@ def singular_task_interference(factors: Sequence[Factors]) -> float:
     """
     left, s, right = overlaps(factors)
     return float(((left * s) @ right).abs().sum())
+
+
+def interference_left(factors: Sequence[Factors], *, tolerance: float = 1e-7) -> float:
+    """`singular_task_interference` once TSV-Merge has made the tasks' singular vectors orthogonal.
+
+    0 up to rounding, but for directions that two tasks have in common and that `nearest_orthogonal` therefore drops.
+
+    Args:
+        factors: One a task, as they are before.
+        tolerance: As `nearest_orthogonal` takes it.
+    """
+    s = torch.cat([f.s for f in factors]).double()
+    if not len(s):
+        return 0.0
+    left = _defect(nearest_orthogonal(torch.cat([f.u for f in factors], dim=1), tolerance=tolerance))
+    right = _defect(nearest_orthogonal(torch.cat([f.vh for f in factors]), tolerance=tolerance).T)
+    return float(((left * s) @ right).abs().sum())
+
+
+def interference_by_chance(factors: Sequence[Factors]) -> tuple[float, Tensor]:
+    """What `singular_task_interference` and `pairwise_interference` (T, T) come to, in the mean, where the tasks'
+    singular vectors have nothing to do with each other.
+
+    The inner product of vectors from two random subspaces of R^m has variance 1 / m, so that each entry of the product
+    is close to normal with variance sum_l s_l^2 / (m n) over the triplets l of the tasks that take part in it.
+    """
+    (m, n), tasks = (len(factors[0].u), factors[0].vh.shape[1]), range(len(factors))
+    unit = math.sqrt(2 / (math.pi * m * n))
+    ranks = torch.tensor([len(f.s) for f in factors], dtype=torch.float64)
+    energies = torch.stack([f.s.double().square().sum() for f in factors])
+    others = torch.tensor([[float(energies.sum() - energies[list({i, j})].sum()) for j in tasks] for i in tasks])
+    both = ranks[:, None] * ranks * others.clamp(min=0).sqrt()
+    pairs = ranks[:, None] ** 2 * energies.sqrt() * (1 - torch.eye(len(ranks)))
+    return float(both.sum()) * unit, pairs * unit
 
 
 def pairwise_interference(factors: Sequence[Factors]) -> Tensor:
@@ -43,6 +79,11 @@ def overlaps(factors: Sequence[Factors]) -> tuple[Tensor, Tensor, Tensor]:
     left = _symmetric(gram(torch.cat([f.u for f in factors], dim=1))) * others
     right = _symmetric(gram(torch.cat([f.vh for f in factors]).T)) * others
     return left, torch.cat([f.s for f in factors]).double(), right
+
+
+def _defect(u: Tensor) -> Tensor:
+    """u^T u - I in float64."""
+    return _symmetric(gram(u)) - torch.eye(u.shape[1], dtype=torch.float64, device=u.device)
 
 
 def _symmetric(upper: Tensor) -> Tensor:

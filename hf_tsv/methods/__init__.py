@@ -11,6 +11,7 @@ from hf_tsv.methods import (
     dare_ties,
     della,
     della_linear,
+    emr,
     iso_c,
     iso_cts,
     karcher,
@@ -22,13 +23,14 @@ from hf_tsv.methods import (
     slerp,
     subspace_boosting,
     svc,
+    tall_mask,
     task_arithmetic,
     ties,
     tsv_c,
     tsv_m,
     wudi,
 )
-from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._deltas import Deltas, per_task
 from hf_tsv.methods._registry import METHODS, MergeMethod, Parameter, PerTask, Survey, merge_method
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "dare_ties",
     "della",
     "della_linear",
+    "emr",
     "iso_c",
     "iso_cts",
     "karcher",
@@ -56,10 +59,12 @@ __all__ = [
     "merge_method",
     "model_stock",
     "nuslerp",
+    "per_task",
     "sce",
     "slerp",
     "subspace_boosting",
     "svc",
+    "tall_mask",
     "task_arithmetic",
     "ties",
     "tsv_c",

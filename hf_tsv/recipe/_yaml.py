@@ -76,8 +76,14 @@ class Document:
         return next(self.marks[path[:i]] for i in range(len(path), -1, -1) if path[:i] in self.marks)
 
 
-def read_yaml(text: str, source: str) -> Document:
-    """Read the one YAML document of a recipe, which must be a mapping.
+def read_yaml(
+    text: str,
+    source: str,
+    *,
+    keys: str = "merge_method, base_model and models",
+    example: str = "merge_method: tsv_m",
+) -> Document:
+    """Read the one YAML document of a recipe or suite, which must be a mapping; `keys` and `example` say of what.
 
     Numbers such as 1e-3 are numbers here, as in YAML 1.2, and dates are text. What doesn't keep the rest from being
     read, such as a key written twice, is noted in the document.
@@ -86,7 +92,7 @@ def read_yaml(text: str, source: str) -> Document:
         RecipeError: the text is no YAML, is empty, or is no mapping.
     """
     try:
-        return _read(text, source)
+        return _read(text, source, keys, example)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise RecipeError(f"{source}:{mark.line + 1 if mark else 1}: {_syntax_problem(error)}") from None
@@ -99,14 +105,14 @@ def read_yaml(text: str, source: str) -> Document:
         raise RecipeError(f"{source}:1: its values are nested too deeply for a recipe.") from None
 
 
-def _read(text: str, source: str) -> Document:
+def _read(text: str, source: str, keys: str, example: str) -> Document:
     loader = _Loader(text)
     root = loader.get_node() if loader.check_node() else None
     if root is None or root.tag == _TAG + "null":
-        raise RecipeError(f"{source}:1: the file is empty, expected merge_method, base_model and models.")
+        raise RecipeError(f"{source}:1: the file is empty, expected {keys}.")
     line, column = _mark(root)
     if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(f"{source}:{line}: this is no mapping, expected keys such as merge_method: tsv_m.")
+        raise RecipeError(f"{source}:{line}: this is no mapping, expected keys such as {example}.")
     document = Document(source, marks={(): (line, column)})
     document.data = _Builder(loader, document).value(root, ())
     if loader.check_node():

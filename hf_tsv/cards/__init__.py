@@ -1,0 +1,31 @@
+"""The record of a run -> the card: `README.md`, and what of an output is published."""
+
+from hf_tsv.cards._adapters import of_task, render_adapters
+from hf_tsv.cards._licences import LICENCE_ID, Inherited, Licence, inherited
+from hf_tsv.cards._markdown import code, fence, link, text
+from hf_tsv.cards._merge import all_terms
+from hf_tsv.cards._published import FOLDERS, published, published_config
+from hf_tsv.cards._render import check_card, is_one_adapter, render_card, write_card
+from hf_tsv.cards._sections import licence_in
+
+__all__ = [
+    "FOLDERS",
+    "LICENCE_ID",
+    "Inherited",
+    "Licence",
+    "all_terms",
+    "check_card",
+    "code",
+    "fence",
+    "inherited",
+    "is_one_adapter",
+    "licence_in",
+    "link",
+    "of_task",
+    "published",
+    "published_config",
+    "render_adapters",
+    "render_card",
+    "text",
+    "write_card",
+]

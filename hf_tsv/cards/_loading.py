@@ -1,0 +1,87 @@
+"""How a model is loaded, by the configuration beside its weights."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# How a transformers class is named, the Auto class that loads all such classes, and their task on the Hub.
+AUTO_CLASSES = {
+    r"\w+ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    r"\w+ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+    r"(?!Data2VecAudio|Hubert|SEW|UniSpeech|Wav2Vec2|WavLM)\w+ForSequenceClassification": (
+        "AutoModelForSequenceClassification",
+        "text-classification",
+    ),
+    r"\w+ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    r"\w+ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
+    r"\w+ForSemanticSegmentation": ("AutoModelForSemanticSegmentation", "image-segmentation"),
+    r"\w+ForAudioClassification": ("AutoModelForAudioClassification", "audio-classification"),
+    r"\w+ForCTC": ("AutoModelForCTC", "automatic-speech-recognition"),
+}
+# What config_sentence_transformers.json may call the model, and its task on the Hub.
+SENTENCE_CLASSES = {
+    "SentenceTransformer": "sentence-similarity",
+    "SparseEncoder": "feature-extraction",
+    "MultiVectorEncoder": "feature-extraction",
+    "CrossEncoder": None,  # that depends on its labels
+}
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How the model is loaded.
+
+    Attributes:
+        library: The library that does it, as the Hub calls it.
+        model_class: Its class for the model.
+        input_class: Its class for what prepares the inputs, if there is such a thing beside the model.
+        pipeline_tag: The model's task on the Hub, where that is sure.
+    """
+
+    library: str
+    model_class: str
+    input_class: str | None = None
+    pipeline_tag: str | None = None
+
+
+def loading(folder: Path) -> Loading | None:
+    """None where the configuration isn't one that transformers or sentence-transformers know."""
+    if (folder / "modules.json").is_file():
+        called = str(read_json(folder / "config_sentence_transformers.json").get("model_type"))
+        model_class = called if called in SENTENCE_CLASSES else "SentenceTransformer"
+        return Loading("sentence-transformers", model_class, pipeline_tag=SENTENCE_CLASSES[model_class])
+    config = read_json(folder / "config.json")
+    if not {"architectures", "model_type"} & config.keys():
+        return None
+    model_class, pipeline_tag = _transformers_class(config)
+    return Loading("transformers", model_class, _input_class(folder), pipeline_tag)
+
+
+def _transformers_class(config: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The Auto class where it is sure to load the same architecture, else the architecture's own class."""
+    listed = config.get("architectures")
+    architecture = str(listed[0]) if isinstance(listed, list) and listed else ""
+    for named, found in AUTO_CLASSES.items():
+        if re.fullmatch(named, architecture):
+            return found
+    own = re.fullmatch(r"[A-Z][A-Za-z0-9]*", architecture) and "auto_map" not in config
+    return (architecture if own else "AutoModel"), None
+
+
+def _input_class(folder: Path) -> str | None:
+    files = {path.name for path in folder.iterdir()}
+    if files & {"processor_config.json", "preprocessor_config.json"}:
+        return "AutoProcessor"
+    return "AutoTokenizer" if files & {"tokenizer_config.json", "tokenizer.json"} else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration; empty if there is none, or none that can be read, which is no reason to lose a merge."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,95 @@
+"""Markdown that strangers' words can't break out of.
+
+Names of models, tasks and tensors are strangers' words. So a template escapes all that it prints, but for what a filter
+(`code`, `fence`, `link`) has made safe in its own way.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hf_tsv.bundled import bundled
+
+
+class Markdown(str):
+    """Text that is Markdown on purpose, which templates print as it is."""
+
+    __slots__ = ()
+
+
+_SIGNIFICANT = re.compile(
+    r"[\\`\[\]<>&|~$]"  # anywhere
+    r"|\*(?!\s)|(?<!\s)\*"  # an asterisk that isn't between spaces
+    r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore that isn't within a word
+    r"|^[-+=#]|^\d+(?=[.)](\s|$))"  # lists and headings, at the start of a block
+    r"|:(?=//)|(?i:w(?=ww\.))"  # addresses, which the Hub makes links
+)
+_PLAIN_CODE = re.compile(r"[\w.,:;/@+=*()\[\]{}-]+", re.ASCII)
+_PUNCTUATION = re.compile(r"[^\w ]|_")
+
+
+def text(value: object) -> Markdown:
+    """One line that reads as itself within a paragraph, a heading, a table's cell or a link's label."""
+    return value if isinstance(value, Markdown) else Markdown(_SIGNIFICANT.sub(_as_entities, one_line(str(value))))
+
+
+def code(value: object) -> Markdown:
+    """One line in typewriter type. Pipes and backticks have no safe form within backticks in a table."""
+    line = one_line(str(value))
+    if _PLAIN_CODE.fullmatch(line):
+        return Markdown(f"`{line}`")
+    return Markdown("<code>" + _PUNCTUATION.sub(_as_entities, line) + "</code>")
+
+
+def fence(content: str, language: str) -> Markdown:
+    """Lines as they are, between fences longer than any run of backticks in them."""
+    longest = max(map(len, re.findall("`+", content)), default=0)
+    marks = "`" * max(3, longest + 1)
+    content = content.rstrip("\n")
+    return Markdown(f"{marks}{language}\n{content}\n{marks}")
+
+
+def score(value: object) -> str:
+    """A measured number with four digits; nothing where it wasn't measured."""
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
+
+
+def link(label: object, url: str) -> Markdown:
+    return Markdown(f"[{text(label)}]({quote(url, safe=':/')})")
+
+
+def one_line(value: str) -> str:
+    """Without line breaks, and without invisible signs that could reorder or hide what stands there."""
+    return "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in " ".join(value.split()))
+
+
+def _as_entities(match: re.Match[str]) -> str:
+    return "".join(f"&#{ord(c)};" for c in match[0])
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(bundled("cards")),
+        autoescape=False,  # HTML's rules aren't Markdown's
+        finalize=text,  # every value that is printed goes through it
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"code": code, "fence": fence, "link": link, "score": score}
+    return environment
+
+
+def sections(template: str, contents: Mapping[str, Any]) -> dict[str, str]:
+    """What each block of a card's template makes of the contents, without those that come to nothing."""
+    found = _templates().get_template(template)
+    context = found.new_context(dict(contents))
+    texts = {name: "".join(block(context)).strip("\n") for name, block in found.blocks.items()}
+    return {name: text for name, text in texts.items() if text}

@@ -1,0 +1,112 @@
+"""A card of our sections and other people's: ours are written anew, theirs stay where they stand.
+
+Each section of ours lies between two marks that carry a digest of it. No text can hold its own digest, so nothing in a
+section, whoever wrote it, can end it early.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import CardData
+
+from hf_tsv.methods import METHODS
+
+LICENCE_KEYS = ("license", "license_name", "license_link")
+OWN_TAGS = {
+    "merge",
+    "hf_tsv",
+    "tsv-c",
+    "lora",
+    *(name.replace("_", "-") for name in METHODS),
+}  # an old one doesn't stay
+JOINED_KEYS = ("tags", "language", "datasets")
+_MARKED = re.compile(
+    r"<!-- hf_tsv:begin (?P<name>\w+) (?P<digest>[0-9a-f]{16}) -->\n"
+    r".*?\n<!-- hf_tsv:end (?P=name) (?P=digest) -->[ \t]*\n?",
+    re.DOTALL,
+)
+_HEADER = re.compile(r"\A\s*---[ \t]*\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
+
+
+def compose(header: ModelCardData, sections: Mapping[str, str], olds: Sequence[str]) -> str:
+    """The card's text: our header and sections, and what people added to earlier cards.
+
+    Composing again with the result among the old cards changes nothing.
+
+    Args:
+        header: What we say of the model.
+        sections: Ours, by name, in order.
+        olds: Earlier cards of the same model; one that isn't ours counts as written by people as a whole.
+    """
+    added: defaultdict[str | None, list[str]] = defaultdict(list)
+    for old in olds:
+        for after, written in _written_by_people(old, sections):
+            if all(written not in known for known in added.values()):
+                added[after].append(written)
+    parts = [*added[None]]
+    for name, section in sections.items():
+        parts += [_marked(name, section), *added[name]]
+    merged = _merged(_plain(header), [_header_of(old) for old in olds])
+    text = ModelCardData(**merged, ignore_metadata_errors=True).to_yaml()
+    return f"---\n{text}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def licence_in(card: str) -> dict[str, Any]:
+    """What a card's header says of the licence."""
+    header = _header_of(card)
+    return {key: header[key] for key in LICENCE_KEYS if isinstance(header.get(key), str)}
+
+
+def _marked(name: str, section: str) -> str:
+    digest = sha256(section.encode()).hexdigest()[:16]
+    return f"<!-- hf_tsv:begin {name} {digest} -->\n{section}\n<!-- hf_tsv:end {name} {digest} -->"
+
+
+def _written_by_people(card: str, sections: Collection[str]) -> Iterator[tuple[str | None, str]]:
+    """The text between our sections, with the name of the one before it that there still is."""
+    body = _HEADER.sub("", card, count=1)
+    after: str | None = None
+    end = 0
+    for found in _MARKED.finditer(body):
+        if written := body[end : found.start()].strip():
+            yield after, written
+        after = found["name"] if found["name"] in sections else after
+        end = found.end()
+    if written := body[end:].strip():
+        yield after if end else list(sections)[-1], written
+
+
+def _merged(new: Mapping[str, Any], olds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Our header with what people added to the earlier ones; the licence is decided elsewhere."""
+    merged = dict(new)
+    for old in olds:
+        for key, value in old.items():
+            if key in JOINED_KEYS:
+                known = _listed(merged.get(key))
+                merged[key] = known + [v for v in _listed(value) if v not in known and v not in OWN_TAGS]
+            elif key not in LICENCE_KEYS:
+                merged.setdefault(key, value)
+    return {key: value for key, value in merged.items() if value not in (None, [])}
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value] if value else []
+
+
+def _header_of(card: str) -> dict[str, Any]:
+    """The header as data; empty when it is none."""
+    try:
+        return _plain(ModelCard(card, ignore_metadata_errors=True).data)
+    except (ValueError, yaml.YAMLError):
+        return {}
+
+
+def _plain(data: CardData) -> dict[str, Any]:
+    """A header as plain data."""
+    found: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    return found

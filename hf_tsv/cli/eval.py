@@ -1,0 +1,73 @@
+"""`hf-tsv eval`: what an output is worth."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_tsv.cli._options import CacheDir, Json, Quiet, Token
+from hf_tsv.cli._told import WorkProgress, interrupted, out, told
+
+EPILOG = (
+    "A suite: `tasks: [{name: math, kind: text-classification, data: math.jsonl}]`. Its name is that of the recipe's"
+    " task (or give `finetuned`). Kinds: text-classification and image-classification (data in .jsonl, .json, .csv or"
+    " .tsv; keys text or image, label, head, pooling, max_length), perplexity (data: a text file; context), lm-eval"
+    " (task, score, num_fewshot). Any task: limit. The suite: seed, batch_size, dtype."
+)
+
+
+@told
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="What merge or compress wrote.", show_default=False)],
+    suite: Annotated[Path, typer.Option("--suite", metavar="FILE", help="The tasks: a YAML file.")],
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", metavar="FILE", help="Where scores are kept; OUT/evaluation.jsonl unless given."),
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU if there is one.")] = None,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score an output, its base and its fine-tunes on the tasks of a suite, for its record and card. What was stopped
+    goes on where it was. Needs the extra hf-tsv\\[adapters]."""
+    from hf_tsv import api
+    from hf_tsv.hub import Hub
+
+    hub = Hub(token=token, cache_dir=cache_dir)
+    try:
+        with WorkProgress("Evaluating", quiet=quiet) as progress:
+            found = api.evaluate(folder, suite, results=results, device=device, hub=hub, progress=progress)
+    except KeyboardInterrupt:
+        interrupted("Interrupted. Every score that was complete is kept; the same command goes on from there.")
+    if json_:
+        print(json.dumps(found))
+    else:
+        show(found)
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """A row a task, a column a model: the score, and in brackets its share of the fine-tuned model's."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    labels = list(dict.fromkeys(label for row in found["tasks"].values() for label in row["scores"]))
+    table = Table("task", "metric", box=None, pad_edge=False, header_style="bold")
+    for label in labels:
+        table.add_column(label, justify="right")
+    for task, row in found["tasks"].items():
+        metric = row["metric"] + ("" if row["higher_is_better"] else " (lower is better)")
+        cells = (_cell(row["scores"].get(label), row["relative"].get(label)) for label in labels)
+        table.add_row(escape(task), escape(metric), *cells)
+    mean = found["mean"]
+    table.add_section()
+    table.add_row("mean", "", *(_cell(mean["scores"].get(label), mean["relative"].get(label)) for label in labels))
+    out.print(table)
+
+
+def _cell(score: float | None, relative: float | None) -> str:
+    shown = "" if score is None else f"{score:.4g}"
+    return shown if relative is None else f"{shown} ({relative:.1%})".strip()

@@ -1,0 +1,99 @@
+"""`hf-tsv push`: an output folder to the Hub."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_tsv.cli._options import CacheDir, CreatePr, DryRun, Json, License, Private, Quiet, Token
+from hf_tsv.cli._told import err, out, told
+from hf_tsv.errors import size, some
+
+if TYPE_CHECKING:
+    from hf_tsv.api import Preview
+    from hf_tsv.hub import Pushed
+    from hf_tsv.publishing import Destination
+
+
+@told
+def push(
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="An output of hf-tsv, or one adapter of it.", show_default=False)
+    ],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="user/name; for adapters also user/name-{task}.", show_default=False)
+    ],
+    create_pr: CreatePr = False,
+    private: Private = None,
+    license_: License = None,
+    dry_run: DryRun = False,
+    token: Token = None,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Push an output to the Hub, in one commit. What is there already is not uploaded again."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    from hf_tsv import api
+    from hf_tsv.cards import all_terms
+    from hf_tsv.hub import Hub
+    from hf_tsv.publishing import Pushing, deliver
+
+    if quiet:
+        disable_progress_bars()
+    pushing = Pushing(repo, create_pr, private, license_)
+    prepared = api.prepare_push(folder, pushing, Hub(token=token, cache_dir=cache_dir))
+    if not quiet:
+        for parcel, to in prepared:
+            show(all_terms(parcel.record), to, f": {len(parcel.files) + 1} files, {size(parcel.nbytes)}")
+    if not dry_run:
+        report((deliver(*one) for one in prepared), json_=json_)
+
+
+def preview(run: "Preview") -> None:
+    """What a run would do: the plan, and where its output would go."""
+    from hf_tsv.cli import plan
+
+    plan.show(run.plan)
+    if run.download_bytes:
+        err.print(f"Downloads {size(run.download_bytes)}.", markup=False)
+    for terms, to in run.targets:
+        show(terms, to)
+
+
+def show(terms: "list[dict[str, Any]]", to: "Destination", sizes: str = "") -> None:
+    """Where an output goes, and the licences of what it is made of."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from hf_tsv.cards import inherited
+
+    hidden = to.target.private if to.target.exists else to.private
+    how = {True: "private", False: "public", None: "as your settings say"}[hidden]
+    err.print(f"{to.target.repo_id} ({'' if to.target.exists else 'new, '}{how}){sizes}", markup=False)
+    table = Table("source", "licence", "seen by", box=None, pad_edge=False, header_style="bold")
+    for term in terms:
+        seen = "its owners" if term.get("private") else "whom it lets in" if term.get("gated") else ""
+        called = term.get("license_name") or term.get("license") or "none named"
+        table.add_row(*map(escape, (term["name"], called, seen)))
+    err.print(table)
+    following = inherited(terms)
+    licence = to.licence or following.licence
+    why = "chosen" if to.licence else following.why
+    err.print(f"Licence: {licence.name or licence.id if licence else 'none'} ({why}).", markup=False)
+
+
+def report(pushed: "Iterable[Pushed]", *, json_: bool) -> None:
+    """Print the address of each commit as it is made."""
+    found = []
+    for one in pushed:
+        found.append({"repo_id": one.repo_id, "url": one.url, "changed": list(one.changed)})
+        if not json_:
+            told_ = f"{some(one.changed)} changed" if one.changed else "everything was there already"
+            err.print(f"{one.repo_id}: {told_}.", markup=False)
+            out.print(one.url, markup=False)
+    if json_:
+        print(json.dumps(found))

@@ -1,0 +1,271 @@
+"""The models that are compared on a task, each as transformers, or PEFT on top of it, loads it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_tsv.adapters import model_class_of, quiet
+from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint
+from hf_tsv.companions import TOKENIZER, matches
+from hf_tsv.errors import CheckpointError, some
+from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification, TextClassification
+from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
+from hf_tsv.sources import Source
+
+BASE, FINETUNED, MERGED, RESTORED = "base", "finetuned", "merged", "restored"
+ADAPTERS = {"faithful": "adapters", "serving": "adapters-serving"}
+PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One model on one task.
+
+    Attributes:
+        label: What the results call it.
+        identity: What changes when its weights do.
+        body: The checkpoint of the whole model, or of what its adapter is put on.
+        parts: What the task alone has and `body` lacks, such as its head.
+        config_folder: Whose config.json says how the model is built.
+        input_folders: Where its tokenizer or processor may lie, the first that has one.
+        adapter: The folder of a PEFT adapter on top.
+    """
+
+    label: str
+    identity: str
+    body: Checkpoint
+    parts: Checkpoint | None
+    config_folder: Path
+    input_folders: tuple[Path, ...]
+    adapter: Path | None = None
+
+
+def originals(sources: Sequence[Source], task: str | None) -> list[Contestant]:
+    """What a task is compared with: the base, and the fine-tuned model.
+
+    Args:
+        sources: The recipe's models, fetched, the base first.
+        task: The recipe's task that it belongs to; None where there is none, and so no fine-tuned model.
+    """
+    base, own = sources[0], next((s for s in sources if task is not None and s.task == task), None)
+    assert base.folder is not None
+    config, parts = base.folder, None
+    if own and own.folder and not isinstance(own.checkpoint, AdapterCheckpoint):
+        config, parts = own.folder, own.checkpoint if _differs(own, base) else None
+    identity = f"{base.identity} {own.identity}" if own and parts else base.identity
+    found = [Contestant(BASE, identity, base.checkpoint, parts, config, (base.folder, config))]
+    if own:
+        found.append(Contestant(FINETUNED, own.identity, own.checkpoint, None, config, (config, base.folder)))
+    return found
+
+
+def made(
+    out: Path,
+    record: Mapping[str, Any],
+    restored: Callable[[str], Checkpoint],
+    base: Contestant,
+    task: str | None,
+) -> list[Contestant]:
+    """What an output has for a task: the merged model, its adapters, or both.
+
+    Where PEFT loads less than an adapter's folder holds, and where the task has a mask, also its restored checkpoint.
+
+    Args:
+        out: An output of `merge` or `compress`.
+        record: Its record.
+        restored: Gives a task's checkpoint as `hf-tsv restore` writes it.
+        base: The base model on that task.
+        task: The recipe's task, as `originals` takes it.
+
+    Raises:
+        CheckpointError: the output's weights can't be read.
+    """
+    if "tasks" in record:
+        return list(_adapted(out, record["tasks"], restored, base, task))
+    file = record["task_parts"].get(task, {}).get("file")
+    merged = open_checkpoint(out)
+    parts = SafetensorsCheckpoint([out / file], label=str(out / file)) if file else None
+    identity = " ".join(c.fingerprint() for c in (merged, parts) if c)
+    inputs = (out, *base.input_folders)
+    shared = Contestant(MERGED, identity, merged, parts, base.config_folder, inputs)
+    adapted = _adapted(out, record.get("adapters", {}), restored, shared, task)
+    return [shared, *adapted, *_masked(record, restored, shared, task)]
+
+
+def _masked(
+    record: Mapping[str, Any], restored: Callable[[str], Checkpoint], on: Contestant, task: str | None
+) -> Iterator[Contestant]:
+    """The task's model, where a mask makes it of the merged one."""
+    if task is not None and task in record.get("masks", {}).get("tasks", {}):
+        whole = restored(task)
+        yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
+
+
+def _differs(own: Source, base: Source) -> bool:
+    """Whether a fine-tuned model has a tensor that the base lacks, or has in another shape."""
+    shapes = {name: base.checkpoint.info(name).shape for name in base.checkpoint.names()}
+    return any(own.checkpoint.info(name).shape != shapes.get(name) for name in own.checkpoint.names())
+
+
+def _adapted(
+    out: Path,
+    written: Mapping[str, Mapping[str, Any]],
+    restored: Callable[[str], Checkpoint],
+    on: Contestant,
+    task: str | None,
+) -> Iterator[Contestant]:
+    """The adapters that were written for a task, by profile, each on its model."""
+    if task is None:
+        return
+    for profile, facts in written.get(task, {}).items():
+        folder = out / ADAPTERS[profile] / task
+        label = "adapter" if profile == "faithful" else f"adapter ({profile})"
+        yield replace(on, label=label, identity=f"{on.identity} {_digest(folder)}", parts=None, adapter=folder)
+        if facts["in_sidecar"]:
+            whole = restored(task)
+            yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
+
+
+def _digest(folder: Path) -> str:
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("adapter_*")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -> Any:
+    """The model, ready to be asked. A task with a head of its own gets a model without one.
+
+    Raises:
+        CheckpointError: transformers can't build it, or weights that it needs are missing; names them.
+    """
+    config, model_class = _class_for(contestant, task)
+    needs_head = not (isinstance(task, Classification) and task.head)
+    state = dict(_tensors(contestant.body))
+    if contestant.parts and needs_head:
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        state |= {n: t for n, t in _tensors(contestant.parts) if t.shape != shapes.get(n)}
+    torch.manual_seed(0)  # what an adapter is to replace is drawn before
+    try:
+        with quiet():
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=_dtype(dtype, contestant),
+                output_loading_info=True,
+                ignore_mismatched_sizes=contestant.adapter is not None,
+            )
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise CheckpointError(f"{contestant.body.label}: transformers can't load it: {error}") from error
+    missing = [] if contestant.adapter else _missing(info["missing_keys"], task)
+    if missing:
+        raise CheckpointError(
+            f"{contestant.body.label}: as {type(model).__name__} for '{task.name}' it lacks {some(missing)}. Give the"
+            " task a 'head', or a kind that fits the model."
+        )
+    if contestant.adapter:
+        model = _adapted_model(model, contestant.adapter)
+    return model.to(device).eval()
+
+
+def _class_for(contestant: Contestant, task: AnyTask) -> tuple[Any, Any]:
+    import transformers
+
+    if contestant.adapter:  # its keys are those of the class that it was made for
+        return model_class_of(contestant.config_folder)
+    auto: Any = transformers.AutoModelForCausalLM
+    if isinstance(task, Classification) and task.head:
+        auto = transformers.AutoModel
+    elif isinstance(task, TextClassification):
+        auto = transformers.AutoModelForSequenceClassification
+    elif isinstance(task, ImageClassification):
+        auto = transformers.AutoModelForImageClassification
+    try:
+        config = transformers.AutoConfig.from_pretrained(contestant.config_folder, trust_remote_code=False)
+        with quiet(), torch.device("meta"):
+            return config, type(auto.from_config(config))
+    except (ValueError, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError(f"{contestant.config_folder}: no model for '{task.name}': {reason}") from error
+
+
+def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    return ((name, checkpoint.read(name)) for name in checkpoint.names())
+
+
+def _dtype(asked: str, contestant: Contestant) -> torch.dtype:
+    if asked != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+    stored = {contestant.body.info(name).dtype for name in contestant.body.names()}
+    return next((d for n, d in (("F32", torch.float32), ("BF16", torch.bfloat16)) if n in stored), torch.float16)
+
+
+def _missing(keys: Sequence[str], task: AnyTask) -> list[str]:
+    """Weights that had to be drawn at random, less a pooler that is not asked for anything."""
+    unused = isinstance(task, Classification) and task.head and task.pooling != "pooled"
+    return sorted(key for key in keys if not (unused and "pooler" in key))
+
+
+def _adapted_model(model: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        with quiet():
+            return PeftModel.from_pretrained(model, str(folder)).get_base_model()
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: PEFT can't load it: {error}") from error
+
+
+def load_tokenizer(contestant: Contestant) -> Any:
+    """
+    Raises:
+        CheckpointError: there is none.
+    """
+    return _inputs(contestant, TOKENIZER, "AutoTokenizer", "tokenizer")
+
+
+def load_processor(contestant: Contestant) -> Any:
+    """
+    Raises:
+        CheckpointError: there is none.
+    """
+    return _inputs(contestant, PROCESSOR, "AutoImageProcessor", "image processor")
+
+
+def _inputs(contestant: Contestant, files: Sequence[str], name: str, what: str) -> Any:
+    import transformers
+
+    for folder in contestant.input_folders:
+        if matches(files, [path.name for path in folder.iterdir()]):
+            try:
+                with quiet():
+                    return getattr(transformers, name).from_pretrained(folder, local_files_only=True)
+            except (ValueError, OSError, ImportError, KeyError) as error:
+                raise CheckpointError(f"{folder}: its {what} can't be loaded: {error}") from error
+    looked = ", ".join(map(str, dict.fromkeys(contestant.input_folders)))
+    raise CheckpointError(f"{contestant.body.label}: no {what} in {looked}. Put one beside the base model")
+
+
+def label_names(model: Any) -> dict[str, int]:
+    """The labels of a model with a head, by name."""
+    return {str(name): int(number) for name, number in (getattr(model.config, "label2id", None) or {}).items()}
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        CheckpointError: there is no such file, or it holds no JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: can't be read, expected the record of a merge or compression: {error}"
+        ) from None

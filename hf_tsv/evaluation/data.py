@@ -1,0 +1,219 @@
+"""The examples of a task: from a file, or a data set on the Hub."""
+
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional
+
+from hf_tsv.errors import HfTsvError
+from hf_tsv.evaluation.suite import AnyTask, HubData, Labelled, Perplexity, Suite
+
+
+class DataError(HfTsvError):
+    """A task's examples or head can't be used."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a task is scored on.
+
+    Attributes:
+        inputs: One tuple an example: the values of the task's columns.
+        labels: One an example, as the data has them.
+        folder: Where the paths of images begin.
+        sha256: Of the file; of a data set on the Hub, its fingerprint.
+    """
+
+    inputs: Sequence[tuple[Any, ...]]
+    labels: Sequence[Any]
+    folder: Path
+    sha256: str
+
+    @property
+    def text(self) -> str:
+        """The one text of a language modelling task."""
+        return str(self.inputs[0][0])
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier on embeddings: weight (C, d), bias (C,) or None, and the labels' names if it has any."""
+
+    weight: Tensor
+    bias: Tensor | None
+    labels: tuple[str, ...]
+    sha256: str
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        """Logits, (N, C), of embeddings (N, d)."""
+        bias = None if self.bias is None else self.bias.to(embeddings)
+        return functional.linear(embeddings, self.weight.to(embeddings), bias)
+
+
+def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
+    """The examples of a task, in the data's order; with a `limit` as many, drawn by the suite's seed.
+
+    Raises:
+        DataError: the data can't be read, or lack a column; names task and file.
+    """
+    if isinstance(task, Perplexity):
+        path = suite.path(task.data)
+        return Examples([(_text(suite, task, path),)], [], path.parent, file_sha256(path))
+    if isinstance(task.data, HubData):
+        folder = suite.source.parent
+        rows, digest = _hub_rows(suite, task, task.data)
+    else:
+        path = suite.path(task.data)
+        folder, rows, digest = path.parent, _rows(suite, task, path), file_sha256(path)
+    columns = (*task.columns, task.label)
+    for column in columns:
+        if rows and column not in rows[0]:
+            raise DataError(
+                f"{suite.where(task)}: the data of '{task.name}' have no column '{column}', expected one of"
+                f" {', '.join(map(str, rows[0]))}."
+            )
+    if not rows:
+        raise DataError(f"{suite.where(task)}: the data of '{task.name}' hold no example.")
+    chosen = list(range(len(rows)))
+    if task.limit and task.limit < len(rows):
+        chosen = sorted(random.Random(suite.file.seed).sample(chosen, task.limit))
+    try:
+        inputs = [tuple(rows[i][column] for column in columns[:-1]) for i in chosen]
+        labels = [rows[i][task.label] for i in chosen]
+    except KeyError as error:
+        raise DataError(f"{suite.where(task)}: an example of '{task.name}' has no {error}. Fill it in.") from None
+    return Examples(inputs, labels, folder, digest)
+
+
+def read_head(suite: Suite, task: Labelled) -> Head | None:
+    """The head that a task gives, if it gives one.
+
+    Raises:
+        DataError: it can't be read, or holds no head.
+    """
+    if task.head is None:
+        return None
+    path = suite.path(task.head)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            labels = json.loads((file.metadata() or {}).get("labels", "[]"))
+            bias = file.get_tensor("bias") if "bias" in names else None
+            head = Head(file.get_tensor("weight"), bias, tuple(labels), file_sha256(path))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DataError(f"{suite.where(task)}: the head {path} can't be read: {error}.") from None
+    if head.weight.ndim != 2 or (head.bias is not None and head.bias.shape != head.weight.shape[:1]):
+        raise DataError(
+            f"{suite.where(task)}: expected in {path} a weight (C, d) and a bias (C,) but got"
+            f" {tuple(head.weight.shape)} and {None if head.bias is None else tuple(head.bias.shape)}."
+        )
+    return head
+
+
+def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, where: str) -> Tensor:
+    """Labels as numbers below `count`, (N,) int64, from names or numbers.
+
+    Raises:
+        DataError: one is neither.
+    """
+
+    def number(label: Any) -> int:
+        if isinstance(label, str) and label in names:
+            return names[label]
+        try:
+            found = int(label)
+        except (TypeError, ValueError):
+            found = -1
+        if not 0 <= found < count or isinstance(label, float):
+            known = ", ".join(list(names)[:8]) + (", …" if len(names) > 8 else "")
+            raise DataError(f"{where}: unknown label {label!r}, expected one of {known} or a number below {count}.")
+        return found
+
+    return torch.tensor([number(label) for label in labels])
+
+
+def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise DataError(f"{suite.where(task)}: {path} is of no known kind, expected {', '.join(_READERS)}.")
+    try:
+        rows = read(_text(suite, task, path))
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{suite.where(task)}: {path} can't be read: {error}.") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{suite.where(task)}: expected in {path} one mapping of columns to values an example.")
+    return rows
+
+
+def _text(suite: Suite, task: AnyTask, path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{suite.where(task)}: {path} is no UTF-8 text ({error.reason}).") from None
+    except OSError as error:
+        raise DataError(f"{suite.where(task)}: {path} can't be read: {error.strerror}.") from None
+
+
+def _json_lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _table(text: str, delimiter: str) -> list[Any]:
+    return list(csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True))
+
+
+_READERS: Mapping[str, Callable[[str], list[Any]]] = {
+    ".jsonl": _json_lines,
+    ".json": json.loads,
+    ".csv": lambda text: _table(text, ","),
+    ".tsv": lambda text: _table(text, "\t"),
+}
+
+
+def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[list[dict[str, Any]], str]:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{suite.where(task)}: data on the Hub are read by the package datasets, which isn't installed. pip install"
+            " datasets, or name a local file."
+        ) from None
+    try:
+        found = datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision)
+    except Exception as error:  # of whatever kind a data set's reader raises
+        raise DataError(f"{suite.where(task)}: {data.hub} can't be read: {error}") from error
+    return list(found), str(found._fingerprint)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def image(task: Labelled, examples: Examples, value: Any) -> Any:
+    """An image as PIL reads it, from a path or from what `datasets` gives.
+
+    Raises:
+        DataError: Pillow isn't installed, or the file can't be read.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise DataError(f"'{task.name}': images are read by Pillow. pip install pillow") from None
+    if isinstance(value, Image.Image):
+        return value.convert("RGB")
+    try:
+        with Image.open(examples.folder / str(value)) as opened:
+            return opened.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"'{task.name}': the image {value} can't be read: {error}.") from None

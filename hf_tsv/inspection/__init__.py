@@ -1,0 +1,20 @@
+"""What fine-tuning changed, and where tasks get in each other's way, before anything is merged."""
+
+from hf_tsv.inspection.measure import Entries, Inspected, Inspection, Interference, Matrices, inspect_plan
+from hf_tsv.inspection.page import render_page
+from hf_tsv.inspection.plots import write_plots
+from hf_tsv.inspection.report import summarize
+from hf_tsv.inspection.tables import print_tables
+
+__all__ = [
+    "Entries",
+    "Inspected",
+    "Inspection",
+    "Interference",
+    "Matrices",
+    "inspect_plan",
+    "print_tables",
+    "render_page",
+    "summarize",
+    "write_plots",
+]

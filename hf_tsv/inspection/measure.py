@@ -1,0 +1,263 @@
+"""One pass over the task vectors of a recipe: what is kept of each tensor is a few numbers a task."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoint import TensorInfo
+from hf_tsv.compression import Spectrum, pooled
+from hf_tsv.errors import MethodError
+from hf_tsv.linalg import (
+    Factors,
+    interference_by_chance,
+    interference_left,
+    pairwise_interference,
+    singular_task_interference,
+    truncated_svd,
+)
+from hf_tsv.methods import Deltas
+from hf_tsv.modules import Kind
+from hf_tsv.planner import Plan, Step
+from hf_tsv.recipe import is_local
+from hf_tsv.run import Progress, Resources, check_memory, each_step, one_thread_each
+from hf_tsv.stored import StoredTensor
+
+NUMERICAL_RANK = 1e-6  # of the largest singular value; below it fp32 weights hold nothing
+PIECE = 2**22  # entries, of all tasks together, that are compared at a time
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What T deltas are, entry by entry; of one tensor, or summed over several.
+
+    Attributes:
+        inner: Their inner products, (T, T) float64; the diagonal holds the squared norms.
+        both: Entries that both tasks of a pair changed, (T, T) int64; the diagonal holds those that a task changed.
+        opposed: Entries that a pair moved in opposite directions, (T, T) int64.
+        numel: Entries of a task.
+    """
+
+    inner: Tensor
+    both: Tensor
+    opposed: Tensor
+    numel: int
+
+    @property
+    def norms(self) -> Tensor:
+        """Frobenius norms, (T,) float64."""
+        return self.inner.diagonal().sqrt()
+
+    @property
+    def cosines(self) -> Tensor:
+        """Cosines of the angles between the tasks, (T, T) float64; 0 beside a task that changed nothing."""
+        return self.inner / (self.norms[:, None] * self.norms).clamp(min=torch.finfo(torch.float64).tiny)
+
+    @property
+    def opposed_shares(self) -> Tensor:
+        """Of the entries that both tasks of a pair changed, those moved in opposite directions, (T, T) float64."""
+        return self.opposed / self.both.clamp(min=1)
+
+    @staticmethod
+    def sum(parts: Iterable["Entries"]) -> "Entries":
+        parts = list(parts)
+        inner, both, opposed = (sum_of(parts, key) for key in ("inner", "both", "opposed"))
+        return Entries(inner, both, opposed, sum(part.numel for part in parts))
+
+
+@dataclass(frozen=True)
+class Interference:
+    """How T task matrices disturb each other at the rank that TSV-Merge keeps; of one, or summed over several.
+
+    Attributes:
+        before: Singular Task Interference.
+        left: The same after TSV-Merge's orthogonalisation.
+        chance: What it would be for subspaces that have nothing to do with each other.
+        pairs: What task j leaves in the directions of task i, (T, T) float64.
+        pairs_by_chance: What that would be by chance, (T, T) float64.
+    """
+
+    before: float
+    left: float
+    chance: float
+    pairs: Tensor
+    pairs_by_chance: Tensor
+
+    @property
+    def times_chance(self) -> float:
+        """1 where the tasks' directions are as good as random, 0 where they are orthogonal."""
+        return self.before / self.chance if self.chance else 0.0
+
+    @property
+    def clashes(self) -> Tensor:
+        """What two tasks leave in each other's directions, in units of chance: (T, T) float64, symmetric."""
+        both, chance = self.pairs + self.pairs.T, self.pairs_by_chance + self.pairs_by_chance.T
+        return torch.where(chance > 0, both / chance, 0.0)
+
+    @staticmethod
+    def sum(parts: Iterable["Interference"]) -> "Interference":
+        parts = list(parts)
+        return Interference(
+            before=sum(part.before for part in parts),
+            left=sum(part.left for part in parts),
+            chance=sum(part.chance for part in parts),
+            pairs=sum_of(parts, "pairs"),
+            pairs_by_chance=sum_of(parts, "pairs_by_chance"),
+        )
+
+
+def sum_of(parts: Sequence[Any], key: str) -> Tensor:
+    return torch.stack([getattr(part, key) for part in parts]).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A tensor as T task matrices; stacked experts as one.
+
+    Attributes:
+        rank: Singular triplets that TSV-Merge keeps of each task: min(m, n) // T, at least 1.
+        interference: How they disturb each other at that rank.
+        spectra: All singular values, one a task.
+    """
+
+    rank: int
+    interference: Interference
+    spectra: tuple[Spectrum, ...]
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One tensor. `matrices` is None for what is no matrix, and where no task changed anything."""
+
+    info: TensorInfo
+    kind: Kind
+    entries: Entries
+    matrices: Matrices | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The task vectors of a recipe, tensor by tensor in the base's order.
+
+    Attributes:
+        base: What the base model is called.
+        tasks: The tasks' names, in recipe order.
+        checkpoint_bytes: Bytes of the base's tensors.
+        tensors: What would be merged.
+    """
+
+    base: str
+    tasks: tuple[str, ...]
+    checkpoint_bytes: int
+    tensors: tuple[Inspected, ...]
+
+
+def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspection:
+    """Look at every tensor that a plan merges, a few at a time.
+
+    The task vectors are taken as they are: neither the recipe's methods nor its weights matter.
+
+    Raises:
+        HfTsvError: a source can't be read, or holds NaN or infinity; or memory does not suffice.
+    """
+    steps = [_as_merged_by_tsv_m(step) for step in plan.merged]
+    check_memory(replace(plan, steps=tuple(steps)), resources)
+    found: dict[str, Inspected] = {}
+    lock = Lock()
+
+    def look(step: Step) -> None:
+        try:
+            inspected = _inspected(plan, step)
+        except MethodError as error:
+            raise MethodError(f"{step.name} {step.info.shape}: {error}") from error
+        with lock:
+            found[step.name] = inspected
+
+    base = plan.recipe.base.path
+    progress.begin(sum(map(plan.work, steps)))
+    with one_thread_each():
+        each_step(steps, look, plan, resources, progress, plan.work)
+    return Inspection(
+        base=Path(base).name if is_local(base) else base,  # where a folder lies is nobody's business
+        tasks=plan.tasks,
+        checkpoint_bytes=sum(step.info.nbytes for step in plan.steps),
+        tensors=tuple(found[step.name] for step in steps),
+    )
+
+
+def _as_merged_by_tsv_m(step: Step) -> Step:
+    """So that memory and work are those of singular vectors, whatever the recipe's method."""
+    return replace(step, method="tsv_m", parameters={}, weights=(1.0,) * len(step.weights), base_weight=0.0)
+
+
+def _inspected(plan: Plan, step: Step) -> Inspected:
+    entries = _entries(plan, step)
+    changed = bool(entries.both.diagonal().any())
+    return Inspected(step.info, step.kind, entries, _matrices(plan, step) if step.view and changed else None)
+
+
+def _entries(plan: Plan, step: Step) -> Entries:
+    num_tasks, as_it_is = len(plan.tasks), replace(step, view=None)
+    inner = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
+    both, balance = inner.clone(), inner.clone()  # whole numbers, exact in float64
+    for rows in _pieces(step, num_tasks):
+        deltas = torch.stack([delta.flatten() for delta in StoredTensor(plan, as_it_is, rows).deltas()])
+        inner += _gram(deltas)
+        balance += _gram(deltas.sign_())
+        both += _gram(deltas.abs_())
+    return Entries(inner, both.long(), ((both - balance) / 2).long(), step.info.numel)
+
+
+def _gram(rows: Tensor) -> Tensor:
+    wide = rows.double()
+    return wide @ wide.T
+
+
+def _pieces(step: Step, num_tasks: int) -> Iterator[tuple[int, int] | None]:
+    shape = step.info.shape
+    if not shape:
+        yield None
+        return
+    at_once = max(1, PIECE // num_tasks * shape[0] // max(1, step.info.numel))
+    for first in range(0, shape[0], at_once):
+        yield first, min(first + at_once, shape[0])
+
+
+def _matrices(plan: Plan, step: Step) -> Matrices:
+    assert step.view is not None
+    rank = max(1, min(step.view.m, step.view.n) // len(plan.tasks))
+    stack = [(i, i + 1) for i in range(step.view.count)] if step.view.count > 1 else [None]
+    looked = [_one_matrix(StoredTensor(plan, step, rows, as_matrix=True).deltas(), rank) for rows in stack]
+    interference = Interference.sum(interference for interference, _ in looked)
+    spectra = zip(*(spectra for _, spectra in looked), strict=True)
+    return Matrices(rank, interference, tuple(pooled(s) if len(s) > 1 else s[0] for s in spectra))
+
+
+def _one_matrix(deltas: Deltas, rank: int) -> tuple[Interference, list[Spectrum]]:
+    factors, spectra = [], []
+    for t in range(len(deltas)):
+        noise = deltas.noise(t)
+        floor = noise if deltas.is_half(t) else 0.0  # as TSV-Merge cuts them unless told otherwise
+        known = deltas.factors(t) or truncated_svd(deltas[t], rank, rtol=NUMERICAL_RANK, floor=floor)
+        factors.append(replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank]))
+        spectra.append(_spectrum(known, deltas.shape, noise))
+    chance, pairs_by_chance = interference_by_chance(factors)
+    interference = Interference(
+        before=singular_task_interference(factors),
+        left=interference_left(factors),
+        chance=chance,
+        pairs=pairwise_interference(factors),
+        pairs_by_chance=pairs_by_chance,
+    )
+    return interference, spectra
+
+
+def _spectrum(factors: Factors, shape: Sequence[int], noise: float) -> Spectrum:
+    values = factors.s.double() if factors.values is None else factors.values
+    largest = float(values[0]) if len(values) else 0.0
+    m, n = shape
+    return Spectrum(values, m, n, noise=max(noise, NUMERICAL_RANK * largest))

@@ -1,0 +1,24 @@
+"""EMR-Merging: elect one task vector for all, then mask and rescale it for each task."""
+
+from torch import Tensor
+
+from hf_tsv.masks import emr_unified
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._registry import always, merge_method
+
+
+@merge_method(
+    "emr",
+    paper="https://arxiv.org/abs/2405.17461",
+    elementwise=always,
+    cost="every model is read twice; on the disk one bit a weight and task",
+)
+def emr(deltas: Deltas) -> Tensor:
+    """Elect a sign and the largest magnitude of every entry, and write a mask and a factor for every task.
+
+    theta_t = theta_0 + lambda_t m_t tau with tau = sgn(sum_t w_t tau_t) max |w_t tau_t| among the tasks of that sign,
+    m_t 1 where w_t tau_t tau > 0 and lambda_t = sum |w_t tau_t| / sum |m_t tau| over the whole model (Huang et al.
+    2024, section 3.2). The merged model is theta_0 + tau; `hf-tsv restore` makes a task's model of it.
+    """
+    changes = [deltas.scaled(t) for t in deltas.active]
+    return emr_unified(changes) if changes else deltas.zeros()

@@ -1,0 +1,51 @@
+"""TALL-masks: one merged task vector for all tasks, and one bit a weight for each."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_tsv.methods._consensus import MaskLambda
+from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._registry import Survey, always, merge_method
+from hf_tsv.methods.ties import Density, Trim, ties
+
+Of = Literal["task_arithmetic", "ties"]
+
+
+def _survey(dtype: torch.dtype, num_tasks: int, *, of: Of, density: float, trim: Trim) -> Survey | None:
+    return ties.make_survey(dtype, num_tasks, {"density": density, "trim": trim}) if of == "ties" else None
+
+
+@merge_method(
+    "tall_mask",
+    paper="https://arxiv.org/abs/2405.07813",
+    survey=_survey,
+    elementwise=always,
+    cost="every model is read twice, with TIES three times; on the disk one bit a weight and task",
+)
+def tall_mask(
+    deltas: Deltas,
+    *,
+    of: Of = "task_arithmetic",
+    mask_lambda: MaskLambda = 0.4,
+    density: Density = 0.2,
+    trim: Trim = "global",
+) -> Tensor:
+    """Add up the task vectors, and write for every task which entries of the sum are its own.
+
+    theta_t = theta_0 + m_t tau, with tau = sum_t w_t tau_t, or TIES' disjoint sum, and m_t 1 where
+    |w_t tau_t| > mask_lambda_t |tau - w_t tau_t| (Wang et al. 2024, section 3). The merged model is theta_0 + tau;
+    `hf-tsv restore` makes a task's model of it, the base and the task's mask.
+
+    Args:
+        deltas: T deltas of one tensor.
+        of: How the tasks are merged: by their sum, or by TIES.
+        mask_lambda: The masks' lambda_t: the larger, the fewer entries a task uses. The paper chooses each task's among
+            0.2 to 0.6 on validation data.
+        density: TIES' share of the entries that stays, by magnitude.
+        trim: Whether that is over the whole task vector or over each tensor, as for `ties`.
+    """
+    if of == "ties":
+        return ties.fn(deltas, density=density, trim=trim, normalize=False)
+    return deltas.weighted_sum()

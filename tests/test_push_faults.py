@@ -1,0 +1,225 @@
+"""What breaks a push, on the real client: it ends in one commit with the right bytes, or in a line that says why not.
+
+HF_TSV_KILLS sets how often the runs are killed, 3 times unless given.
+"""
+
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_tsv.errors import HubError
+from hf_tsv.hub import Hub, _push
+
+from . import models
+from .loopback_hub import LoopbackHub
+from .test_push import REPO, alice, commits_of, files_of, merged, no_waiting, push
+
+__all__ = ["alice", "merged", "no_waiting"]
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+KILLS = int(os.environ.get("HF_TSV_KILLS", "3"))
+COMMIT = f"/{REPO}/commit/"
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client waits up to eight seconds before it tries again."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+
+
+def uploaded(hub: LoopbackHub) -> list[str]:
+    """What arrived whole in the store."""
+    return [r.path.partition("?")[0] for r in hub.log if r.method == "PUT" and r.status == 200]
+
+
+def assert_pushed(hub: LoopbackHub, out: Path, commits: int = 1) -> None:
+    """One commit, with the output's bytes, each uploaded once."""
+    assert len(commits_of(hub)) == commits
+    stored = files_of(hub)
+    for path in out.glob("*.safetensors"):
+        assert stored[path.name] == path.read_bytes()
+    assert len(uploaded(hub)) == len(set(uploaded(hub)))
+
+
+def before_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let something happen on the Hub right before the first commit arrives there."""
+    original, waiting = hub.api.create_commit, [act]
+
+    def create_commit(*args: Any, **kwargs: Any) -> Any:
+        if waiting:
+            waiting.pop()()
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(hub.api, "create_commit", create_commit)
+
+
+class TestMovedHead:
+    def test_others_changed_something_else(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.publish(REPO, {"notes.txt": b"old"})
+        before_commit(alice, monkeypatch, lambda: hub.publish(REPO, {"notes.txt": b"new"}, title="theirs"))
+        push(merged, alice)
+        assert commits_of(hub)[1:] == ["theirs"]
+        assert files_of(hub)["notes.txt"] == b"new"
+        assert_pushed(hub, merged, commits=2)
+        assert [request.status for request in hub.log if COMMIT in request.path] == [412, 200]
+
+    def test_others_changed_the_same_file(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.publish(REPO, {"notes.txt": b"old"})
+        before_commit(alice, monkeypatch, lambda: hub.publish(REPO, {"config.json": b"theirs"}))
+        with pytest.raises(HubError, match=r"commit \w{7} changed config.json .* pass --create-pr"):
+            push(merged, alice)
+        assert files_of(hub)["config.json"] == b"theirs"
+
+    def test_others_wrote_into_the_card(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hub.publish(REPO, {"README.md": b"---\ntags: [mine]\n---\nold words"})
+        edited = b"---\ntags: [mine]\n---\nnew words"
+        before_commit(alice, monkeypatch, lambda: hub.publish(REPO, {"README.md": edited}))
+        push(merged, alice)
+        card = files_of(hub)["README.md"].decode()
+        assert "new words" in card
+        assert "- mine\n" in card
+        assert "old words" not in card
+
+
+class TestCommit:
+    @pytest.mark.parametrize("what", [{"lose_reply": True}, {"drop_after": 10}, {"take_only": 700}, {"status": 503}])
+    def test_that_breaks_is_made_once(self, hub: LoopbackHub, alice: Hub, merged: Path, what: dict[str, Any]) -> None:
+        hub.fault(COMMIT, method="POST", **what)
+        push(merged, alice)
+        assert_pushed(hub, merged)
+
+    def test_of_a_pull_request_whose_reply_is_lost_is_made_once(
+        self, hub: LoopbackHub, alice: Hub, merged: Path
+    ) -> None:
+        hub.publish(REPO, {"a": b"a"})
+        hub.fault(COMMIT, method="POST", lose_reply=True)
+        assert push(merged, alice, create_pr=True).endswith("/discussions/1")
+        assert len(hub.repos[REPO].discussions) == 1
+
+    def test_waits_as_long_as_the_server_asks(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waited: list[float] = []
+        monkeypatch.setattr(_push.time, "sleep", waited.append)
+        hub.fault(COMMIT, method="POST", status=429, headers={"Retry-After": "7"})
+        push(merged, alice)
+        assert [seconds for seconds in waited if seconds > 1] == [7]
+
+    @pytest.mark.parametrize(
+        ("status", "told"),
+        [
+            (401, "your token is wrong, expired or revoked (401)"),
+            (403, "no room (403: the quota is used up)"),
+            (404, "the quota is used up"),
+            (409, "others keep changing it (409: "),
+            (413, "a file is too large for the Hub (413: "),
+            (500, "the Hub fails (500: "),
+        ],
+    )
+    @pytest.mark.parametrize("where", [COMMIT, "/preupload/", "objects/batch", "/lfs/[0-9a-f]{64}"])
+    def test_that_is_refused_is_told(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, status: int, told: str, where: str
+    ) -> None:
+        hub.fault(where, status=status, message="the quota is used up", times=1000)
+        with pytest.raises(HubError) as caught:
+            push(merged, alice)
+        assert told in str(caught.value)
+        assert "othing was committed" in str(caught.value) or status in (409, 413)
+        assert not commits_of(hub)
+        hub.faults.clear()
+        push(merged, alice)
+        assert_pushed(hub, merged)
+
+
+class TestUpload:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_connections_cut_at_random_bytes_do_not_show(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, seed: int
+    ) -> None:
+        chance = random.Random(seed)
+        for _ in range(6):
+            how = chance.choice(["take_only", "drop_after"])
+            hub.fault("/lfs/|/commit/|/preupload/|/tree/", skip=chance.randrange(12), **{how: chance.randrange(2000)})
+        push(merged, alice)
+        assert_pushed(hub, merged)
+
+    def test_a_server_that_is_gone_is_told(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        push(merged, alice)
+        hub.stop()
+        with pytest.raises(HubError, match="can't be reached"):
+            push(merged, alice)
+
+
+def environment(hub: LoopbackHub) -> dict[str, str]:
+    """Of a command that alice starts."""
+    inherited = {key: value for key, value in os.environ.items() if key != "HF_HUB_DISABLE_IMPLICIT_TOKEN"}
+    return {**inherited, **hub.environment("hf_alice")}
+
+
+def test_a_hub_without_xet_is_explained(hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hf_xet")
+    options = ["--license", "mit", "--cache-dir", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "hf_tsv", "push", str(merged), REPO, *options]
+    with_xet = {**environment(hub), "HF_HUB_DISABLE_XET": "0"}
+    done = subprocess.run(command, env=with_xet, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "If it has no Xet, set HF_HUB_DISABLE_XET=1 and push again; nothing was committed." in done.stderr
+    assert not commits_of(hub)
+
+
+def killed_again_and_again(command: list[str], hub: LoopbackHub, longest: float) -> str:
+    """Start it, kill it at a random moment, KILLS times; then let it finish. All that it said."""
+    moments, said = random.Random(0), ""
+    for kill in [True] * KILLS + [False]:
+        process = subprocess.Popen(command, env=environment(hub), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if kill:
+            asked = len(hub.log)
+            while len(hub.log) == asked and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, longest))
+            process.kill()
+        said += process.communicate()[0].decode()
+    assert process.returncode == 0, said
+    return said
+
+
+def assert_no_token(folder: Path, hub: LoopbackHub, said: str) -> None:
+    told = [path for path in folder.rglob("*") if path.is_file() and b"hf_alice" in path.read_bytes()]
+    assert not told
+    assert "hf_alice" not in said
+    assert not [path for path, data in files_of(hub).items() if b"hf_alice" in data]
+
+
+def test_a_push_that_is_killed_again_and_again(hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
+    hub.fault("", delay=0.05, times=10**6)
+    options = ["--license", "mit", "--cache-dir", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "hf_tsv", "push", str(merged), REPO, *options]
+    said = killed_again_and_again(command, hub, longest=1.2)
+    assert_pushed(hub, merged)
+    assert_no_token(tmp_path, hub, said)
+    assert re.search(rf"{REPO}/commit/\w{{40}}", said)
+
+
+def test_a_merge_with_a_push_that_is_killed_again_and_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.fault("", delay=0.02, times=10**6)
+    recipe = models.recipe(models.zoo(models.bert_wide, tmp_path, tasks=2), tasks=2)
+    out = tmp_path / "out"
+    options = ["--push-to-hub", REPO, "--license", "mit", "--max-shard-size", "5MB", "--workers", "2", "-q"]
+    command = [sys.executable, "-m", "hf_tsv", "merge", str(recipe), str(out), *options]
+    said = killed_again_and_again(command, hub, longest=4.0)
+    assert_pushed(hub, out)
+    assert_no_token(tmp_path, hub, said)
+    assert not list(tmp_path.glob(".out*"))

@@ -1,0 +1,265 @@
+"""Merging from the Hub and to the Hub, with the real client against a Hub on loopback."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load
+
+import hf_tsv
+from hf_tsv.cards import all_terms
+from hf_tsv.compressed import Compressing
+from hf_tsv.compression import FixedRank
+from hf_tsv.errors import HubError, OutputError, PublishError
+from hf_tsv.hub import Hub
+from hf_tsv.publishing import Pushing
+
+from . import models
+from .loopback_hub import LoopbackHub
+from .test_cli import run
+from .test_push import REPO, commits_of, files_of, no_waiting, uploads, writes
+
+__all__ = ["no_waiting"]
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+CARD = b"---\nlicense: apache-2.0\nlanguage: en\n---\nA model\n"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, three fine-tunes, and their merge from the disk."""
+    folder = models.zoo(models.llama, tmp_path_factory.mktemp("zoo"), max_shard_size="40KB")
+    hf_tsv.merge(models.recipe(folder), folder / "merged", max_shard_size=30_000)
+    return folder
+
+
+@pytest.fixture
+def recipe(hub: LoopbackHub, local: Path, tmp_path: Path) -> Path:
+    """The same models on the Hub, and the recipe that merges them."""
+    for name in ("base", "t0", "t1", "t2"):
+        files = {path.name: path.read_bytes() for path in (local / name).iterdir()}
+        hub.publish(f"bob/{name}", {**files, "README.md": CARD})
+    path = tmp_path / "recipe.yaml"
+    tasks = "".join(f"  - model: bob/t{t}\n" for t in range(3))
+    path.write_text(f"merge_method: tsv_m\nbase_model: bob/base\nmodels:\n{tasks}")
+    return path
+
+
+@pytest.fixture
+def alice(hub: LoopbackHub, tmp_path: Path) -> Hub:
+    return Hub(token="hf_alice", cache_dir=tmp_path / "cache")
+
+
+def merge(recipe: Path, hub: Hub, pushing: Pushing | None = None, **more: Any) -> dict[str, Any]:
+    out = recipe.parent / "out"
+    return hf_tsv.merge(recipe, out, max_shard_size=30_000, push_to_hub=pushing, hub=hub, **more)
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def pushed_weights(hub: LoopbackHub, repo_id: str = REPO) -> dict[str, bytes]:
+    return {path: data for path, data in files_of(hub, repo_id).items() if path.endswith(".safetensors")}
+
+
+class TestPushWhileMerging:
+    def test_one_commit_with_the_same_bytes(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
+        record = merge(recipe, alice, Pushing(REPO))
+        assert record["pushed"][0]["url"].endswith(hub.repos[REPO].resolve("main").sha)
+        assert len(commits_of(hub)) == 1
+        assert pushed_weights(hub) == weights(local / "merged") == weights(recipe.parent / "out")
+        card = files_of(hub)["README.md"].decode()
+        assert "license: apache-2.0" in card
+        assert "language:\n- en" in card
+        assert "| apache-2.0 |" in card
+        assert len(uploads(hub)) == len(set(uploads(hub))) == len(weights(local / "merged"))
+
+    def test_shards_go_up_while_others_are_merged(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The last tensor waits until the Hub has a shard; if none is sent before, that is never."""
+        seen = []
+        original = hf_tsv.api.CheckpointWriter.write
+
+        def write(self: Any, name: str, tensor: Any) -> str:
+            if name == "model.norm.weight":
+                seen.extend(wait_for(lambda: uploads(hub)))
+            return str(original(self, name, tensor))
+
+        monkeypatch.setattr(hf_tsv.api.CheckpointWriter, "write", write)
+        merge(recipe, alice, Pushing(REPO), workers=1)
+        assert seen
+
+    def test_again_pushes_what_is_there(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        first = merge(recipe, alice, Pushing(REPO))
+        hub.log.clear()
+        assert merge(recipe, alice, Pushing(REPO)) == first
+        assert not writes(hub)
+        del hub.repos[REPO]
+        merge(recipe, alice, Pushing(REPO))
+        assert len(commits_of(hub)) == 1
+
+    def test_a_failed_push_leaves_the_merge(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
+        quota = "Storage quota exceeded for private repositories"
+        hub.fault("lfs/objects/batch", status=403, message=quota, times=99)
+        with pytest.raises(HubError, match="no room .403: Storage quota") as caught:
+            merge(recipe, alice, Pushing(REPO))
+        assert "out is complete. The same command goes on with the push" in caught.value.problems[-1]
+        assert weights(recipe.parent / "out") == weights(local / "merged")
+        assert not commits_of(hub)
+        hub.faults.clear()
+        merge(recipe, alice, Pushing(REPO))
+        assert pushed_weights(hub) == weights(local / "merged")
+
+    def test_nothing_is_downloaded_before_the_target_is_found_fit(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path
+    ) -> None:
+        with pytest.raises(HubError, match="can't create one under 'bob'"):
+            merge(recipe, alice, Pushing("bob/merged"))
+        assert not [r for r in hub.log if r.cdn and not r.range]
+        assert not (recipe.parent / "out").exists()
+
+    def test_dry_run_writes_nothing(self, hub: LoopbackHub, recipe: Path, tmp_path: Path) -> None:
+        options = ("--push-to-hub", REPO, "--dry-run", "--token", "hf_alice", "--cache-dir", tmp_path / "cache")
+        result = run("merge", recipe, *options)
+        assert result.exit_code == 0, result.stderr
+        assert "Licence: apache-2.0 (all sources have it)." in result.stderr
+        result = run("compress", recipe, *options[:1], "alice/llama-{task}", *options[2:])
+        assert "alice/llama-t2 (new, as your settings say)" in result.stderr
+        assert not writes(hub)
+        assert not (tmp_path / "out").exists()
+
+    def test_without_a_folder_it_has_the_repositorys_name(
+        self, hub: LoopbackHub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        result = run("merge", recipe, "--push-to-hub", REPO, "--token", "hf_alice", "--cache-dir", tmp_path / "cache")
+        assert (result.exit_code, result.stdout) == (0, "merged\n"), result.stderr
+        assert (tmp_path / "merged" / "hf_tsv.json").is_file()
+        assert run("merge", recipe).exit_code == 2
+        assert run("merge", recipe, "x", "--private").exit_code == 2
+
+    def test_adapters_to_a_repository_each(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        pushing, options = Pushing("alice/llama-{task}"), Compressing(FixedRank(4))
+        record = hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice)
+        assert [one["repo_id"] for one in record["pushed"]] == [f"alice/llama-t{t}" for t in range(3)]
+        config = json.loads(files_of(hub, "alice/llama-t1")["adapter_config.json"])
+        assert config["base_model_name_or_path"] == "bob/base"
+        card = files_of(hub, "alice/llama-t1")["README.md"].decode()
+        assert "base_model:\n- bob/base\n" in card
+        assert "base_model_relation: adapter" in card
+        assert f'from_pretrained("bob/base", revision="{hub.repos["bob/base"].resolve("main").sha}")' in card
+        hub.log.clear()
+        assert hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice) == record
+        assert not writes(hub)
+
+
+class TestTerms:
+    def test_licences_and_notices_come_along(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        hub.publish("bob/base", {"LICENSE": b"base"})
+        hub.publish("bob/t0", {"LICENSE": b"base", "NOTICE.txt": b"t0"})
+        hub.publish("bob/t1", {"LICENSE": b"other", "USE_POLICY.md": b"t1"})
+        merge(recipe, alice, Pushing(REPO))
+        found = {path: data for path, data in files_of(hub).items() if b"LIC" in path.encode() or "licenses/" in path}
+        assert found == {
+            "LICENSE": b"base",
+            "licenses/bob__t0/NOTICE.txt": b"t0",
+            "licenses/bob__t1/LICENSE": b"other",
+            "licenses/bob__t1/USE_POLICY.md": b"t1",
+        }
+
+    @pytest.mark.parametrize("how", [{"private": True}, {"gated": "manual", "allowed": {"alice"}}])
+    def test_hidden_sources_are_pushed_in_private(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path, how: dict[str, Any]
+    ) -> None:
+        text = recipe.read_text().replace("bob/t1", "team/t1")
+        recipe.write_text(text)
+        hub.repos["team/t1"] = hub.repos.pop("bob/t1")
+        hub.publish("team/t1", {}, **how)
+        hub.publish("alice/public", {"a": b"a"})
+        with pytest.raises(PublishError, match="is public, but not everyone may see team/t1. Pass --public if"):
+            merge(recipe, alice, Pushing("alice/public"))
+        merge(recipe, alice, Pushing(REPO))
+        assert hub.repos[REPO].private
+        merge(recipe, alice, Pushing("alice/public", private=False))
+        assert not hub.repos["alice/public"].private
+
+    @pytest.mark.parametrize(
+        ("wish", "told"), [(True, "is public, but --private"), (False, "is private, but --public")]
+    )
+    def test_an_existing_repository_is_as_it_was_asked_for(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path, wish: bool, told: str
+    ) -> None:
+        hub.publish(REPO, {"a": b"a"}, private=not wish)
+        with pytest.raises(PublishError, match=told):
+            merge(recipe, alice, Pushing(REPO, private=wish))
+        assert not writes(hub)
+
+    def test_a_conflict_of_licences_stops_it_before_the_download(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path
+    ) -> None:
+        hub.publish("bob/t0", {"README.md": CARD.replace(b"apache-2.0", b"llama3.1")})
+        hub.publish("bob/t1", {"README.md": CARD.replace(b"apache-2.0", b"gemma")})
+        with pytest.raises(PublishError, match="llama3.1 can't be joined.*bob/t0: llama3.1.*pass --license"):
+            merge(recipe, alice, Pushing(REPO))
+        assert not writes(hub)
+        merge(recipe, alice, Pushing(REPO, license="llama3.1"))
+        card = files_of(hub)["README.md"].decode()
+        assert "license: llama3.1" in card
+        assert "as whoever published this has chosen. Built with Llama." in card
+
+    def test_offline_it_is_not_known_who_may_see_a_source(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        merge(recipe, alice)
+        offline = Hub(cache_dir=alice.cache_dir, offline=True)
+        record = merge(recipe, offline, overwrite=True)
+        assert {term["private"] for term in all_terms(record)} == {None}
+        hf_tsv.push(recipe.parent / "out", REPO, hub=alice)
+        assert hub.repos[REPO].private
+
+
+class TestStream:
+    def test_same_bytes_and_no_weights_on_disk(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
+        merge(recipe, alice, stream=True)
+        assert weights(recipe.parent / "out") == weights(local / "merged")
+        assert not list(alice.cache_dir.rglob("*.safetensors"))
+        assert (recipe.parent / "out" / "config.json").is_file()
+
+    def test_each_byte_is_asked_for_once_in_few_requests(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        merge(recipe, alice, stream=True, workers=1)
+        ranges = [request for request in hub.log if request.cdn]
+        shards = [path for path in files_of(hub, "bob/base") if path.endswith(".safetensors")]
+        tensors = sum(len(load(data)) for path, data in files_of(hub, "bob/base").items() if path in shards)
+        assert len(ranges) == 4 * 2 * len(shards) < 4 * tensors  # a header and a run of each shard of four models
+        largest = sum(len(data) for path, data in files_of(hub, "bob/base").items() if path in shards)
+        assert sum(request.sent for request in ranges) < 4 * 2 * largest + 4 * 100_000 * len(shards)
+
+    def test_cut_connections_and_expired_links_do_not_show(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path
+    ) -> None:
+        for skip in range(2, 20, 3):
+            hub.fault("/lfs/", drop_after=1000, skip=skip)
+        hub.fault("/lfs/", status=403, message="Request has expired", skip=9)
+        hub.fault("/lfs/", status=503, skip=12, times=2)
+        merge(recipe, alice, stream=True)
+        assert weights(recipe.parent / "out") == weights(local / "merged")
+
+
+def wait_for(found: Any, seconds: float = 20) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if value := found():
+            return value
+        time.sleep(0.01)
+    return []
+
+
+def test_adapters_on_the_merged_model_go_along(hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + "residuals: {rank: 2}\n")
+    merge(recipe, alice, Pushing(REPO))
+    adapters = {path for path in files_of(hub) if path.endswith("adapter_model.safetensors")}
+    assert adapters == {f"adapters/t{t}/adapter_model.safetensors" for t in range(3)}
+    assert str(recipe.parent).encode() not in b"".join(files_of(hub).values())
+    with pytest.raises(OutputError, match="an adapter on the merged model"):
+        hf_tsv.push(recipe.parent / "out" / "adapters" / "t0", REPO, hub=alice)
