@@ -28,8 +28,8 @@ from hf_tsv.cards import (
 from hf_tsv.companions import matches
 from hf_tsv.errors import HubError, OutputError, PublishError, some
 from hf_tsv.hub import Commit, Hub, Pushed, Repository, Target
-from hf_tsv.journal import RECORD_FILE
 from hf_tsv.record import read_record
+from hf_tsv.writers import RECORD_FILE
 
 TASK = "{task}"
 CARD = "README.md"
