@@ -5,20 +5,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_tsv.api import (
-        compress,
-        evaluate,
-        inspect,
-        merge,
-        merge_as_adapter,
-        merge_modules,
-        merge_state_dicts,
-        plan,
-        push,
-        tune,
-    )
+    from hf_tsv.api import compress, merge, merge_as_adapter, plan, push
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
+    from hf_tsv.in_memory import merge_modules, merge_state_dicts
+    from hf_tsv.measuring import evaluate, inspect, tune
     from hf_tsv.publishing import Pushing
     from hf_tsv.recipe import load_recipe
     from hf_tsv.restored import load_task, restore
@@ -49,10 +40,15 @@ _HOMES = {
     "HfTsvError": "hf_tsv.errors",
     "Hub": "hf_tsv.hub",
     "Pushing": "hf_tsv.publishing",
+    "Verification": "hf_tsv.verified",
+    "evaluate": "hf_tsv.measuring",
+    "inspect": "hf_tsv.measuring",
     "load_recipe": "hf_tsv.recipe",
     "load_task": "hf_tsv.restored",
-    "Verification": "hf_tsv.verified",
+    "merge_modules": "hf_tsv.in_memory",
+    "merge_state_dicts": "hf_tsv.in_memory",
     "restore": "hf_tsv.restored",
+    "tune": "hf_tsv.measuring",
     "verify": "hf_tsv.verified",
 }
 

@@ -1,6 +1,5 @@
 """The verbs: what the command line calls, and users of Python."""
 
-import copy
 import dataclasses
 import hashlib
 import time
@@ -13,18 +12,16 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_tsv import inspection
 from hf_tsv.cards import Licence, all_terms, write_card
-from hf_tsv.checkpoint import Checkpoint, Shard
+from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, copy_licences, most_common_template
 from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, PublishError
 from hf_tsv.hub import Hub, Pushed
+from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.journal import Journal, Staging, check_output
-from hf_tsv.loaders import MemoryCheckpoint
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals, make_plan
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals
 from hf_tsv.processes import Process, Team, check_alone, stamp
 from hf_tsv.publishing import (
     Destination,
@@ -37,16 +34,15 @@ from hf_tsv.publishing import (
     sending,
     tasks_of,
 )
-from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
+from hf_tsv.recipe import Recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
-from hf_tsv.resources import check_disks, usable_cores
+from hf_tsv.resources import check_disks
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import RECORD_FILE, CheckpointWriter, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
-    from hf_tsv.tuning import By, Tuned
 
 PARTS_FOLDER = "task_parts"
 UPLOADING = "uploading"
@@ -65,8 +61,8 @@ def plan(
     Raises:
         HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; all of it is told.
     """
-    recipe = _loaded(recipe)
-    return _planned(recipe, open_sources(recipe, hub or Hub()), max_shard_size)
+    recipe = loaded(recipe)
+    return plan_of(recipe, open_sources(recipe, hub or Hub()), max_shard_size)
 
 
 def merge(
@@ -109,13 +105,13 @@ def merge(
     Raises:
         HfTsvError: anything a person can mend, another process of the run that has ended too; nothing is lost by it.
     """
-    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     process = Process.launched()
     resources = Resources.of(workers, max_memory, process.local_count)
     before = stamp(out / RECORD_FILE)
     with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
         sources = open_sources(recipe, hub)
-        planned = _planned(recipe, sources, max_shard_size)
+        planned = plan_of(recipe, sources, max_shard_size)
         destinations = [to for _, to in _targets(push_to_hub, sources, None, hub)]
         if not destinations or not _is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
             _check_place(out, sources, overwrite=overwrite)
@@ -128,7 +124,7 @@ def merge(
                 check_residuals(planned)
             in_order = stream or bool(destinations)
             sources = fetch(sources, hub, stream=stream)
-            planned = _planned(recipe, sources, max_shard_size)
+            planned = plan_of(recipe, sources, max_shard_size)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
                 _help(planned, staging, team, _identity(planned, sources), run_)
@@ -214,7 +210,7 @@ def compress(
     from hf_tsv.adapters import BaseRef
     from hf_tsv.compressed import compress_tasks
 
-    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     check_alone(out)
     resources = Resources.of(workers, max_memory)
     sources = open_sources(recipe, hub)
@@ -261,7 +257,7 @@ def merge_as_adapter(
     from hf_tsv.adapters import BaseRef
     from hf_tsv.as_adapter import write_as_adapter
 
-    recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     if recipe.residuals is not None or TSV_C in recipe.methods:
         raise OutputError(f"{out}: an adapter can't carry others, expected a recipe without tsv_c and residuals")
     check_alone(out)
@@ -292,7 +288,7 @@ def _write_adapter_folder(
     """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
     sources = fetch(sources, hub)
-    planned = _planned(recipe, sources, DEFAULT_SHARD_SIZE)
+    planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
     with Staging(out) as staging:
         staging.discard()
@@ -392,7 +388,7 @@ def preview(
 ) -> Preview:
     """What a merge, or of these tasks a compression, would do. Nothing is written; errors are those of doing it."""
     sources = open_sources(recipe, hub)
-    planned = _planned(recipe, sources, max_shard_size)
+    planned = plan_of(recipe, sources, max_shard_size)
     return Preview(planned, bytes_to_download(sources, hub, stream=stream), _targets(pushing, sources, tasks, hub))
 
 
@@ -442,202 +438,6 @@ def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, De
     return list(zip(parcels.values(), destinations, strict=True))
 
 
-def inspect(
-    recipe: Recipe | str | Path,
-    *,
-    workers: int | None = None,
-    max_memory: int | None = None,
-    hub: Hub | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Look at what each fine-tuned model of a recipe changed, and where they clash.
-
-    Args:
-        recipe: A recipe, or the path of its file. Its methods and weights don't matter, only which tensors they merge.
-        workers: Tensors in work at once, one processor core each; all cores unless given.
-        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
-        hub: How to reach the Hub.
-        progress: Told of the work done.
-
-    Returns:
-        Plain data, as `hf_tsv.inspection.summarize` describes it.
-
-    Raises:
-        HfTsvError: anything a person can mend.
-    """
-    recipe, hub = _loaded(recipe), hub or Hub()
-    resources = Resources.of(workers, max_memory)
-    planned = _planned(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE)
-    return inspection.summarize(inspection.inspect_plan(planned, resources, progress or Silent()))
-
-
-def evaluate(
-    out: str | Path,
-    suite: str | Path,
-    *,
-    results: str | Path | None = None,
-    device: str | None = None,
-    hub: Hub | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score an output, its base and its fine-tuned models on a suite; what is measured goes into record and card.
-
-    A score that is known for the same weights, task and data is not computed again: an evaluation that was stopped goes
-    on where it was.
-
-    Args:
-        out: An output of `merge` or `compress`.
-        suite: A suite file: see `hf_tsv.evaluation.suite`.
-        results: Where scores are kept; `OUT/evaluation.jsonl` unless given. Outputs of one zoo may share a file.
-        device: Of torch; a GPU where there is one unless given.
-        hub: How to reach the Hub.
-        progress: Told of the work done.
-
-    Returns:
-        Plain data, as `hf_tsv.evaluation.summarize` describes it.
-
-    Raises:
-        HfTsvError: anything a person can mend; nothing is lost by it.
-    """
-    from hf_tsv.evaluation import Results, load_suite, made, prepare, score_all, summarize
-    from hf_tsv.restored import open_task
-
-    out, hub = Path(out), hub or Hub()
-    asked = load_suite(suite)
-    record = read_record(out)
-    recipe = load_recipe(out / "recipe.lock.yaml")
-    sources = fetch(open_sources(recipe, hub), hub)
-
-    def restored(task: str) -> Checkpoint:
-        return open_task(out, task, base=None, hub=hub).checkpoint
-
-    prepared = prepare(asked, sources, partial(made, out, record, restored))
-    kept = Results(Path(results) if results else out / "evaluation.jsonl")
-    score_all(asked, prepared, kept, device or _default_device(), progress or Silent())
-    record["evaluation"] = summarize(asked, prepared, kept)
-    write_record(record, out)
-    card(out)
-    return dict(record["evaluation"])
-
-
-def tune(
-    recipe: Recipe | str | Path,
-    suite: str | Path,
-    *,
-    by: "By" = "kind",
-    grid: Sequence[float] = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6),
-    results: str | Path = "tuning.jsonl",
-    device: str | None = None,
-    workers: int | None = None,
-    hub: Hub | None = None,
-    progress: Progress | None = None,
-) -> "Tuned":
-    """Choose the scale of a merge, one for each group of tensors, by the scores of a suite on validation data.
-
-    The merge is computed once; what differs in scale alone needs no further decomposition. It and one model are held in
-    memory.
-
-    Args:
-        recipe: A recipe, or the path of its file, by a method that has a `scale`.
-        suite: A suite file. Its data should be others than those that the merge is reported on.
-        by: What has a scale of its own: `all` have one, each `kind` of tensor, or each module `type`.
-        grid: The scales that are tried.
-        results: Where scores are kept; a search that was stopped goes on from there.
-        device: Of torch; a GPU where there is one unless given.
-        workers: Tensors in work at once while merging; all cores unless given.
-        hub: How to reach the Hub.
-        progress: Told of the evaluations.
-
-    Raises:
-        HfTsvError: anything a person can mend.
-    """
-    from hf_tsv.evaluation import Results, load_suite, prepare
-    from hf_tsv.tuning import at_scale_one
-    from hf_tsv.tuning import tune as search
-
-    recipe, asked, hub = _loaded(recipe), load_suite(suite), hub or Hub()
-    unscaled = at_scale_one(recipe)
-    sources = fetch(open_sources(unscaled, hub), hub)
-    return search(
-        _planned(unscaled, sources, DEFAULT_SHARD_SIZE),
-        recipe,
-        asked,
-        prepare(asked, sources, lambda base, task: ()),
-        Results(Path(results)),
-        by=by,
-        grid=grid,
-        device=device or _default_device(),
-        resources=Resources.of(workers, None),
-        progress=progress or Silent(),
-    )
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def merge_state_dicts(
-    base: Mapping[str, Tensor],
-    finetuned: Mapping[str, Mapping[str, Tensor]],
-    *,
-    method: str = "tsv_m",
-    weights: Mapping[str, float] | None = None,
-    dtype: str = "float32",
-    svd: str = "exact",
-    **parameters: Any,
-) -> dict[str, Tensor]:
-    """Merge models that are held in memory; the inputs stay as they are.
-
-        merged = merge_state_dicts(base, {"math": math, "code": code}, method="tsv_m", scale=1.2)
-
-    Args:
-        base: The base model's state dict.
-        finetuned: The fine-tuned models' state dicts by task, with the base's names and shapes.
-        method: A merge method, as in recipes.
-        weights: One factor a task, 1 unless given.
-        dtype: Arithmetic, `float32` or `float64`.
-        svd: `exact`, `fast` or `sketch`.
-        parameters: The method's parameters.
-
-    Returns:
-        A new state dict with the base's names, dtypes and shapes, on the CPU.
-
-    Raises:
-        RecipeError: an unknown method or parameter.
-        PlanError: names or shapes that don't fit.
-        MethodError: NaN or infinity.
-    """
-    recipe = _recipe_of(list(finetuned), method, weights or {}, dtype, svd, parameters)
-    planned = make_plan(
-        recipe,
-        MemoryCheckpoint(base, label="the base"),
-        [MemoryCheckpoint(state, label=f"task '{task}'") for task, state in finetuned.items()],
-    )
-    if leaves_residuals(planned) or leaves_masks(planned):
-        raise MethodError(f"{method}: it keeps something of every task in files. Call hf_tsv.merge")
-    held = _Held()
-    run(planned, planned.steps, held, Resources(usable_cores()), Silent())
-    return {name: held.tensors[name] for name in base}
-
-
-def merge_modules(base: nn.Module, finetuned: Mapping[str, nn.Module], **options: Any) -> nn.Module:
-    """Merge modules of one class into a new one. `options` and errors are those of `merge_state_dicts`."""
-    states = {task: module.state_dict() for task, module in finetuned.items()}
-    merged = copy.deepcopy(base)
-    merged.load_state_dict(merge_state_dicts(base.state_dict(), states, **options))
-    return merged
-
-
-class _Held:
-    """Keeps merged tensors in memory."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
-        self.tensors[step.name] = tensor
-
-
 class _Files:
     """Writes merged tensors, notes them in the journal, and tells which files are finished."""
 
@@ -666,15 +466,6 @@ class _Files:
             self._left[file].remove(step.name)
         if not self._left[file]:
             self._finished(file)
-
-
-def _loaded(recipe: Recipe | str | Path) -> Recipe:
-    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-
-
-def _planned(recipe: Recipe, sources: Sequence[Source], max_shard_size: int | str) -> Plan:
-    base, *tasks = sources
-    return make_plan(recipe, base.checkpoint, [task.checkpoint for task in tasks], max_shard_size=max_shard_size)
 
 
 def _check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
@@ -830,22 +621,3 @@ def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Pa
     copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template)
     folders = {s.ref.path if s.pin else s.folder.name: s.folder for s in sources if s.folder}
     copy_licences(folders, out)
-
-
-def _recipe_of(
-    tasks: Sequence[str], method: str, weights: Mapping[str, float], dtype: str, svd: str, parameters: Mapping[str, Any]
-) -> Recipe:
-    """The recipe of a merge in memory, so that it is checked and carried out as any other."""
-    models = [
-        {"model": f"./{task}", "name": task} | ({"parameters": {"weight": weights[task]}} if task in weights else {})
-        for task in tasks
-    ]
-    data = {
-        "merge_method": method,
-        "base_model": "./the base",
-        "models": models,
-        "parameters": dict(parameters),
-        "dtype": dtype,
-        "svd": svd,
-    }
-    return parse_recipe(yaml.safe_dump(data, sort_keys=False), source=f"merge_state_dicts(method={method!r})")

@@ -41,7 +41,7 @@ ALLOWED = {
     "cards": {"methods", "modules", "writers"},
     "publishing": {"cards", "companions", "hub", "record", "writers"},
 }
-ABOVE = {"api", "restored", "verified", "cli", "demo", "__main__", "__init__"}
+ABOVE = {"api", "in_memory", "inputs", "measuring", "restored", "verified", "cli", "demo", "__main__", "__init__"}
 
 
 def imports(path: Path) -> set[str]:

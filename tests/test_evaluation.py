@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import hf_tsv
-from hf_tsv import api
+from hf_tsv import api, measuring
 from hf_tsv.cli import app
 from hf_tsv.compressed import Compressing
 from hf_tsv.compression import Budget, Fraction
@@ -92,7 +92,7 @@ def loaded(folder: Path) -> Any:
 
 def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
     out, words, rows = classifiers(tmp_path)
-    found = api.evaluate(out, suite(tmp_path, text_task("t0"), text_task("t1"), batch_size=5))
+    found = measuring.evaluate(out, suite(tmp_path, text_task("t0"), text_task("t1"), batch_size=5))
     for task in ("t0", "t1"):
         scores = found["tasks"][task]["scores"]
         folders = {"base": tmp_path / "base", "finetuned": tmp_path / task, "merged": out}
@@ -106,7 +106,7 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
 def test_record_and_card_hold_what_was_measured(tmp_path: Path) -> None:
     out, _, _ = classifiers(tmp_path)
     assert "was not measured" in (out / "README.md").read_text()
-    found = api.evaluate(out, suite(tmp_path, text_task()))
+    found = measuring.evaluate(out, suite(tmp_path, text_task()))
     assert json.loads((out / "hf_tsv.json").read_text())["evaluation"] == json.loads(json.dumps(found))
     card = (out / "README.md").read_text()
     assert "was not measured" not in card
@@ -131,16 +131,16 @@ def test_nothing_is_computed_twice_unless_it_changed(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(evaluation_run, "load_model", counted)
     with pytest.raises(KeyboardInterrupt):
-        api.evaluate(out, path)
+        measuring.evaluate(out, path)
     with (out / "evaluation.jsonl").open("a") as file:
         file.write('{"key": "cut sho')  # by a crash
-    first = api.evaluate(out, path)
+    first = measuring.evaluate(out, path)
     # The base, of which both tasks ask the same; the fine-tune that was interrupted; what was left.
     assert loads == ["base", "finetuned", "finetuned", "finetuned", "merged"]
-    assert api.evaluate(out, path) == first
+    assert measuring.evaluate(out, path) == first
     assert len(loads) == 5
     examples(tmp_path, 3, seed=5)
-    api.evaluate(out, path)
+    measuring.evaluate(out, path)
     assert len(loads) == 5 + 4
 
 
@@ -155,7 +155,7 @@ def test_a_head_that_only_the_finetune_has(tmp_path: Path) -> None:
         models.save(own, tmp_path / f"t{t}")
     rows = examples(tmp_path, 4)
     api.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
     for label, body in (("base", "base"), ("merged", "out")):
         by_hand = loaded(tmp_path / "t1")
         by_hand.bert.load_state_dict(tf.AutoModel.from_pretrained(tmp_path / body).state_dict())
@@ -170,7 +170,7 @@ def test_adapters_of_a_compression(tmp_path: Path) -> None:
     words, rows = tokenizer(tmp_path / "base"), examples(tmp_path, 3)
     recipe = models.recipe(tmp_path, tasks=1)
     api.compress(recipe, tmp_path / "out", Compressing(Fraction(1.0)))
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, text_task()))["tasks"]["t0"]["scores"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, text_task()))["tasks"]["t0"]["scores"]
     by_hand = accuracy_by_hand(loaded(tmp_path / "t0"), words, rows)
     assert found["adapter"] == found["finetuned"] == by_hand != found["base"]
 
@@ -181,7 +181,7 @@ def test_a_task_with_a_mask(tmp_path: Path) -> None:
         models.save(models.perturbed(models.bert_classifier(), t, 0.3 * t), tmp_path / name)
     words, rows = tokenizer(tmp_path / "base"), examples(tmp_path, 3)
     api.merge(models.recipe(tmp_path, "tall_mask", tasks=2), tmp_path / "out")
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
     hf_tsv.restore(tmp_path / "out", "t1", tmp_path / "restored")
     assert found["restored"] == accuracy_by_hand(loaded(tmp_path / "restored"), words, rows)
     assert found["merged"] == accuracy_by_hand(loaded(tmp_path / "out"), words, rows)
@@ -198,7 +198,7 @@ def test_a_head_that_the_suite_gives(tmp_path: Path, pooling: str) -> None:
     save_file({"weight": weight}, tmp_path / "head.safetensors", metadata={"labels": json.dumps(names)})
     api.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
     task = text_task(data="data.csv", head="head.safetensors", pooling=pooling, normalize=False)
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
 
     def embedded(output: Any) -> Tensor:
         if pooling == "pooled":
@@ -227,7 +227,7 @@ def test_images(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps(rows))
     api.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
     task = {"name": "t0", "kind": "image-classification", "data": "data.json"}
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
     model = tf.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         inputs = [processor(Image.open(tmp_path / r["image"]), return_tensors="pt") for r in rows]
@@ -241,7 +241,7 @@ def test_perplexity(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(" ".join(TEXTS))
     api.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
     task = {"name": "t0", "kind": "perplexity", "data": "text.txt", "context": 8}
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]
     model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.tensor(words(" ".join(TEXTS))["input_ids"])
     losses = []
@@ -258,7 +258,7 @@ def test_perplexity(tmp_path: Path) -> None:
 
 def test_a_task_without_finetune_is_scored_absolutely(tmp_path: Path) -> None:
     out, _, _ = classifiers(tmp_path)
-    found = api.evaluate(out, suite(tmp_path, text_task("other"), text_task("t", finetuned="t1")))
+    found = measuring.evaluate(out, suite(tmp_path, text_task("other"), text_task("t", finetuned="t1")))
     assert set(found["tasks"]["other"]["scores"]) == {"base", "merged"}
     assert found["tasks"]["other"]["relative"] == {}
     assert found["mean"]["relative"]["merged"] == found["tasks"]["t"]["relative"]["merged"]
@@ -266,8 +266,8 @@ def test_a_task_without_finetune_is_scored_absolutely(tmp_path: Path) -> None:
 
 def test_a_limit_is_drawn_by_the_seed(tmp_path: Path) -> None:
     out, _, _ = classifiers(tmp_path)
-    one = api.evaluate(out, suite(tmp_path, text_task(limit=4), seed=1), results=tmp_path / "one")
-    again = api.evaluate(out, suite(tmp_path, text_task(limit=4), seed=1), results=tmp_path / "two")
+    one = measuring.evaluate(out, suite(tmp_path, text_task(limit=4), seed=1), results=tmp_path / "one")
+    again = measuring.evaluate(out, suite(tmp_path, text_task(limit=4), seed=1), results=tmp_path / "two")
     assert one == again
     assert one["tasks"]["t0"]["examples"] == 4
 
@@ -321,7 +321,7 @@ def test_what_is_wrong_with_the_data_is_told_before_a_model_is_loaded(
     )
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(HfTsvError) as caught:
-        api.evaluate(out, path)
+        measuring.evaluate(out, path)
     told = caught.value.problems
     for problem, fact in zip(
         told,
@@ -343,13 +343,13 @@ def test_unknown_labels_and_models_without_a_head_are_told(tmp_path: Path) -> No
     out, _, _ = classifiers(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"text": "a", "label": "spam"}\n')
     with pytest.raises(HfTsvError, match="unknown label 'spam', expected one of LABEL_0, LABEL_1"):
-        api.evaluate(out, suite(tmp_path, text_task()))
+        measuring.evaluate(out, suite(tmp_path, text_task()))
     models.zoo(models.bert, tmp_path / "bare", tasks=2)
     tokenizer(tmp_path / "bare" / "base")
     examples(tmp_path, 2)
     api.merge(models.recipe(tmp_path / "bare", tasks=2), tmp_path / "bare" / "out")
     with pytest.raises(CheckpointError, match=r"lacks classifier\.bias, classifier\.weight\. Give the task a 'head'"):
-        api.evaluate(tmp_path / "bare" / "out", suite(tmp_path, text_task()))
+        measuring.evaluate(tmp_path / "bare" / "out", suite(tmp_path, text_task()))
 
 
 def test_lm_eval_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +385,7 @@ def test_lm_eval_is_asked_and_read_as_it_documents(tmp_path: Path, monkeypatch: 
     for module in (package, huggingface, tasks, models_package):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     task = {"name": "t0", "kind": "lm-eval", "task": "toy", "include": "own", "limit": 5, "num_fewshot": 2}
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, task, seed=3))["tasks"]["t0"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, task, seed=3))["tasks"]["t0"]
     assert found["scores"] == {"base": 0.25, "finetuned": 0.5, "merged": 0.75}
     assert (found["metric"], found["examples"]) == ("acc", 5)
     assert type(asked[0]["model"]["pretrained"]).__name__ == "LlamaForCausalLM"
@@ -393,7 +393,7 @@ def test_lm_eval_is_asked_and_read_as_it_documents(tmp_path: Path, monkeypatch: 
     assert asked[0]["fewshot_random_seed"] == 3
     assert asked[0]["task_manager"] == str(tmp_path / "own")
     with pytest.raises(HfTsvError, match="has no score 'f1', expected one of acc"):
-        api.evaluate(tmp_path / "out", suite(tmp_path, task | {"score": "f1"}))
+        measuring.evaluate(tmp_path / "out", suite(tmp_path, task | {"score": "f1"}))
 
 
 def test_a_head_of_another_size_is_told(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_a_head_of_another_size_is_told(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3, 31)}, tmp_path / "head.safetensors")
     api.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
     with pytest.raises(HfTsvError, match="the head of 't0' reads 31 numbers, but BertModel gives 32"):
-        api.evaluate(tmp_path / "out", suite(tmp_path, text_task(head="head.safetensors")))
+        measuring.evaluate(tmp_path / "out", suite(tmp_path, text_task(head="head.safetensors")))
 
 
 def test_a_zero_shot_head_on_clips_image_encoder(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_a_zero_shot_head_on_clips_image_encoder(tmp_path: Path) -> None:
         seen = model.vision_model(**processor(Image.open(tmp_path / "0.png"), return_tensors="pt")).pooler_output[0]
     (tmp_path / "data.json").write_text(json.dumps([{"image": "0.png", "label": int((weight @ seen).argmax())}]))
     task = {"name": "t0", "kind": "image-classification", "data": "data.json", "head": "head.safetensors"}
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, task | {"pooling": "pooled"}))
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, task | {"pooling": "pooled"}))
     assert found["tasks"]["t0"]["scores"]["merged"] == 1
 
 
@@ -444,7 +444,7 @@ def test_the_weights_that_are_scored_are_the_outputs(tmp_path: Path) -> None:
     weights = load_file(out / "model.safetensors")
     weights["classifier.bias"] += torch.tensor([100.0, 0.0, 0.0])
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    found = api.evaluate(out, suite(tmp_path, text_task()))
+    found = measuring.evaluate(out, suite(tmp_path, text_task()))
     assert found["tasks"]["t0"]["scores"]["merged"] == sum(row["label"] == 0 for row in rows) / len(rows)
 
 
@@ -458,7 +458,7 @@ def test_what_peft_does_not_load_counts_in_the_restored_model(tmp_path: Path) ->
     record = api.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Budget(10**6)))
     assert record["tasks"]["t0"]["faithful"]["in_sidecar"]
     task = {"name": "t0", "kind": "image-classification", "data": "data.json", "head": "head.safetensors"}
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
     assert list(found) == ["base", "finetuned", "adapter", "restored"]
     assert found["restored"] == found["finetuned"]
 
@@ -473,7 +473,7 @@ def test_adapters_on_a_merged_model(tmp_path: Path) -> None:
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     api.merge(models.recipe(tmp_path, tasks=2, more="residuals: {energy: 1.0}\n"), tmp_path / "out")
-    found = api.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
+    found = measuring.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
     assert list(found) == ["base", "finetuned", "merged", "adapter"]
     assert found["adapter"] == found["finetuned"] == 1
     assert found["merged"] == accuracy_by_hand(loaded(tmp_path / "out"), words, rows) < 1

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from hf_tsv import api
+from hf_tsv import api, measuring
 from hf_tsv.cli import app
 from hf_tsv.inspection import measure, render_page
 from hf_tsv.linalg import (
@@ -69,7 +69,7 @@ def rewrite(folder: Path, task: str, change: object) -> None:
 
 
 def test_interference_is_the_papers(tmp_path: Path) -> None:
-    summary = api.inspect(models.recipe(models.zoo(models.bert, tmp_path), "linear"))
+    summary = measuring.inspect(models.recipe(models.zoo(models.bert, tmp_path), "linear"))
     found = cell(summary, MATRIX)
     assert found["interference"]["before"] == pytest.approx(by_definition(deltas_of(tmp_path, MATRIX, 3)), rel=1e-3)
     assert found["interference"]["left"] == 0
@@ -91,7 +91,7 @@ def test_orthogonal_tasks_do_not_interfere(tmp_path: Path) -> None:
             return value + own
 
         rewrite(tmp_path, f"t{t}", change)
-    summary = api.inspect(models.recipe(tmp_path, tasks=2))
+    summary = measuring.inspect(models.recipe(tmp_path, tasks=2))
     assert cell(summary, MATRIX)["interference"]["before"] < 1e-3
     assert summary["total"]["cosines"][0][1] == pytest.approx(0, abs=1e-6)
     assert "nothing to undo" in " ".join(summary["advice"]) or "little to undo" in " ".join(summary["advice"])
@@ -125,7 +125,7 @@ def test_norms_cosines_and_signs_are_those_of_the_whole_task_vectors(
 ) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path))
     monkeypatch.setattr(measure, "PIECE", 200)  # tensors in many pieces
-    total = api.inspect(recipe)["total"]
+    total = measuring.inspect(recipe)["total"]
     vectors = deltas_of(tmp_path, "", 3)
     for i, a in enumerate(vectors):
         assert total["norms"][i] == pytest.approx(float(a.norm()), rel=1e-3)
@@ -136,7 +136,7 @@ def test_norms_cosines_and_signs_are_those_of_the_whole_task_vectors(
 
 
 def test_spectra_and_energy(tmp_path: Path) -> None:
-    summary = api.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
+    summary = measuring.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
     s = torch.linalg.svdvals(deltas_of(tmp_path, MATRIX, 3)[1])
     found = cell(summary, MATRIX)
     at = [rank - 1 for rank in found["spectra"]["ranks"]]
@@ -148,8 +148,8 @@ def test_spectra_and_energy(tmp_path: Path) -> None:
 
 def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.mixtral, tmp_path))
-    one = api.inspect(recipe, workers=1)
-    assert one == api.inspect(recipe, workers=3, max_memory=10**9)
+    one = measuring.inspect(recipe, workers=1)
+    assert one == measuring.inspect(recipe, workers=3, max_memory=10**9)
     assert any("experts" in group["group"] for group in one["groups"] if "interference" in group)
 
 
@@ -160,7 +160,7 @@ def test_duplicates_idle_low_rank_and_long_tasks_are_told(tmp_path: Path) -> Non
     rewrite(tmp_path, "t1", lambda name, value: value + 1.01 * (fine[name] - value))
     rewrite(tmp_path, "t2", lambda name, value: value)
     rewrite(tmp_path, "t3", lambda name, v: v + low @ low.T if v.shape == (32, 32) else v)
-    told = "\n".join(api.inspect(models.recipe(tmp_path, tasks=5))["advice"])
+    told = "\n".join(measuring.inspect(models.recipe(tmp_path, tasks=5))["advice"])
     assert "'t0' and 't1' are nearly the same change (cosine 1.000)" in told
     assert "Task 't2' changes none" in told
     assert "Task 't3' is of low rank" in told
@@ -173,7 +173,7 @@ def test_a_bf16_checkpoints_rank_is_that_above_its_rounding(tmp_path: Path) -> N
     low = 0.5 * torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
     for task in ("t0", "t1"):
         rewrite(tmp_path, task, lambda name, v: (v + low @ low.T).bfloat16() if v.shape == (32, 32) else v)
-    summary = api.inspect(models.recipe(tmp_path, tasks=2))
+    summary = measuring.inspect(models.recipe(tmp_path, tasks=2))
     assert summary["per_task"][0]["rank"] <= 4 / 32  # in the median; every matrix has rank 32 as it is stored
 
 
@@ -191,11 +191,11 @@ def test_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
 def test_json_is_the_summary(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path))
     result = run("inspect", recipe, "--json", "-q")
-    assert json.loads(result.stdout) == api.inspect(recipe)
+    assert json.loads(result.stdout) == measuring.inspect(recipe)
 
 
 def test_stacks_of_layers_go_by_what_tells_them_apart(tmp_path: Path) -> None:
-    summary = api.inspect(models.recipe(models.zoo(models.clip, tmp_path, tasks=2), tasks=2))
+    summary = measuring.inspect(models.recipe(models.zoo(models.clip, tmp_path, tasks=2), tasks=2))
     labels = {group["label"] for group in summary["groups"]}
     assert {"text_model.mlp.fc1", "vision_model.mlp.fc1", "text_projection"} <= labels
     assert {(layer["stack"], layer["layer"]) for layer in summary["layers"]} == {
@@ -204,7 +204,7 @@ def test_stacks_of_layers_go_by_what_tells_them_apart(tmp_path: Path) -> None:
 
 
 def test_names_are_never_markup_or_script(tmp_path: Path) -> None:
-    summary = api.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
+    summary = measuring.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
     evil = "</script><img src=x onerror=alert(1)><!--"
     spoiled = json.loads(json.dumps(summary).replace('"t1"', json.dumps(evil)).replace("attention.self", f"a{evil}"))
     spoiled["base"] = evil
@@ -216,7 +216,7 @@ def test_names_are_never_markup_or_script(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    page = render_page(api.inspect(models.recipe(models.zoo(models.bert, tmp_path))))
+    page = render_page(measuring.inspect(models.recipe(models.zoo(models.bert, tmp_path))))
     assert "default-src 'none'" in page
     assert not any(word in page for word in ("src=", "href=", "@import", "url(", "fetch("))
 
@@ -254,7 +254,7 @@ def test_adapters_are_inspected_from_their_factors(tmp_path: Path, monkeypatch: 
     entries = "".join(f"  - model: {tmp_path}/base+{tmp_path}/out/adapters/t{t}\n" for t in range(2))
     of_adapters.write_text(f"merge_method: tsv_m\nbase_model: {tmp_path}/base\nmodels:\n{entries}")
     monkeypatch.setattr(measure, "PIECE", 500)
-    summary = api.inspect(of_adapters)
+    summary = measuring.inspect(of_adapters)
     found = cell(summary, MATRIX)
     leading = [torch.linalg.svd(delta, full_matrices=False) for delta in deltas_of(tmp_path, MATRIX, 2)]
     kept = [(u[:, :3] * s[:3]) @ vh[:3] for u, s, vh in leading]

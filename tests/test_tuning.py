@@ -10,8 +10,9 @@ import torch
 import transformers as tf
 import yaml
 
-from hf_tsv import api, tuning
+from hf_tsv import api, measuring, tuning
 from hf_tsv.errors import PlanError
+from hf_tsv.inputs import loaded as loaded_recipe
 from hf_tsv.methods import METHODS
 
 from . import models
@@ -35,12 +36,12 @@ def zoo(tmp_path: Path) -> Path:
 def relative(folder: Path, recipe: Path) -> float:
     """The score of a recipe's merge, as `merge` and `eval` give it."""
     api.merge(recipe, folder / "out", overwrite=True)
-    return float(api.evaluate(folder / "out", folder / "suite.yaml")["mean"]["relative"]["merged"])
+    return float(measuring.evaluate(folder / "out", folder / "suite.yaml")["mean"]["relative"]["merged"])
 
 
 def tuned(folder: Path, method: str, **options: Any) -> tuple[tuning.Tuned, Path]:
     recipe = models.recipe(folder, method, tasks=2)
-    found = api.tune(recipe, folder / "suite.yaml", grid=GRID, results=folder / "scores.jsonl", **options)
+    found = measuring.tune(recipe, folder / "suite.yaml", grid=GRID, results=folder / "scores.jsonl", **options)
     path = folder / "tuned.yaml"
     path.write_text(found.text)
     return found, path
@@ -95,7 +96,7 @@ def test_a_search_that_was_stopped_goes_on(zoo: Path, monkeypatch: pytest.Monkey
 
 
 def test_filters_of_longer_names_come_first(zoo: Path) -> None:
-    recipe = api._loaded(models.recipe(zoo, "tsv_m", tasks=2))
+    recipe = loaded_recipe(models.recipe(zoo, "tsv_m", tasks=2))
     groups = ("bert.encoder.layer.*.output.dense.weight", "bert.encoder.layer.*.attention.output.dense.weight")
     for values in product(GRID, GRID):
         text = tuning._tuned_text(recipe, dict(zip(groups, values, strict=True)))
@@ -113,9 +114,9 @@ def test_what_cannot_be_tuned_is_told(zoo: Path) -> None:
         tuned(zoo, "linear")
     overridden = models.recipe(zoo, more="overrides:\n  - {filter: dense, merge_method: linear}\n", tasks=2)
     with pytest.raises(PlanError, match="overrides can't be tuned"):
-        api.tune(overridden, zoo / "suite.yaml")
+        measuring.tune(overridden, zoo / "suite.yaml")
     with pytest.raises(PlanError, match="no fine-tuned model to compare with, expected one for other"):
-        api.tune(models.recipe(zoo, tasks=2), suite(zoo, text_task("other")), results=zoo / "scores.jsonl")
+        measuring.tune(models.recipe(zoo, tasks=2), suite(zoo, text_task("other")), results=zoo / "scores.jsonl")
 
 
 def test_the_command_writes_a_recipe(zoo: Path) -> None:

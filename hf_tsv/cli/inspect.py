@@ -30,14 +30,14 @@ def inspect(
 ) -> None:
     """Say what each fine-tune changed, and where they clash: spectra, interference, norms, signs; and advice."""
     memory = parse_size(max_memory, "--max-memory") if max_memory else None
-    from hf_tsv import api
+    from hf_tsv import measuring
     from hf_tsv.hub import Hub
     from hf_tsv.inspection import print_tables, render_page, write_plots
     from hf_tsv.writers import write_text
 
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
     with WorkProgress("Inspecting", quiet=quiet) as progress:
-        summary = api.inspect(loaded, workers=workers, max_memory=memory, hub=hub, progress=progress)
+        summary = measuring.inspect(loaded, workers=workers, max_memory=memory, hub=hub, progress=progress)
     if html:
         write_text(html, render_page(summary))
     pictures = write_plots(summary, plots) if plots else []

@@ -32,14 +32,14 @@ def tune(
     """Choose the scale of a merge by a suite's scores, and write the recipe with it. The merge is computed once. Scores
     are kept in TUNED.jsonl: what was stopped goes on where it was. Needs the extra hf-tsv\\[adapters]."""
     grid = _numbers(scales)
-    from hf_tsv import api
+    from hf_tsv import measuring
     from hf_tsv.hub import Hub
     from hf_tsv.writers import write_text
 
     hub = Hub(token=token, cache_dir=cache_dir)
     try:
         with WorkProgress("Tuning", quiet=quiet) as progress:
-            found = api.tune(
+            found = measuring.tune(
                 recipe,
                 suite,
                 by=by,
