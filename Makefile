@@ -8,7 +8,7 @@ demo: .venv/demo
 	.venv/bin/hf-tsv demo
 
 test: lint
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal
 
 lint: .venv/dev
 	.venv/bin/ruff check
