@@ -34,7 +34,7 @@ from hf_tsv.writers import RECORD_FILE
 TASK = "{task}"
 CARD = "README.md"
 CONFIG_MAX_BYTES = 1_000_000  # above every configuration; a tokenizer's vocabulary names no folder
-OWN_FOLDERS = (*FOLDERS.values(), "masks", "task_parts")
+OWN_FOLDERS = (*FOLDERS.values(), "assets", "masks", "task_parts")
 STALE = (
     "*.safetensors",
     "*.safetensors.index.json",

@@ -1,5 +1,6 @@
 """TALL-masks and EMR: one merged model, and a mask a task that makes its model of it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,23 @@ def test_a_task_is_restored_as_the_paper_says(piece: int, tmp_path: Path, monkey
     assert f"are no task's own, {record['masks']['weights']['selfish']:.1%} one task's" in card
     bits = (tmp_path / "out" / "masks" / "t0.safetensors").stat().st_size
     assert total / 3 / 8 < bits < total / 3 / 8 + 10_000
+
+
+def test_the_command_says_what_is_stored(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path), "tall_mask")
+    result = run("merge", recipe, tmp_path / "out")
+    assert "With the masks of 3 tasks" in result.stderr
+
+
+def test_the_card_shows_the_pictures_of_inspect(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+    hf_tsv.merge(recipe, tmp_path / "out")
+    assert run("inspect", recipe, "--plots", tmp_path / "out" / "assets").exit_code == 0
+    assert run("card", tmp_path / "out").exit_code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    shown = re.findall(r"!\[.+\]\((assets/.+\.png)\)", card)
+    assert shown
+    assert all((tmp_path / "out" / path).is_file() for path in shown)
 
 
 def test_emr_rescales_over_the_whole_model(tmp_path: Path) -> None:

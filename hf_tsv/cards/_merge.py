@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -31,6 +32,7 @@ from hf_tsv.modules import group_of
 HUB = "https://huggingface.co"
 # What the kinds of tasks that models are scored on are called on the Hub, where it is otherwise.
 HUB_TASKS = {"text-classification": "text-classification", "image-classification": "image-classification"}
+PICTURES = "assets"  # where `hf-tsv inspect --plots OUT/assets` puts them
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -150,6 +152,7 @@ def _contents(record: Mapping[str, Any], folder: Path, how: Loading | None) -> d
         "evaluation": record.get("evaluation"),
         "own_adapters": list(_own_adapters(record)),
         "masks": record.get("masks"),
+        "pictures": [_picture(path) for path in sorted((folder / PICTURES).glob("*.png"))],
         "warnings": [without_folders(warning) for warning in record["warnings"]],
         "recipe": published_lock(record, folder),
         "citations": citations(METHODS[name].paper for name in used),
@@ -162,6 +165,10 @@ def _own_adapters(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for profile, facts in profiles.items():
             folder = f"{FOLDERS[profile]}/{task}"
             yield {"task": task, "folder": folder, "folder_in_python": Markdown(json.dumps(folder)), **facts}
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    return {"title": path.stem.replace("_", " "), "path": Markdown(quote(f"{PICTURES}/{path.name}"))}
 
 
 def source_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:

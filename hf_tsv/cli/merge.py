@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -126,10 +126,27 @@ def merge(
     written = record["bytes"]["written"]
     if not quiet:
         err.print(f"Merged {len(record['sources']) - 1} models in {record['seconds']:.0f} s, {size(written)}.")
+        _say_storage(record)
     for pushed in record.get("pushed", ()):
         err.print(f"Pushed to {pushed['url']}", markup=False)
     print(out)
     return None
+
+
+def _say_storage(record: dict[str, Any]) -> None:
+    """What lies beside the merged model for single tasks, and what their checkpoints would take."""
+    tasks = record.get("masks", {}).get("tasks") or {
+        task: {"bytes": sum(facts["bytes"] for facts in profiles.values())}
+        for task, profiles in record.get("adapters", {}).items()
+    }
+    if tasks:
+        beside = sum(facts["bytes"] for facts in tasks.values())
+        merged = record["bytes"]["written"]
+        what = "masks" if "masks" in record else "adapters"
+        err.print(
+            f"With the {what} of {len(tasks)} tasks ({size(beside)}) {size(merged + beside)}, instead of"
+            f" {size(merged * len(tasks))} for a checkpoint each."
+        )
 
 
 def _kept(out: Path) -> str:
