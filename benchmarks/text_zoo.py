@@ -1,4 +1,4 @@
-"""The text zoo: all-MiniLM-L6-v2 and its fine-tunes on the demo's tasks and those of `texts`, made as the demo's are."""
+"""The text zoo: all-MiniLM-L6-v2 and its fine-tunes on the demo's tasks and those of `texts`, made alike."""
 
 import multiprocessing
 import sys
