@@ -43,6 +43,7 @@ ORDER = (
 TUNED = ("tsv_m", "task_arithmetic", "iso_c", "iso_cts", "ties", "consensus_ta")  # whose papers choose a scale
 FACTORS = (0.2, 0.35, 0.6, 0.8, 1.0, 1.3)
 BUDGETS = (0.025, 0.05, 0.1)  # of the fine-tuned model's bytes, an adapter
+READ_BY_PEFT, RESTORED_FROM = "adapter_model*", "*.safetensors"  # of an adapter's folder
 MASKED = {"tall_mask": {}, "tall_mask, TIES": {"of": "ties"}, "emr": {}}
 FIRST = ("linear", "task_arithmetic", "ties", "tsv_m", "iso_c", "iso_cts")  # measured before the others
 NO_MERGE = ("base", "tsv_c", "tall_mask", "emr", "slerp", "nuslerp")  # no merged model, or of fewer than four tasks
@@ -223,9 +224,10 @@ def compressed(bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[str, Row]]
             folders = {task.name: out / "adapters" / task.name for task in tasks}
             restored = {task.name: bench.of_model(load_task(out, task.name), task) for task in tasks}
             by_peft = {task.name: bench.of_model(_adapted(bench, folders[task.name]), task) for task in tasks}
-            row = Row(restored, _model_bytes(bench), _sizes(folders), seconds=seconds, alone=True)
+            row = Row(restored, _model_bytes(bench), _sizes(folders, RESTORED_FROM), seconds=seconds, alone=True)
+            read = _sizes(folders, READ_BY_PEFT)
         yield f"tsv_c {share:.1%}", row
-        yield f"tsv_c {share:.1%}, through PEFT", row._replace(accuracy=by_peft)
+        yield f"tsv_c {share:.1%}, through PEFT", row._replace(accuracy=by_peft, task_bytes=read)
 
 
 def _adapted(bench: Bench, adapter: Path) -> Any:
@@ -244,7 +246,7 @@ def masked(bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[str, Row]]:
             api.merge(_recipe(bench, tasks, name.split(",")[0], parameters), out)
             seconds = round(time.monotonic() - started, 1)
             accuracy = {task.name: bench.of_model(load_task(out, task.name), task) for task in tasks}
-            sizes = _sizes({task.name: out / file_of(task.name) for task in tasks})
+            sizes = {task.name: (out / file_of(task.name)).stat().st_size for task in tasks}
         yield name, Row(accuracy, _model_bytes(bench), sizes, seconds=seconds)
 
 
@@ -269,10 +271,9 @@ def _model_bytes(bench: Bench) -> int:
     return sum(tensor.nbytes for tensor in bench.base.values())
 
 
-def _sizes(paths: Mapping[str, Path]) -> dict[str, int]:
-    """Bytes of a file, or of what PEFT reads of a folder."""
-    files = {name: path.glob("adapter_*") if path.is_dir() else [path] for name, path in paths.items()}
-    return {name: sum(file.stat().st_size for file in found) for name, found in files.items()}
+def _sizes(folders: Mapping[str, Path], files: str) -> dict[str, int]:
+    """Bytes of the files in each folder that a pattern finds."""
+    return {name: sum(file.stat().st_size for file in folder.glob(files)) for name, folder in folders.items()}
 
 
 if __name__ == "__main__":
