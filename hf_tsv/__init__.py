@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from hf_tsv.publishing import Pushing
     from hf_tsv.recipe import load_recipe
     from hf_tsv.restored import load_task, restore
+    from hf_tsv.verified import Verification, verify
 
 __all__ = [
     "HfTsvError",
     "Hub",
     "Pushing",
+    "Verification",
     "compress",
     "evaluate",
     "inspect",
@@ -40,6 +42,7 @@ __all__ = [
     "push",
     "restore",
     "tune",
+    "verify",
 ]
 
 _HOMES = {
@@ -48,7 +51,9 @@ _HOMES = {
     "Pushing": "hf_tsv.publishing",
     "load_recipe": "hf_tsv.recipe",
     "load_task": "hf_tsv.restored",
+    "Verification": "hf_tsv.verified",
     "restore": "hf_tsv.restored",
+    "verify": "hf_tsv.verified",
 }
 
 

@@ -25,6 +25,7 @@ from hf_tsv.hub import Hub, Pushed
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.loaders import MemoryCheckpoint
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals, make_plan
+from hf_tsv.processes import Process, Team, check_alone, stamp
 from hf_tsv.publishing import (
     Destination,
     Parcel,
@@ -37,11 +38,11 @@ from hf_tsv.publishing import (
     tasks_of,
 )
 from hf_tsv.recipe import Recipe, load_recipe, parse_recipe
-from hf_tsv.record import make_compression_record, make_record, read_record, write_record
+from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
 from hf_tsv.resources import check_disks, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
-from hf_tsv.writers import CheckpointWriter, write_text
+from hf_tsv.writers import RECORD_FILE, CheckpointWriter, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 PARTS_FOLDER = "task_parts"
 UPLOADING = "uploading"
-NUMERICS = "1"  # counts up whenever the same inputs give other bits than before
 
 
 def plan(
@@ -89,81 +89,94 @@ def merge(
     `push_to_hub`, files are uploaded as they are finished and committed when OUT is complete; the record then says
     under `pushed` where; and an OUT that holds this very merge already is pushed as it is.
 
+    Started as several processes by a launcher that sets RANK and WORLD_SIZE, with OUT on a file system that all of them
+    share, each merges its part of the tensors, the first publishes and pushes, and all return the record.
+
     Args:
         recipe: A recipe, or the path of its file.
         out: The output folder; it must not exist, or be empty.
         overwrite: Replace an earlier output.
         restart: Throw an unfinished run's work away.
         max_shard_size: Largest output file, in bytes or as `5GB`.
-        workers: Tensors in work at once, one processor core each; all cores unless given.
-        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        workers: Tensors in work at once in each process, one processor core each; all cores unless given.
+        max_memory: Bytes that the tensors in work may take together; most of what is free unless given. Of both, the
+            processes on one machine get equal shares unless given.
         stream: Read weights from the Hub tensor by tensor instead of downloading their files.
         push_to_hub: Where to push the output: `user/name`, or more exactly.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
     Raises:
-        HfTsvError: anything a person can mend; nothing is lost by it.
+        HfTsvError: anything a person can mend, another process of the run that has ended too; nothing is lost by it.
     """
     recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
-    resources = Resources.of(workers, max_memory)
-    sources = open_sources(recipe, hub)
-    planned = _planned(recipe, sources, max_shard_size)
-    destinations = [to for _, to in _targets(push_to_hub, sources, None, hub)]
-    if not destinations or not _is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
-        _check_place(out, sources, overwrite=overwrite)
-        check_memory(planned, resources)
-        downloads = bytes_to_download(sources, hub, stream=stream)
-        check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
-        if leaves_residuals(planned):
-            from hf_tsv.residuals import check_residuals
-
-            check_residuals(planned)
-        in_order = stream or bool(destinations)
-        sources = fetch(sources, hub, stream=stream)
+    process = Process.launched()
+    resources = Resources.of(workers, max_memory, process.local_count)
+    before = stamp(out / RECORD_FILE)
+    with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
+        sources = open_sources(recipe, hub)
         planned = _planned(recipe, sources, max_shard_size)
-        _merge_into(out, planned, sources, hub, resources, progress, destinations, in_order=in_order, restart=restart)
-    return read_record(out) | _delivered(out, destinations, progress)
+        destinations = [to for _, to in _targets(push_to_hub, sources, None, hub)]
+        if not destinations or not _is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
+            _check_place(out, sources, overwrite=overwrite)
+            check_memory(planned, resources)
+            downloads = bytes_to_download(sources, hub, stream=stream)
+            check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
+            if leaves_residuals(planned):
+                from hf_tsv.residuals import check_residuals
+
+                check_residuals(planned)
+            in_order = stream or bool(destinations)
+            sources = fetch(sources, hub, stream=stream)
+            planned = _planned(recipe, sources, max_shard_size)
+            run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
+            if process.rank:
+                _help(planned, staging, team, _identity(planned, sources), run_)
+                return team.await_output(out / RECORD_FILE, before)
+            _merge_into(staging, team, planned, sources, hub, resources, progress, destinations, run_, restart=restart)
+    return read_record(out) | ({} if process.rank else _delivered(out, destinations, progress))
 
 
 def _merge_into(
-    out: Path,
+    staging: Staging,
+    team: Team,
     planned: Plan,
     sources: Sequence[Source],
     hub: Hub,
     resources: Resources,
     progress: Progress,
     destinations: Sequence[Destination],
+    run_: "_Run",
     *,
-    in_order: bool,
     restart: bool,
 ) -> None:
     """Merge fetched sources into OUT, uploading each file of weights when it is finished."""
     started = time.monotonic()
-    run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
-    with Staging(out) as staging:
-        _go_on_or_start(staging, _identity(planned, sources), restart=restart)
-        with _discarded_if_wrong(staging):
-            with sending(destinations[0] if destinations else None, partial(progress.advance, 0.0, UPLOADING)) as send:
-                tensors = _write_shared(planned, staging, sources, run_, send)
-            parts = _write_parts(planned, staging.out)
-        _copy_companions(planned, sources, hub, staging.out)
-        adapters = _write_adapters(planned, staging, sources, resources, progress)
-        masks = _write_masks(planned, staging, sources, resources, progress)
-        record = make_record(
-            planned,
-            described(sources, hub),
-            tensors,
-            seconds=time.monotonic() - started,
-            parts=parts,
-            adapters=adapters,
-            masks=masks,
-        )
-        write_text(staging.out / "recipe.yaml", planned.recipe.text)
-        write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
-        write_record(record, staging.out)
-        write_card(record, staging.out, licence=destinations[0].licence if destinations else None)
-        staging.publish()
+    identity = _identity(planned, sources)
+    _go_on_or_start(staging, identity, restart=restart)
+    with _discarded_if_wrong(staging):
+        with sending(destinations[0] if destinations else None, partial(progress.advance, 0.0, UPLOADING)) as send:
+            tensors = _write_shared(planned, staging, team, identity, run_, send)
+        parts = _write_parts(planned, staging.out)
+        _check_unchanged(planned, sources, identity)
+    _copy_companions(planned, sources, hub, staging.out)
+    adapters = _write_adapters(planned, staging, sources, resources, progress)
+    masks = _write_masks(planned, staging, sources, resources, progress)
+    record = make_record(
+        planned,
+        described(sources, hub),
+        tensors,
+        seconds=time.monotonic() - started,
+        parts=parts,
+        adapters=adapters,
+        masks=masks,
+    )
+    write_text(staging.out / "recipe.yaml", planned.recipe.text)
+    write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
+    record["checksums"] = checksums(staging.out, record["files"])
+    write_record(record, staging.out)
+    write_card(record, staging.out, licence=destinations[0].licence if destinations else None)
+    staging.publish()
 
 
 def compress(
@@ -202,6 +215,7 @@ def compress(
     from hf_tsv.compressed import compress_tasks
 
     recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    check_alone(out)
     resources = Resources.of(workers, max_memory)
     sources = open_sources(recipe, hub)
     tasks = [model.name for model in recipe.models]
@@ -250,6 +264,7 @@ def merge_as_adapter(
     recipe, out, hub, progress = _loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     if recipe.residuals is not None or TSV_C in recipe.methods:
         raise OutputError(f"{out}: an adapter can't carry others, expected a recipe without tsv_c and residuals")
+    check_alone(out)
     resources = Resources.of(workers, max_memory)
     sources = open_sources(recipe, hub)
     _check_place(out, sources, overwrite=overwrite)
@@ -282,7 +297,9 @@ def _write_adapter_folder(
     with Staging(out) as staging:
         staging.discard()
         try:
+            identity = _identity(planned, sources)
             tasks = write(planned, sources, staging.out)
+            _check_unchanged(planned, sources, identity)
         except BaseException:
             staging.remove()
             raise
@@ -291,6 +308,7 @@ def _write_adapter_folder(
         )
         write_text(staging.out / "recipe.yaml", recipe.text)
         write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
+        record["checksums"] = checksums(staging.out, record.get("files", ()))
         write_record(record, staging.out)
         write_card(record, staging.out, licence=licence)
         staging.publish()
@@ -624,9 +642,14 @@ class _Files:
     """Writes merged tensors, notes them in the journal, and tells which files are finished."""
 
     def __init__(
-        self, writer: CheckpointWriter, journal: Journal, shards: Sequence[Shard], finished: Callable[[str], None]
+        self,
+        writer: CheckpointWriter,
+        journal: Journal,
+        team: Team,
+        shards: Sequence[Shard],
+        finished: Callable[[str], None],
     ) -> None:
-        self._writer, self._journal, self._finished = writer, journal, finished
+        self._writer, self._journal, self._team, self._finished = writer, journal, team, finished
         self._files = {info.name: shard.file for shard in shards for info in shard.tensors}
         self._left = {shard.file: {info.name for info in shard.tensors} - journal.done.keys() for shard in shards}
         self._lock = Lock()
@@ -635,6 +658,7 @@ class _Files:
                 finished(file)
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
+        self._team.check()
         checksum = self._writer.write(step.name, tensor)
         self._journal.note({"name": step.name, **facts, "sha256": checksum}, step.out.nbytes)
         file = self._files[step.name]
@@ -674,9 +698,23 @@ def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
     }
 
 
+def _check_unchanged(planned: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
+    """Whether the sources still are what they were when the run began: else what was merged is a mixture.
+
+    Raises:
+        CheckpointError: one is another now.
+    """
+    changed = [what for what, identity in _identity(planned, sources).items() if before[what] != identity]
+    if changed:
+        raise CheckpointError(
+            f"{', '.join(changed)}: changed while it was read, so that what was merged is of no use and was thrown"
+            " away. Run it again when nothing writes there any more"
+        )
+
+
 def _go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bool) -> None:
-    before = Journal.read_identity(staging)
-    if restart or before is None:
+    before = None if restart else Journal.read_identity(staging)
+    if before is None:
         staging.discard()
         return
     keys = dict.fromkeys((*before, *identity))
@@ -698,24 +736,47 @@ def _discarded_if_wrong(staging: Staging) -> Iterator[None]:
         raise
 
 
+_Run = Callable[[Plan, Sequence[Step], Sink], None]
+
+
 def _write_shared(
     planned: Plan,
     staging: Staging,
-    sources: Sequence[Source],
-    run_: Callable[[Plan, Sequence[Step], Sink], None],
+    team: Team,
+    identity: Mapping[str, str],
+    run_: _Run,
     send: Callable[[str, Path], None],
 ) -> dict[str, dict[str, Any]]:
     """The merged model's files; what was noted of each tensor."""
     with (
-        CheckpointWriter(staging.out, planned.shards) as writer,
-        Journal(staging, writer, _identity(planned, sources)) as journal,
+        CheckpointWriter(staging.out, planned.shards, is_shared=team.process.count > 1) as writer,
+        Journal(staging, writer, identity) as journal,
     ):
-        files = _Files(writer, journal, planned.shards, lambda file: send(file, staging.out / file))
-        by_name = {step.name: step for step in planned.steps}
-        in_order = [by_name[info.name] for shard in planned.shards for info in shard.tensors]
-        run_(planned, [step for step in in_order if step.name not in journal.done], files)
+        writer.sync()
+        files = _Files(writer, journal, team, planned.shards, lambda file: send(file, staging.out / file))
+        left = [step for step in _by_file(planned) if step.name not in journal.done]
+        share = {step.name for step in team.deal(left, planned.work, lambda step: step.name, identity)}
+        run_(planned, [step for step in left if step.name in share], files)
+        team.await_all()
+        journal.take_in()
     writer.write_index()
     return journal.done
+
+
+def _help(planned: Plan, staging: Staging, team: Team, identity: Mapping[str, str], run_: _Run) -> None:
+    """What one of the other processes does: its share, into the files that the first has laid out."""
+    share = set(team.await_deal(identity))
+    with (
+        CheckpointWriter(staging.out, planned.shards, is_shared=True) as writer,
+        Journal(staging, writer, identity, rank=team.process.rank) as journal,
+    ):
+        files = _Files(writer, journal, team, planned.shards, lambda file: None)
+        run_(planned, [step for step in _by_file(planned) if step.name in share], files)
+
+
+def _by_file(planned: Plan) -> list[Step]:
+    by_name = {step.name: step for step in planned.steps}
+    return [by_name[info.name] for shard in planned.shards for info in shard.tensors]
 
 
 def _write_parts(planned: Plan, out: Path) -> dict[str, str]:

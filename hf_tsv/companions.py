@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hf_tsv.errors import CheckpointError
 from hf_tsv.writers import full_disk_told, write_text
 
 SIDE_FILE_MAX_BYTES = 100_000_000  # above every tokenizer, below every weight file that matters
@@ -125,8 +126,16 @@ def _template(folder: Path) -> str | None:
     beside, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if beside.is_file():
         return beside.read_text("utf-8")
-    template = json.loads(config.read_text("utf-8")).get("chat_template") if config.is_file() else None
+    data = _read_json(config) if config.is_file() else None
+    template = data.get("chat_template") if isinstance(data, dict) else None
     return template if isinstance(template, str) else None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is no JSON that can be read. Get it again") from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -158,4 +167,4 @@ def _declare_dtype(config: Path, dtype: str) -> None:
             k: dtype if k in ("dtype", "torch_dtype") and isinstance(v, str) else changed(v) for k, v in value.items()
         }
 
-    write_text(config, json.dumps(changed(json.loads(config.read_text("utf-8"))), indent=2, ensure_ascii=False) + "\n")
+    write_text(config, json.dumps(changed(_read_json(config)), indent=2, ensure_ascii=False) + "\n")

@@ -26,8 +26,13 @@ class HfTsvError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems = tuple(map(_printable, [problems] if isinstance(problems, str) else problems))
         super().__init__("\n".join(self.problems))
+
+
+def _printable(text: str) -> str:
+    """A message may quote a stranger's file: no control sequence for the terminal, no half of a character."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 class RecipeError(HfTsvError):

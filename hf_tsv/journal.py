@@ -5,6 +5,8 @@
     lock            held by the run; a second run on the same OUT refuses
     journal.jsonl   first line: what the run is; then one line a complete tensor
     out/            becomes OUT by one rename when everything is there
+
+`processes.py` says what else lies there when several processes write one output.
 """
 
 import fcntl
@@ -12,56 +14,59 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from hf_tsv.errors import OutputError
-from hf_tsv.writers import CheckpointWriter, full_disk_told
+from hf_tsv.writers import RECORD_FILE, CheckpointWriter, full_disk_told
 
-RECORD_FILE = "hf_tsv.json"
 SYNC_BYTES, SYNC_SECONDS = 256 * 2**20, 1.0  # at most so much is done again after a crash, whichever comes first
 
 
 class Staging:
     """The working folder of one run.
 
-    Use it in a `with`: leaving it gives the lock back, whatever happened.
+    Use it in a `with`: leaving it gives the lock back, whatever happened, and leaves nothing behind where nothing
+    was begun. Of several processes that write one output, only the first locks the folder.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, leads: bool = True) -> None:
         self.final = out
+        self.leads = leads
         self.root = out.parent / f".{out.name}.hf_tsv"
         self.out = self.root / "out"
         self._lock: int | None = None
+        self._is_removed = False
 
     def __enter__(self) -> "Staging":
         with full_disk_told(self.root):
             self.out.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            if self.leads:
+                self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        if self._lock is not None and not _locked(self._lock, self.root / "lock"):
             os.close(self._lock)
             self._lock = None
-            raise OutputError(
-                f"{self.final}: another run is writing it. Wait for it, or choose another folder"
-            ) from None
+            raise OutputError(f"{self.final}: another run is writing it. Wait for it, or choose another folder")
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._lock is not None:
+            if not self._is_removed and not (self.root / "journal.jsonl").exists():
+                self.remove()
             os.close(self._lock)
 
     def discard(self) -> None:
         """Throw away all that was done so far, but stay in charge of the folder."""
         with full_disk_told(self.root):
-            (self.root / "journal.jsonl").unlink(missing_ok=True)
+            for journal in self.root.glob("journal*.jsonl"):
+                journal.unlink()
             shutil.rmtree(self.out, ignore_errors=True)
             self.out.mkdir()
 
     def remove(self) -> None:
+        self._is_removed = True
         shutil.rmtree(self.root, ignore_errors=True)
 
     def publish(self) -> None:
@@ -98,29 +103,44 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 class Journal:
     """Which tensors are complete. A tensor's line is written only after its bytes are on the disk.
 
+    Each process of a run has a journal of its own; the first one's takes the others' in.
+
     Attributes:
         done: By name, what was noted of each complete tensor: checksum, rank, seconds.
     """
 
-    def __init__(self, staging: Staging, writer: CheckpointWriter, identity: Mapping[str, str]) -> None:
-        self._path = staging.root / "journal.jsonl"
+    def __init__(
+        self, staging: Staging, writer: CheckpointWriter, identity: Mapping[str, str], *, rank: int = 0
+    ) -> None:
+        self._root = staging.root
+        self._path = staging.root / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
         self._writer = writer
         self._pending: list[str] = []
         self._pending_bytes = 0
         self._synced = time.monotonic()
         self._lock = Lock()
-        self.done = {name: entry for name, entry in self._entries().items() if name not in writer.made_anew}
+        self.done = _but(_entries(self._path), writer.made_anew)
         with full_disk_told(self._path):
             self._file = self._path.open("a", encoding="utf-8")
         if not self._path.stat().st_size:
             _sync_folder(staging.out)
             self._append([json.dumps(dict(identity))])
+        if not rank:
+            self.take_in(but=writer.made_anew)
+
+    def take_in(self, but: Collection[str] = ()) -> None:
+        """Make what the other processes have noted this journal's own, except for these tensors."""
+        for path in sorted(self._root.glob("journal-*.jsonl")):
+            entries = _but(_entries(path), but)
+            self._append([json.dumps(entry) for entry in entries.values()])
+            self.done |= entries
+            path.unlink()
 
     @staticmethod
     def read_identity(staging: Staging) -> dict[str, str] | None:
         """What the run that left this folder was, or None when there was none."""
         lines = _complete_lines(staging.root / "journal.jsonl")
-        return dict(json.loads(lines[0])) if lines else None
+        return _parsed(staging.root / "journal.jsonl", lines[:1])[0] if lines else None
 
     def note(self, entry: Mapping[str, Any], nbytes: int) -> None:
         """Note a written tensor; it counts once the next sync has gone through."""
@@ -156,11 +176,43 @@ class Journal:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def _entries(self) -> dict[str, dict[str, Any]]:
-        lines = _complete_lines(self._path)
-        if self._path.exists():  # a torn last line would swallow the next one
-            os.truncate(self._path, sum(len(line) + 1 for line in lines))
-        return {entry["name"]: entry for entry in map(json.loads, lines[1:])}
+
+def _but(entries: Mapping[str, dict[str, Any]], names: Collection[str]) -> dict[str, dict[str, Any]]:
+    return {name: entry for name, entry in entries.items() if name not in names}
+
+
+def _entries(path: Path) -> dict[str, dict[str, Any]]:
+    lines = _complete_lines(path)
+    if path.exists():  # a torn last line would swallow the next one
+        os.truncate(path, sum(len(line) + 1 for line in lines))
+    return {entry.get("name", ""): entry for entry in _parsed(path, lines[1:])}
+
+
+def _parsed(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    try:
+        entries = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        entries = [None]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise OutputError(f"{path}: is no journal that can be read. Pass --restart to throw the unfinished run away")
+    return entries
+
+
+def _locked(descriptor: int, path: Path) -> bool:
+    """Whether the lock could be had, on the file that still is at that path: a run that ends removes its own.
+
+    Another process may hold it for the moment of a look at whether it is held.
+    """
+    for _ in range(20):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        except OSError as error:
+            raise OutputError(f"the output's file system has no locks: {error.strerror}. Choose another") from error
+        else:
+            return path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
 
 
 def _complete_lines(path: Path) -> list[bytes]:

@@ -28,8 +28,8 @@ from hf_tsv.cards import (
 from hf_tsv.companions import matches
 from hf_tsv.errors import HubError, OutputError, PublishError, some
 from hf_tsv.hub import Commit, Hub, Pushed, Repository, Target
-from hf_tsv.journal import RECORD_FILE
 from hf_tsv.record import read_record
+from hf_tsv.writers import RECORD_FILE
 
 TASK = "{task}"
 CARD = "README.md"
@@ -93,6 +93,15 @@ class Parcel:
     @property
     def nbytes(self) -> int:
         return sum(f.stat().st_size if isinstance(f, Path) else len(f) for f in self.files.values())
+
+    def files_in(self, repo_id: str) -> dict[str, Path | bytes]:
+        """The files as they lie in that repository, where adapters on the merged model name it as their base."""
+        return dict(self.files) | {
+            path: _on(repo_id, file) for path, file in self.files.items() if self._is_on_it(path)
+        }
+
+    def _is_on_it(self, path: str) -> bool:
+        return "adapters" in self.record and path.endswith("/adapter_config.json")
 
 
 @dataclass(frozen=True)
@@ -231,7 +240,13 @@ def deliver(parcel: Parcel, to: Destination) -> Pushed:
         raise PublishError(f"{to.repository.repo_id}: {CARD}: {problem}. Correct it" for problem in problems)
     to.prepare()
     return to.repository.commit(
-        Commit(parcel.files, partial(_card, parcel, to), _is_stale, _title(parcel.record), _message(parcel.record))
+        Commit(
+            parcel.files_in(to.repository.repo_id),
+            partial(_card, parcel, to),
+            _is_stale,
+            _title(parcel.record),
+            _message(parcel.record),
+        )
     )
 
 
@@ -329,6 +344,13 @@ def _config(file: Path) -> Path | bytes:
     except ValueError:
         return file
     return file if shown == text else shown.encode()
+
+
+def _on(repo_id: str, config: Path | bytes) -> bytes:
+    """An adapter's configuration with another base."""
+    text = config.read_bytes() if isinstance(config, Path) else config
+    told = json.loads(text) | {"base_model_name_or_path": repo_id}
+    return (json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _is_hidden(path: str) -> bool:

@@ -1,8 +1,9 @@
 """The record of a run, `hf_tsv.json`: what was made of what, tensor by tensor. Cards and reports read nothing else."""
 
+import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import OutputError
 from hf_tsv.methods import METHODS
 from hf_tsv.planner import Plan, Step
-from hf_tsv.writers import write_text
+from hf_tsv.writers import RECORD_FILE, write_text
 
 FORMAT = 1
-RECORD_FILE = "hf_tsv.json"
+NUMERICS = "1"  # counts up whenever the same inputs give other bits than before
+CARD_FILE = "README.md"
+_CHUNK = 2**22
 
 
 def make_record(
@@ -42,7 +45,7 @@ def make_record(
     """
     return {
         "format": FORMAT,
-        "versions": _versions(),
+        "versions": versions(),
         "sources": [dict(source) for source in sources],
         "method": plan.recipe.merge_method,
         "methods": {name: {"paper": METHODS[name].paper} for name in sorted({s.method for s in plan.merged})},
@@ -85,7 +88,7 @@ def make_compression_record(
     checkpoints = dict(zip(plan.tasks, plan.finetuned, strict=True))
     return {
         "format": FORMAT,
-        "versions": _versions(),
+        "versions": versions(),
         "sources": [dict(source) for source in sources],
         "method": "tsv_c",
         "flags": list(flags),
@@ -103,12 +106,37 @@ def make_restoration_record(
     """The record of a restored task. `checksums`: SHA-256 by tensor."""
     return {
         "format": FORMAT,
-        "versions": _versions(),
+        "versions": versions(),
         "sources": [dict(source)],
         "restored": task,
         "files": list(files),
         "tensors": {name: {"sha256": checksum} for name, checksum in checksums.items()},
     }
+
+
+def checksums(folder: Path, known: Collection[str]) -> dict[str, str]:
+    """SHA-256 of every file by its path in the folder.
+
+    Left out are cards, the record itself, and `known` files, whose tensors have checksums of their own.
+    """
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    own_words = (RECORD_FILE, CARD_FILE)
+    return {file: sha256_of(path) for file, path in found.items() if file not in known and path.name not in own_words}
+
+
+def sha256_of(path: Path, start: int = 0, nbytes: int | None = None) -> str:
+    """SHA-256 of a file's bytes from `start`, all that follow or so many.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    digest, left = hashlib.sha256(), path.stat().st_size - start if nbytes is None else nbytes
+    with path.open("rb") as file:
+        file.seek(start)
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
 
 
 def write_record(record: Mapping[str, Any], folder: Path) -> None:
@@ -142,8 +170,15 @@ def _fallen_back(facts: Mapping[str, Any]) -> int:
     return sum(number or 0 for number in told) if isinstance(told, list) else told
 
 
-def _versions() -> dict[str, str]:
-    return {"hf_tsv": __version__, "torch": torch.__version__, "python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """What the bits of an output depend on besides recipe and sources, and the version of Python."""
+    return {
+        "hf_tsv": __version__,
+        "numerics": NUMERICS,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
 
 
 def _tensor(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from hf_tsv.loaders import is_adapter, is_model
 from hf_tsv.masked import FOLDER as MASKS
 from hf_tsv.masked import MODEL_CONFIG, config_of, file_of, open_masked
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, plan_shards
+from hf_tsv.processes import check_alone
 from hf_tsv.recipe import ModelRef, load_recipe
-from hf_tsv.record import make_restoration_record, read_record, write_record
+from hf_tsv.record import checksums, make_restoration_record, read_record, write_record
 from hf_tsv.resources import check_disk
 from hf_tsv.run import Progress, Silent
 from hf_tsv.sources import Source, companions, open_model
@@ -55,6 +56,7 @@ def restore(
         HfTsvError: no such task, or anything else a person can mend.
     """
     to, hub = Path(to), hub or Hub()
+    check_alone(to)
     check_output(to, overwrite=overwrite)
     source = open_task(Path(out), task, base=base, hub=hub)
     model = source.checkpoint
@@ -63,12 +65,13 @@ def restore(
     with Staging(to) as staging:
         staging.discard()
         try:
-            checksums = _copied(model, shards, staging.out, progress or Silent())
+            digests = _copied(model, shards, staging.out, progress or Silent())
             _copy_companions(source, _own_config(Path(out), task), hub, staging.out)
         except BaseException:
             staging.remove()
             raise
-        record = make_restoration_record(task, source.describe(), [shard.file for shard in shards], checksums)
+        record = make_restoration_record(task, source.describe(), [shard.file for shard in shards], digests)
+        record["checksums"] = checksums(staging.out, record["files"])
         write_record(record, staging.out)
         staging.publish()
     return record

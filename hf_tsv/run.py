@@ -58,9 +58,10 @@ class Resources:
     max_memory: int | None = None
 
     @classmethod
-    def of(cls, workers: int | None, max_memory: int | None) -> "Resources":
-        """What is given, and for the rest all cores and most of the free memory."""
-        return cls(workers or usable_cores(), max_memory or default_memory())
+    def of(cls, workers: int | None, max_memory: int | None, sharers: int = 1) -> "Resources":
+        """What is given, and for the rest all cores and most of the free memory, or a fair share of them."""
+        memory = default_memory()
+        return cls(workers or max(1, usable_cores() // sharers), max_memory or (memory and memory // sharers))
 
 
 def run(

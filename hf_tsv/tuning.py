@@ -26,8 +26,9 @@ from hf_tsv.recipe import Recipe, parse_recipe, read_yaml
 from hf_tsv.run import Progress, Resources, Silent, run
 
 By = Literal["all", "kind", "type"]
-REST = "rest"  # of tsv_m: what is no matrix, whose factor is `rest_scale`
-SCALED = ("task_arithmetic", "ties", "tsv_m")  # whose scale is a factor on all that they merge, and tested to be
+REST = "rest"  # of methods with a `rest_scale`: what is no matrix, whose factor that is
+# Whose scale is a factor on all that they merge; CART's is one on what lies around the center.
+SCALED = tuple(sorted(name for name, method in METHODS.items() if "scale" in method.parameters and name != "cart"))
 Scales = dict[str, float]  # by group
 
 
@@ -141,7 +142,8 @@ class _Groups:
         self.names = tuple(dict.fromkeys(self.of.values()))
 
     def _group(self, step: Step) -> str:
-        if step.method == "tsv_m" and step.view is None and step.parameters.get("parity") != "paper":
+        has_rest = "rest_scale" in METHODS[step.method].parameters and step.parameters.get("parity") != "paper"
+        if has_rest and step.view is None:
             return REST
         return {"all": "all", "kind": step.kind, "type": group_of(step.name)}[self._by]
 

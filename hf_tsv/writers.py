@@ -21,6 +21,7 @@ from hf_tsv.checkpoint import Shard, TensorInfo
 from hf_tsv.errors import OutputError, ResourceError
 
 METADATA = {"format": "pt"}  # transformers asks for it
+RECORD_FILE = "hf_tsv.json"  # says that a folder is an output of this package
 ALIGNMENT = 8
 # The safetensors library writes the dtypes in this order, so that every tensor lies at a multiple of its item's size.
 DTYPE_ORDER = (
@@ -48,8 +49,13 @@ class CheckpointWriter:
     A file that is already there with the planned size and header is gone on with, else it is made anew.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], metadata: Mapping[str, str] = METADATA) -> None:
+    def __init__(
+        self, folder: Path, shards: Sequence[Shard], metadata: Mapping[str, str] = METADATA, *, is_shared: bool = False
+    ) -> None:
+        """`is_shared`: whether other processes, perhaps on other machines, write into the same files."""
         self._folder = folder
+        # Of a file without it, NFS may write back a whole page of which another machine has changed a part.
+        self._flags = os.O_RDWR | os.O_CREAT | (os.O_DSYNC if is_shared else 0)
         self._shards = tuple(shards)
         self._starts: dict[str, tuple[Path, int]] = {}
         self._open: dict[Path, int] = {}
@@ -102,7 +108,7 @@ class CheckpointWriter:
         path = self._folder / shard.file
         size = len(header) + shard.nbytes
         with full_disk_told(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, self._flags, 0o644)
             self._open[path] = descriptor
             if os.fstat(descriptor).st_size != size or os.pread(descriptor, len(header), 0) != header:
                 os.ftruncate(descriptor, 0)

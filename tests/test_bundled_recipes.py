@@ -1,5 +1,7 @@
 """Every bundled recipe parses and plans, against headers made from its models' configurations."""
 
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -15,22 +17,29 @@ from hf_tsv.recipe import ModelRef, load_recipe
 from .test_planner import Headers
 
 RECIPES = sorted(bundled("recipes").glob("*.yaml"))
-CLIP_L = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "patch_size": 14,
+CLIP = {  # size and patch: the vision encoder's configuration, and the text encoder's
+    "base-patch32": ({"patch_size": 32}, {}),
+    "base-patch16": ({"patch_size": 16}, {}),
+    "large-patch14": (
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "patch_size": 14,
+        },
+        {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    ),
 }
 
 
-def clip_base() -> nn.Module:
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
-    return tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=CLIP_L, projection_dim=768))
+def clip_base(size: str) -> nn.Module:
+    vision, text = CLIP[size]
+    return tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=768 if text else 512))
 
 
-def clip_vision() -> nn.Module:
-    return tf.CLIPVisionModel(tf.CLIPVisionConfig(**CLIP_L))
+def clip_vision(size: str) -> nn.Module:
+    return tf.CLIPVisionModel(tf.CLIPVisionConfig(**CLIP[size][0]))
 
 
 def minilm() -> nn.Module:
@@ -38,18 +47,22 @@ def minilm() -> nn.Module:
     return tf.BertModel(tf.BertConfig(**sizes))
 
 
-MODELS = {
-    "openai/clip-vit-large-patch14": clip_base,
-    "tanganke/clip-vit-large-patch14_": clip_vision,
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    **{f"openai/clip-vit-{size}": partial(clip_base, size) for size in CLIP},
+    **{f"tanganke/clip-vit-{size}_": partial(clip_vision, size) for size in CLIP},
     ".demo/": minilm,
 }
 
 
-def headers(ref: ModelRef) -> Headers:
-    make = next(make for start, make in MODELS.items() if ref.text.startswith(start))
+@cache
+def shapes(start: str) -> dict[str, tuple[tuple[int, ...], str]]:
     with torch.device("meta"):
-        model = make()
-    return Headers({name: (tuple(tensor.shape), "F32") for name, tensor in model.state_dict().items()}, ref.text)
+        model = MODELS[start]()
+    return {name: (tuple(tensor.shape), "F32") for name, tensor in model.state_dict().items()}
+
+
+def headers(ref: ModelRef) -> Headers:
+    return Headers(shapes(next(start for start in MODELS if ref.text.startswith(start))), ref.text)
 
 
 def plan_of(path: Path) -> Plan:

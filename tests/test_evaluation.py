@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
+import hf_tsv
 from hf_tsv import api
 from hf_tsv.cli import app
 from hf_tsv.compressed import Compressing
@@ -172,6 +173,18 @@ def test_adapters_of_a_compression(tmp_path: Path) -> None:
     found = api.evaluate(tmp_path / "out", suite(tmp_path, text_task()))["tasks"]["t0"]["scores"]
     by_hand = accuracy_by_hand(loaded(tmp_path / "t0"), words, rows)
     assert found["adapter"] == found["finetuned"] == by_hand != found["base"]
+
+
+def test_a_task_with_a_mask(tmp_path: Path) -> None:
+    for t, name in enumerate(("base", "t0", "t1")):
+        torch.manual_seed(0)
+        models.save(models.perturbed(models.bert_classifier(), t, 0.3 * t), tmp_path / name)
+    words, rows = tokenizer(tmp_path / "base"), examples(tmp_path, 3)
+    api.merge(models.recipe(tmp_path, "tall_mask", tasks=2), tmp_path / "out")
+    found = api.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
+    hf_tsv.restore(tmp_path / "out", "t1", tmp_path / "restored")
+    assert found["restored"] == accuracy_by_hand(loaded(tmp_path / "restored"), words, rows)
+    assert found["merged"] == accuracy_by_hand(loaded(tmp_path / "out"), words, rows)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooled"])

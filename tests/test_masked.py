@@ -41,6 +41,9 @@ def test_a_task_is_restored_as_the_paper_says(piece: int, tmp_path: Path, monkey
             own, total = own + int((restored[name] != base[name]).sum()), total + base[name].numel()
     assert sum(facts["own"] for facts in record["masks"]["tasks"].values()) / 3 == pytest.approx(own / total, abs=1e-3)
     assert sum(record["masks"]["weights"].values()) == pytest.approx(1)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| `t2` |" in card
+    assert f"are no task's own, {record['masks']['weights']['selfish']:.1%} one task's" in card
     bits = (tmp_path / "out" / "masks" / "t0.safetensors").stat().st_size
     assert total / 3 / 8 < bits < total / 3 / 8 + 10_000
 

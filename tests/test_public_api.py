@@ -12,6 +12,7 @@ def test_the_public_names_are_these() -> None:
             "HfTsvError",
             "Hub",
             "Pushing",
+            "Verification",
             "compress",
             "evaluate",
             "inspect",
@@ -25,6 +26,7 @@ def test_the_public_names_are_these() -> None:
             "push",
             "restore",
             "tune",
+            "verify",
         ),
     }
 

@@ -132,6 +132,18 @@ class TestPush:
             push(tmp_path, alice)
         assert not hub.log
 
+    @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
+    def test_adapters_on_a_merge_name_its_repository(self, hub: LoopbackHub, alice: Hub, tmp_path: Path) -> None:
+        recipe = models.recipe(models.zoo(models.llama, tmp_path, tasks=2), tasks=2, more="residuals: {rank: 2}\n")
+        hf_tsv.merge(recipe, tmp_path / "out")
+        push(tmp_path / "out", alice)
+        pushed = files_of(hub)
+        for task in ("t0", "t1"):
+            config = json.loads(pushed[f"adapters/{task}/adapter_config.json"])
+            assert config["base_model_name_or_path"] == REPO
+            assert f"adapters/{task}/adapter_model.safetensors" in pushed
+        assert 'subfolder="adapters/t0"' in pushed["README.md"].decode()
+
     def test_pull_request(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         hub.publish("bob/model", {"config.json": b"{}"})
         url = push(merged, alice, "bob/model", create_pr=True)

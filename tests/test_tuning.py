@@ -12,6 +12,7 @@ import yaml
 
 from hf_tsv import api, tuning
 from hf_tsv.errors import PlanError
+from hf_tsv.methods import METHODS
 
 from . import models
 from .test_evaluation import examples, run, suite, text_task, tokenizer
@@ -43,6 +44,20 @@ def tuned(folder: Path, method: str, **options: Any) -> tuple[tuning.Tuned, Path
     path = folder / "tuned.yaml"
     path.write_text(found.text)
     return found, path
+
+
+@pytest.mark.parametrize("method", tuning.SCALED)
+@pytest.mark.parametrize("shape", [(12, 20), (30,)])
+def test_a_scale_is_a_factor_on_all_that_is_merged(method: str, shape: tuple[int, ...]) -> None:
+    merge, deltas = METHODS[method], torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    rest = {"rest_scale": 2.0} if "rest_scale" in merge.parameters else {}
+    torch.testing.assert_close(merge(deltas, scale=2.0, **rest), 2 * merge(deltas))
+
+
+def test_a_spectral_method_is_tuned(zoo: Path) -> None:
+    found, path = tuned(zoo, "iso_c", by="all")
+    assert relative(zoo, path) == pytest.approx(found.relative)
+    assert tuning.REST in found.scales
 
 
 @pytest.mark.parametrize("by", ["all", "kind", "type"])

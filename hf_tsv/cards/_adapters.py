@@ -11,12 +11,11 @@ from hf_tsv.cards._licences import Licence
 from hf_tsv.cards._loading import read_json
 from hf_tsv.cards._markdown import Markdown, sections
 from hf_tsv.cards._merge import citations, licence_said, provenance, source_rows
-from hf_tsv.cards._published import published_lock, without_folders
+from hf_tsv.cards._published import FOLDERS, published_lock, without_folders
 from hf_tsv.cards._sections import compose
 from hf_tsv.modules import group_of
 
 PAPER = "https://arxiv.org/abs/2412.00081"
-FOLDERS = {"faithful": "adapters", "serving": "adapters-serving"}
 TASK_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",

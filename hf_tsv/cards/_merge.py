@@ -1,6 +1,7 @@
 """The card of a merged model."""
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,8 +14,15 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_tsv.bundled import bundled
 from hf_tsv.cards._licences import Licence, inherited
 from hf_tsv.cards._loading import Loading, loading
-from hf_tsv.cards._markdown import one_line, sections
-from hf_tsv.cards._published import folder_name, places, published_lock, published_recipe, without_folders
+from hf_tsv.cards._markdown import Markdown, one_line, sections
+from hf_tsv.cards._published import (
+    FOLDERS,
+    folder_name,
+    places,
+    published_lock,
+    published_recipe,
+    without_folders,
+)
 from hf_tsv.cards._sections import compose
 from hf_tsv.checkpoint import TensorInfo
 from hf_tsv.methods import METHODS
@@ -140,10 +148,20 @@ def _contents(record: Mapping[str, Any], folder: Path, how: Loading | None) -> d
         "has_licences": any(place["licence"] for source in sources for place in source["places"]),
         "kept": list(_grouped({n: facts for n, facts in record["tensors"].items() if n not in merged})),
         "evaluation": record.get("evaluation"),
+        "own_adapters": list(_own_adapters(record)),
+        "masks": record.get("masks"),
         "warnings": [without_folders(warning) for warning in record["warnings"]],
         "recipe": published_lock(record, folder),
         "citations": citations(METHODS[name].paper for name in used),
     }
+
+
+def _own_adapters(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The adapters on the merged model."""
+    for task, profiles in record.get("adapters", {}).items():
+        for profile, facts in profiles.items():
+            folder = f"{FOLDERS[profile]}/{task}"
+            yield {"task": task, "folder": folder, "folder_in_python": Markdown(json.dumps(folder)), **facts}
 
 
 def source_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:

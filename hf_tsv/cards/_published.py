@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source")  # keys of a recipe that name a model
+FOLDERS = {"faithful": "adapters", "serving": "adapters-serving"}  # by the adapters' profile
 NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that do
 _FOLDER = re.compile(r"(?<![\w.~/-])(?:~\w*|\.{1,2})?/(?!/)(?:[^\s/'\"]*/)*")
 

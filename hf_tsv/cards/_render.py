@@ -10,9 +10,10 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_tsv.cards._adapters import FOLDERS, of_task, render_adapters
+from hf_tsv.cards._adapters import of_task, render_adapters
 from hf_tsv.cards._licences import LICENCE_ID, Licence
 from hf_tsv.cards._merge import render_merge
+from hf_tsv.cards._published import FOLDERS
 from hf_tsv.writers import write_text
 
 CARD = "README.md"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv import __version__
-from hf_tsv.cli import card, compress, demo, eval, inspect, merge, methods, plan, push, recipes, restore, tune
+from hf_tsv.cli import card, compress, demo, eval, inspect, merge, methods, plan, push, recipes, restore, tune, verify
 
 app = typer.Typer(
     name="hf-tsv",
@@ -24,6 +24,7 @@ app.command()(compress.compress)
 app.command()(push.push)
 app.command()(card.card)
 app.command()(restore.restore)
+app.command()(verify.verify)
 app.command()(inspect.inspect)
 app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
 app.command()(tune.tune)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from hf_tsv.errors import HfTsvError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143  # 128 and the signal's number, as shells have it
 SECONDS_BETWEEN_LINES = 15.0
 WIDTH_IN_FILES = 160
 
@@ -29,6 +30,7 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             return command(*args, **kwargs)
         except HfTsvError as error:
@@ -44,12 +46,24 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what a scheduler sends before it kills. Treated as Ctrl-C, but for the exit code."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
 def interrupted(message: str) -> NoReturn:
-    """Leave at once: a worker may be in the middle of a factorisation that nobody waits for any more."""
+    """Leave at once: a worker may be in the middle of a factorisation that nobody waits for any more.
+
+    To be called where KeyboardInterrupt is handled.
+    """
+    code = TERMINATED if isinstance(sys.exception(), Terminated) else INTERRUPTED
     err.print(message, markup=False)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    os._exit(code)
 
 
 class WorkProgress:

@@ -78,6 +78,7 @@ def merge(
     from hf_tsv.cli.compress import show_adapters
     from hf_tsv.cli.push import preview
     from hf_tsv.hub import Hub
+    from hf_tsv.processes import Process
 
     pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
@@ -98,7 +99,8 @@ def merge(
             )
         return show_adapters(record, out, json_=json_)
     try:
-        with WorkProgress("Merging", quiet=quiet) as progress:
+        leads = not Process.launched().rank
+        with WorkProgress("Merging", quiet=quiet or not leads) as progress:
             record = api.merge(
                 loaded,
                 out,
@@ -114,6 +116,8 @@ def merge(
             )
     except KeyboardInterrupt:
         interrupted(_kept(out))
+    if not leads:  # the first process speaks for all
+        return None
     if json_:
         print(json.dumps({"out": str(out), **record}))
         return None
@@ -131,8 +135,8 @@ def merge(
 def _kept(out: Path) -> str:
     if (out / "hf_tsv.json").is_file():
         return f"Interrupted. {out} is complete; the same command goes on with the push."
-    journal = out.parent / f".{out.name}.hf_tsv" / "journal.jsonl"
-    done = max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
+    staging = out.parent / f".{out.name}.hf_tsv"
+    done = sum(max(0, journal.read_bytes().count(b"\n") - 1) for journal in staging.glob("journal*.jsonl"))
     if not done:
         return "Interrupted before a tensor was complete. The same command starts again."
-    return f"Interrupted. {done} complete tensors are kept in {journal.parent}; the same command goes on from there."
+    return f"Interrupted. {done} complete tensors are kept in {staging}; the same command goes on from there."

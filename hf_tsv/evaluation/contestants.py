@@ -74,7 +74,7 @@ def made(
 ) -> list[Contestant]:
     """What an output has for a task: the merged model, its adapters, or both.
 
-    Where PEFT loads less than an adapter's folder holds, also the task's restored checkpoint.
+    Where PEFT loads less than an adapter's folder holds, and where the task has a mask, also its restored checkpoint.
 
     Args:
         out: An output of `merge` or `compress`.
@@ -94,7 +94,17 @@ def made(
     identity = " ".join(c.fingerprint() for c in (merged, parts) if c)
     inputs = (out, *base.input_folders)
     shared = Contestant(MERGED, identity, merged, parts, base.config_folder, inputs)
-    return [shared, *_adapted(out, record.get("adapters", {}), restored, shared, task)]
+    adapted = _adapted(out, record.get("adapters", {}), restored, shared, task)
+    return [shared, *adapted, *_masked(record, restored, shared, task)]
+
+
+def _masked(
+    record: Mapping[str, Any], restored: Callable[[str], Checkpoint], on: Contestant, task: str | None
+) -> Iterator[Contestant]:
+    """The task's model, where a mask makes it of the merged one."""
+    if task is not None and task in record.get("masks", {}).get("tasks", {}):
+        whole = restored(task)
+        yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
 
 
 def _differs(own: Source, base: Source) -> bool:

@@ -5,13 +5,14 @@ from hf_tsv.loaders._adapter_changes import Place, Places
 from hf_tsv.loaders._aligned import aligned
 from hf_tsv.loaders._folder import open_checkpoint, weight_files
 from hf_tsv.loaders._memory import MemoryCheckpoint
-from hf_tsv.loaders._safetensors import TORCH_DTYPES, SafetensorsCheckpoint
+from hf_tsv.loaders._safetensors import TORCH_DTYPES, Located, SafetensorsCheckpoint, read_header
 from hf_tsv.loaders._sidecar import REST_FILE, RestTensor, read_sidecar
 
 __all__ = [
     "REST_FILE",
     "TORCH_DTYPES",
     "Adapter",
+    "Located",
     "MemoryCheckpoint",
     "Place",
     "Places",
@@ -22,6 +23,7 @@ __all__ = [
     "is_model",
     "open_adapter",
     "open_checkpoint",
+    "read_header",
     "read_sidecar",
     "weight_files",
 ]

@@ -94,7 +94,7 @@ def read_config(folder: Path, label: str) -> AdapterConfig:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{label}: its {CONFIG_FILE} can't be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{label}: its {CONFIG_FILE} is no JSON. Get it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{label}: its {CONFIG_FILE} is no mapping. Get it again")
@@ -144,7 +144,8 @@ def _why_bad(pattern: str) -> str:
         return "is too costly a pattern"
     try:
         re.compile(pattern)
-    except re.error as error:
+        re.compile(_anywhere(pattern))
+    except (re.error, OverflowError, RecursionError) as error:
         return f"is no regular expression: {error}"
     return ""
 
@@ -159,9 +160,13 @@ def _told(label: str, detail: Any) -> str:
 def _matching(patterns: Mapping[str, T] | None, name: str, default: T) -> T:
     """PEFT's rule: the first key that matches the end of the name, from a dot or the beginning on."""
     for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", name):
+        if re.match(_anywhere(key), name):
             return value
     return default
+
+
+def _anywhere(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
 
 
 def _ends_with(name: str, end: str) -> bool:

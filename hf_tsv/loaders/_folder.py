@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hf_tsv.companions import PICKLES
 from hf_tsv.errors import CheckpointError
+from hf_tsv.loaders._quantized import check_not_quantized
 from hf_tsv.loaders._safetensors import SafetensorsCheckpoint
 
 STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
@@ -14,11 +15,13 @@ def open_checkpoint(folder: Path, *, label: str | None = None) -> SafetensorsChe
     """The checkpoint in a folder: an index with its shards, or one safetensors file.
 
     Raises:
-        CheckpointError: there is none, it is a pickle, or it is broken.
+        CheckpointError: there is none, it is a pickle, quantized, or broken.
     """
     label = label or str(folder)
     files, index = weight_files(folder, label)
-    return SafetensorsCheckpoint(files, label=label, index=index)
+    checkpoint = SafetensorsCheckpoint(files, label=label, index=index)
+    check_not_quantized(folder, label, map(checkpoint.info, checkpoint.names()))
+    return checkpoint
 
 
 def weight_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str]]:
@@ -48,7 +51,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         entries = dict(weight_map)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index}: no index that can be read, expected a 'weight_map'") from error
     for name, file in entries.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):

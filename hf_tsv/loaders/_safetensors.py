@@ -6,8 +6,10 @@ is the tensors in work and never the sum of the files.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,7 @@ from hf_tsv.checkpoint import ITEM_BYTES, TensorInfo
 from hf_tsv.errors import CheckpointError, some
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**60  # numpy's and torch's, to spare
 TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -90,14 +93,17 @@ class SafetensorsCheckpoint:
     def will_need(self, name: str) -> None:
         located = self._tensors[name]
         if hasattr(os, "posix_fadvise"):
-            with located.path.open("rb", buffering=0) as file:
+            with suppress(OSError), located.path.open("rb", buffering=0) as file:  # reading it will tell
                 os.posix_fadvise(file.fileno(), located.start, located.info.nbytes, os.POSIX_FADV_WILLNEED)
 
     def fingerprint(self) -> str:
         """Hash of every file's name, size, time of change and header."""
         digest = hashlib.sha256()
         for file in self._files:
-            stat = file.stat()
+            try:
+                stat = file.stat()
+            except OSError as error:
+                raise CheckpointError(f"{file}: can't be read: {error.strerror}") from error
             digest.update(f"{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
         for name, located in sorted(self._tensors.items()):
             digest.update(f"{name}\0{located.info.dtype}\0{located.info.shape}\0{located.start}\0".encode())
@@ -135,7 +141,7 @@ def read_header(path: Path) -> list[Located]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is no JSON. Get the file again") from error
     return _checked(header, path, start=8 + length, size=size)
 
@@ -149,10 +155,14 @@ def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError("has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise ValueError(f"has dtype {dtype!r}, which isn't read. Known: {', '.join(ITEM_BYTES)}")
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
         raise ValueError("has a shape or offsets that are no natural numbers")
+    if len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) > MAX_ENTRIES:
+        raise ValueError("has a shape that no tensor can have")
+    if not name.isprintable():
+        raise ValueError("has a name that can't be printed")
     info = TensorInfo(name, tuple(shape), dtype)
     if offsets[1] - offsets[0] != info.nbytes:
         raise ValueError(f"has {offsets[1] - offsets[0]} bytes, expected {info.nbytes} for {dtype} {info.shape}")

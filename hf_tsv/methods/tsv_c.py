@@ -29,7 +29,7 @@ def tsv_c(
     """Keep the base model's weight, and each task's leading singular triplets beside it in the task's adapter.
 
     theta_t = theta_0 + U_k diag(s_k) Vh_k of each task matrix (Gargiulo et al. 2024, section 3.2). One rule for k at
-    most is given; without any, k is the paper's min(m, n) / T.
+    most is given; without any, k is the paper's min(m, n) / T. A model's weight doesn't matter here.
 
     Args:
         deltas: T deltas of one tensor.

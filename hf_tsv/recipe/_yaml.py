@@ -15,6 +15,7 @@ Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # the nodes of key and value, by
 MOST_VALUES = 100_000  # far beyond any recipe; a few lines of nested aliases can stand for billions
 
 _TAG = "tag:yaml.org,2002:"
+_KEY_TAGS = (_TAG + "str", _TAG + "merge")
 _WAYS_OUT = {
     "'\\t'": "Indent by spaces, not by tabs.",
     "that cannot start any token": "Put the value in quotes.",
@@ -157,6 +158,8 @@ class _Builder:
         return data
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        if not _is_text(node.value):
+            return self._document.tell(path, "half a character is written here. Write the whole of it.")
         try:
             return self._loader.construct_object(node)
         except (yaml.YAMLError, ValueError):
@@ -192,7 +195,7 @@ class _Builder:
     def _own_pairs(self, node: yaml.Node) -> Pairs:
         pairs: Pairs = {}
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TAG + "str", _TAG + "merge"):
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS or not _is_text(key.value):
                 self._document.tell_at(_mark(key), "this key is no text. Put it in quotes if it is meant to be.")
             elif key.value in pairs:
                 first = _mark(pairs[key.value][0])[0]
@@ -201,6 +204,11 @@ class _Builder:
             elif key.tag == _TAG + "str":
                 pairs[key.value] = key, value
         return pairs
+
+
+def _is_text(value: str) -> bool:
+    """Whether it is Unicode: an escape such as \\ud800 alone is half a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _mark(node: yaml.Node) -> Mark:

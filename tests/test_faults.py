@@ -1,0 +1,159 @@
+"""What goes wrong under a run, provoked: it is told, and nothing that is no good is left."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hf_tsv
+from hf_tsv import run
+from hf_tsv.errors import CheckpointError, MethodError, OutputError
+from hf_tsv.methods import Survey
+from hf_tsv.planner import Plan, Step
+
+from . import models
+
+MERGE_STEP = run.merge_step
+
+
+def after(count: int, do: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have something happen to the world before tensor number `count`."""
+    begun: list[str] = []
+
+    def merge_step(plan: Plan, step: Step, survey: Survey | None = None) -> Any:
+        begun.append(step.name)
+        if len(begun) == count:
+            do()
+        return MERGE_STEP(plan, step, survey)
+
+    monkeypatch.setattr(run, "merge_step", merge_step)
+
+
+def shrink(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def rewrite(path: Path) -> None:
+    save_file({n: t + 1 for n, t in load_file(path).items()}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (shrink, "became shorter while it was read"),
+        (rewrite, "model 't1': changed while it was read"),
+        (Path.unlink, "can't be read: No such file"),
+    ],
+)
+def test_a_source_that_changes_under_the_run_is_told(
+    harm: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.zoo(models.bert, tmp_path)
+    recipe, source = models.recipe(folder), folder / "t1" / "model.safetensors"
+    shutil.copy(source, tmp_path / "kept")
+    after(5, lambda: harm(source), monkeypatch)
+    with pytest.raises(CheckpointError, match=said):
+        hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+    assert not list(tmp_path.glob("*out*"))
+    shutil.copy(tmp_path / "kept", source)
+    monkeypatch.setattr(run, "merge_step", MERGE_STEP)
+    hf_tsv.merge(recipe, tmp_path / "out")
+    assert hf_tsv.verify(tmp_path / "out", sample=None).exit_code == 0
+
+
+def test_a_place_that_can_not_be_written_is_told(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+    (tmp_path / "file").write_text("")
+    for out in (Path("/proc/self/out"), tmp_path / "file" / "out"):
+        with pytest.raises(OutputError, match="can't be written"):
+            hf_tsv.merge(recipe, out)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("who", ["base", "t1"])
+def test_what_is_no_number_is_told_with_its_tensor_and_task(who: str, number: float, tmp_path: Path) -> None:
+    folder = models.zoo(models.bert, tmp_path)
+    path = folder / who / "model.safetensors"
+    state = load_file(path)
+    state["pooler.dense.weight"][3, 3] = number
+    save_file(state, path, metadata={"format": "pt"})
+    at_fault = r"task 't1'" if who == "t1" else str(folder / "base")
+    with pytest.raises(MethodError, match=rf"^pooler.dense.weight .*the weights of {at_fault} hold NaN or infinity"):
+        hf_tsv.merge(models.recipe(folder), tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "ties", "linear", "task_arithmetic", "iso_c"])
+def test_denormal_changes_are_merged_as_others(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    changes = [torch.randn(24, 16, generator=generator) for _ in range(2)]
+    merged = {
+        size: hf_tsv.merge_state_dicts(
+            {"w": torch.zeros(24, 16)}, {f"t{t}": {"w": size * c} for t, c in enumerate(changes)}, method=method
+        )["w"]
+        for size in (2.0**-135, 1.0)
+    }
+    assert merged[1.0].isfinite().all()
+    assert merged[2.0**-135].isfinite().all()
+    assert (merged[2.0**-135].double() * 2.0**135 - merged[1.0].double()).abs().max() < 0.02 * merged[1.0].abs().max()
+
+
+def test_a_clock_that_jumps_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+    hf_tsv.merge(recipe, tmp_path / "whole")
+    times = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(time, "time", lambda: float(next(times)))
+    monkeypatch.setattr(time, "time_ns", lambda: next(times) * 10**9)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    after(7, stop, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+    record = hf_tsv.merge(recipe, tmp_path / "out")
+    assert 0 <= record["seconds"] < 1000
+    one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "out"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("line", [0, 3])
+def test_a_damaged_journal_is_told_and_restart_helps(
+    line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    after(7, stop, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+    journal = tmp_path / ".out.hf_tsv" / "journal.jsonl"
+    lines = journal.read_bytes().split(b"\n")
+    lines[line] = lines[line][:-3]
+    journal.write_bytes(b"\n".join(lines))
+    with pytest.raises(OutputError, match="is no journal that can be read. Pass --restart"):
+        hf_tsv.merge(recipe, tmp_path / "out")
+    hf_tsv.merge(recipe, tmp_path / "out", restart=True)
+
+
+@pytest.mark.parametrize("how", ["config", "codes"])
+def test_a_quantized_model_is_told_at_plan_time_with_the_way_out(how: str, tmp_path: Path) -> None:
+    folder = models.zoo(models.llama, tmp_path)
+    config, weights = folder / "t1" / "config.json", folder / "t1" / "model.safetensors"
+    if how == "config":
+        said = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": said}))
+    else:
+        name = "model.layers.0.mlp.up_proj.weight"
+        codes = {name: torch.ones(48, 32, dtype=torch.int8), f"{name}_scale": torch.ones(48)}
+        save_file(load_file(weights) | codes, weights, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"t1: .*quantized.*expected floats. .*dequantize\(\)"):
+        hf_tsv.plan(models.recipe(folder))
