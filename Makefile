@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench-speed clean
+.PHONY: demo test lint bench bench-speed bench-accuracy clean
 
 demo: .venv/demo
 	.venv/bin/hf-tsv demo
@@ -32,8 +32,13 @@ lint: .venv/dev
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
+bench: bench-speed bench-accuracy
+
 bench-speed: .venv/dev
 	.venv/bin/python -m benchmarks.speed
+
+bench-accuracy: .venv/demo .venv/dev
+	.venv/bin/python -m benchmarks.accuracy
 
 clean:
 	rm -rf .venv .demo build dist

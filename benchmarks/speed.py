@@ -34,7 +34,7 @@ def main() -> None:
     results.mkdir(parents=True, exist_ok=True)
     file = results / "speed.json"
     told = json.loads(file.read_text("utf-8")) if options.only and file.exists() else {"jobs": {}}
-    told |= {"machine": _machine(), "versions": {e.name: e.versions() for e in (OURS, FUSION_BENCH, MERGEKIT)}}
+    told |= {"machine": machine(), "versions": {e.name: e.versions() for e in (OURS, FUSION_BENCH, MERGEKIT)}}
     try:
         for name in options.only or (*JOBS, "one_matrix"):
             _say(f"{name}:")
@@ -138,7 +138,7 @@ def _when() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC" + (f", commit {commit}" if commit else "")
 
 
-def _machine() -> str:
+def machine() -> str:
     """Processor, cores, memory and system, in one line."""
     cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

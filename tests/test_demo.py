@@ -258,7 +258,7 @@ class TestPrepare:
 
     def test_a_folder_appears_whole_or_not_at_all(self, tmp_path: Path) -> None:
         def fill(text: str, *, fail: bool) -> None:
-            with zoo._appearing(tmp_path / "task") as unfinished:
+            with zoo.appearing(tmp_path / "task") as unfinished:
                 (unfinished / "file").write_text(text)
                 if fail:
                     raise KeyboardInterrupt
@@ -288,7 +288,7 @@ class TestMakeTask:
         folder = tmp_path / "words"
         folder.mkdir()
         train.make_task("words", base, folder, lambda tokens: None)
-        made = zoo._task(folder)
+        made = zoo.read_task(folder)
         assert zoo._facts(folder)["settings"] == {"of": "words"}
         assert [tuple(example) for example in made.test] == splits.test
         assert [tuple(example) for example in made.validation] == splits.validation

@@ -5,7 +5,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,15 @@ Report = Callable[[float], None]  # told of tokens trained on
 def settings(name: str) -> dict[str, Any]:
     """All that a task's fine-tuned model depends on: one made with others is made anew."""
     source = data.SOURCES[name]
+    return settings_for(f"{source.package} {data.version_of(source.package)}", source.train)
+
+
+def settings_for(texts: str, train: int) -> dict[str, Any]:
+    """The settings of a task with so many training examples of these texts, named by package and version."""
     return {
         "base": f"{BASE_PACKAGE} {data.version_of(BASE_PACKAGE)}",
-        "texts": f"{source.package} {data.version_of(source.package)}",
-        "examples": {"train": source.train, "validation": data.VALIDATION, "test": data.TEST},
+        "texts": texts,
+        "examples": {"train": train, "validation": data.VALIDATION, "test": data.TEST},
         "head": {"shots": SHOTS, "penalty": PENALTY},
         "encoder": {"rate": RATE, "epochs": EPOCHS, "batch": BATCH, "max_tokens": MAX_TOKENS},
         "seed": SEED,
@@ -50,12 +55,23 @@ def work(name: str) -> float:
 
 
 def make_task(name: str, base: Path, folder: Path, report: Report) -> None:
+    """Fine-tune the base on one of the demo's tasks: see `make_model`."""
+    make_model(data.load(name, seed=SEED), settings(name), base, folder, report)
+
+
+def make_model(splits: data.Splits, made_with: Mapping[str, Any], base: Path, folder: Path, report: Report) -> None:
     """Fine-tune the base on one task and put encoder, tokenizer, head, texts and facts into `folder`.
 
     The folder has to be empty; whoever calls sees to it that it appears whole or not at all.
+
+    Args:
+        splits: The task's examples.
+        made_with: All that the model depends on, kept among the facts.
+        base: The base model's folder.
+        folder: Where everything goes.
+        report: Told after each step of the tokens in it.
     """
     started = time.monotonic()
-    splits = data.load(name, seed=SEED)
     encoder = Encoder(base, base)
     texts, labels = _encoded(encoder, splits.train)
     shown = _first_of_each(labels, SHOTS)
@@ -63,7 +79,7 @@ def make_task(name: str, base: Path, folder: Path, report: Report) -> None:
     before = evaluate_texts(encoder, head, splits.test)
     fine_tune(encoder, head, texts, labels, report)
     facts = {
-        "settings": settings(name),
+        "settings": made_with,
         "labels": len(splits.labels),
         "base_accuracy": before,
         "accuracy": evaluate_texts(encoder, head, splits.test),

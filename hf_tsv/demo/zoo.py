@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -79,25 +79,27 @@ def prepare(folder: Path, progress: Progress) -> Zoo:
     Raises:
         HfTsvError: a package of the extra `demo` is missing, or disk or memory does not suffice.
     """
-    missing = [name for name in data.SOURCES if not _is_current(folder, name)]
+    missing = [name for name in data.SOURCES if not is_current(folder / name, settings(name))]
     check_disk(folder, (1 + len(missing) + MERGED_MODELS) * MODEL_BYTES)
     if not (folder / "base").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        with _appearing(folder / "base") as unfinished:
+        with appearing(folder / "base") as unfinished:
             shutil.copytree(data.installed(BASE_MODULE) / "model", unfinished, dirs_exist_ok=True)
     if missing:
         progress.begin(sum(map(work, missing)))
         _make(missing, folder, progress)
-    return Zoo(folder / "base", tuple(_task(folder / name) for name in sorted(data.SOURCES)))
+    return Zoo(folder / "base", tuple(read_task(folder / name) for name in sorted(data.SOURCES)))
 
 
-def _task(folder: Path) -> Task:
+def read_task(folder: Path) -> Task:
+    """The task that was made in a folder."""
     facts = _facts(folder)
     return Task(folder.name, folder, facts["base_accuracy"], facts["accuracy"])
 
 
-def _is_current(folder: Path, name: str) -> bool:
-    return _facts(folder / name).get("settings") == settings(name)
+def is_current(folder: Path, made_with: Mapping[str, Any]) -> bool:
+    """Whether a task was made in the folder, with these settings."""
+    return _facts(folder).get("settings") == made_with
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -164,12 +166,12 @@ def _make_one(name: str, folder: Path) -> None:
             raise InterruptedError(name)
         _Process.told.put((name, tokens))
 
-    with _appearing(folder / name) as unfinished:
+    with appearing(folder / name) as unfinished:
         make_task(name, folder / "base", unfinished, report)
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
     """A folder to fill that gets its name when the block is left without an error, in place of an older one."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
