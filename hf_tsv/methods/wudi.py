@@ -15,7 +15,7 @@ from hf_tsv.methods._spectral import Tolerance, mean_of_rest, scaled_deltas
     side=lambda m, n, num_tasks: n,
     cost="1 eigendecomposition of side n for an (m, n) matrix, T products of m n^2",
 )
-def wudi(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
+def wudi(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolerance: Tolerance = 0.05) -> Tensor:
     """Minimise the interference that the merged matrix has with every task's rows, which stand in for its inputs.
 
     M = argmin sum_t |(M - Delta_t) Delta_t^T|^2 / |Delta_t|^2 (Cheng et al. 2025, equation 11), in closed form:
@@ -27,7 +27,8 @@ def wudi(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, toleran
         deltas: T task matrices, (m, n) each with the inputs as columns, or deltas of a tensor that is no matrix.
         scale: Factor on merged matrices.
         rest_scale: Factor on the mean of what is no matrix.
-        tolerance: Input directions in which no task has more than this share of the largest stay out.
+        tolerance: Input directions in which no task has more than this share of the largest stay out. A few steps of
+            Adam hardly move them; the closed form with all of them (0) blows up noise where T m is about n.
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
