@@ -50,7 +50,7 @@ def plans(folder: Path, tasks: int) -> tuple[Plan, Plan]:
     base = open_checkpoint(folder / "base")
     factored, dense = ([open_adapter(folder / f"t{t}").on(base) for t in range(tasks)] for _ in range(2))
     for adapter in dense:  # which keep their factors to themselves, so that the engine multiplies them out
-        adapter.low_rank = lambda name, row=None: None  # type: ignore[method-assign]
+        adapter.low_rank = lambda name, row=None: None  # type: ignore[method-assign]  # on these instances alone
     return make_plan(recipe, base, factored), make_plan(recipe, base, dense)
 
 

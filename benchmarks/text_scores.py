@@ -30,23 +30,27 @@ class Bench:
     texts: Mapping[Split, int]
 
     @cached_property
-    def encoder(self) -> Encoder:
-        return Encoder(self.zoo.base, self.zoo.base)
+    def _loaded(self) -> tuple[Encoder, dict[str, Tensor]]:
+        """The encoder, and the base's weights, which are its own before any others are put in."""
+        encoder = Encoder(self.zoo.base, self.zoo.base)
+        return encoder, {name: tensor.clone() for name, tensor in encoder.model.state_dict().items()}
 
-    @cached_property
+    @property
+    def encoder(self) -> Encoder:
+        return self._loaded[0]
+
+    @property
     def base(self) -> dict[str, Tensor]:
         """The base's state dict."""
-        return {name: tensor.clone() for name, tensor in self.encoder.model.state_dict().items()}
+        return self._loaded[1]
 
     @cached_property
     def finetuned(self) -> dict[str, dict[str, Tensor]]:
         """Every task's state dict."""
-        self.base  # noqa: B018 -- the encoder's weights, before any others are put in
         return {task.name: load_file(task.finetuned / "model.safetensors") for task in self.zoo.tasks}
 
     def of_state(self, state: State, tasks: Sequence[Task], split: Split = "test") -> Scores:
         """Accuracy on each task, under its head, of the encoder with these weights."""
-        self.base  # noqa: B018
         self.encoder.model.load_state_dict(state)
         return self._scores(self.encoder, tasks, split)
 

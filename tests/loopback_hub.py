@@ -739,7 +739,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.close_connection |= fault.lose_reply
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve  # noqa: N815 - http.server's names
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):

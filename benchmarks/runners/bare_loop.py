@@ -16,7 +16,7 @@ FILE = "model.safetensors"
 def main(out: str, *folders: str) -> None:
     base, *tuned = (safe_open(Path(folder) / FILE, "pt") for folder in folders)
     merged = {}
-    for name in base.keys():  # noqa: SIM118
+    for name in base.keys():  # noqa: SIM118 - safe_open is no mapping
         stored = base.get_tensor(name)
         theta = stored.float()
         total = torch.zeros_like(theta)

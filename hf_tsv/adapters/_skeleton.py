@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def check_installed() -> None:
         CheckpointError: transformers or PEFT is not installed.
     """
     try:
-        import peft  # noqa: F401
-        import transformers  # noqa: F401
+        for package in ("peft", "transformers"):
+            import_module(package)
     except ImportError as error:
         raise CheckpointError(
             f"adapters: expected PEFT and transformers but got: {error}. pip install 'hf-tsv[adapters]'"

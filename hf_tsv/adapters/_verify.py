@@ -122,7 +122,7 @@ class _Check:
     def _merge(self, adapted: Any) -> Any:
         try:
             return adapted.merge_and_unload()
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.folder}: PEFT can't merge it: {error}") from error
 
     def _expected(self, name: str) -> Tensor:

@@ -66,7 +66,7 @@ def is_one_adapter(folder: Path) -> bool:
 def check_card(card: str) -> list[str]:
     """What the Hub would refuse of a card, found without asking it."""
     try:
-        header: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]
+        header: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
     except (ValueError, yaml.YAMLError) as error:
         return [f"its header can't be read: {' '.join(str(error).split())[:200]}"]
     problems = []

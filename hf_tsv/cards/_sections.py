@@ -108,5 +108,5 @@ def _header_of(card: str) -> dict[str, Any]:
 
 def _plain(data: CardData) -> dict[str, Any]:
     """A header as plain data."""
-    found: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    found: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
     return found

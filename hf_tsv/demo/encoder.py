@@ -26,7 +26,7 @@ class Encoder:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types for it
         self.model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
 

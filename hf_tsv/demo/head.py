@@ -57,8 +57,8 @@ def fit_head(embeddings: Tensor, labels: Tensor, names: tuple[str, ...]) -> Head
         optimizer.zero_grad()
         value = functional.cross_entropy(functional.linear(x, weight, bias), labels, reduction="sum")
         value = value + PENALTY * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         return value.item()
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch has no types for it
     return Head(weight.detach().float(), bias.detach().float(), names)

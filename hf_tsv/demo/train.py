@@ -118,7 +118,7 @@ def fine_tune(encoder: Encoder, head: Head, texts: Sequence[Tokens], labels: Ten
         logits = head(encoder([texts[i] for i in chosen]))
         loss = functional.cross_entropy(logits, labels[chosen])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         optimizer.step()
         schedule.step()
         report(sum(len(texts[i]) for i in chosen))

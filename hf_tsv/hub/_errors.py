@@ -15,7 +15,7 @@ from hf_tsv.errors import HfTsvError, HubError, ResourceError
 try:
     from huggingface_hub.utils import httpx
 except ImportError:  # before 2.0 the client stands on httpx itself
-    import httpx  # type: ignore[no-redef,import-not-found,unused-ignore]
+    import httpx  # type: ignore[no-redef,import-not-found,unused-ignore]  # one of the two is there
 
 T = TypeVar("T")
 

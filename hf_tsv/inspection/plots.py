@@ -1,6 +1,7 @@
 """The summary as PNG pictures. Needs matplotlib."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ def write_plots(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         HfTsvError: matplotlib isn't installed, or the folder can't be written.
     """
     try:
-        import matplotlib  # noqa: F401
+        import_module("matplotlib")
     except ImportError:
         raise HfTsvError(
             "--plots: matplotlib isn't installed. Install it by pip install 'hf-tsv[plots]', or use --html"

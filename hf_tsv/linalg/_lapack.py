@@ -17,7 +17,7 @@ import torch
 from scipy.linalg import cython_blas, cython_lapack
 from torch import Tensor
 
-LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # torch's stubs lack it
 
 _BLOCK = 64  # columns that LAPACK's blocked routines take at once; sizes their work space
 

@@ -116,7 +116,7 @@ def _read(text: str, source: str, keys: str, example: str) -> Document:
     document = Document(source, marks={(): (line, column)})
     document.data = _Builder(loader, document).value(root, ())
     if loader.check_node():
-        line = loader.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+        line = loader.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]  # PyYAML has no types for it
         document.tell_at((line, 1), "a second document starts here, expected one recipe a file. Split the file.")
     return document
 
