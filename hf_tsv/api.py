@@ -21,6 +21,7 @@ from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, P
 from hf_tsv.hub import Hub, Pushed
 from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.journal import Journal, Staging, check_output
+from hf_tsv.outputs import CARD_FILE, LOCK_FILE, PARTS, RECIPE_FILE, RECORD_FILE
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals
 from hf_tsv.processes import Process, Team, check_alone, stamp
 from hf_tsv.publishing import (
@@ -39,12 +40,11 @@ from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_rec
 from hf_tsv.resources import check_disks
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
-from hf_tsv.writers import RECORD_FILE, CheckpointWriter, write_text
+from hf_tsv.writers import CheckpointWriter, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
 
-PARTS_FOLDER = "task_parts"
 UPLOADING = "uploading"
 
 
@@ -167,8 +167,8 @@ def _merge_into(
         adapters=adapters,
         masks=masks,
     )
-    write_text(staging.out / "recipe.yaml", planned.recipe.text)
-    write_text(staging.out / "recipe.lock.yaml", lock_text(planned.recipe, sources))
+    write_text(staging.out / RECIPE_FILE, planned.recipe.text)
+    write_text(staging.out / LOCK_FILE, lock_text(planned.recipe, sources))
     record["checksums"] = checksums(staging.out, record["files"])
     write_record(record, staging.out)
     write_card(record, staging.out, licence=destinations[0].licence if destinations else None)
@@ -302,8 +302,8 @@ def _write_adapter_folder(
         record = make_compression_record(
             planned, described(sources, hub), tasks, flags=flags, seconds=time.monotonic() - started
         )
-        write_text(staging.out / "recipe.yaml", recipe.text)
-        write_text(staging.out / "recipe.lock.yaml", lock_text(recipe, sources))
+        write_text(staging.out / RECIPE_FILE, recipe.text)
+        write_text(staging.out / LOCK_FILE, lock_text(recipe, sources))
         record["checksums"] = checksums(staging.out, record.get("files", ()))
         write_record(record, staging.out)
         write_card(record, staging.out, licence=licence)
@@ -356,7 +356,7 @@ def card(out: str | Path, *, license: str | None = None) -> Path:
         PublishError: no such licence.
     """
     out = Path(out)
-    record, path = read_record(out), out / "README.md"
+    record, path = read_record(out), out / CARD_FILE
     old = path.read_text("utf-8") if path.is_file() else ""
     write_card(record, out, licence=licence_of_card(license, all_terms(record), old), keep=[old] if old else [])
     return path
@@ -421,7 +421,7 @@ def _is_made(out: Path, recipe: Recipe, sources: Sequence[Source], how: Sequence
     """Whether OUT is what a run would make of these sources: of a merge the same files, of a compression the flags."""
     try:
         record = read_record(out)
-        lock = (out / "recipe.lock.yaml").read_text("utf-8")
+        lock = (out / LOCK_FILE).read_text("utf-8")
     except (OutputError, OSError):
         return False
     made_of = [{key: value for key, value in source.items() if key != "terms"} for source in record["sources"]]
@@ -577,8 +577,8 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
         parts = [part.info for part in planned.parts if part.task == task]
         if not parts:
             continue
-        files[task] = f"{PARTS_FOLDER}/{task}.safetensors"
-        (out / PARTS_FOLDER).mkdir(exist_ok=True)
+        files[task] = f"{PARTS}/{task}.safetensors"
+        (out / PARTS).mkdir(exist_ok=True)
         with CheckpointWriter(out, [Shard(files[task], tuple(parts))]) as writer:
             for info in parts:
                 writer.write(info.name, checkpoint.read(info.name))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hf_tsv.adapters import BaseRef
 from hf_tsv.checkpoint import TensorInfo
-from hf_tsv.compressed import FOLDERS, compress_tasks, compressing
+from hf_tsv.compressed import compress_tasks, compressing
 from hf_tsv.compression import Energy, FixedRank
+from hf_tsv.outputs import ADAPTERS
 from hf_tsv.planner import TSV_C, Plan
 from hf_tsv.run import Progress, Resources, merge_step, surveys
 
@@ -49,7 +50,7 @@ def write_as_adapter(
     as_task = replace(plan, tasks=(MERGED,), finetuned=(merged,), steps=steps, parts=())
     options = compressing(plan.recipe, FixedRank(rank) if rank else Energy(1.0), profiles=("faithful",))
     report = compress_tasks(as_task, folders, out, base, options, resources, progress)
-    folder = out / FOLDERS["faithful"]
+    folder = out / ADAPTERS["faithful"]
     for file in (folder / MERGED).iterdir():
         file.rename(out / file.name)
     (folder / MERGED).rmdir()

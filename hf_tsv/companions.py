@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_tsv.errors import CheckpointError
+from hf_tsv.outputs import CARD_FILE, LOCK_FILE, MASKS, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
 from hf_tsv.writers import full_disk_told, write_text
 
 SIDE_FILE_MAX_BYTES = 100_000_000  # above every tokenizer, below every weight file that matters
@@ -22,12 +23,12 @@ OTHER_WEIGHTS = (
 )
 OTHER_FOLDERS = (
     *("onnx", "openvino", "coreml", "original", "runs", "logs", "checkpoint-*"),
-    *("adapters*", "masks", "assets", "task_parts"),  # of an earlier output of this package
+    *("adapters*", MASKS, PICTURES, PARTS),  # of an earlier output of this package
 )
-PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.mp4", "*.wav", "*.mp3", "*.pdf")
+PICTURE_FILES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.mp4", "*.wav", "*.mp3", "*.pdf")
 ABOUT_THE_SOURCE = (
-    *("README.md", "adapter_config.json", "*.index.json", "trainer_state.json", "*_results.json"),
-    *("hf_tsv.json", "recipe.yaml", "recipe.lock.yaml"),
+    *(CARD_FILE, "adapter_config.json", "*.index.json", "trainer_state.json", "*_results.json"),
+    *(RECORD_FILE, RECIPE_FILE, LOCK_FILE),
 )
 LICENCES = ("licen[sc]e*", "notice*", "use_policy*")
 MODULE_FOLDERS = "[0-9]*_*"  # 1_Pooling, 2_Dense: the modules of a sentence-transformers model
@@ -53,7 +54,7 @@ def _goes_along(file: str) -> bool:
         return False
     if name.endswith(".safetensors"):
         return len(folders) == 1 and fnmatch(folders[0], MODULE_FOLDERS)
-    return not matches((*PICKLES, *OTHER_WEIGHTS, *PICTURES, *ABOUT_THE_SOURCE), [name])
+    return not matches((*PICKLES, *OTHER_WEIGHTS, *PICTURE_FILES, *ABOUT_THE_SOURCE), [name])
 
 
 def matches(patterns: Collection[str], names: Collection[str]) -> bool:

@@ -48,15 +48,13 @@ from hf_tsv.compression import (
 from hf_tsv.errors import MethodError, some
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.loaders import TORCH_DTYPES
+from hf_tsv.outputs import ADAPTERS, MODEL_CONFIG, Profile
 from hf_tsv.planner import Plan, Step, TaskPart
 from hf_tsv.recipe import Recipe
 from hf_tsv.run import Progress, Resources, each_step, one_thread_each
 from hf_tsv.stored import StoredTensor
 
-Profile = Literal["faithful", "serving"]
-FOLDERS: Mapping[Profile, str] = {"faithful": "adapters", "serving": "adapters-serving"}
 RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
-MODEL_CONFIG = "config.json"
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once it is planned
 
 
@@ -208,7 +206,7 @@ def compress_tasks(
         _copy_configs(plan, tasks, folders, out)
         for task, architecture in zip(tasks, architectures, strict=True):
             for profile in task.plans:
-                folder = out / FOLDERS[profile] / task.name
+                folder = out / ADAPTERS[profile] / task.name
                 expected = partial(_expected, plan, task, task.plans[profile])
                 checked = verify_adapter(folder, architecture, expected, forward=options.verify == "forward")
                 reports[task.name][profile]["verified"] = {
@@ -328,7 +326,7 @@ def _write(
     with ExitStack() as open_files:
         writers = {
             (t, profile): open_files.enter_context(
-                AdapterWriter(out / FOLDERS[profile] / task.name, planned, plan.base)
+                AdapterWriter(out / ADAPTERS[profile] / task.name, planned, plan.base)
             )
             for t, task in enumerate(tasks)
             for profile, planned in task.plans.items()
@@ -359,7 +357,7 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
         config = folders[task.name] / MODEL_CONFIG
         if config.is_file():
             for profile in task.plans:
-                shutil.copyfile(config, out / FOLDERS[profile] / task.name / MODEL_CONFIG)
+                shutil.copyfile(config, out / ADAPTERS[profile] / task.name / MODEL_CONFIG)
 
 
 def _facts(task: _Task) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from threading import Lock
 from typing import Any
 
 from hf_tsv.errors import OutputError
-from hf_tsv.writers import RECORD_FILE, CheckpointWriter, full_disk_told
+from hf_tsv.outputs import RECORD_FILE
+from hf_tsv.writers import CheckpointWriter, full_disk_told
 
 SYNC_BYTES, SYNC_SECONDS = 256 * 2**20, 1.0  # at most so much is done again after a crash, whichever comes first
 

@@ -18,13 +18,11 @@ from hf_tsv.checkpoint import Checkpoint, Shard, TensorInfo
 from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
 from hf_tsv.masks import EmrRescaler, Use, emr_mask, pack, tall_mask, unpack
 from hf_tsv.methods import METHODS, per_task
+from hf_tsv.outputs import MASKS, MODEL_CONFIG
 from hf_tsv.planner import MASKED, Plan, Step
 from hf_tsv.run import Progress, Resources, each_step, one_thread_each
 from hf_tsv.stored import StoredTensor
 from hf_tsv.writers import CheckpointWriter, full_disk_told
-
-FOLDER = "masks"
-MODEL_CONFIG = "config.json"
 
 
 def write_masks(
@@ -49,7 +47,7 @@ def write_masks(
     """
     steps = [step for step in plan.merged if step.method in MASKED]
     with full_disk_told(folder):
-        (folder / FOLDER).mkdir(exist_ok=True)
+        (folder / MASKS).mkdir(exist_ok=True)
     shards = [Shard(file_of(task), tuple(map(_packed_info, steps))) for task in plan.tasks]
     found: dict[str, _Counts] = {}
     progress.begin(float(sum(map(_entries, steps))))
@@ -64,12 +62,12 @@ def write_masks(
 
 
 def file_of(task: str) -> str:
-    return f"{FOLDER}/{task}.safetensors"
+    return f"{MASKS}/{task}.safetensors"
 
 
 def config_of(folder: Path, task: str) -> Path:
     """The configuration of a task that has a head of its own."""
-    return folder / FOLDER / task / MODEL_CONFIG
+    return folder / MASKS / task / MODEL_CONFIG
 
 
 class MaskedCheckpoint:

@@ -12,6 +12,7 @@ from hf_tsv.api import card
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of
+from hf_tsv.outputs import LOCK_FILE
 from hf_tsv.planner import DEFAULT_SHARD_SIZE
 from hf_tsv.recipe import Recipe, load_recipe
 from hf_tsv.record import read_record, write_record
@@ -85,7 +86,7 @@ def evaluate(
     out, hub = Path(out), hub or Hub()
     asked = load_suite(suite)
     record = read_record(out)
-    recipe = load_recipe(out / "recipe.lock.yaml")
+    recipe = load_recipe(out / LOCK_FILE)
     sources = fetch(open_sources(recipe, hub), hub)
 
     def restored(task: str) -> Checkpoint:

@@ -1,6 +1,5 @@
 """What a merge will do, tensor by tensor, decided from headers alone: no tensor data is read here."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -372,8 +371,3 @@ def _shape_conflict(info: TensorInfo, theirs: TensorInfo, task: str) -> str:
         f"{info.name}: '{task}' has shape {theirs.shape}, expected the base's {info.shape}. {way_out};"
         f" '{task}' keeps its own as a task part."
     )
-
-
-def count_by_method(steps: Iterable[Step]) -> Counter[str]:
-    """How many tensors each method makes."""
-    return Counter(step.method for step in steps)

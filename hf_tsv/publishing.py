@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from hf_tsv.cards import (
-    FOLDERS,
     LICENCE_ID,
     Licence,
     check_card,
@@ -28,13 +27,12 @@ from hf_tsv.cards import (
 from hf_tsv.companions import matches
 from hf_tsv.errors import HubError, OutputError, PublishError, some
 from hf_tsv.hub import Commit, Hub, Pushed, Repository, Target
+from hf_tsv.outputs import ADAPTERS, CARD_FILE, LOCK_FILE, MASKS, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
 from hf_tsv.record import read_record
-from hf_tsv.writers import RECORD_FILE
 
 TASK = "{task}"
-CARD = "README.md"
 CONFIG_MAX_BYTES = 1_000_000  # above every configuration; a tokenizer's vocabulary names no folder
-OWN_FOLDERS = (*FOLDERS.values(), "assets", "masks", "task_parts")
+OWN_FOLDERS = (*ADAPTERS.values(), MASKS, PARTS, PICTURES)
 STALE = (
     "*.safetensors",
     "*.safetensors.index.json",
@@ -146,9 +144,9 @@ def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
         return _adapter(root, record, out.resolve().name, {adapter: "."})
     if tasks is not None and len(tasks) == 1 and "tasks" in record:
         first, *more = record["tasks"][tasks[0]]
-        return _adapter(root, record, tasks[0], {first: ".", **{p: f"{FOLDERS[p]}/{tasks[0]}" for p in more}})
+        return _adapter(root, record, tasks[0], {first: ".", **{p: f"{ADAPTERS[p]}/{tasks[0]}" for p in more}})
     files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return Parcel(record, _published(files, root, record), partial(render_card, record, root), _text(root / CARD))
+    return Parcel(record, _published(files, root, record), partial(render_card, record, root), _text(root / CARD_FILE))
 
 
 def tasks_of(out: Path) -> tuple[str, ...] | None:
@@ -237,7 +235,7 @@ def deliver(parcel: Parcel, to: Destination) -> Pushed:
         HubError: the Hub refuses or fails.
     """
     if problems := check_card(_card(parcel, to, None)):
-        raise PublishError(f"{to.repository.repo_id}: {CARD}: {problem}. Correct it" for problem in problems)
+        raise PublishError(f"{to.repository.repo_id}: {CARD_FILE}: {problem}. Correct it" for problem in problems)
     to.prepare()
     return to.repository.commit(
         Commit(
@@ -306,7 +304,7 @@ def _privacy(target: Target, wish: bool | None, terms: Sequence[Mapping[str, Any
 
 def _root(out: Path) -> tuple[Path, str | None]:
     """The output that a folder is, or that it is an adapter of, and that adapter's profile."""
-    profiles = {folder: profile for profile, folder in FOLDERS.items()}
+    profiles = {folder: profile for profile, folder in ADAPTERS.items()}
     place = out.resolve()
     if (place / "adapter_config.json").is_file() and place.parent.name in profiles:
         return place.parent.parent, profiles[place.parent.name]
@@ -316,12 +314,12 @@ def _root(out: Path) -> tuple[Path, str | None]:
 def _adapter(root: Path, record: Mapping[str, Any], task: str, places: Mapping[str, str]) -> Parcel:
     """Adapters of one task, by profile, with where each lies in the repository."""
     part = of_task(record, task)
-    files = {name: root / name for name in (RECORD_FILE, "recipe.yaml", "recipe.lock.yaml")}
+    files = {name: root / name for name in (RECORD_FILE, RECIPE_FILE, LOCK_FILE)}
     for profile, place in places.items():
-        folder = root / FOLDERS[profile] / task
+        folder = root / ADAPTERS[profile] / task
         files |= {_joined(place, p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     by_task = {(task, profile): place for profile, place in places.items()}
-    old = _text(root / FOLDERS[next(iter(places))] / task / CARD)
+    old = _text(root / ADAPTERS[next(iter(places))] / task / CARD_FILE)
     return Parcel(part, _published(files, root, part), partial(render_adapters, part, root, by_task), old)
 
 
@@ -331,7 +329,7 @@ def _joined(place: str, path: Path) -> str:
 
 def _published(files: Mapping[str, Path], root: Path, record: Mapping[str, Any]) -> dict[str, Path | bytes]:
     """The files as they are published: hidden ones not at all, and none with a folder of this machine in it."""
-    shown = {path: file for path, file in files.items() if path != CARD and not _is_hidden(path)}
+    shown = {path: file for path, file in files.items() if path != CARD_FILE and not _is_hidden(path)}
     return {path: _config(file) for path, file in shown.items()} | dict(published(root, record))
 
 

@@ -13,12 +13,12 @@ from hf_tsv import __version__
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import OutputError
 from hf_tsv.methods import METHODS
+from hf_tsv.outputs import CARD_FILE, RECORD_FILE
 from hf_tsv.planner import Plan, Step
-from hf_tsv.writers import RECORD_FILE, write_text
+from hf_tsv.writers import write_text
 
 FORMAT = 1
 NUMERICS = "2"  # counts up whenever the same inputs give other bits than before
-CARD_FILE = "README.md"
 _CHUNK = 2**22
 
 

@@ -11,8 +11,8 @@ from hf_tsv.errors import OutputError, some
 from hf_tsv.hub import Hub
 from hf_tsv.journal import Staging, check_output
 from hf_tsv.loaders import is_adapter, is_model
-from hf_tsv.masked import FOLDER as MASKS
-from hf_tsv.masked import MODEL_CONFIG, config_of, file_of, open_masked
+from hf_tsv.masked import config_of, file_of, open_masked
+from hf_tsv.outputs import ADAPTERS, LOCK_FILE, MASKS, MODEL_CONFIG
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, plan_shards
 from hf_tsv.processes import check_alone
 from hf_tsv.recipe import ModelRef, load_recipe
@@ -21,9 +21,6 @@ from hf_tsv.resources import check_disk
 from hf_tsv.run import Progress, Silent
 from hf_tsv.sources import Source, companions, open_model
 from hf_tsv.writers import CheckpointWriter
-
-LOCK = "recipe.lock.yaml"
-ADAPTERS = ("adapters", "adapters-serving")
 
 
 def restore(
@@ -116,7 +113,7 @@ def load_task(out: str | Path, task: str, *, base: str | None = None, hub: Hub |
 
 def tasks_of(out: Path) -> list[str]:
     """The tasks that can be restored from a folder."""
-    adapters = {path.name for kind in ADAPTERS for path in (out / kind).glob("*") if is_adapter(path)}
+    adapters = {path.name for kind in ADAPTERS.values() for path in (out / kind).glob("*") if is_adapter(path)}
     return sorted(adapters | {path.stem for path in (out / MASKS).glob("*.safetensors")})
 
 
@@ -126,7 +123,7 @@ def _folder(source: Source) -> Path:
 
 
 def _adapter_of(out: Path, task: str) -> Path:
-    found = [out / kind / task for kind in ADAPTERS if is_adapter(out / kind / task)]
+    found = [out / kind / task for kind in ADAPTERS.values() if is_adapter(out / kind / task)]
     if not found:
         known = tasks_of(out)
         way_out = f"Its tasks: {some(known)}" if known else "Name the output folder of a compression"
@@ -142,14 +139,14 @@ def _base_of(out: Path) -> ModelRef:
 
 
 def _base_in_lock(out: Path) -> ModelRef:
-    if not (out / LOCK).is_file():
-        raise OutputError(f"{out}: no {LOCK} in it tells what it was made from. Pass --base")
-    return load_recipe(out / LOCK).base
+    if not (out / LOCK_FILE).is_file():
+        raise OutputError(f"{out}: no {LOCK_FILE} in it tells what it was made from. Pass --base")
+    return load_recipe(out / LOCK_FILE).base
 
 
 def _own_config(out: Path, task: str) -> Path | None:
     """The configuration of a task that has a head of its own."""
-    places = [config_of(out, task), *(out / kind / task / MODEL_CONFIG for kind in ADAPTERS)]
+    places = [config_of(out, task), *(out / kind / task / MODEL_CONFIG for kind in ADAPTERS.values())]
     return next((place for place in places if place.is_file()), None)
 
 

@@ -15,15 +15,15 @@ from hf_tsv.checkpoint import TensorInfo
 from hf_tsv.errors import CheckpointError, HfTsvError, OutputError, some
 from hf_tsv.hub import Hub
 from hf_tsv.loaders import Located, read_header
+from hf_tsv.outputs import CARD_FILE, LOCK_FILE, RECORD_FILE
 from hf_tsv.planner import Plan, Step, make_plan
 from hf_tsv.recipe import load_recipe
-from hf_tsv.record import CARD_FILE, sha256_of, versions
+from hf_tsv.record import sha256_of, versions
 from hf_tsv.resources import usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
 from hf_tsv.sources import Source, fetch, open_sources
-from hf_tsv.writers import METADATA, RECORD_FILE, bytes_of, layout
+from hf_tsv.writers import METADATA, bytes_of, layout
 
-LOCK = "recipe.lock.yaml"
 SAMPLE = 8
 OWN_WORDS = (CARD_FILE, RECORD_FILE)  # the card may be written again, and a record can't hold its own checksum
 
@@ -88,7 +88,7 @@ def verify(
         except HfTsvError as error:
             found.not_checked += [f"not merged again: {problem}" for problem in error.problems]
             found.not_checked.append(
-                f"where sources have moved, pass a copy of {out / LOCK} that names them as --recipe;"
+                f"where sources have moved, pass a copy of {out / LOCK_FILE} that names them as --recipe;"
                 " --sample 0 compares the files alone"
             )
             found.exit_code = error.exit_code
@@ -196,7 +196,7 @@ def _merge_again(
     if "tasks" in record or "restored" in record:
         found.notes.append("nothing was merged into this folder, so its files were compared and nothing else")
         return
-    locked = load_recipe(recipe or out / LOCK)
+    locked = load_recipe(recipe or out / LOCK_FILE)
     sources = fetch(open_sources(locked, hub), hub)
     plan = make_plan(locked, sources[0].checkpoint, [source.checkpoint for source in sources[1:]])
     steps = [step for step in plan.steps if step.name in record["tensors"]]

@@ -21,7 +21,6 @@ from hf_tsv.checkpoint import Shard, TensorInfo
 from hf_tsv.errors import OutputError, ResourceError
 
 METADATA = {"format": "pt"}  # transformers asks for it
-RECORD_FILE = "hf_tsv.json"  # says that a folder is an output of this package
 ALIGNMENT = 8
 # The safetensors library writes the dtypes in this order, so that every tensor lies at a multiple of its item's size.
 DTYPE_ORDER = (

@@ -7,11 +7,12 @@ import hf_tsv
 
 PACKAGE = Path(hf_tsv.__file__).parent
 
-GROUND = {"errors", "checkpoint", "bundled", "__init__"}
+GROUND = {"errors", "checkpoint", "bundled", "outputs", "__init__"}
 ALLOWED = {
     "errors": set(),
     "checkpoint": set(),
     "bundled": set(),
+    "outputs": set(),
     "linalg": set(),
     "modules": set(),
     "resources": set(),

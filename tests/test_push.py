@@ -10,12 +10,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 import hf_tsv
-from hf_tsv import compressed as compressed_module
-from hf_tsv.cards import FOLDERS
 from hf_tsv.compressed import Compressing
 from hf_tsv.compression import FixedRank
 from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.hub import Hub, _client, _errors, _push
+from hf_tsv.outputs import ADAPTERS
 
 from . import models
 from .loopback_hub import LoopbackHub
@@ -280,7 +279,7 @@ class TestAdapters:
         hub.publish(REPO, {"adapters/gone/adapter_model.safetensors": b"x"})
         push(compressed, alice)
         files = files_of(hub)
-        assert {f"{folder}/{t}/adapter_model.safetensors" for folder in FOLDERS.values() for t in ("t0", "t1")} == {
+        assert {f"{folder}/{t}/adapter_model.safetensors" for folder in ADAPTERS.values() for t in ("t0", "t1")} == {
             path for path in files if path.endswith(".safetensors")
         }
         assert b"2 tasks as adapters" in files["README.md"]
@@ -292,8 +291,8 @@ class TestAdapters:
         assert files_of(hub)["adapter_model.safetensors"] == weights
         assert commits_of(hub) == ["t0: adapter by hf_tsv (tsv_c)"]
 
-    def test_the_folders_are_those_that_compress_writes(self) -> None:
-        assert FOLDERS == compressed_module.FOLDERS
+    def test_the_folders_are_those_that_compress_writes(self, compressed: Path) -> None:
+        assert {path.name for path in compressed.iterdir() if path.is_dir()} == set(ADAPTERS.values())
 
     def test_a_merge_is_no_adapter_of_a_task(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         with pytest.raises(PublishError, match="expected a name without {task}"):

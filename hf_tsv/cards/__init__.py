@@ -4,12 +4,11 @@ from hf_tsv.cards._adapters import of_task, render_adapters
 from hf_tsv.cards._licences import LICENCE_ID, Inherited, Licence, inherited
 from hf_tsv.cards._markdown import code, fence, link, text
 from hf_tsv.cards._merge import all_terms
-from hf_tsv.cards._published import FOLDERS, published, published_config
+from hf_tsv.cards._published import published, published_config
 from hf_tsv.cards._render import check_card, is_one_adapter, render_card, write_card
 from hf_tsv.cards._sections import licence_in
 
 __all__ = [
-    "FOLDERS",
     "LICENCE_ID",
     "Inherited",
     "Licence",

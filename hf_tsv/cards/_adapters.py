@@ -11,9 +11,10 @@ from hf_tsv.cards._licences import Licence
 from hf_tsv.cards._loading import read_json
 from hf_tsv.cards._markdown import Markdown, sections
 from hf_tsv.cards._merge import citations, licence_said, provenance, source_rows
-from hf_tsv.cards._published import FOLDERS, published_lock, without_folders
+from hf_tsv.cards._published import published_lock, without_folders
 from hf_tsv.cards._sections import compose
 from hf_tsv.modules import group_of
+from hf_tsv.outputs import ADAPTERS, LOCK_FILE
 
 PAPER = "https://arxiv.org/abs/2412.00081"
 TASK_CLASSES = {
@@ -71,7 +72,7 @@ def _contents(
     (task, profile), place = next(iter(places.items()))
     base = sources[0]["places"][0]
     merges = (folder / "adapter_config.json").is_file()  # several tasks as one adapter, which is the output itself
-    config = read_json((folder if merges else folder / FOLDERS[profile] / task) / "adapter_config.json")
+    config = read_json((folder if merges else folder / ADAPTERS[profile] / task) / "adapter_config.json")
     return {
         "record": record,
         "base": base,
@@ -89,7 +90,7 @@ def _contents(
         "warnings": [without_folders(warning) for warning in record["warnings"]],
         "recipe": published_lock(record, folder),
         "merges": len(sources) - 1 if merges else 0,
-        "command": " ".join(["hf-tsv", "merge" if merges else "compress", "recipe.lock.yaml", "OUT", *record["flags"]]),
+        "command": " ".join(["hf-tsv", "merge" if merges else "compress", LOCK_FILE, "OUT", *record["flags"]]),
         "citations": citations([PAPER]),
     }
 

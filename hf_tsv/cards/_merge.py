@@ -17,7 +17,6 @@ from hf_tsv.cards._licences import Licence, inherited
 from hf_tsv.cards._loading import Loading, loading
 from hf_tsv.cards._markdown import Markdown, one_line, sections
 from hf_tsv.cards._published import (
-    FOLDERS,
     folder_name,
     places,
     published_lock,
@@ -28,11 +27,11 @@ from hf_tsv.cards._sections import compose
 from hf_tsv.checkpoint import TensorInfo
 from hf_tsv.methods import METHODS
 from hf_tsv.modules import group_of
+from hf_tsv.outputs import ADAPTERS, PICTURES
 
 HUB = "https://huggingface.co"
 # What the kinds of tasks that models are scored on are called on the Hub, where it is otherwise.
 HUB_TASKS = {"text-classification": "text-classification", "image-classification": "image-classification"}
-PICTURES = "assets"  # where `hf-tsv inspect --plots OUT/assets` puts them
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -163,7 +162,7 @@ def _own_adapters(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The adapters on the merged model."""
     for task, profiles in record.get("adapters", {}).items():
         for profile, facts in profiles.items():
-            folder = f"{FOLDERS[profile]}/{task}"
+            folder = f"{ADAPTERS[profile]}/{task}"
             yield {"task": task, "folder": folder, "folder_in_python": Markdown(json.dumps(folder)), **facts}
 
 

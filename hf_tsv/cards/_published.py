@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
+from hf_tsv.outputs import LOCK_FILE, RECIPE_FILE, RECORD_FILE
+
 MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source")  # keys of a recipe that name a model
-FOLDERS = {"faithful": "adapters", "serving": "adapters-serving"}  # by the adapters' profile
 NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that do
 _FOLDER = re.compile(r"(?<![\w.~/-])(?:~\w*|\.{1,2})?/(?!/)(?:[^\s/'\"]*/)*")
 
@@ -18,9 +19,9 @@ def published(folder: Path, record: Mapping[str, Any]) -> dict[str, bytes]:
     """The text files of an output folder that are published otherwise than they lie there, by name."""
     record_text = json.dumps(published_record(record), indent=1, ensure_ascii=False) + "\n"
     return {
-        "hf_tsv.json": record_text.encode(),
-        "recipe.yaml": published_recipe(record, folder).encode(),
-        "recipe.lock.yaml": published_lock(record, folder).encode(),
+        RECORD_FILE: record_text.encode(),
+        RECIPE_FILE: published_recipe(record, folder).encode(),
+        LOCK_FILE: published_lock(record, folder).encode(),
     }
 
 
@@ -37,14 +38,14 @@ def published_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def published_recipe(record: Mapping[str, Any], folder: Path) -> str:
     """The recipe as it was written; one that names folders is told without them, and so without its comments."""
-    text = (folder / "recipe.yaml").read_text("utf-8")
+    text = (folder / RECIPE_FILE).read_text("utf-8")
     named = any(path in text for path in _folders(record))
     return _masked(text, record) if named or _FOLDER.search(text) else text
 
 
 def published_lock(record: Mapping[str, Any], folder: Path) -> str:
     """The recipe with every Hub model at its commit, and with folders by their names alone."""
-    return _masked((folder / "recipe.lock.yaml").read_text("utf-8"), record)
+    return _masked((folder / LOCK_FILE).read_text("utf-8"), record)
 
 
 def published_config(text: str) -> str:

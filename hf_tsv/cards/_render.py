@@ -13,10 +13,9 @@ from huggingface_hub.utils import validate_repo_id
 from hf_tsv.cards._adapters import of_task, render_adapters
 from hf_tsv.cards._licences import LICENCE_ID, Licence
 from hf_tsv.cards._merge import render_merge
-from hf_tsv.cards._published import FOLDERS
+from hf_tsv.outputs import ADAPTERS, CARD_FILE
 from hf_tsv.writers import write_text
 
-CARD = "README.md"
 RELATIONS = ("merge", "adapter", "quantized", "finetune")
 
 
@@ -35,10 +34,10 @@ def write_card(
         ResourceError: the disk is full.
         OutputError: a file can't be written.
     """
-    write_text(folder / CARD, render_card(record, folder, olds=keep, licence=licence))
+    write_text(folder / CARD_FILE, render_card(record, folder, olds=keep, licence=licence))
     for task, profiles in () if is_one_adapter(folder) else record.get("tasks", {}).items():
         for profile in profiles:
-            card = folder / FOLDERS[profile] / task / CARD
+            card = folder / ADAPTERS[profile] / task / CARD_FILE
             kept = [card.read_text("utf-8")] if card.is_file() else []
             places = {(task, profile): "."}
             write_text(card, render_adapters(of_task(record, task), folder, places, olds=kept, licence=licence))
@@ -51,7 +50,7 @@ def render_card(
     if "tasks" not in record:
         return render_merge(record, folder, olds=olds, licence=licence)
     places = {
-        (task, profile): "." if is_one_adapter(folder) else f"{FOLDERS[profile]}/{task}"
+        (task, profile): "." if is_one_adapter(folder) else f"{ADAPTERS[profile]}/{task}"
         for task, profiles in record["tasks"].items()
         for profile in profiles
     }

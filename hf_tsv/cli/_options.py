@@ -35,6 +35,11 @@ Private = Annotated[
 License = Annotated[
     str | None, typer.Option("--license", metavar="ID", help="The licence to carry, instead of the sources' own.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Tensors in work at once; default: one a core.")]
+MaxMemory = Annotated[
+    str | None, typer.Option("--max-memory", metavar="SIZE", help="For tensors in work, such as 4GB.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -48,6 +53,11 @@ def recipe_from(path: Path, svd: Mode | None) -> "Recipe":
 
     recipe = load_recipe(path)
     return replace(recipe, svd=svd) if svd else recipe
+
+
+def memory_of(max_memory: str | None) -> int | None:
+    """Bytes that --max-memory allows; None where it isn't given."""
+    return parse_size(max_memory, "--max-memory") if max_memory else None
 
 
 def parse_size(text: str, option: str) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, Token, parse_size, recipe_from
+from hf_tsv.cli._options import CacheDir, Json, MaxMemory, Quiet, RecipeFile, Token, Workers, memory_of, recipe_from
 from hf_tsv.cli._told import WorkProgress, err, out, told
 
 
@@ -19,17 +19,15 @@ def inspect(
     plots: Annotated[
         Path | None, typer.Option("--plots", metavar="DIR", help="Write PNG pictures. Needs hf-tsv\\[plots].")
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Tensors in work at once.")] = None,
-    max_memory: Annotated[
-        str | None, typer.Option("--max-memory", metavar="SIZE", help="For tensors in work, such as 4GB.")
-    ] = None,
+    workers: Workers = None,
+    max_memory: MaxMemory = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Say what each fine-tune changed, and where they clash: spectra, interference, norms, signs; and advice."""
-    memory = parse_size(max_memory, "--max-memory") if max_memory else None
+    memory = memory_of(max_memory)
     from hf_tsv import measuring
     from hf_tsv.hub import Hub
     from hf_tsv.inspection import print_tables, render_page, write_plots

@@ -12,6 +12,8 @@ from hf_tsv.cli._options import (
     DryRun,
     Json,
     License,
+    MaxMemory,
+    Overwrite,
     Private,
     PushToHub,
     Quiet,
@@ -19,13 +21,15 @@ from hf_tsv.cli._options import (
     ShardSize,
     Svd,
     Token,
+    Workers,
+    memory_of,
     out_or_named,
-    parse_size,
     pushing_of,
     recipe_from,
 )
 from hf_tsv.cli._told import WorkProgress, err, interrupted, told
 from hf_tsv.errors import size
+from hf_tsv.outputs import RECORD_FILE
 
 
 @told
@@ -34,7 +38,7 @@ def merge(
     out: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="The output folder; pushing, its name by default.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
+    overwrite: Overwrite = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")] = False,
     as_: Annotated[
         Literal["checkpoint", "adapter"],
@@ -53,12 +57,8 @@ def merge(
     license_: License = None,
     svd: Svd = None,
     max_shard_size: ShardSize = "5GB",
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Tensors in work at once; default: one a core.")
-    ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option("--max-memory", metavar="SIZE", help="For tensors in work, such as 4GB.")
-    ] = None,
+    workers: Workers = None,
+    max_memory: MaxMemory = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -71,7 +71,7 @@ def merge(
         raise typer.BadParameter(
             "is for checkpoints; push an adapter by hf-tsv push", param_hint="--stream / --push-to-hub"
         )
-    memory = parse_size(max_memory, "--max-memory") if max_memory else None
+    memory = memory_of(max_memory)
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv import api
@@ -150,7 +150,7 @@ def _say_storage(record: dict[str, Any]) -> None:
 
 
 def _kept(out: Path) -> str:
-    if (out / "hf_tsv.json").is_file():
+    if (out / RECORD_FILE).is_file():
         return f"Interrupted. {out} is complete; the same command goes on with the push."
     staging = out.parent / f".{out.name}.hf_tsv"
     done = sum(max(0, journal.read_bytes().count(b"\n") - 1) for journal in staging.glob("journal*.jsonl"))

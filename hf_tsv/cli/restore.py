@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, ShardSize, Token
+from hf_tsv.cli._options import CacheDir, Json, Overwrite, Quiet, ShardSize, Token
 from hf_tsv.cli._told import WorkProgress, told
 
 
@@ -19,7 +19,7 @@ def restore(
         str | None, typer.Option("--base", help="The base model, where it isn't found as OUT names it.")
     ] = None,
     max_shard_size: ShardSize = "5GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")] = False,
+    overwrite: Overwrite = False,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, Token
+from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, Token, Workers
 from hf_tsv.cli._told import WorkProgress, interrupted, out, told
 
 
@@ -23,7 +23,7 @@ def tune(
         str, typer.Option("--scales", metavar="LIST", help="What is tried.")
     ] = "0.4,0.6,0.8,1.0,1.2,1.4,1.6",
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU if there is one.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Tensors merged at once.")] = None,
+    workers: Workers = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,

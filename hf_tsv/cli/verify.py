@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, Token, parse_size
+from hf_tsv.cli._options import CacheDir, Json, MaxMemory, Quiet, Token, Workers, memory_of
 from hf_tsv.cli._told import WorkProgress, err, told
 
 if TYPE_CHECKING:
@@ -26,17 +26,15 @@ def verify(
         Path | None,
         typer.Option("--recipe", help="A copy of OUT/recipe.lock.yaml that names the sources where they are now."),
     ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Tensors in work at once.")] = None,
-    max_memory: Annotated[
-        str | None, typer.Option("--max-memory", metavar="SIZE", help="For tensors in work, such as 4GB.")
-    ] = None,
+    workers: Workers = None,
+    max_memory: MaxMemory = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare every file of OUT with its record, and a sample of its tensors, merged again, bit for bit."""
-    memory = parse_size(max_memory, "--max-memory") if max_memory else None
+    memory = memory_of(max_memory)
     from hf_tsv.hub import Hub
     from hf_tsv.verified import verify
 

@@ -1,6 +1,6 @@
 """What a merge or a compression is worth: scores of the base, the fine-tuned models, and what was made of them."""
 
-from hf_tsv.evaluation.contestants import MERGED, Contestant, made, read_json
+from hf_tsv.evaluation.contestants import MERGED, Contestant, made
 from hf_tsv.evaluation.results import Results
 from hf_tsv.evaluation.run import Prepared, prepare, score_all, summarize
 from hf_tsv.evaluation.suite import Suite, load_suite
@@ -14,7 +14,6 @@ __all__ = [
     "load_suite",
     "made",
     "prepare",
-    "read_json",
     "score_all",
     "summarize",
 ]

@@ -1,7 +1,6 @@
 """The models that are compared on a task, each as transformers, or PEFT on top of it, loads it."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,10 @@ from hf_tsv.companions import TOKENIZER, matches
 from hf_tsv.errors import CheckpointError, some
 from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification, TextClassification
 from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
+from hf_tsv.outputs import ADAPTERS
 from hf_tsv.sources import Source
 
 BASE, FINETUNED, MERGED, RESTORED = "base", "finetuned", "merged", "restored"
-ADAPTERS = {"faithful": "adapters", "serving": "adapters-serving"}
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -256,16 +255,3 @@ def _inputs(contestant: Contestant, files: Sequence[str], name: str, what: str) 
 def label_names(model: Any) -> dict[str, int]:
     """The labels of a model with a head, by name."""
     return {str(name): int(number) for name, number in (getattr(model.config, "label2id", None) or {}).items()}
-
-
-def read_json(path: Path) -> Any:
-    """
-    Raises:
-        CheckpointError: there is no such file, or it holds no JSON.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: can't be read, expected the record of a merge or compression: {error}"
-        ) from None

@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from hf_tsv.errors import RecipeError
-from hf_tsv.recipe import Document, did_you_mean, read_yaml, wrong_value
+from hf_tsv.recipe import Document, did_you_mean, read_text, read_yaml, wrong_value
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -182,12 +181,7 @@ def load_suite(path: str | Path) -> Suite:
         RecipeError: the file can't be read, or anything in it is wrong.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: this is no UTF-8 text ({error.reason} at byte {error.start}).") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: the suite can't be read: {error.strerror}.") from None
+    text = read_text(path, "suite")
     document = read_yaml(text, str(path), keys="tasks", example="tasks: [...]")
     file = _checked(document)
     document.raise_problems()

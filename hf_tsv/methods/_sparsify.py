@@ -8,10 +8,12 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods._combine import Sparse
+from hf_tsv.methods._deltas import Deltas, per_task
 from hf_tsv.methods._registry import PerTask
 
-Share = Annotated[float | Sequence[float], PerTask(), Ge(0), Le(1)]
+PerTaskShare = float | Sequence[float]
+Share = Annotated[PerTaskShare, PerTask(), Ge(0), Le(1)]
 Rescale = bool | Literal["norm"]
 RANKED_AT_ONCE = 2**18  # entries: a sort needs three times their memory
 
@@ -21,16 +23,34 @@ def draws_by_entry(parameters: Mapping[str, Any]) -> bool:
     return bool(parameters.get("rescale", True) != "norm")
 
 
-def dropped(deltas: Deltas, t: int, density: float, rescale: Rescale, seed: int) -> Tensor:
+def dropped(deltas: Deltas, density: PerTaskShare, rescale: Rescale, seed: int) -> Sparse:
     """DARE's step: every entry of a task's delta stays with probability `density`."""
-    delta = deltas[t]
-    if density >= 1:
-        return delta
-    return _thinned(delta, deltas.uniform(t, seed) < density, density, rescale)
+    densities = per_task(density, len(deltas))
+
+    def sparse(t: int) -> Tensor:
+        delta = deltas[t]
+        if densities[t] >= 1:
+            return delta
+        return _thinned(delta, deltas.uniform(t, seed) < densities[t], densities[t], rescale)
+
+    return sparse
 
 
-def magnitude_dropped(deltas: Deltas, t: int, density: float, epsilon: float, rescale: Rescale, seed: int) -> Tensor:
+def magnitude_dropped(
+    deltas: Deltas, density: PerTaskShare, epsilon: PerTaskShare, rescale: Rescale, seed: int
+) -> Sparse:
     """DELLA's step: larger entries of a row stay with a higher probability, `density` on average."""
+    densities, epsilons = per_task(density, len(deltas)), per_task(epsilon, len(deltas))
+    return lambda t: _magnitude_dropped(deltas, t, densities[t], epsilons[t], rescale, seed)
+
+
+def inner_entries(deltas: Deltas, density: PerTaskShare, gamma: PerTaskShare, *, rescale: bool) -> Sparse:
+    """Breadcrumbs' step, as `without_outliers` takes it in one delta."""
+    densities, gammas = per_task(density, len(deltas)), per_task(gamma, len(deltas))
+    return lambda t: without_outliers(deltas[t], densities[t], gammas[t], rescale=rescale)
+
+
+def _magnitude_dropped(deltas: Deltas, t: int, density: float, epsilon: float, rescale: Rescale, seed: int) -> Tensor:
     delta = deltas[t]
     if density >= 1:
         return delta
@@ -41,7 +61,7 @@ def magnitude_dropped(deltas: Deltas, t: int, density: float, epsilon: float, re
 
 
 def without_outliers(delta: Tensor, density: float, gamma: float, *, rescale: bool) -> Tensor:
-    """Breadcrumbs' step: the share `gamma` of the largest magnitudes goes, then the smallest until `density` is left.
+    """The share `gamma` of the largest magnitudes goes, then the smallest until `density` is left.
 
     Where that would leave less than `density`, fewer of the largest go.
     """

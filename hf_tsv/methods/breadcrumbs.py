@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from hf_tsv.methods._combine import add_up
-from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import merge_method
-from hf_tsv.methods._sparsify import Share, without_outliers
+from hf_tsv.methods._sparsify import Share, inner_entries
 
 
 @merge_method(
@@ -37,9 +37,4 @@ def breadcrumbs(
     Raises:
         MethodError: the weights sum to zero and are to be normalised.
     """
-    densities, gammas = per_task(density, len(deltas)), per_task(gamma, len(deltas))
-
-    def sparse(t: int) -> Tensor:
-        return without_outliers(deltas[t], densities[t], gammas[t], rescale=rescale)
-
-    return add_up(deltas, sparse, normalize=normalize, scale=scale)
+    return add_up(deltas, inner_entries(deltas, density, gamma, rescale=rescale), normalize=normalize, scale=scale)

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from hf_tsv.methods._combine import elect_and_merge
-from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import merge_method
-from hf_tsv.methods._sparsify import Share, without_outliers
+from hf_tsv.methods._sparsify import Share, inner_entries
 
 
 @merge_method(
@@ -34,9 +34,6 @@ def breadcrumbs_ties(
         rescale: Scale what stays to the tensor's sum of magnitudes before.
         normalize: Average the entries that agree instead of adding them up.
     """
-    densities, gammas = per_task(density, len(deltas)), per_task(gamma, len(deltas))
-
-    def sparse(t: int) -> Tensor:
-        return without_outliers(deltas[t], densities[t], gammas[t], rescale=rescale)
-
-    return elect_and_merge(deltas, sparse, normalize=normalize, scale=scale)
+    return elect_and_merge(
+        deltas, inner_entries(deltas, density, gamma, rescale=rescale), normalize=normalize, scale=scale
+    )

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hf_tsv.methods._combine import add_up
-from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Rescale, Share, draws_by_entry, dropped
 
@@ -35,9 +35,4 @@ def dare_linear(
     Raises:
         MethodError: the weights sum to zero and are to be normalised.
     """
-    densities = per_task(density, len(deltas))
-
-    def sparse(t: int) -> Tensor:
-        return dropped(deltas, t, densities[t], rescale, seed)
-
-    return add_up(deltas, sparse, normalize=normalize, scale=scale)
+    return add_up(deltas, dropped(deltas, density, rescale, seed), normalize=normalize, scale=scale)

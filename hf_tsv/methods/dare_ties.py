@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hf_tsv.methods._combine import elect_and_merge
-from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Rescale, Share, draws_by_entry, dropped
 
@@ -32,9 +32,4 @@ def dare_ties(
         normalize: Average the entries that agree instead of adding them up.
         seed: Which draw; what is dropped depends on it, the task's name and the tensor's name alone.
     """
-    densities = per_task(density, len(deltas))
-
-    def sparse(t: int) -> Tensor:
-        return dropped(deltas, t, densities[t], rescale, seed)
-
-    return elect_and_merge(deltas, sparse, normalize=normalize, scale=scale)
+    return elect_and_merge(deltas, dropped(deltas, density, rescale, seed), normalize=normalize, scale=scale)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from hf_tsv.methods._combine import add_up
-from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Rescale, Share, magnitude_dropped
 
@@ -39,9 +39,4 @@ def della_linear(
     Raises:
         MethodError: the weights sum to zero and are to be normalised.
     """
-    densities, epsilons = per_task(density, len(deltas)), per_task(epsilon, len(deltas))
-
-    def sparse(t: int) -> Tensor:
-        return magnitude_dropped(deltas, t, densities[t], epsilons[t], rescale, seed)
-
-    return add_up(deltas, sparse, normalize=normalize, scale=scale)
+    return add_up(deltas, magnitude_dropped(deltas, density, epsilon, rescale, seed), normalize=normalize, scale=scale)

@@ -23,6 +23,7 @@ __all__ = [
     "load_recipe",
     "parse_recipe",
     "pinned_text",
+    "read_text",
     "read_yaml",
     "wrong_value",
 ]
@@ -38,13 +39,21 @@ def load_recipe(path: str | Path) -> Recipe:
         RecipeError: the file can't be read, or anything in it is wrong.
     """
     path = Path(path)
+    return parse_recipe(read_text(path, "recipe"), str(path), path.parent)
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file that a person wrote, which messages call `what`.
+
+    Raises:
+        RecipeError: it can't be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: this is no UTF-8 text ({error.reason} at byte {error.start}).") from None
     except OSError as error:
-        raise RecipeError(f"{path}: the recipe can't be read: {error.strerror}.") from None
-    return parse_recipe(text, str(path), path.parent)
+        raise RecipeError(f"{path}: the {what} can't be read: {error.strerror}.") from None
 
 
 def parse_recipe(text: str, source: str = "recipe.yaml", folder: Path | None = None) -> Recipe:
