@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_tsv.errors import CheckpointError
-from hf_tsv.outputs import CARD_FILE, LOCK_FILE, MASKS, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
+from hf_tsv.outputs import CARD_FILE, LOCK_FILE, MASKS, MODEL_CONFIG, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
 from hf_tsv.writers import full_disk_told, write_text
 
 SIDE_FILE_MAX_BYTES = 100_000_000  # above every tokenizer, below every weight file that matters
@@ -81,6 +81,13 @@ class Companions:
         return cls(folder, side_files(found))
 
 
+def copy_config(source: Path, folder: Path) -> None:
+    """A model's configuration into another folder; nothing where it has none."""
+    if (source / MODEL_CONFIG).is_file():
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(source / MODEL_CONFIG, folder / MODEL_CONFIG)
+
+
 def copy_companions(
     base: Companions, out: Path, *, tokenizer: Companions, dtype: str | None, template: str | None
 ) -> None:
@@ -99,8 +106,8 @@ def copy_companions(
     for file in tokenizer.files:
         if tokenizer != base and _is_tokenizer(file):
             _copy(tokenizer.folder / file, out / file)
-    if dtype and (out / "config.json").is_file():
-        _declare_dtype(out / "config.json", dtype)
+    if dtype and (out / MODEL_CONFIG).is_file():
+        _declare_dtype(out / MODEL_CONFIG, dtype)
     if template:
         write_text(out / "chat_template.jinja", template)
 

@@ -4,7 +4,6 @@ Three passes over the tensors, each holding a few of them: singular values, from
 factors, written in place; then, adapter by adapter, PEFT's reading is compared with what was meant.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, field
@@ -30,6 +29,7 @@ from hf_tsv.adapters import (
     read_architecture,
     verify_adapter,
 )
+from hf_tsv.companions import copy_config
 from hf_tsv.compression import (
     DENSE,
     Budget,
@@ -48,7 +48,7 @@ from hf_tsv.compression import (
 from hf_tsv.errors import MethodError, some
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.loaders import TORCH_DTYPES
-from hf_tsv.outputs import ADAPTERS, MODEL_CONFIG, Profile
+from hf_tsv.outputs import ADAPTERS, Profile
 from hf_tsv.planner import Plan, Step, TaskPart
 from hf_tsv.recipe import Recipe
 from hf_tsv.run import Progress, Resources, each_step, one_thread_each
@@ -354,10 +354,8 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
     """A task with a head of its own needs its own configuration to be restored."""
     with_parts = {part.task for part in plan.parts}
     for task in (task for task in tasks if task.name in with_parts):
-        config = folders[task.name] / MODEL_CONFIG
-        if config.is_file():
-            for profile in task.plans:
-                shutil.copyfile(config, out / ADAPTERS[profile] / task.name / MODEL_CONFIG)
+        for profile in task.plans:
+            copy_config(folders[task.name], out / ADAPTERS[profile] / task.name)
 
 
 def _facts(task: _Task) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 masks/TASK.safetensors holds a tensor's bits under its name, uint8, eight to a byte (`hf_tsv.masks.pack`).
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_tsv.checkpoint import Checkpoint, Shard, TensorInfo
+from hf_tsv.companions import copy_config
 from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
 from hf_tsv.masks import EmrRescaler, Use, emr_mask, pack, tall_mask, unpack
 from hf_tsv.methods import METHODS, per_task
@@ -220,7 +220,4 @@ def _entries(step: Step) -> float:
 def _copy_configs(plan: Plan, folder: Path, folders: Mapping[str | None, Path]) -> None:
     """A task with a head of its own needs its own configuration to be restored."""
     for task in sorted({part.task for part in plan.parts}):
-        config = folders[task] / MODEL_CONFIG
-        if config.is_file():
-            config_of(folder, task).parent.mkdir(exist_ok=True)
-            shutil.copyfile(config, config_of(folder, task))
+        copy_config(folders[task], config_of(folder, task).parent)

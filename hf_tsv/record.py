@@ -157,7 +157,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / RECORD_FILE).read_text("utf-8"))
     except OSError:
         raise OutputError(f"{folder}: holds no {RECORD_FILE}, expected an output of hf-tsv. Choose another") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise OutputError(f"{folder / RECORD_FILE}: can't be read ({error}). Make the output again") from None
     if not isinstance(record, dict):
         raise OutputError(f"{folder / RECORD_FILE}: holds no record. Make the output again")

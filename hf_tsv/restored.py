@@ -1,12 +1,11 @@
 """One task's full checkpoint, from what a compression or a merge left of it."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hf_tsv.checkpoint import Checkpoint, Shard
-from hf_tsv.companions import copy_companions
+from hf_tsv.companions import copy_companions, copy_config
 from hf_tsv.errors import OutputError, some
 from hf_tsv.hub import Hub
 from hf_tsv.journal import Staging, check_output
@@ -168,4 +167,4 @@ def _copy_companions(source: Source, config: Path | None, hub: Hub, folder: Path
     own = companions(source, hub)
     copy_companions(own, folder, tokenizer=own, dtype=None, template=None)
     if config:
-        shutil.copyfile(config, folder / MODEL_CONFIG)
+        copy_config(config.parent, folder)

@@ -1,7 +1,6 @@
 """Whether a folder still is what its record says, and whether its sources give the same bits again."""
 
 import hashlib
-import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from hf_tsv.loaders import Located, read_header
 from hf_tsv.outputs import CARD_FILE, LOCK_FILE, RECORD_FILE
 from hf_tsv.planner import Plan, Step, make_plan
 from hf_tsv.recipe import load_recipe
-from hf_tsv.record import sha256_of, versions
+from hf_tsv.record import read_record, sha256_of, versions
 from hf_tsv.resources import usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
 from hf_tsv.sources import Source, fetch, open_sources
@@ -97,18 +96,15 @@ def verify(
 
 
 def _record(out: Path) -> dict[str, Any]:
-    path = out / RECORD_FILE
+    record = read_record(out)
     try:
-        record = json.loads(path.read_text("utf-8"))
         files, tensors, sums = record.get("files", []), record.get("tensors", {}), record.get("checksums", {})
         entries = [tensors, sums, record["versions"], *tensors.values(), *record["sources"]]
         if all(map(_is_inside, (*files, *sums))) and all(isinstance(entry, dict) for entry in entries):
-            return dict(record)
-    except FileNotFoundError:
-        raise OutputError(f"{out}: no {RECORD_FILE} in it, expected a folder that hf-tsv has written") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return record
+    except (KeyError, TypeError, AttributeError):
         pass
-    raise OutputError(f"{path}: is not the record of a run. Get the folder again")
+    raise OutputError(f"{out / RECORD_FILE}: is not the record of a run. Get the folder again")
 
 
 def _is_inside(file: object) -> bool:

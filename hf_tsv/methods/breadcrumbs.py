@@ -37,4 +37,5 @@ def breadcrumbs(
     Raises:
         MethodError: the weights sum to zero and are to be normalised.
     """
-    return add_up(deltas, inner_entries(deltas, density, gamma, rescale=rescale), normalize=normalize, scale=scale)
+    sparse = inner_entries(deltas, density, gamma, rescale=rescale)
+    return add_up(deltas, sparse, normalize=normalize, scale=scale)

@@ -34,6 +34,5 @@ def breadcrumbs_ties(
         rescale: Scale what stays to the tensor's sum of magnitudes before.
         normalize: Average the entries that agree instead of adding them up.
     """
-    return elect_and_merge(
-        deltas, inner_entries(deltas, density, gamma, rescale=rescale), normalize=normalize, scale=scale
-    )
+    sparse = inner_entries(deltas, density, gamma, rescale=rescale)
+    return elect_and_merge(deltas, sparse, normalize=normalize, scale=scale)

@@ -35,4 +35,5 @@ def dare_linear(
     Raises:
         MethodError: the weights sum to zero and are to be normalised.
     """
-    return add_up(deltas, dropped(deltas, density, rescale, seed), normalize=normalize, scale=scale)
+    sparse = dropped(deltas, density, rescale, seed)
+    return add_up(deltas, sparse, normalize=normalize, scale=scale)

@@ -32,4 +32,5 @@ def dare_ties(
         normalize: Average the entries that agree instead of adding them up.
         seed: Which draw; what is dropped depends on it, the task's name and the tensor's name alone.
     """
-    return elect_and_merge(deltas, dropped(deltas, density, rescale, seed), normalize=normalize, scale=scale)
+    sparse = dropped(deltas, density, rescale, seed)
+    return elect_and_merge(deltas, sparse, normalize=normalize, scale=scale)

@@ -34,6 +34,5 @@ def della(
         normalize: Average the entries that agree instead of adding them up.
         seed: Which draw; what is dropped depends on it, the task's name and the tensor's name alone.
     """
-    return elect_and_merge(
-        deltas, magnitude_dropped(deltas, density, epsilon, rescale, seed), normalize=normalize, scale=scale
-    )
+    sparse = magnitude_dropped(deltas, density, epsilon, rescale, seed)
+    return elect_and_merge(deltas, sparse, normalize=normalize, scale=scale)

@@ -39,4 +39,5 @@ def della_linear(
     Raises:
         MethodError: the weights sum to zero and are to be normalised.
     """
-    return add_up(deltas, magnitude_dropped(deltas, density, epsilon, rescale, seed), normalize=normalize, scale=scale)
+    sparse = magnitude_dropped(deltas, density, epsilon, rescale, seed)
+    return add_up(deltas, sparse, normalize=normalize, scale=scale)
