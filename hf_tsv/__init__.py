@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_tsv.api import compress, merge, merge_as_adapter, plan, push
+    from hf_tsv.api import compress, merge, merge_as_adapter, plan
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
     from hf_tsv.in_memory import merge_modules, merge_state_dicts
     from hf_tsv.measuring import evaluate, inspect, tune
     from hf_tsv.publishing import Pushing
+    from hf_tsv.pushing import push
     from hf_tsv.recipe import load_recipe
     from hf_tsv.restored import load_task, restore
     from hf_tsv.verified import Verification, verify
@@ -47,6 +48,7 @@ _HOMES = {
     "load_task": "hf_tsv.restored",
     "merge_modules": "hf_tsv.in_memory",
     "merge_state_dicts": "hf_tsv.in_memory",
+    "push": "hf_tsv.pushing",
     "restore": "hf_tsv.restored",
     "tune": "hf_tsv.measuring",
     "verify": "hf_tsv.verified",

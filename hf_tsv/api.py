@@ -5,7 +5,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -14,27 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_tsv.cards import Licence, all_terms, write_card
+from hf_tsv.cards import Licence, write_card
 from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, copy_licences, most_common_template
-from hf_tsv.errors import CheckpointError, HubError, MethodError, OutputError, PublishError
-from hf_tsv.hub import Hub, Pushed
+from hf_tsv.errors import CheckpointError, MethodError, OutputError
+from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.journal import Journal, Staging, check_output
-from hf_tsv.outputs import CARD_FILE, LOCK_FILE, PARTS, RECIPE_FILE, RECORD_FILE
+from hf_tsv.outputs import LOCK_FILE, PARTS, RECIPE_FILE, RECORD_FILE
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals
 from hf_tsv.processes import Process, Team, check_alone, stamp
 from hf_tsv.publishing import (
     Destination,
-    Parcel,
     Pushing,
-    check,
-    deliver,
-    licence_of_card,
-    parcel,
     sending,
-    tasks_of,
 )
+from hf_tsv.pushing import UPLOADING, delivered, is_made, targets
 from hf_tsv.recipe import Recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
 from hf_tsv.resources import check_disks
@@ -44,8 +38,6 @@ from hf_tsv.writers import CheckpointWriter, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
-
-UPLOADING = "uploading"
 
 
 def plan(
@@ -112,8 +104,8 @@ def merge(
     with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
         sources = open_sources(recipe, hub)
         planned = plan_of(recipe, sources, max_shard_size)
-        destinations = [to for _, to in _targets(push_to_hub, sources, None, hub)]
-        if not destinations or not _is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
+        destinations = [to for _, to in targets(push_to_hub, sources, None, hub)]
+        if not destinations or not is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
             _check_place(out, sources, overwrite=overwrite)
             check_memory(planned, resources)
             downloads = bytes_to_download(sources, hub, stream=stream)
@@ -130,7 +122,7 @@ def merge(
                 _help(planned, staging, team, _identity(planned, sources), run_)
                 return team.await_output(out / RECORD_FILE, before)
             _merge_into(staging, team, planned, sources, hub, resources, progress, destinations, run_, restart=restart)
-    return read_record(out) | ({} if process.rank else _delivered(out, destinations, progress))
+    return read_record(out) | ({} if process.rank else delivered(out, destinations, progress))
 
 
 def _merge_into(
@@ -215,17 +207,17 @@ def compress(
     resources = Resources.of(workers, max_memory)
     sources = open_sources(recipe, hub)
     tasks = [model.name for model in recipe.models]
-    destinations = [to for _, to in _targets(push_to_hub, sources, tasks, hub)]
+    destinations = [to for _, to in targets(push_to_hub, sources, tasks, hub)]
 
     def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
         return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress)
 
-    if not destinations or not _is_made(out, recipe, sources, options.flags):
+    if not destinations or not is_made(out, recipe, sources, options.flags):
         _check_place(out, sources, overwrite=overwrite)
         licence = destinations[0].licence if destinations else None
         _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence)
-    return read_record(out) | _delivered(out, destinations, progress)
+    return read_record(out) | delivered(out, destinations, progress)
 
 
 def merge_as_adapter(
@@ -308,134 +300,6 @@ def _write_adapter_folder(
         write_record(record, staging.out)
         write_card(record, staging.out, licence=licence)
         staging.publish()
-
-
-def push(
-    out: str | Path,
-    repo: str,
-    *,
-    create_pr: bool = False,
-    private: bool | None = None,
-    license: str | None = None,
-    hub: Hub | None = None,
-) -> list[Pushed]:
-    """Push an output folder to the Hub: a merged model, adapters, or one adapter.
-
-    Access, name, privacy and licence are checked before a byte is uploaded. Each repository gets one commit, or none
-    when it holds everything; what the Hub has is not uploaded again.
-
-    Args:
-        out: The folder.
-        repo: `user/name`; for adapters also `user/name-{task}`, a repository each.
-        create_pr: Open a pull request instead of committing to the main branch.
-        private: Whether a new repository is private; None for private where a source is private or gated, else as its
-            owner's settings say. False says that such sources may go public.
-        license: The licence to carry, in the Hub's word; None for what follows from the sources.
-        hub: How to reach the Hub.
-
-    Raises:
-        OutputError: the folder is no output.
-        PublishError: licence or privacy forbids it.
-        HubError: the Hub refuses or fails; says what was done.
-    """
-    pushing = Pushing(repo, create_pr, private, license)
-    return [deliver(*prepared) for prepared in prepare_push(Path(out), pushing, hub or Hub())]
-
-
-def card(out: str | Path, *, license: str | None = None) -> Path:
-    """Write the card of an output again, and of a compression those of its adapters; the path of the first.
-
-    What people wrote outside of our marks stays, and so does what they added to the header.
-
-    Args:
-        out: The output folder.
-        license: The licence to carry, in the Hub's word; None for what its header or the sources say.
-
-    Raises:
-        OutputError: the folder is no output.
-        PublishError: no such licence.
-    """
-    out = Path(out)
-    record, path = read_record(out), out / CARD_FILE
-    old = path.read_text("utf-8") if path.is_file() else ""
-    write_card(record, out, licence=licence_of_card(license, all_terms(record), old), keep=[old] if old else [])
-    return path
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a run would do.
-
-    Attributes:
-        plan: What it would merge.
-        download_bytes: What it would have to download whole.
-        targets: Where the output would go, each with what the sources of it say of themselves.
-    """
-
-    plan: Plan
-    download_bytes: int
-    targets: list[tuple[list[dict[str, Any]], Destination]]
-
-
-def preview(
-    recipe: Recipe,
-    pushing: Pushing | None,
-    *,
-    hub: Hub,
-    tasks: Sequence[str] | None = None,
-    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-    stream: bool = False,
-) -> Preview:
-    """What a merge, or of these tasks a compression, would do. Nothing is written; errors are those of doing it."""
-    sources = open_sources(recipe, hub)
-    planned = plan_of(recipe, sources, max_shard_size)
-    return Preview(planned, bytes_to_download(sources, hub, stream=stream), _targets(pushing, sources, tasks, hub))
-
-
-def _targets(
-    pushing: Pushing | str | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
-) -> list[tuple[list[dict[str, Any]], Destination]]:
-    if pushing is None:
-        return []
-    pushing = Pushing(pushing) if isinstance(pushing, str) else pushing
-    told, found = described(sources, hub), []
-    for repo, chosen in pushing.repositories(tasks).items():
-        terms = all_terms({"sources": [s for s in told if chosen is None or s["task"] in (None, *chosen)]})
-        found.append((terms, check(pushing, repo, terms, hub, tasks=chosen)))
-    return found
-
-
-def _delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> dict[str, Any]:
-    """Push a finished output; what the record says of that, nothing where nothing was to be pushed."""
-    if not destinations:
-        return {}
-    progress.advance(0.0, UPLOADING)
-    try:
-        pushed = [deliver(parcel(out, to.tasks), to) for to in destinations]
-    except (HubError, PublishError) as error:
-        raise type(error)([*error.problems, f"{out} is complete. The same command goes on with the push"]) from error
-    return {"pushed": [{"repo_id": one.repo_id, "url": one.url} for one in pushed]}
-
-
-def _is_made(out: Path, recipe: Recipe, sources: Sequence[Source], how: Sequence[str]) -> bool:
-    """Whether OUT is what a run would make of these sources: of a merge the same files, of a compression the flags."""
-    try:
-        record = read_record(out)
-        lock = (out / LOCK_FILE).read_text("utf-8")
-    except (OutputError, OSError):
-        return False
-    made_of = [{key: value for key, value in source.items() if key != "terms"} for source in record["sources"]]
-    same = lock == lock_text(recipe, sources) and made_of == [source.describe() for source in sources]
-    return same and list(how) == record.get("flags", record.get("files"))
-
-
-def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
-    """What `push` would do, checked; nothing is written. Errors are those of `push`."""
-    parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
-    destinations = [
-        check(pushing, repo, all_terms(found.record), hub, card=found.old_card) for repo, found in parcels.items()
-    ]
-    return list(zip(parcels.values(), destinations, strict=True))
 
 
 class _Files:

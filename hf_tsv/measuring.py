@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_tsv import inspection
-from hf_tsv.api import card
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.outputs import LOCK_FILE
 from hf_tsv.planner import DEFAULT_SHARD_SIZE
+from hf_tsv.pushing import card
 from hf_tsv.recipe import Recipe, load_recipe
 from hf_tsv.record import read_record, write_record
 from hf_tsv.run import Progress, Resources, Silent

@@ -100,6 +100,7 @@ def compress(
     from hf_tsv.cli.push import preview
     from hf_tsv.compressed import compressing
     from hf_tsv.hub import Hub
+    from hf_tsv.pushing import preview as preview_of
 
     pushing, out_ = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out_, push_to_hub)
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
@@ -113,7 +114,7 @@ def compress(
         together=together,
     )
     if dry_run:
-        return preview(api.preview(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
+        return preview(preview_of(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
     disable_progress_bars()
     with WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(

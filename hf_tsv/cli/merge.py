@@ -79,11 +79,12 @@ def merge(
     from hf_tsv.cli.push import preview
     from hf_tsv.hub import Hub
     from hf_tsv.processes import Process
+    from hf_tsv.pushing import preview as preview_of
 
     pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
-        return preview(api.preview(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
+        return preview(preview_of(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
     disable_progress_bars()
     if as_ == "adapter":
         with WorkProgress("Merging", quiet=quiet) as progress:

@@ -12,9 +12,9 @@ from hf_tsv.cli._told import err, out, told
 from hf_tsv.errors import size, some
 
 if TYPE_CHECKING:
-    from hf_tsv.api import Preview
     from hf_tsv.hub import Pushed
     from hf_tsv.publishing import Destination
+    from hf_tsv.pushing import Preview
 
 
 @told
@@ -37,15 +37,15 @@ def push(
     """Push an output to the Hub, in one commit. What is there already is not uploaded again."""
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_tsv import api
     from hf_tsv.cards import all_terms
     from hf_tsv.hub import Hub
     from hf_tsv.publishing import Pushing, deliver
+    from hf_tsv.pushing import prepare_push
 
     if quiet:
         disable_progress_bars()
     pushing = Pushing(repo, create_pr, private, license_)
-    prepared = api.prepare_push(folder, pushing, Hub(token=token, cache_dir=cache_dir))
+    prepared = prepare_push(folder, pushing, Hub(token=token, cache_dir=cache_dir))
     if not quiet:
         for parcel, to in prepared:
             show(all_terms(parcel.record), to, f": {len(parcel.files) + 1} files, {size(parcel.nbytes)}")

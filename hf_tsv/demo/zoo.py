@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -161,13 +161,14 @@ def _start(told: "Queue[tuple[str, float]]", stop: Event) -> None:
 
 
 def _make_one(name: str, folder: Path) -> None:
-    def report(tokens: float) -> None:
-        if _Process.stop.is_set():
-            raise InterruptedError(name)
-        _Process.told.put((name, tokens))
-
     with appearing(folder / name) as unfinished:
-        make_task(name, folder / "base", unfinished, report)
+        make_task(name, folder / "base", unfinished, partial(_report, name))
+
+
+def _report(name: str, tokens: float) -> None:
+    if _Process.stop.is_set():
+        raise InterruptedError(name)
+    _Process.told.put((name, tokens))
 
 
 @contextmanager

@@ -163,6 +163,13 @@ def test_wudi_has_no_gradient_left(matrices: Tensor) -> None:
     assert float(found.norm()) < 1e-9 * float(first.norm())
 
 
+def test_wudi_does_not_blow_up_where_the_tasks_barely_span_the_inputs() -> None:
+    """T m = n: what the tasks hardly have in some input direction would be divided by nearly nothing."""
+    deltas = torch.randn(4, 24, 96, generator=torch.Generator().manual_seed(0))
+    most = deltas.flatten(1).norm(dim=1).max()
+    assert METHODS["wudi"](deltas).norm() < 5 * most < METHODS["wudi"](deltas, tolerance=1e-6).norm()
+
+
 def test_wudi_of_low_rank_tasks_is_where_descent_from_the_sum_ends() -> None:
     """Input directions that no task has stay as they are in the sum: without any change."""
     generator = torch.Generator().manual_seed(0)
