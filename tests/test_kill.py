@@ -13,7 +13,7 @@ import pytest
 
 from . import models
 
-KILLS = int(os.environ.get("HF_TSV_KILLS", "5"))
+KILLS = int(os.environ.get("HF_TSV_KILLS", "3"))
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -37,13 +37,10 @@ def await_work(lock: Path, process: "subprocess.Popen[bytes]") -> None:
                 return
 
 
-@pytest.mark.parametrize(
-    ("verb", "more"),
-    [("merge", ""), ("compress", ""), ("merge", "residuals: {rank: 2}\n")],
-    ids=["merge", "compress", "residuals"],
-)
-def test_kills_at_random_moments_do_not_show_in_the_bytes(verb: str, more: str, tmp_path: Path) -> None:
-    recipe = models.recipe(models.zoo(models.bert_wide, tmp_path), more=more)
+@pytest.mark.timeout(300 + 60 * KILLS)
+@pytest.mark.parametrize("verb", ["merge", "compress"])
+def test_kills_at_random_moments_do_not_show_in_the_bytes(verb: str, tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert_wide, tmp_path, tasks=2), tasks=2)
     out, staging = tmp_path / "out", tmp_path / ".out.hf_tsv"
     command = [sys.executable, "-m", "hf_tsv", verb, str(recipe), str(out), "--quiet", "--workers", "2"]
 
