@@ -34,7 +34,7 @@ from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_rec
 from hf_tsv.resources import check_disks
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
-from hf_tsv.writers import CheckpointWriter, write_text
+from hf_tsv.writers import CheckpointWriter, full_disk_told, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
@@ -453,7 +453,8 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
         if not parts:
             continue
         files[task] = f"{PARTS}/{task}.safetensors"
-        (out / PARTS).mkdir(exist_ok=True)
+        with full_disk_told(out / PARTS):
+            (out / PARTS).mkdir(exist_ok=True)
         with CheckpointWriter(out, [Shard(files[task], tuple(parts))]) as writer:
             for info in parts:
                 writer.write(info.name, checkpoint.read(info.name))

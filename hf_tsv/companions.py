@@ -84,8 +84,7 @@ class Companions:
 def copy_config(source: Path, folder: Path) -> None:
     """A model's configuration into another folder; nothing where it has none."""
     if (source / MODEL_CONFIG).is_file():
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(source / MODEL_CONFIG, folder / MODEL_CONFIG)
+        _copy(source / MODEL_CONFIG, folder / MODEL_CONFIG)
 
 
 def copy_companions(

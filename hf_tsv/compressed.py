@@ -51,10 +51,11 @@ from hf_tsv.errors import MethodError, some
 from hf_tsv.journal import Journal, Staging
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.loaders import TORCH_DTYPES
+from hf_tsv.methods import Deltas
 from hf_tsv.outputs import ADAPTERS, Profile
 from hf_tsv.planner import STORED, Plan, Step, TaskPart
 from hf_tsv.recipe import Recipe
-from hf_tsv.run import Progress, Resources, Silent, each_step, one_thread_each
+from hf_tsv.run import Progress, Resources, Silent, each_step, naming, one_thread_each
 from hf_tsv.staged import Findings, packed, unpacked
 from hf_tsv.stored import StoredTensor
 
@@ -271,7 +272,8 @@ def _observe(plan: Plan, tasks: Sequence[_Task], found: Findings, options: Compr
         if task.key(step) in found.done:
             continue
         changed = any(stored.is_changed(t) for stored in slices)
-        spectrum = pooled([_spectrum(step, s, t, options) for s in slices]) if changed and step.view else None
+        with naming(step, "compress"):
+            spectrum = pooled([_spectrum(step, s, t, options) for s in slices]) if changed and step.view else None
         if spectrum is None or not spectrum.full_rank:
             found.put(task.key(step), None, changed=changed)
             continue
@@ -284,7 +286,7 @@ def _observe(plan: Plan, tasks: Sequence[_Task], found: Findings, options: Compr
 def _spectrum(step: Step, stored: StoredTensor, t: int, options: Compressing) -> Spectrum:
     deltas = stored.deltas()
     known = deltas.factors(t)
-    values = known.s.double() if known else singular_values(deltas[t])
+    values = known.s.double() if known else _values(deltas, t)
     item = step.info.nbytes // step.info.numel
     dtype = options.dtype_of_factors
     m, n = deltas.shape
@@ -297,6 +299,12 @@ def _spectrum(step: Step, stored: StoredTensor, t: int, options: Compressing) ->
         factor_item=ITEM_BYTES[dtype] if dtype else item,
         whole_item=item,
     )
+
+
+def _values(deltas: Deltas, t: int) -> Tensor:
+    delta = deltas[t]
+    with deltas.naming(t):
+        return singular_values(delta)
 
 
 def _slices(plan: Plan, step: Step) -> list[StoredTensor]:
@@ -373,11 +381,13 @@ def _factor(plan: Plan, tasks: Sequence[_Task], found: Findings, resources: Reso
     def do(step: Step) -> None:
         slices = _slices(plan, step)
         for t, task, rank in left(step):
-            made = [_factors(stored, t, rank) for stored in slices]
-            kept, energies = [len(f.s) for f in made], [f.energy for f in made]
-            found.put(task.key(step), packed(made, rank), kept=kept, energies=energies)
+            with naming(step, "compress"):
+                made = [_factors(stored, t, rank) for stored in slices]
+            facts = {"kept": [len(f.s) for f in made], "energies": [f.energy for f in made]}
+            found.put(task.key(step), packed(made, rank), **facts, fell_back=sum(f.fell_back for f in made))
 
     each_step(list(filter(left, plan.merged)), do, plan, resources, progress, plan.work)
+    found.sync()
 
 
 def _write(
@@ -405,7 +415,7 @@ def _write(
                 "left_out": dict(report.left_out),
                 "in_sidecar": list(report.in_sidecar),
                 "left_out_share": report.left_out_share,
-                **_facts(tasks[t]),
+                **_facts(plan, tasks[t], found),
             }
     return reports
 
@@ -440,9 +450,15 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
             copy_config(folders[task.name], out / ADAPTERS[profile] / task.name)
 
 
-def _facts(task: _Task) -> dict[str, Any]:
+def _facts(plan: Plan, task: _Task, found: Findings) -> dict[str, Any]:
     summary: Compression[str] = summarize(task.spectra, {name: task.ranks.get(name, 0) for name in task.spectra})
-    return {"energy": summary.energy, "errors": dict(summary.errors), "ranks": _plain(task.ranks)}
+    fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
+    return {
+        "energy": summary.energy,
+        "errors": dict(summary.errors),
+        "ranks": _plain(task.ranks),
+        **({"fell_back": fell_back} if fell_back else {}),
+    }
 
 
 def _plain(ranks: Mapping[str, int | Dense]) -> dict[str, int | str]:
@@ -477,7 +493,9 @@ def _factors(stored: StoredTensor, t: int, rank: int) -> Factors:
     deltas = stored.deltas()
     if known := deltas.factors(t):
         return Factors(known.u[:, :rank], known.s[:rank], known.vh[:rank], energy=known.energy)
-    return truncated_svd(deltas[t], rank, floor=deltas.noise(t))
+    delta = deltas[t]
+    with deltas.naming(t):
+        return truncated_svd(delta, rank, floor=deltas.noise(t))
 
 
 def _part(plan: Plan, part: TaskPart) -> Tensor:

@@ -62,6 +62,10 @@ class Findings:
             raise OutputError(f"{self._path}: was damaged. Pass --restart to throw the unfinished run away")
         return tensor
 
+    def sync(self) -> None:
+        """Make all that was put survive a power cut, and the end of this process."""
+        self._journal.sync()
+
     def __enter__(self) -> "Findings":
         return self
 

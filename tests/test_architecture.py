@@ -30,8 +30,8 @@ ALLOWED = {
     "stored": {"linalg", "methods", "planner"},
     "staged": {"journal", "linalg", "loaders", "writers"},
     "compressed": {
-        *("adapters", "companions", "compression", "journal", "linalg", "loaders", "planner", "recipe", "run"),
-        *("staged", "stored"),
+        *("adapters", "companions", "compression", "journal", "linalg", "loaders", "methods", "planner", "recipe"),
+        *("run", "staged", "stored"),
     },
     "residuals": {"adapters", "compressed", "compression", "journal", "loaders", "planner", "run"},
     "masked": {"companions", "loaders", "masks", "methods", "planner", "run", "stored", "writers"},

@@ -1,18 +1,23 @@
 """What goes wrong under a run, provoked: it is told, and nothing that is no good is left."""
 
+import itertools
 import json
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import hf_tsv
-from hf_tsv import run
+from hf_tsv import compressed, linalg, run
+from hf_tsv.compressed import Compressing
+from hf_tsv.compression import FixedRank
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
+from hf_tsv.linalg import _exact, _lapack
 from hf_tsv.methods import Survey
 from hf_tsv.planner import Plan, Step
 
@@ -102,6 +107,92 @@ def test_denormal_changes_are_merged_as_others(method: str) -> None:
     assert merged[1.0].isfinite().all()
     assert merged[2.0**-135].isfinite().all()
     assert (merged[2.0**-135].double() * 2.0**135 - merged[1.0].double()).abs().max() < 0.02 * merged[1.0].abs().max()
+
+
+HARD = torch.from_numpy(np.load(Path(__file__).parent / "fixtures" / "svd_fail_f32.npy"))  # LAPACK fails on it in MKL
+GENERATOR = torch.Generator().manual_seed(0)
+OTHER = torch.randn(128, 20, generator=GENERATOR) @ torch.randn(20, 128, generator=GENERATOR) * 1e-4
+NAME = "h.0.mlp.weight"
+
+
+def hard_zoo(folder: Path) -> Path:
+    """A base of zeros, so that every change is exact, and two fine-tunes."""
+    for name, change in (("base", torch.zeros(128, 128)), ("t0", HARD), ("t1", OTHER)):
+        (folder / name).mkdir()
+        save_file({NAME: change}, folder / name / "model.safetensors", metadata={"format": "pt"})
+        (folder / name / "config.json").write_text("{}")
+    return folder
+
+
+def failing(*_: object, **__: object) -> None:
+    raise torch.linalg.LinAlgError("did not converge")
+
+
+LADDER = {
+    "nothing": [],
+    "the eigensolver": [(_lapack, "_lapack")],
+    "divide and conquer as well": [(_lapack, "_lapack"), (_exact, "_divide_and_conquer")],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("fails", LADDER)
+def test_a_factorisation_that_does_not_converge_is_replaced(
+    fails: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = models.recipe(hard_zoo(tmp_path), tasks=2, more=f"dtype: {dtype}\n")
+    for owner, name in LADDER[fails]:
+        monkeypatch.setattr(owner, name, failing)
+    record = hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+    deltas = [HARD.double().numpy(), OTHER.double().numpy()]
+    us, ss, vhs = zip(*map(np.linalg.svd, deltas), strict=True)
+    kept = [min(64, int((s > 1e-6 * s[0]).sum())) for s in ss]
+    u = np.concatenate([u[:, :k] for u, k in zip(us, kept, strict=True)], axis=1)
+    vh = np.concatenate([vh[:k] for vh, k in zip(vhs, kept, strict=True)])
+    polar = [p @ q for p, _, q in (np.linalg.svd(a, full_matrices=False) for a in (u, vh))]
+    expected = (polar[0] * np.concatenate([s[:k] for s, k in zip(ss, kept, strict=True)])) @ polar[1]
+    merged = load_file(tmp_path / "out" / "model.safetensors")[NAME].double().numpy()
+    assert np.linalg.norm(merged - expected) < 1e-4 * np.linalg.norm(expected)
+    replaced = {"nothing": 0, "the eigensolver": 2 * (dtype == "float32")}.get(fails, 2)
+    assert record["tensors"][NAME].get("fell_back", 0) == record["arithmetic"]["fell_back"] == replaced
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "iso_cts", "cart"])
+def test_where_no_factorisation_converges_tensor_and_task_are_told(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = models.recipe(hard_zoo(tmp_path), method, tasks=2)
+    common = method == "iso_cts"  # whose first factorisation is that of the sum
+    original, calls = linalg.truncated_svd, itertools.count()
+
+    def solve(*arguments: Any, **options: Any) -> Any:
+        if common and not next(calls):
+            return original(*arguments, **options)
+        for owner, name in ((_lapack, "_lapack"), (_exact, "_divide_and_conquer"), (_exact, "_qr_iteration")):
+            monkeypatch.setattr(owner, name, failing)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(f"hf_tsv.methods.{method}.truncated_svd", solve)
+    with pytest.raises(MethodError) as caught:
+        hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+    assert str(caught.value) == (
+        f"{NAME} (128, 128), {method}: task 't0': no singular value decomposition converged, expected one in float64."
+        " Leave this tensor out"
+    )
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("call", ["singular_values", "truncated_svd"])
+def test_a_compression_tells_tensor_and_task_too(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=2), tasks=2)
+
+    def fail(*_: object, **__: object) -> None:
+        raise MethodError("no singular value decomposition converged")
+
+    monkeypatch.setattr(compressed, call, fail)
+    with pytest.raises(MethodError, match=r"^[a-z_.0-9]+weight \(\d+, \d+\), compress: task 't[01]': no singular"):
+        hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(2)))
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_clock_that_jumps_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
