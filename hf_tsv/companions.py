@@ -174,4 +174,8 @@ def _declare_dtype(config: Path, dtype: str) -> None:
             k: dtype if k in ("dtype", "torch_dtype") and isinstance(v, str) else changed(v) for k, v in value.items()
         }
 
-    write_text(config, json.dumps(changed(_read_json(config)), indent=2, ensure_ascii=False) + "\n")
+    try:
+        text = json.dumps(changed(_read_json(config)), indent=2, ensure_ascii=False)
+    except RecursionError:
+        raise CheckpointError(f"{config.name} of the base: is nested too deeply to be read. Get it again") from None
+    write_text(config, text + "\n")

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import hf_tsv
 from hf_tsv import compressed, linalg, run
+from hf_tsv.cli import _told, app
 from hf_tsv.compressed import Compressing
 from hf_tsv.compression import FixedRank
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
@@ -70,6 +73,28 @@ def test_a_source_that_changes_under_the_run_is_told(
     monkeypatch.setattr(run, "merge_step", MERGE_STEP)
     hf_tsv.merge(recipe, tmp_path / "out")
     assert hf_tsv.verify(tmp_path / "out", sample=None).exit_code == 0
+
+
+@pytest.mark.parametrize("call", ["singular_values", "truncated_svd"])
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [(shrink, "became shorter while it was read"), (rewrite, "model 't1': changed while it was read")],
+)
+def test_a_source_that_changes_under_a_compression_is_told(
+    call: str, harm: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.zoo(models.bert, tmp_path, tasks=2)
+    recipe, calls, original = models.recipe(folder, tasks=2), itertools.count(), getattr(compressed, call)
+
+    def harmed(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == 5:
+            harm(folder / "t1" / "model.safetensors")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(compressed, call, harmed)
+    with pytest.raises(CheckpointError, match=said):
+        hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(2)), workers=1)
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_place_that_can_not_be_written_is_told(tmp_path: Path) -> None:
@@ -214,6 +239,22 @@ def test_a_clock_that_jumps_does_not_show(tmp_path: Path, monkeypatch: pytest.Mo
     assert one.read_bytes() == other.read_bytes()
 
 
+def test_time_left_is_told_by_a_clock_that_does_not_jump(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_told, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(_told, "err", Console(stderr=True, width=200))
+    times = iter([1e9, 2e9, 0.0, 3e9])
+    monkeypatch.setattr(time, "time", lambda: next(times, 5.0))
+    with _told.WorkProgress("Merging", quiet=False) as progress:
+        progress.begin(4.0)
+        for name in "abc":
+            progress.advance(1.0, name)
+    left = [int(line.split("about ")[1].split(" s")[0]) for line in capsys.readouterr().err.splitlines()]
+    assert len(left) == 3
+    assert all(0 <= seconds < 10 for seconds in left)
+
+
 @pytest.mark.parametrize("line", [0, 3])
 def test_a_damaged_journal_is_told_and_restart_helps(
     line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -248,3 +289,18 @@ def test_a_quantized_model_is_told_at_plan_time_with_the_way_out(how: str, tmp_p
         save_file(load_file(weights) | codes, weights, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"t1: .*quantized.*expected floats. .*dequantize\(\)"):
         hf_tsv.plan(models.recipe(folder))
+
+
+@pytest.mark.parametrize("depth", [400, 100_000])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "README.md"])
+def test_deeply_nested_files_of_a_source_are_told_or_carried(file: str, depth: int, tmp_path: Path) -> None:
+    folder = models.zoo(models.llama, tmp_path, tasks=1)
+    recipe = models.recipe(folder, "linear", tasks=1, more="out_dtype: bfloat16\nchat_template: auto\n")
+    nested = "{%s}" % ('"a":{' * depth + "}" * depth)
+    (folder / "base" / file).write_text(f"---\nx: {nested}\n---\n" if file == "README.md" else nested)
+    for verb in (["merge", recipe, tmp_path / "out"], ["compress", recipe, tmp_path / "adapters", "--rank", "2"]):
+        result = CliRunner().invoke(app, [str(word) for word in verb])
+        assert result.exit_code in (0, 1), result.exception
+        assert result.exit_code == 0 or file in result.stderr
+        if file == "config.json" and (depth > 1000 or verb[0] == "compress"):
+            assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""A disk that gets full is told, nothing is lost by it, and the same command goes on once there is room."""
+"""A disk that is full or for reading only is told, nothing is lost, and the same command goes on once there is room."""
 
 import json
 import os
@@ -40,6 +40,15 @@ def test_before_every_write(verb: str, tmp_path: Path) -> None:
         assert "the disk is full. Free some room and run the same command again" in happened["told"], moment
         assert not happened["there"], moment
         assert happened["files"] == whole, moment
+
+
+@pytest.mark.skipif(not may_mount(), reason="no file system may be mounted here, not even in a namespace of its own")
+def test_a_file_system_for_reading_only_is_told(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path))
+    command = f"mount -t tmpfs -o ro tmpfs /mnt && exec {sys.executable} -m hf_tsv merge {recipe} /mnt/out -q"
+    stopped = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 1
+    assert stopped.stderr == "/mnt/.out.hf_tsv: can't be written: Read-only file system\n"
 
 
 def test_a_limit_on_the_size_of_files_is_told(tmp_path: Path) -> None:
