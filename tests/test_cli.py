@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from hf_tsv.cli import app
+from hf_tsv.cli import _told, app
 from hf_tsv.cli._options import parse_size
 from hf_tsv.methods import METHODS
 
@@ -160,3 +160,18 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
     assert subprocess.run(command, check=False).returncode == 0
     subprocess.run([*command[:5], str(tmp_path / "whole")], check=True)
     assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("clock", "rate"), [(10.0, "12.0 steps/min"), (0.5, "4.0 steps/s")])
+def test_progress_tells_rate_and_time_left(
+    clock: float, rate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(_told, "SECONDS_BETWEEN_LINES", clock / 2)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with _told.WorkProgress("Merging", quiet=False) as progress:
+        progress.begin(40)
+        for name in "ab":
+            now[0] += clock / 2
+            progress.advance(5, name)
+    assert capsys.readouterr().err == f"Merging: 25%, {rate}, about {3 * clock:.0f} s left\n"
