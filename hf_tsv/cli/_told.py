@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from hf_tsv.errors import HfTsvError
+from hf_tsv.outputs import RECORD_FILE
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +67,25 @@ def interrupted(message: str) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextmanager
+def kept_when_interrupted(out: Path, *, pushes: bool = False) -> Iterator[None]:
+    """Say, when a run that writes OUT, and maybe pushes it, is stopped, what of it is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted(_kept(out, pushes=pushes))
+
+
+def _kept(out: Path, *, pushes: bool) -> str:
+    staging = out.parent / f".{out.name}.hf_tsv"
+    done = sum(max(0, journal.read_bytes().count(b"\n") - 1) for journal in staging.glob("journal*.jsonl"))
+    if done:
+        return f"Interrupted. {done} complete tensors are kept in {staging}; the same command goes on from there."
+    if pushes and (out / RECORD_FILE).is_file():
+        return f"Interrupted. {out} is complete; the same command goes on with the push."
+    return "Interrupted before a tensor was complete. The same command starts again."
 
 
 class WorkProgress:
