@@ -17,6 +17,7 @@ from hf_tsv.hub import Hub, _client, _errors, _push
 from hf_tsv.outputs import ADAPTERS
 
 from . import models
+from .hub_fixtures import both_transports
 from .loopback_hub import LoopbackHub
 from .test_cli import run
 
@@ -45,7 +46,7 @@ def alice(hub: LoopbackHub, tmp_path: Path) -> Hub:
 
 
 def uploads(hub: LoopbackHub) -> list[str]:
-    return [request.path for request in hub.log if request.method == "PUT" and "/lfs/" in request.path]
+    return [r.path for r in hub.log if r.method == "PUT" or r.path.startswith("/v1/xorbs/")]
 
 
 def writes(hub: LoopbackHub) -> list[str]:
@@ -69,6 +70,7 @@ def push(out: Path, hub: Hub, repo: str = REPO, **options: Any) -> str:
 
 
 class TestPush:
+    @both_transports
     def test_one_commit_holds_the_whole_output(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         url = push(merged, alice)
         assert commits_of(hub) == ["Merge 3 models with hf_tsv (tsv_m)"]
@@ -80,6 +82,7 @@ class TestPush:
         assert all(pushed[path.name] == path.read_bytes() for path in weights)
         assert ModelCard(pushed["README.md"].decode()).data.license == "mit"
 
+    @both_transports
     def test_again_is_no_commit_and_no_upload(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         url = push(merged, alice)
         hub.log.clear()
@@ -143,6 +146,7 @@ class TestPush:
             assert f"adapters/{task}/adapter_model.safetensors" in pushed
         assert 'subfolder="adapters/t0"' in pushed["README.md"].decode()
 
+    @both_transports
     def test_pull_request(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         hub.publish("bob/model", {"config.json": b"{}"})
         url = push(merged, alice, "bob/model", create_pr=True)

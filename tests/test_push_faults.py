@@ -19,6 +19,7 @@ from hf_tsv.errors import HubError
 from hf_tsv.hub import Hub, _push
 
 from . import models
+from .hub_fixtures import both_transports
 from .loopback_hub import LoopbackHub
 from .test_push import REPO, alice, commits_of, files_of, merged, no_waiting, push
 
@@ -35,8 +36,9 @@ def no_waiting_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def uploaded(hub: LoopbackHub) -> list[str]:
-    """What arrived whole in the store."""
-    return [r.path.partition("?")[0] for r in hub.log if r.method == "PUT" and r.status == 200]
+    """What arrived whole in the store: files, or over Xet packs of chunks."""
+    arrived = [r for r in hub.log if r.status == 200 and (r.method == "PUT" or r.path.startswith("/v1/xorbs/"))]
+    return [r.path.partition("?")[0] for r in arrived]
 
 
 def assert_pushed(hub: LoopbackHub, out: Path, commits: int = 1) -> None:
@@ -45,6 +47,7 @@ def assert_pushed(hub: LoopbackHub, out: Path, commits: int = 1) -> None:
     stored = files_of(hub)
     for path in out.glob("*.safetensors"):
         assert stored[path.name] == path.read_bytes()
+    assert uploaded(hub)
     assert len(uploaded(hub)) == len(set(uploaded(hub)))
 
 
@@ -60,6 +63,7 @@ def before_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch, act: Callable[[], o
     monkeypatch.setattr(hub.api, "create_commit", create_commit)
 
 
+@both_transports
 class TestMovedHead:
     def test_others_changed_something_else(
         self, hub: LoopbackHub, alice: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch
@@ -94,6 +98,7 @@ class TestMovedHead:
         assert "old words" not in card
 
 
+@both_transports
 class TestCommit:
     @pytest.mark.parametrize("what", [{"lose_reply": True}, {"drop_after": 10}, {"take_only": 700}, {"status": 503}])
     def test_that_breaks_is_made_once(self, hub: LoopbackHub, alice: Hub, merged: Path, what: dict[str, Any]) -> None:
@@ -144,6 +149,7 @@ class TestCommit:
         assert_pushed(hub, merged)
 
 
+@both_transports
 class TestUpload:
     @pytest.mark.parametrize("seed", range(3))
     def test_connections_cut_at_random_bytes_do_not_show(
@@ -203,6 +209,7 @@ def assert_no_token(folder: Path, hub: LoopbackHub, said: str) -> None:
     assert not [path for path, data in files_of(hub).items() if b"hf_alice" in data]
 
 
+@both_transports
 def test_a_push_that_is_killed_again_and_again(hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
     hub.fault("", delay=0.05, times=10**6)
     options = ["--license", "mit", "--cache-dir", str(tmp_path / "cache")]
@@ -213,6 +220,7 @@ def test_a_push_that_is_killed_again_and_again(hub: LoopbackHub, merged: Path, t
     assert re.search(rf"{REPO}/commit/\w{{40}}", said)
 
 
+@both_transports
 def test_a_merge_with_a_push_that_is_killed_again_and_again(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault("", delay=0.02, times=10**6)
     recipe = models.recipe(models.zoo(models.bert_wide, tmp_path, tasks=2), tasks=2)

@@ -17,6 +17,7 @@ from hf_tsv.hub import Hub
 from hf_tsv.publishing import Pushing
 
 from . import models
+from .hub_fixtures import both_transports
 from .loopback_hub import LoopbackHub
 from .test_cli import run
 from .test_push import REPO, commits_of, files_of, no_waiting, uploads, writes
@@ -65,6 +66,7 @@ def pushed_weights(hub: LoopbackHub, repo_id: str = REPO) -> dict[str, bytes]:
 
 
 class TestPushWhileMerging:
+    @both_transports
     def test_one_commit_with_the_same_bytes(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
         record = merge(recipe, alice, Pushing(REPO))
         assert record["pushed"][0]["url"].endswith(hub.repos[REPO].resolve("main").sha)
@@ -92,6 +94,7 @@ class TestPushWhileMerging:
         merge(recipe, alice, Pushing(REPO), workers=1)
         assert seen
 
+    @both_transports
     def test_again_pushes_what_is_there(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         first = merge(recipe, alice, Pushing(REPO))
         hub.log.clear()
