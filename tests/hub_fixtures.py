@@ -1,12 +1,12 @@
 """The `hub` fixture: a Hub on loopback, and an environment in which the client can reach no other."""
 
+import atexit
 import os
+import shutil
 from collections.abc import Iterator
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 import pytest
-
-XET_CACHE = TemporaryDirectory(prefix="hf_tsv-xet-")  # removed when the tests end
 
 # The client reads these when it is first imported. Port 9 refuses, so a request that was not pointed at the
 # loopback Hub fails instead of leaving this machine.
@@ -17,7 +17,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_UPDATE_CHECK="1",
     HF_HUB_DISABLE_XET="1",
-    HF_XET_CACHE=XET_CACHE.name,
+    HF_XET_CACHE=mkdtemp(prefix="hf_tsv-xet-"),
     HF_XET_CLIENT_RETRY_BASE_DELAY="20ms",
     HF_XET_XORB_COMPRESSION_POLICY="none",  # what the loopback Hub's store reads
 )
@@ -26,7 +26,7 @@ from huggingface_hub import close_session, constants, get_session
 
 from .loopback_hub import LoopbackHub
 
-
+atexit.register(shutil.rmtree, os.environ["HF_XET_CACHE"], ignore_errors=True)
 both_transports = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
 
 

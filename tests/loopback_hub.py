@@ -28,7 +28,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import yaml
 
-from .loopback_xet import CAS_TOKEN, Cas, Xorb, token
+from .loopback_xet import CAS_TOKEN, Cas, token
 
 LFS_PATTERNS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.gguf", "*.png", "*.model")
 LFS_ABOVE = 10 << 20
@@ -622,10 +622,7 @@ def cas_of(hub: LoopbackHub, request: Request) -> Cas:
 
 @route("POST", "/v1/xorbs/default/(?P<rest>[0-9a-f]{64})")
 def upload_xorb(hub: LoopbackHub, request: Request, rest: str) -> Reply:
-    xorbs = cas_of(hub, request).xorbs
-    is_new = rest not in xorbs
-    xorbs[rest] = Xorb(request.body)
-    return Reply.of({"was_inserted": is_new})
+    return Reply.of({"was_inserted": cas_of(hub, request).add_xorb(rest, request.body)})
 
 
 @route("POST", "/v1/shards")

@@ -49,11 +49,24 @@ class Xorb:
 
 @dataclass
 class Cas:
-    """What the store holds: xorbs by hash, files by Xet hash, and the Xet hash of each sha256."""
+    """What the store holds: xorbs by hash, files by Xet hash, and the Xet hash of each sha256.
+
+    `again` are the xorbs that were sent though a file here is made of them. One that no shard has named yet, as after
+    a kill between the two, is sent again by the Xet library.
+    """
 
     xorbs: dict[str, Xorb] = field(default_factory=dict)
     files: dict[str, list[Term]] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    again: list[str] = field(default_factory=list)
+
+    def add_xorb(self, name: str, data: bytes) -> bool:
+        """Keep a xorb; whether it is new."""
+        if any(term.xorb == name for terms in self.files.values() for term in terms):
+            self.again.append(name)
+        is_new = name not in self.xorbs
+        self.xorbs[name] = Xorb(data)
+        return is_new
 
     def add_shard(self, shard: bytes) -> None:
         """Learn the files of an uploaded shard.
@@ -89,9 +102,7 @@ class Cas:
                 "url": f"{url}/{term.xorb}", "range": {"start": term.first, "end": term.end},
                 "url_range": {"start": begins[term.first], "end": begins[term.end] - 1},
             })  # fmt: skip
-        told = [
-            {"hash": t.xorb, "unpacked_length": t.size, "range": {"start": t.first, "end": t.end}} for t in terms
-        ]
+        told = [{"hash": t.xorb, "unpacked_length": t.size, "range": {"start": t.first, "end": t.end}} for t in terms]
         return {"offset_into_first_range": max(0, skipped), "terms": told, "fetch_info": parts}
 
 

@@ -554,6 +554,59 @@ class TestOffline:
         assert Hub(cache_dir=cache).offline
 
 
+@pytest.mark.parametrize("hub", ["xet"], indirect=True)
+class TestDownloadingOverXet:
+    @pytest.fixture
+    def pin(self, hub: LoopbackHub, reader: Hub) -> Pinned:
+        """A model that was uploaded over Xet."""
+        alice = HfApi(endpoint=hub.endpoint, token="hf_alice")
+        alice.create_repo(REPO)
+        files = [CommitOperationAdd(name, data) for name, data in single().items()]
+        alice.create_commit(REPO, files, commit_message="push")
+        assert hub.cas
+        assert len(hub.cas.files) == 1
+        hub.log.clear()
+        return reader.pin(REPO)
+
+    def test_same_bytes(self, hub: LoopbackHub, reader: Hub, pin: Pinned, capfd: pytest.CaptureFixture[str]) -> None:
+        came: list[int] = []
+        folder = reader.download(pin, progress=came.append)
+        assert (folder / "model.safetensors").read_bytes() == single()["model.safetensors"]
+        assert 0 <= sum(came) - sum(map(len, single().values())) < 100  # eight bytes come with each chunk
+        assert any("/v1/reconstructions/" in path for path in paths(hub))
+        assert capfd.readouterr() == ("", "")
+
+    def test_a_part_is_read_by_range(self, hub: LoopbackHub, reader: Hub, pin: Pinned) -> None:
+        assert torch.equal(reader.open(pin).read("big"), tensors()["big"])
+
+    def test_no_token_of_the_hub_reaches_the_store(self, hub: LoopbackHub, reader: Hub, pin: Pinned) -> None:
+        reader.download(pin)
+        assert {request.headers["Authorization"] for request in hub.log if request.cdn} == {"Bearer xet-token", None}
+
+    @pytest.mark.parametrize("where", ["xet-read-token", "/v1/reconstructions/", "/xorbs/"])
+    @pytest.mark.parametrize("what", [{"status": 503}, {"status": 429}, {"drop_after": 3}, {"take_only": 0}])
+    def test_a_failure_in_passing_does_not_show(
+        self, hub: LoopbackHub, reader: Hub, pin: Pinned, where: str, what: dict[str, Any], monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        hub.fault(where, times=2, **what)
+        assert (reader.download(pin) / "model.safetensors").read_bytes() == single()["model.safetensors"]
+
+    @pytest.mark.parametrize("where", ["/v1/reconstructions/", "/xorbs/"])
+    @pytest.mark.parametrize(
+        ("status", "told"), [(403, "403 Forbidden"), (404, "404 Not Found"), (500, "500 Internal Server Error")]
+    )
+    def test_a_store_that_refuses_is_told(
+        self, hub: LoopbackHub, reader: Hub, pin: Pinned, where: str, status: int, told: str
+    ) -> None:
+        hub.fault(where, status=status, times=99)
+        with pytest.raises(HubError) as caught:
+            reader.download(pin)
+        assert str(caught.value) == (
+            f"{REPO}: the download failed ({told}). Run this again; if that goes on, set HF_HUB_DISABLE_XET=1."
+        )
+
+
 class TestPreflight:
     GATED = "user/private-model"
 

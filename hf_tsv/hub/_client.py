@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hf_tsv import __version__
 from hf_tsv.checkpoint import Checkpoint
@@ -331,6 +331,14 @@ class Hub:
         return isinstance(found, str)
 
     # ------------------------------------------------------------------------------------------- what went wrong
+
+    def ask(self, path: str) -> None:
+        """Ask the Hub for a path, for the sake of what it answers if it refuses.
+
+        Raises:
+            HfHubHTTPError: that.
+        """
+        hf_raise_for_status(get_session().get(f"{self.api.endpoint}{path}", headers=self._headers))
 
     def _lacking(self, pinned: Pinned, files: list[str]) -> HubError:
         return HubError(f"{pinned.label}: the cache ({self.cache_dir}) lacks {some(files)}. Run it once with network.")
