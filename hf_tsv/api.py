@@ -33,7 +33,7 @@ from hf_tsv.recipe import Recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
 from hf_tsv.resources import check_disks
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
-from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
+from hf_tsv.sources import Source, Stream, bytes_to_download, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
 
 if TYPE_CHECKING:
@@ -108,14 +108,15 @@ def merge(
         if not destinations or not is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
             _check_place(out, sources, overwrite=overwrite)
             check_memory(planned, resources)
-            downloads = bytes_to_download(sources, hub, stream=stream)
+            streamed: Stream = "all" if stream else "none"
+            downloads = bytes_to_download(sources, hub, stream=streamed)
             check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
             if leaves_residuals(planned):
                 from hf_tsv.residuals import check_residuals
 
                 check_residuals(planned)
             in_order = stream or bool(destinations)
-            sources = fetch(sources, hub, stream=stream)
+            sources = fetch(sources, hub, stream=streamed)
             planned = plan_of(recipe, sources, max_shard_size)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
@@ -175,6 +176,7 @@ def compress(
     overwrite: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
+    stream: bool = False,
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
@@ -191,6 +193,8 @@ def compress(
         overwrite: Replace an earlier output.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        stream: Read the fine-tuned models' weights from the Hub tensor by tensor, once for each of the passes, instead
+            of downloading their files. The base's are downloaded: PEFT loads them.
         push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression
             already is pushed as it is; the record then says under `pushed` where.
         hub: How to reach the Hub.
@@ -211,12 +215,12 @@ def compress(
 
     def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress)
+        return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress, in_order=stream)
 
     if not destinations or not is_made(out, recipe, sources, options.flags):
         _check_place(out, sources, overwrite=overwrite)
         licence = destinations[0].licence if destinations else None
-        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence)
+        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence, stream=stream)
     return read_record(out) | delivered(out, destinations, progress)
 
 
@@ -228,6 +232,7 @@ def merge_as_adapter(
     overwrite: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
+    stream: bool = False,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -240,6 +245,7 @@ def merge_as_adapter(
         overwrite: Replace an earlier output.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        stream: As in `compress`.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
@@ -259,11 +265,11 @@ def merge_as_adapter(
 
     def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return write_as_adapter(planned, folder, base, _folders(sources), rank, resources, progress)
+        return write_as_adapter(planned, folder, base, _folders(sources), rank, resources, progress, in_order=stream)
 
     in_float32 = dataclasses.replace(recipe, out_dtype="float32")
     flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
-    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None)
+    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None, stream=stream)
     return read_record(out)
 
 
@@ -276,10 +282,14 @@ def _write_adapter_folder(
     resources: Resources,
     hub: Hub,
     licence: Licence | None,
+    *,
+    stream: bool,
 ) -> None:
     """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
-    sources = fetch(sources, hub)
+    streamed: Stream = "tasks" if stream else "none"
+    check_disks([(hub.cache_dir, bytes_to_download(sources, hub, stream=streamed))])
+    sources = fetch(sources, hub, stream=streamed)
     planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
     with Staging(out) as staging:

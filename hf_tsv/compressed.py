@@ -171,6 +171,8 @@ def compress_tasks(
     options: Compressing,
     resources: Resources,
     progress: Progress,
+    *,
+    in_order: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Write an adapter of every task, and have PEFT read it.
 
@@ -182,6 +184,8 @@ def compress_tasks(
         options: How to compress.
         resources: What may be used of the machine.
         progress: Told of the work done.
+        in_order: Whether to take the tensors as their files hold them, for sources that are read over a network,
+            instead of the largest first.
 
     Returns:
         By task and profile: bytes, energy kept, what is left out, largest errors.
@@ -196,13 +200,13 @@ def compress_tasks(
     progress.begin(work)
     with one_thread_each():
         survey = _Survey(plan, tasks, options)
-        each_step(plan.merged, survey, plan, resources, progress, plan.work)
+        each_step(plan.merged, survey, plan, resources, progress, plan.work, in_order=in_order)
         survey.add_parts()
         architectures = [_architecture(plan, task.name, folders) for task in tasks]
         sharing = [tasks] if options.together else [[task] for task in tasks]
         for group in sharing:
             _choose(group, [architectures[tasks.index(task)] for task in group], base, options)
-        reports = _write(plan, tasks, out, resources, progress)
+        reports = _write(plan, tasks, out, resources, progress, in_order=in_order)
         _copy_configs(plan, tasks, folders, out)
         for task, architecture in zip(tasks, architectures, strict=True):
             for profile in task.plans:
@@ -320,7 +324,7 @@ def _choose_ranks(tasks: Sequence[_Task], options: Compressing, fixed_bytes: int
 
 
 def _write(
-    plan: Plan, tasks: Sequence[_Task], out: Path, resources: Resources, progress: Progress
+    plan: Plan, tasks: Sequence[_Task], out: Path, resources: Resources, progress: Progress, *, in_order: bool
 ) -> dict[str, dict[str, Any]]:
     """The second pass: factors of every changed tensor, into every adapter that holds them."""
     with ExitStack() as open_files:
@@ -331,7 +335,8 @@ def _write(
             for t, task in enumerate(tasks)
             for profile, planned in task.plans.items()
         }
-        each_step(plan.merged, partial(_put, plan, tasks, writers), plan, resources, progress, plan.work)
+        put = partial(_put, plan, tasks, writers)
+        each_step(plan.merged, put, plan, resources, progress, plan.work, in_order=in_order)
         for part in plan.parts:
             for (t, _), writer in writers.items():
                 if tasks[t].name == part.task:

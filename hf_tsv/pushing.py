@@ -24,7 +24,7 @@ from hf_tsv.publishing import (
 from hf_tsv.recipe import Recipe
 from hf_tsv.record import read_record
 from hf_tsv.run import Progress
-from hf_tsv.sources import Source, bytes_to_download, described, lock_text, open_sources
+from hf_tsv.sources import Source, Stream, bytes_to_download, bytes_to_stream, described, lock_text, open_sources
 
 UPLOADING = "uploading"
 
@@ -96,12 +96,14 @@ class Preview:
 
     Attributes:
         plan: What it would merge.
-        download_bytes: What it would have to download whole.
+        download_bytes: What it would have to download.
+        stream_bytes: What it would read by byte range.
         targets: Where the output would go, each with what the sources of it say of themselves.
     """
 
     plan: Plan
     download_bytes: int
+    stream_bytes: int
     targets: list[tuple[list[dict[str, Any]], Destination]]
 
 
@@ -112,12 +114,13 @@ def preview(
     hub: Hub,
     tasks: Sequence[str] | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-    stream: bool = False,
+    stream: Stream = "none",
 ) -> Preview:
     """What a merge, or of these tasks a compression, would do. Nothing is written; errors are those of doing it."""
     sources = open_sources(recipe, hub)
     planned = plan_of(recipe, sources, max_shard_size)
-    return Preview(planned, bytes_to_download(sources, hub, stream=stream), targets(pushing, sources, tasks, hub))
+    downloads, streamed = bytes_to_download(sources, hub, stream=stream), bytes_to_stream(sources, hub, stream)
+    return Preview(planned, downloads, streamed, targets(pushing, sources, tasks, hub))
 
 
 def targets(

@@ -12,7 +12,7 @@ import hf_tsv
 from hf_tsv.cards import all_terms
 from hf_tsv.compressed import Compressing
 from hf_tsv.compression import FixedRank
-from hf_tsv.errors import HubError, OutputError, PublishError
+from hf_tsv.errors import CheckpointError, HubError, OutputError, PublishError
 from hf_tsv.hub import Hub
 from hf_tsv.publishing import Pushing
 
@@ -247,6 +247,51 @@ class TestStream:
         hub.fault("/lfs/", status=503, skip=12, times=2)
         merge(recipe, alice, stream=True)
         assert weights(recipe.parent / "out") == weights(local / "merged")
+
+    def test_adapters_on_a_streamed_base(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        """What a compression wrote and published is merged; only the adapters, which are small, lie on the disk."""
+        pushing = Pushing("alice/llama-{task}")
+        hf_tsv.compress(recipe, recipe.parent / "adapters", Compressing(FixedRank(4)), push_to_hub=pushing, hub=alice)
+        for task in range(3):
+            recipe.write_text(recipe.read_text().replace(f"bob/t{task}", f"alice/llama-t{task}"))
+        merge(recipe, alice)
+        downloaded, cache = weights(recipe.parent / "out"), recipe.parent / "other"
+        merge(recipe, Hub(token="hf_alice", cache_dir=cache), stream=True, overwrite=True)
+        assert weights(recipe.parent / "out") == downloaded
+        assert {path.name for path in cache.rglob("*.safetensors")} == {"adapter_model.safetensors"}
+
+    def test_compressing_keeps_the_base_alone_on_the_disk(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        options = Compressing(FixedRank(4))
+        hf_tsv.compress(recipe, recipe.parent / "streamed", options, hub=alice, stream=True)
+        cached = {path.relative_to(alice.cache_dir).parts[0] for path in alice.cache_dir.rglob("*.safetensors")}
+        assert cached == {"models--bob--base"}
+        hf_tsv.compress(recipe, recipe.parent / "downloaded", options, hub=alice)
+        one, other = (recipe.parent / name / "adapters" for name in ("streamed", "downloaded"))
+        assert weights(one / "t1") == weights(other / "t1")
+        assert weights(one / "t1")
+
+    def test_merging_into_an_adapter(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        one, other = recipe.parent / "streamed", recipe.parent / "downloaded"
+        hf_tsv.api.merge_as_adapter(recipe, one, rank=2, hub=alice, stream=True)
+        assert not list((alice.cache_dir / "models--bob--t1").rglob("*.safetensors"))
+        hf_tsv.api.merge_as_adapter(recipe, other, rank=2, hub=alice)
+        assert weights(one) == weights(other)
+        assert weights(one)
+
+    def test_dry_run_tells_what_is_read(self, hub: LoopbackHub, recipe: Path, tmp_path: Path) -> None:
+        options = ("--dry-run", "--stream", "--token", "hf_alice", "--cache-dir", tmp_path / "cache")
+        for command in (("merge", recipe), ("compress", recipe)):
+            result = run(*command, tmp_path / "out", *options)
+            assert result.exit_code == 0, result.stderr
+            assert "of weights from the Hub, none of which is kept." in result.stderr
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+    def test_a_quantized_model_is_refused_at_plan_time(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        said = json.loads(files_of(hub, "bob/t1")["config.json"]) | {"quantization_config": {"quant_method": "fp8"}}
+        hub.publish("bob/t1", {"config.json": json.dumps(said).encode()})
+        for run_ in (hf_tsv.plan, lambda *_, hub: merge(recipe, hub, stream=True)):
+            with pytest.raises(CheckpointError, match=r"^bob/t1: its config.json says that it is quantized \('fp8'\)"):
+                run_(recipe, hub=alice)
 
 
 def wait_for(found: Any, seconds: float = 20) -> Any:

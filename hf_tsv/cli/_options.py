@@ -21,6 +21,9 @@ Token = Annotated[
     str | None, typer.Option("--token", help="Hub token; better: the variable HF_TOKEN, or `hf auth login`.")
 ]
 CacheDir = Annotated[Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloads are kept.")]
+Streamed = Annotated[
+    bool, typer.Option("--stream", help="Read fine-tuned models from the Hub piece by piece, with no copy on disk.")
+]
 PushToHub = Annotated[
     str | None,
     typer.Option("--push-to-hub", metavar="REPO", help="Push the output there; adapters also to user/name-{task}."),

@@ -17,6 +17,7 @@ from hf_tsv.cli._options import (
     PushToHub,
     Quiet,
     RecipeFile,
+    Streamed,
     Token,
     Workers,
     out_or_named,
@@ -72,6 +73,7 @@ def compress(
     overwrite: Overwrite = False,
     workers: Workers = None,
     dry_run: DryRun = False,
+    stream: Streamed = False,
     push_to_hub: PushToHub = None,
     create_pr: CreatePr = False,
     private: Private = None,
@@ -114,7 +116,8 @@ def compress(
         together=together,
     )
     if dry_run:
-        return preview(preview_of(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
+        tasks = [model.name for model in loaded.models]
+        return preview(preview_of(loaded, pushing, hub=hub, tasks=tasks, stream="tasks" if stream else "none"))
     disable_progress_bars()
     with WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(
@@ -123,6 +126,7 @@ def compress(
             options,
             overwrite=overwrite,
             workers=workers,
+            stream=stream,
             push_to_hub=pushing,
             hub=hub,
             progress=progress,

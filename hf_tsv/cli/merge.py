@@ -19,6 +19,7 @@ from hf_tsv.cli._options import (
     Quiet,
     RecipeFile,
     ShardSize,
+    Streamed,
     Svd,
     Token,
     Workers,
@@ -48,9 +49,7 @@ def merge(
         int | None, typer.Option("--rank", min=1, help="Of --as adapter; all there is unless given.")
     ] = None,
     dry_run: DryRun = False,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Read weights from the Hub piece by piece, with no copy on disk.")
-    ] = False,
+    stream: Streamed = False,
     push_to_hub: PushToHub = None,
     create_pr: CreatePr = False,
     private: Private = None,
@@ -67,10 +66,8 @@ def merge(
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
     if rank and as_ != "adapter":
         raise typer.BadParameter("is for --as adapter", param_hint="--rank")
-    if as_ == "adapter" and (stream or push_to_hub):
-        raise typer.BadParameter(
-            "is for checkpoints; push an adapter by hf-tsv push", param_hint="--stream / --push-to-hub"
-        )
+    if as_ == "adapter" and push_to_hub:
+        raise typer.BadParameter("is for checkpoints; push an adapter by hf-tsv push", param_hint="--push-to-hub")
     memory = memory_of(max_memory)
     from huggingface_hub.utils import disable_progress_bars
 
@@ -84,7 +81,15 @@ def merge(
     pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
-        return preview(preview_of(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
+        return preview(
+            preview_of(
+                loaded,
+                pushing,
+                hub=hub,
+                max_shard_size=max_shard_size,
+                stream="none" if not stream else "tasks" if as_ == "adapter" else "all",
+            )
+        )
     disable_progress_bars()
     if as_ == "adapter":
         with WorkProgress("Merging", quiet=quiet) as progress:
@@ -95,6 +100,7 @@ def merge(
                 overwrite=overwrite,
                 workers=workers,
                 max_memory=memory,
+                stream=stream,
                 hub=hub,
                 progress=progress,
             )

@@ -60,6 +60,8 @@ def preview(run: "Preview") -> None:
     plan.show(run.plan)
     if run.download_bytes:
         err.print(f"Downloads {size(run.download_bytes)}.", markup=False)
+    if run.stream_bytes:
+        err.print(f"Reads {size(run.stream_bytes)} of weights from the Hub, none of which is kept.", markup=False)
     for terms, to in run.targets:
         show(terms, to)
 
