@@ -36,6 +36,7 @@ def push(
     create_pr: bool = False,
     private: bool | None = None,
     license: str | None = None,
+    commit_message: str | None = None,
     hub: Hub | None = None,
 ) -> list[Pushed]:
     """Push an output folder to the Hub: a merged model, adapters, or one adapter.
@@ -50,6 +51,7 @@ def push(
         private: Whether a new repository is private; None for private where a source is private or gated, else as its
             owner's settings say. False says that such sources may go public.
         license: The licence to carry, in the Hub's word; None for what follows from the sources.
+        commit_message: What the commit says in its first line, or more; what was done unless given.
         hub: How to reach the Hub.
 
     Raises:
@@ -57,7 +59,7 @@ def push(
         PublishError: licence or privacy forbids it.
         HubError: the Hub refuses or fails; says what was done.
     """
-    pushing = Pushing(repo, create_pr, private, license)
+    pushing = Pushing(repo, create_pr, private, license, commit_message)
     return [deliver(*prepared) for prepared in prepare_push(Path(out), pushing, hub or Hub())]
 
 

@@ -120,6 +120,15 @@ class TestPush:
         assert hub.repos[REPO].private
         assert json.loads(run("push", merged, REPO, *options, "--json").stdout)[0]["changed"] == []
 
+    def test_a_commit_says_what_a_person_says(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        push(merged, alice, commit_message="Better\n\nMuch better")
+        commit = hub.repos[REPO].resolve("main")
+        assert commit.title == "Better"
+        assert commit.message.startswith("Much better\n\nhf_tsv 0.1.0, sources ")
+        options = ("--license", "apache-2.0", "--cache-dir", alice.cache_dir, "--commit-message", "Another licence")
+        assert run("push", merged, REPO, *options, "--token", "hf_alice").exit_code == 0
+        assert commits_of(hub) == ["Another licence", "Better"]
+
     def test_stale_weights_go_in_the_same_commit(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         old = ["model.safetensors", "pytorch_model.bin", "adapter_config.json", "task_parts/x.safetensors"]
         kept = ["notes.txt", "figures/model.safetensors", "model.gguf"]

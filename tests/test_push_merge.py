@@ -138,18 +138,22 @@ class TestPushWhileMerging:
         self, hub: LoopbackHub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        result = run("merge", recipe, "--push-to-hub", REPO, "--token", "hf_alice", "--cache-dir", tmp_path / "cache")
+        options = ("--token", "hf_alice", "--cache-dir", tmp_path / "cache", "--commit-message", "First")
+        result = run("merge", recipe, "--push-to-hub", REPO, *options)
+        assert commits_of(hub) == ["First"]
         assert (result.exit_code, result.stdout) == (0, "merged\n"), result.stderr
         assert (tmp_path / "merged" / "hf_tsv.json").is_file()
         assert run("merge", recipe).exit_code == 2
         assert run("merge", recipe, "x", "--private").exit_code == 2
+        assert run("merge", recipe, "x", "--commit-message", "x").exit_code == 2
 
     def test_adapters_to_a_repository_each(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
-        pushing, options = Pushing("alice/llama-{task}"), Compressing(FixedRank(4))
+        pushing, options = Pushing("alice/llama-{task}", message="Adapters"), Compressing(FixedRank(4))
         record = hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice)
         assert [one["repo_id"] for one in record["pushed"]] == [f"alice/llama-t{t}" for t in range(3)]
         config = json.loads(files_of(hub, "alice/llama-t1")["adapter_config.json"])
         assert config["base_model_name_or_path"] == "bob/base"
+        assert commits_of(hub, "alice/llama-t1") == ["Adapters"]
         card = files_of(hub, "alice/llama-t1")["README.md"].decode()
         assert "base_model:\n- bob/base\n" in card
         assert "base_model_relation: adapter" in card

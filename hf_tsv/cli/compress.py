@@ -8,6 +8,7 @@ import typer
 
 from hf_tsv.cli._options import (
     CacheDir,
+    CommitMessage,
     CreatePr,
     DryRun,
     Json,
@@ -78,6 +79,7 @@ def compress(
     create_pr: CreatePr = False,
     private: Private = None,
     license_: License = None,
+    commit_message: CommitMessage = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -104,7 +106,8 @@ def compress(
     from hf_tsv.hub import Hub
     from hf_tsv.pushing import preview as preview_of
 
-    pushing, out_ = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out_, push_to_hub)
+    pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
+    out_ = out_or_named(out_, push_to_hub)
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
     options = compressing(
         loaded,

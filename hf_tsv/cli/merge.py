@@ -8,6 +8,7 @@ import typer
 
 from hf_tsv.cli._options import (
     CacheDir,
+    CommitMessage,
     CreatePr,
     DryRun,
     Json,
@@ -54,6 +55,7 @@ def merge(
     create_pr: CreatePr = False,
     private: Private = None,
     license_: License = None,
+    commit_message: CommitMessage = None,
     svd: Svd = None,
     max_shard_size: ShardSize = "5GB",
     workers: Workers = None,
@@ -78,7 +80,8 @@ def merge(
     from hf_tsv.processes import Process
     from hf_tsv.pushing import preview as preview_of
 
-    pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
+    pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
+    out = out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
         return preview(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, CreatePr, DryRun, Json, License, Private, Quiet, Token
+from hf_tsv.cli._options import CacheDir, CommitMessage, CreatePr, DryRun, Json, License, Private, Quiet, Token
 from hf_tsv.cli._told import err, out, told
 from hf_tsv.errors import size, some
 
@@ -28,6 +28,7 @@ def push(
     create_pr: CreatePr = False,
     private: Private = None,
     license_: License = None,
+    commit_message: CommitMessage = None,
     dry_run: DryRun = False,
     token: Token = None,
     cache_dir: CacheDir = None,
@@ -44,7 +45,7 @@ def push(
 
     if quiet:
         disable_progress_bars()
-    pushing = Pushing(repo, create_pr, private, license_)
+    pushing = Pushing(repo, create_pr, private, license_, commit_message)
     prepared = prepare_push(folder, pushing, Hub(token=token, cache_dir=cache_dir))
     if not quiet:
         for parcel, to in prepared:
