@@ -71,8 +71,11 @@ def push(out: Path, hub: Hub, repo: str = REPO, **options: Any) -> str:
 
 class TestPush:
     @both_transports
-    def test_one_commit_holds_the_whole_output(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+    def test_one_commit_holds_the_whole_output(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         url = push(merged, alice)
+        assert not caplog.messages  # the client has nothing to warn of
         assert commits_of(hub) == ["Merge 3 models with hf_tsv (tsv_m)"]
         assert url.endswith(hub.repos[REPO].resolve("main").sha)
         pushed = files_of(hub)

@@ -1,12 +1,14 @@
 """Merging from the Hub and to the Hub, with the real client against a Hub on loopback."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load
+import torch
+from safetensors.torch import load, save
 
 import hf_tsv
 from hf_tsv.cards import all_terms
@@ -224,6 +226,40 @@ class TestTerms:
         assert {term["private"] for term in all_terms(record)} == {None}
         hf_tsv.push(recipe.parent / "out", REPO, hub=alice)
         assert hub.repos[REPO].private
+
+
+class TestLock:
+    def test_gives_the_same_bytes_though_every_source_has_moved(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path
+    ) -> None:
+        """A base, fine-tunes of which one is an adapter on a model, and a tokenizer, each from a repository."""
+        options = Compressing(FixedRank(4))
+        hf_tsv.compress(recipe, recipe.parent / "a", options, push_to_hub=Pushing("alice/a-{task}"), hub=alice)
+        text = recipe.read_text().replace("bob/t0", "bob/base@main+alice/a-t0").replace("bob/t1", "hf://bob/t1@main")
+        recipe.write_text(f"{text}tokenizer_source: bob/t2\n")
+        hub.publish("bob/t2", {"tokenizer.json": b"{}"})
+        merge(recipe, alice)
+        first = recipe.parent / "first"
+        (recipe.parent / "out").rename(first)
+        asked = [request.path for request in hub.log]
+        for repo in hub.repos:
+            weights_ = save({"moved": torch.ones(2)})
+            hub.publish(repo, {"model.safetensors": weights_, "tokenizer.json": b"[]", "config.json": b"[]"})
+        hub.log.clear()
+        other = Hub(token="hf_alice", cache_dir=recipe.parent / "other cache")
+        hf_tsv.merge(first / "recipe.lock.yaml", recipe.parent / "out", max_shard_size=30_000, hub=other)
+        asked += [request.path for request in hub.log]
+        once, again = (contents(folder) for folder in (first, recipe.parent / "out"))
+        assert once.keys() == again.keys()
+        own = {"hf_tsv.json", "recipe.yaml", "README.md"}  # what names the recipe, and the seconds it took
+        assert [name for name in once.keys() - own if once[name] != again[name]] == []
+        read = [re.search(r"/(resolve|tree|paths-info)/([^/?]+)", path) for path in asked]
+        assert {found[1] for found in read if found} >= {"resolve", "tree"}
+        assert not [found[0] for found in read if found and not re.fullmatch(r"[0-9a-f]{40}", found[2])]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class TestStream:
