@@ -36,6 +36,8 @@ from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import Source, Stream, bytes_to_download, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
 
+DOWNLOADING = "downloading"
+
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
 
@@ -116,7 +118,7 @@ def merge(
 
                 check_residuals(planned)
             in_order = stream or bool(destinations)
-            sources = fetch(sources, hub, stream=streamed)
+            sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
             planned = plan_of(recipe, sources, max_shard_size)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
@@ -220,7 +222,9 @@ def compress(
     if not destinations or not is_made(out, recipe, sources, options.flags):
         _check_place(out, sources, overwrite=overwrite)
         licence = destinations[0].licence if destinations else None
-        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence, stream=stream)
+        _write_adapter_folder(
+            recipe, out, sources, write, options.flags, resources, hub, licence, progress, stream=stream
+        )
     return read_record(out) | delivered(out, destinations, progress)
 
 
@@ -269,8 +273,15 @@ def merge_as_adapter(
 
     in_float32 = dataclasses.replace(recipe, out_dtype="float32")
     flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
-    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None, stream=stream)
+    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None, progress, stream=stream)
     return read_record(out)
+
+
+def _watched(downloads: int, progress: Progress) -> Callable[[int], None]:
+    """What tells a person of a download of so many bytes."""
+    if downloads:
+        progress.begin(downloads)
+    return lambda nbytes: progress.advance(nbytes, DOWNLOADING)
 
 
 def _write_adapter_folder(
@@ -282,14 +293,16 @@ def _write_adapter_folder(
     resources: Resources,
     hub: Hub,
     licence: Licence | None,
+    progress: Progress,
     *,
     stream: bool,
 ) -> None:
     """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
     streamed: Stream = "tasks" if stream else "none"
-    check_disks([(hub.cache_dir, bytes_to_download(sources, hub, stream=streamed))])
-    sources = fetch(sources, hub, stream=streamed)
+    downloads = bytes_to_download(sources, hub, stream=streamed)
+    check_disks([(hub.cache_dir, downloads)])
+    sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
     planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
     with Staging(out) as staging:

@@ -23,6 +23,7 @@ from hf_tsv.publishing import (
 )
 from hf_tsv.recipe import Recipe
 from hf_tsv.record import read_record
+from hf_tsv.resources import check_disks
 from hf_tsv.run import Progress
 from hf_tsv.sources import Source, Stream, bytes_to_download, bytes_to_stream, described, lock_text, open_sources
 
@@ -114,6 +115,7 @@ def preview(
     pushing: Pushing | None,
     *,
     hub: Hub,
+    out: Path,
     tasks: Sequence[str] | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     stream: Stream = "none",
@@ -122,6 +124,7 @@ def preview(
     sources = open_sources(recipe, hub)
     planned = plan_of(recipe, sources, max_shard_size)
     downloads, streamed = bytes_to_download(sources, hub, stream=stream), bytes_to_stream(sources, hub, stream)
+    check_disks([(out.parent, 0 if tasks else planned.bytes_out), (hub.cache_dir, downloads)])
     return Preview(planned, downloads, streamed, targets(pushing, sources, tasks, hub))
 
 

@@ -146,15 +146,19 @@ def _opened(asked: list[tuple[ModelRef, str | None]], hub: Hub) -> list[Source]:
 Stream = Literal["none", "tasks", "all"]
 
 
-def fetch(sources: Sequence[Source], hub: Hub, *, stream: Stream = "none") -> list[Source]:
+def fetch(
+    sources: Sequence[Source], hub: Hub, *, stream: Stream = "none", came: Callable[[int], None] | None = None
+) -> list[Source]:
     """The same sources with their files on this machine, but for the weights of those that are streamed.
+
+    `came` is told how many bytes have come since it was last called, from several threads.
 
     Raises:
         HubError: one can't be downloaded.
         ResourceError: the disk is full.
     """
     whole = _whole_by_pin(sources, stream)
-    folders = {pin: hub.download(pin, weights=weights) for pin, weights in whole.items()}
+    folders = {pin: hub.download(pin, weights=weights, progress=came) for pin, weights in whole.items()}
     asked = [(source.ref, source.task) for source in sources]
     fetched = {s.ref: _on_disk(s.parts, folders[s.pin], whole[s.pin]) if s.pin else s.parts for s in sources}
     return _joined(asked, fetched, hub)

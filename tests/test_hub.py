@@ -629,16 +629,17 @@ class TestPreflight:
     def test_gated(self, hub: LoopbackHub, reader: Hub) -> None:
         hub.publish(self.GATED, single(), gated="manual")
         assert told(reader, (self.GATED, None)) == (
-            "user/private-model: your token can't read it (gated). Ask for access on its page, then run this again;"
-            " nothing was downloaded."
+            "user/private-model: your token can't read it (gated). Ask for access on"
+            f" {hub.endpoint}/user/private-model, then run this again; nothing was downloaded."
         )
         assert not any("/resolve/" in path for path in paths(hub))
 
     def test_gated_and_no_token(self, hub: LoopbackHub, cache: Path) -> None:
         hub.publish(self.GATED, single(), gated="auto")
         assert told(Hub(token=False, cache_dir=cache), (self.GATED, None)) == (
-            "user/private-model: it is gated and no token was sent. Ask for access on its page, log in with"
-            " `hf auth login` or set HF_TOKEN, then run this again; nothing was downloaded."
+            "user/private-model: it is gated and no token was sent. Ask for access on"
+            f" {hub.endpoint}/user/private-model, log in with `hf auth login` or set HF_TOKEN, then run this again;"
+            " nothing was downloaded."
         )
 
     @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -131,10 +132,32 @@ class TestPushWhileMerging:
         result = run("merge", recipe, *options)
         assert result.exit_code == 0, result.stderr
         assert "Licence: apache-2.0 (all sources have it)." in result.stderr
+        assert f"{REPO} (new, as your settings say): 78.5 kB of weights" in result.stderr
         result = run("compress", recipe, *options[:1], "alice/llama-{task}", *options[2:])
         assert "alice/llama-t2 (new, as your settings say)" in result.stderr
         assert not writes(hub)
         assert not (tmp_path / "out").exists()
+
+    def test_dry_run_looks_at_the_disks(self, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hf_tsv.resources.shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+        result = run("merge", recipe, tmp_path / "out", "--dry-run", "--token", "hf_alice", "--cache-dir", tmp_path)
+        assert result.exit_code == 4
+        assert "its disk has 10 kB free, expected at least" in result.stderr
+
+    def test_a_download_is_watched(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        class Watch:
+            began: ClassVar[list[float]] = []
+            came: ClassVar[list[float]] = []
+
+            def begin(self, total: float) -> None:
+                self.began.append(total)
+
+            def advance(self, work: float, name: str) -> None:
+                if name == "downloading":
+                    self.came.append(work)
+
+        merge(recipe, alice, progress=Watch())
+        assert sum(Watch.came) == Watch.began[0] > sum(len(data) for data in weights(recipe.parent / "out").values())
 
     def test_without_a_folder_it_has_the_repositorys_name(
         self, hub: LoopbackHub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

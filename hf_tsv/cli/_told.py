@@ -80,6 +80,7 @@ class WorkProgress:
     def begin(self, total: float) -> None:
         self._total, self._done = total, 0.0
         self._started = self._spoken = time.monotonic()
+        self._stop()
         if not self._quiet and err.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[name]}", style="dim"), console=err, transient=True)
@@ -93,11 +94,14 @@ class WorkProgress:
         elif not self._quiet and self._done and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
             self._spoken = time.monotonic()
             left = (self._spoken - self._started) * (self._total / self._done - 1)
-            err.print(f"{self._label}: {self._done / self._total:.0%}, about {left:.0f} s left", markup=False)
+            err.print(f"{self._label}: {self._done / self._total:.0%}, about {left:.0f} s left ({name})", markup=False)
 
     def __enter__(self) -> "WorkProgress":
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()

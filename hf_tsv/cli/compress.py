@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hf_tsv.compression import RankChoice
     from hf_tsv.hub import Hub
     from hf_tsv.recipe import Recipe
+    from hf_tsv.sources import Stream
 
 PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = {
     None: None,
@@ -120,7 +121,8 @@ def compress(
     )
     if dry_run:
         tasks = [model.name for model in loaded.models]
-        return preview(preview_of(loaded, pushing, hub=hub, tasks=tasks, stream="tasks" if stream else "none"))
+        streamed: Stream = "tasks" if stream else "none"
+        return preview(preview_of(loaded, pushing, hub=hub, out=out_, tasks=tasks, stream=streamed))
     disable_progress_bars()
     with WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(

@@ -89,6 +89,7 @@ def merge(
                 loaded,
                 pushing,
                 hub=hub,
+                out=out,
                 max_shard_size=max_shard_size,
                 stream="none" if not stream else "tasks" if as_ == "adapter" else "all",
             )

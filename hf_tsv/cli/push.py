@@ -43,7 +43,7 @@ def push(
     from hf_tsv.publishing import Pushing, deliver
     from hf_tsv.pushing import prepare_push
 
-    if quiet:
+    if quiet or not err.is_terminal:
         disable_progress_bars()
     pushing = Pushing(repo, create_pr, private, license_, commit_message)
     prepared = prepare_push(folder, pushing, Hub(token=token, cache_dir=cache_dir))
@@ -63,8 +63,9 @@ def preview(run: "Preview") -> None:
         err.print(f"Downloads {size(run.download_bytes)}.", markup=False)
     if run.stream_bytes:
         err.print(f"Reads {size(run.stream_bytes)} of weights from the Hub, none of which is kept.", markup=False)
+    uploads = f": {size(run.plan.bytes_out)} of weights" if run.targets and run.targets[0][1].tasks is None else ""
     for terms, to in run.targets:
-        show(terms, to)
+        show(terms, to, uploads)
 
 
 def show(terms: "list[dict[str, Any]]", to: "Destination", sizes: str = "") -> None:

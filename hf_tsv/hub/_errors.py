@@ -123,7 +123,8 @@ def _push_line(error: BaseException, asked: Asked) -> str:
         case errors.OfflineModeIsEnabled():
             return f"{where}: this run is offline (HF_HUB_OFFLINE=1), and pushing needs the network. Unset it."
         case errors.GatedRepoError():
-            return f"{where}: it is gated, and your token can't reach it. Ask for access on its page; {UNTOUCHED}."
+            way_out = f"Ask for access on {asked.endpoint}/{where}"
+            return f"{where}: it is gated, and your token can't reach it. {way_out}; {UNTOUCHED}."
         case errors.RepositoryNotFoundError():
             return f"{where}: the repository is gone, or your token may not see it (private). {UNTOUCHED_}."
         case errors.BadRequestError():
@@ -131,7 +132,7 @@ def _push_line(error: BaseException, asked: Asked) -> str:
         case errors.HfHubHTTPError() if error.response.status_code == 401:
             return f"{asked.endpoint}: your token is wrong, expired or revoked (401). Renew it: {LOG_IN}; {UNTOUCHED}."
         case errors.HfHubHTTPError() if error.response.status_code == 403:
-            return f"{where}: {_forbidden(_said(error))} {UNTOUCHED_}; what was uploaded is not sent again."
+            return f"{where}: {_forbidden(_said(error))} {UNTOUCHED_}."
         case errors.HfHubHTTPError() if error.response.status_code in MOVED_OR_TAKEN:
             way_out = "Push again, or pass --create-pr"
             return f"{where}: others keep changing it ({error.response.status_code}: {_said(error)}). {way_out}."
@@ -152,7 +153,8 @@ def _push_line(error: BaseException, asked: Asked) -> str:
 def _forbidden(said: str) -> str:
     """Rights, or room: the Hub answers both with 403."""
     if any(word in said.lower() for word in ("quota", "storage", "exceeded")):
-        return f"no room (403: {said}). Free some, push to another owner, or make it public: that is where room is."
+        way_out = "Free some, push to another owner, or make it public, then push again: what is there isn't sent again"
+        return f"no room (403: {said}). {way_out}."
     return f"your token may not write there (403: {said}). Use one that may, or pass --create-pr."
 
 
@@ -206,15 +208,16 @@ def _line(error: BaseException, asked: Asked) -> str:
 
 def _gated(error: errors.GatedRepoError, asked: Asked) -> str:
     said = (error.server_message or "").lower()
+    ask = f"Ask for access on {asked.endpoint}/{asked.repo_id}"
     if not asked.has_token:
-        return f"{asked.repo_id}: it is gated and no token was sent. Ask for access on its page, {LOG_IN}, {NOTHING}."
+        return f"{asked.repo_id}: it is gated and no token was sent. {ask}, {LOG_IN}, {NOTHING}."
     if "awaiting" in said:
         way_out = "Wait until its owner grants your request"
         return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
     if "fine-grained" in said:
         way_out = "In the token's settings allow it to read public gated repositories"
         return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
-    return f"{asked.repo_id}: your token can't read it (gated). Ask for access on its page, {NOTHING}."
+    return f"{asked.repo_id}: your token can't read it (gated). {ask}, {NOTHING}."
 
 
 def _not_found(asked: Asked) -> str:
