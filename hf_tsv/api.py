@@ -33,8 +33,10 @@ from hf_tsv.recipe import Recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
 from hf_tsv.resources import CPU, check_disks, device_name, device_named
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
-from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
+from hf_tsv.sources import Source, Stream, bytes_to_download, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, full_disk_told, write_text
+
+DOWNLOADING = "downloading"
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
@@ -112,14 +114,15 @@ def merge(
         if not destinations or not is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
             _check_place(out, sources, overwrite=overwrite)
             check_memory(planned, resources)
-            downloads = bytes_to_download(sources, hub, stream=stream)
+            streamed: Stream = "all" if stream else "none"
+            downloads = bytes_to_download(sources, hub, stream=streamed)
             check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
             if leaves_residuals(planned):
                 from hf_tsv.residuals import check_residuals
 
                 check_residuals(planned)
             in_order = stream or bool(destinations)
-            sources = fetch(sources, hub, stream=stream)
+            sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
             planned = plan_of(recipe, sources, max_shard_size)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
@@ -181,6 +184,7 @@ def compress(
     restart: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
+    stream: bool = False,
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
@@ -199,6 +203,8 @@ def compress(
         restart: Throw an unfinished run's work away.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        stream: Read the fine-tuned models' weights from the Hub tensor by tensor, once for each of the passes, instead
+            of downloading their files. The base's are downloaded: PEFT loads them.
         push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression
             already is pushed as it is; the record then says under `pushed` where.
         hub: How to reach the Hub.
@@ -221,12 +227,26 @@ def compress(
         planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
     ) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return compress_tasks(planned, _folders(sources), staging, identity, base, options, resources, progress)
+        return compress_tasks(
+            planned, _folders(sources), staging, identity, base, options, resources, progress, in_order=stream
+        )
 
     if not destinations or not is_made(out, recipe, sources, options.flags):
         _check_place(out, sources, overwrite=overwrite)
         licence = destinations[0].licence if destinations else None
-        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence, restart=restart)
+        _write_adapter_folder(
+            recipe,
+            out,
+            sources,
+            write,
+            options.flags,
+            resources,
+            hub,
+            licence,
+            progress,
+            restart=restart,
+            stream=stream,
+        )
     return read_record(out) | delivered(out, destinations, progress)
 
 
@@ -239,6 +259,7 @@ def merge_as_adapter(
     restart: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
+    stream: bool = False,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -254,6 +275,7 @@ def merge_as_adapter(
         restart: Throw an unfinished run's work away.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        stream: As in `compress`.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
@@ -275,12 +297,23 @@ def merge_as_adapter(
         planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
     ) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return write_as_adapter(planned, staging, identity, base, _folders(sources), rank, resources, progress)
+        return write_as_adapter(
+            planned, staging, identity, base, _folders(sources), rank, resources, progress, in_order=stream
+        )
 
     in_float32 = dataclasses.replace(recipe, out_dtype="float32")
     flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
-    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None, restart=restart)
+    _write_adapter_folder(
+        in_float32, out, sources, write, flags, resources, hub, None, progress, restart=restart, stream=stream
+    )
     return read_record(out)
+
+
+def _watched(downloads: int, progress: Progress) -> Callable[[int], None]:
+    """What tells a person of a download of so many bytes."""
+    if downloads:
+        progress.begin(downloads)
+    return lambda nbytes: progress.advance(nbytes, DOWNLOADING)
 
 
 def _write_adapter_folder(
@@ -292,12 +325,17 @@ def _write_adapter_folder(
     resources: Resources,
     hub: Hub,
     licence: Licence | None,
+    progress: Progress,
     *,
     restart: bool,
+    stream: bool,
 ) -> None:
     """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
-    sources = fetch(sources, hub)
+    streamed: Stream = "tasks" if stream else "none"
+    downloads = bytes_to_download(sources, hub, stream=streamed)
+    check_disks([(hub.cache_dir, downloads)])
+    sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
     planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
     identity = _identity_on(CPU, planned, sources, flags)

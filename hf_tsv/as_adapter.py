@@ -29,6 +29,8 @@ def write_as_adapter(
     rank: int | None,
     resources: Resources,
     progress: Progress,
+    *,
+    in_order: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Write what a merge changes of the base as a PEFT adapter, and have PEFT load it.
 
@@ -44,6 +46,7 @@ def write_as_adapter(
         rank: Most triplets of a matrix; all that it has unless given. Of LoRA adapters of rank r these are at most T r.
         resources: What may be used of the machine.
         progress: Told of the work done.
+        in_order: As in `compress_tasks`.
 
     Returns:
         As `compress_tasks`, whose errors these are too; the one task is called `merged`.
@@ -52,7 +55,7 @@ def write_as_adapter(
     steps = tuple(replace(s, method=TSV_C, weights=(1.0,), parameters={}) if s.is_merged else s for s in plan.steps)
     as_task = replace(plan, tasks=(MERGED,), finetuned=(merged,), steps=steps, parts=())
     options = compressing(plan.recipe, FixedRank(rank) if rank else Energy(1.0), profiles=("faithful",))
-    report = compress_tasks(as_task, folders, staging, identity, base, options, resources, progress)
+    report = compress_tasks(as_task, folders, staging, identity, base, options, resources, progress, in_order=in_order)
     out, folder = staging.out, staging.out / ADAPTERS["faithful"]
     for file in (folder / MERGED).iterdir():
         file.rename(out / file.name)

@@ -192,6 +192,8 @@ def compress_tasks(
     options: Compressing,
     resources: Resources,
     progress: Progress,
+    *,
+    in_order: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Write an adapter of every task, and have PEFT read it.
 
@@ -207,6 +209,8 @@ def compress_tasks(
         options: How to compress.
         resources: What may be used of the machine.
         progress: Told of the work done.
+        in_order: Whether to take the tensors as their files hold them, for sources that are read over a network,
+            instead of the largest first.
 
     Returns:
         By task and profile: bytes, energy kept, what is left out, largest errors.
@@ -222,13 +226,13 @@ def compress_tasks(
     progress.begin(sum(_work_left(plan, Journal.read_done(staging, stage)) for stage in (SPECTRA, FACTORS)))
     with one_thread_each():
         with Findings(staging, identity, SPECTRA, _spectra_infos(plan, tasks)) as spectra:
-            _survey(plan, tasks, spectra, options, resources, progress)
+            _survey(plan, tasks, spectra, options, resources, progress, in_order=in_order)
         sharing = [tasks] if options.together else [[task] for task in tasks]
         for group in sharing:
             _choose(group, [architectures[tasks.index(task)] for task in group], base, options)
         with Findings(staging, identity, FACTORS, _factor_infos(plan, tasks)) as factors:
-            _factor(plan, tasks, factors, resources, progress)
-            reports = _write(plan, tasks, factors, staging.out, resources)
+            _factor(plan, tasks, factors, resources, progress, in_order=in_order)
+            reports = _write(plan, tasks, factors, staging.out, resources, in_order=in_order)
             _copy_configs(plan, tasks, folders, staging.out)
             _verify(plan, tasks, factors, architectures, staging.out, options, reports)
     return reports
@@ -252,10 +256,13 @@ def _survey(
     options: Compressing,
     resources: Resources,
     progress: Progress,
+    *,
+    in_order: bool,
 ) -> None:
     """The first pass: which tensors each task changed, and the singular values of those that are matrices."""
     left = [step for step in plan.merged if any(task.key(step) not in found.done for task in tasks)]
-    each_step(left, partial(_observe, plan, tasks, found, options), plan, resources, progress, plan.work)
+    observe = partial(_observe, plan, tasks, found, options)
+    each_step(left, observe, plan, resources, progress, plan.work, in_order=in_order)
     for task in tasks:
         for step in plan.merged:
             facts = found.done[task.key(step)]
@@ -371,7 +378,15 @@ def _factor_infos(plan: Plan, tasks: Sequence[_Task]) -> list[TensorInfo]:
     ]
 
 
-def _factor(plan: Plan, tasks: Sequence[_Task], found: Findings, resources: Resources, progress: Progress) -> None:
+def _factor(
+    plan: Plan,
+    tasks: Sequence[_Task],
+    found: Findings,
+    resources: Resources,
+    progress: Progress,
+    *,
+    in_order: bool,
+) -> None:
     """The second pass: factors of every changed matrix that isn't stored whole."""
 
     def left(step: Step) -> list[tuple[int, _Task, int]]:
@@ -386,12 +401,12 @@ def _factor(plan: Plan, tasks: Sequence[_Task], found: Findings, resources: Reso
             facts = {"kept": [len(f.s) for f in made], "energies": [f.energy for f in made]}
             found.put(task.key(step), packed(made, rank), **facts, fell_back=sum(f.fell_back for f in made))
 
-    each_step(list(filter(left, plan.merged)), do, plan, resources, progress, plan.work)
+    each_step(list(filter(left, plan.merged)), do, plan, resources, progress, plan.work, in_order=in_order)
     found.sync()
 
 
 def _write(
-    plan: Plan, tasks: Sequence[_Task], found: Findings, out: Path, resources: Resources
+    plan: Plan, tasks: Sequence[_Task], found: Findings, out: Path, resources: Resources, *, in_order: bool
 ) -> dict[str, dict[str, Any]]:
     """Put every changed tensor into every adapter that holds it."""
     with ExitStack() as open_files:
@@ -401,7 +416,8 @@ def _write(
                 folder = out / ADAPTERS[profile] / task.name
                 shutil.rmtree(folder, ignore_errors=True)  # of an earlier start, perhaps with another PEFT
                 writers[t, profile] = open_files.enter_context(AdapterWriter(folder, planned, plan.base))
-        each_step(plan.merged, partial(_put, plan, tasks, found, writers), plan, resources, Silent(), plan.work)
+        put = partial(_put, plan, tasks, found, writers)
+        each_step(plan.merged, put, plan, resources, Silent(), plan.work, in_order=in_order)
         for part in plan.parts:
             for (t, _), writer in writers.items():
                 if tasks[t].name == part.task:

@@ -174,4 +174,4 @@ def test_progress_tells_rate_and_time_left(
         for name in "ab":
             now[0] += clock / 2
             progress.advance(5, name)
-    assert capsys.readouterr().err == f"Merging: 25%, {rate}, about {3 * clock:.0f} s left\n"
+    assert capsys.readouterr().err == f"Merging: 25%, {rate}, about {3 * clock:.0f} s left (b)\n"

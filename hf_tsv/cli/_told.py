@@ -103,6 +103,7 @@ class WorkProgress:
     def begin(self, total: float) -> None:
         self._total, self._done, self._steps = total, 0.0, 0
         self._started = self._spoken = time.monotonic()
+        self._stop()
         if not self._quiet and err.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[now]}", style="dim"), console=err, transient=True)
@@ -118,7 +119,7 @@ class WorkProgress:
             self._spoken = time.monotonic()
             left = (self._spoken - self._started) * (self._total / self._done - 1)
             share = f"{self._done / self._total:.0%}"
-            err.print(f"{self._label}: {share}, {self._rate()}, about {left:.0f} s left", markup=False)
+            err.print(f"{self._label}: {share}, {self._rate()}, about {left:.0f} s left ({name})", markup=False)
 
     def _rate(self) -> str:
         """Steps a second, or a minute where they are slow."""
@@ -129,5 +130,8 @@ class WorkProgress:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()

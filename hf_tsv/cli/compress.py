@@ -8,6 +8,7 @@ import typer
 
 from hf_tsv.cli._options import (
     CacheDir,
+    CommitMessage,
     CreatePr,
     DryRun,
     Json,
@@ -18,6 +19,7 @@ from hf_tsv.cli._options import (
     Quiet,
     RecipeFile,
     Restart,
+    Streamed,
     Token,
     Workers,
     out_or_named,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from hf_tsv.compression import RankChoice
     from hf_tsv.hub import Hub
     from hf_tsv.recipe import Recipe
+    from hf_tsv.sources import Stream
 
 PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = {
     None: None,
@@ -74,10 +77,12 @@ def compress(
     restart: Restart = False,
     workers: Workers = None,
     dry_run: DryRun = False,
+    stream: Streamed = False,
     push_to_hub: PushToHub = None,
     create_pr: CreatePr = False,
     private: Private = None,
     license_: License = None,
+    commit_message: CommitMessage = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -104,7 +109,8 @@ def compress(
     from hf_tsv.hub import Hub
     from hf_tsv.pushing import preview as preview_of
 
-    pushing, out_ = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out_, push_to_hub)
+    pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
+    out_ = out_or_named(out_, push_to_hub)
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
     options = compressing(
         loaded,
@@ -116,7 +122,9 @@ def compress(
         together=together,
     )
     if dry_run:
-        return preview(preview_of(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
+        tasks = [model.name for model in loaded.models]
+        streamed: Stream = "tasks" if stream else "none"
+        return preview(preview_of(loaded, pushing, hub=hub, out=out_, tasks=tasks, stream=streamed))
     disable_progress_bars()
     with kept_when_interrupted(out_, pushes=pushing is not None), WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(
@@ -126,6 +134,7 @@ def compress(
             overwrite=overwrite,
             restart=restart,
             workers=workers,
+            stream=stream,
             push_to_hub=pushing,
             hub=hub,
             progress=progress,

@@ -8,6 +8,7 @@ import typer
 
 from hf_tsv.cli._options import (
     CacheDir,
+    CommitMessage,
     CreatePr,
     Device,
     DryRun,
@@ -21,6 +22,7 @@ from hf_tsv.cli._options import (
     RecipeFile,
     Restart,
     ShardSize,
+    Streamed,
     Svd,
     Token,
     Workers,
@@ -49,13 +51,12 @@ def merge(
         int | None, typer.Option("--rank", min=1, help="Of --as adapter; all there is unless given.")
     ] = None,
     dry_run: DryRun = False,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Read weights from the Hub piece by piece, with no copy on disk.")
-    ] = False,
+    stream: Streamed = False,
     push_to_hub: PushToHub = None,
     create_pr: CreatePr = False,
     private: Private = None,
     license_: License = None,
+    commit_message: CommitMessage = None,
     svd: Svd = None,
     max_shard_size: ShardSize = "5GB",
     workers: Workers = None,
@@ -69,10 +70,8 @@ def merge(
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
     if rank and as_ != "adapter":
         raise typer.BadParameter("is for --as adapter", param_hint="--rank")
-    if as_ == "adapter" and (stream or push_to_hub):
-        raise typer.BadParameter(
-            "is for checkpoints; push an adapter by hf-tsv push", param_hint="--stream / --push-to-hub"
-        )
+    if as_ == "adapter" and push_to_hub:
+        raise typer.BadParameter("is for checkpoints; push an adapter by hf-tsv push", param_hint="--push-to-hub")
     if as_ == "adapter" and device != "cpu":
         raise typer.BadParameter("is for checkpoints; adapters are made by the CPU", param_hint="--device")
     memory = memory_of(max_memory)
@@ -85,10 +84,20 @@ def merge(
     from hf_tsv.processes import Process
     from hf_tsv.pushing import preview as preview_of
 
-    pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
+    pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
+    out = out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
-        return preview(preview_of(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
+        return preview(
+            preview_of(
+                loaded,
+                pushing,
+                hub=hub,
+                out=out,
+                max_shard_size=max_shard_size,
+                stream="none" if not stream else "tasks" if as_ == "adapter" else "all",
+            )
+        )
     disable_progress_bars()
     if as_ == "adapter":
         with kept_when_interrupted(out), WorkProgress("Merging", quiet=quiet) as progress:
@@ -100,6 +109,7 @@ def merge(
                 restart=restart,
                 workers=workers,
                 max_memory=memory,
+                stream=stream,
                 hub=hub,
                 progress=progress,
             )
