@@ -53,8 +53,8 @@ def plan(
     Raises:
         HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; all of it is told.
     """
-    recipe = loaded(recipe)
-    return plan_of(recipe, open_sources(recipe, hub or Hub()), max_shard_size)
+    recipe, hub = loaded(recipe), hub or Hub()
+    return plan_of(recipe, open_sources(recipe, hub), max_shard_size, hub)
 
 
 def merge(
@@ -103,7 +103,7 @@ def merge(
     before = stamp(out / RECORD_FILE)
     with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
         sources = open_sources(recipe, hub)
-        planned = plan_of(recipe, sources, max_shard_size)
+        planned = plan_of(recipe, sources, max_shard_size, hub)
         destinations = [to for _, to in targets(push_to_hub, sources, None, hub)]
         if not destinations or not is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
             _check_place(out, sources, overwrite=overwrite)
@@ -116,7 +116,7 @@ def merge(
                 check_residuals(planned)
             in_order = stream or bool(destinations)
             sources = fetch(sources, hub, stream=stream)
-            planned = plan_of(recipe, sources, max_shard_size)
+            planned = plan_of(recipe, sources, max_shard_size, hub)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
                 _help(planned, staging, team, _identity(planned, sources), run_)
@@ -280,7 +280,7 @@ def _write_adapter_folder(
     """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
     sources = fetch(sources, hub)
-    planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE)
+    planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE, hub)
     check_memory(planned, resources)
     with Staging(out) as staging:
         staging.discard()
@@ -347,6 +347,7 @@ def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
         "recipe": hashlib.sha256(planned.recipe.text.encode()).hexdigest(),
         **models,
         "shards": hashlib.sha256(layout.encode()).hexdigest(),
+        **({"vocabulary": planned.vocabulary.fingerprint} if planned.vocabulary else {}),
         "singular value decomposition": planned.recipe.svd,
         "version of hf_tsv's numerics": NUMERICS,
         "version of torch": torch.__version__,
@@ -481,7 +482,11 @@ def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Pa
     template = recipe.chat_template
     if template == "auto":
         template = most_common_template([source.folder for source in by_ref.values() if source.folder])
-    base, tokenizer = (companions(by_ref[ref], hub) for ref in (recipe.base, recipe.tokenizer_source))
-    copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template)
+    vocabulary, base = planned.vocabulary, companions(by_ref[recipe.base], hub)
+    tokenizer = base if recipe.tokenizer_model == recipe.base else companions(by_ref[recipe.tokenizer_model], hub)
+    rows = {vocabulary.base_rows[name]: new for name, new in vocabulary.rows.items()} if vocabulary else None
+    copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template, rows=rows)
+    if vocabulary:
+        vocabulary.write(out)
     folders = {s.ref.path if s.pin else s.folder.name: s.folder for s in sources if s.folder}
     copy_licences(folders, out)

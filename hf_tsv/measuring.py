@@ -48,7 +48,7 @@ def inspect(
     """
     recipe, hub = loaded(recipe), hub or Hub()
     resources = Resources.of(workers, max_memory)
-    planned = plan_of(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE)
+    planned = plan_of(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE, hub)
     return inspection.summarize(inspection.inspect_plan(planned, resources, progress or Silent()))
 
 
@@ -140,7 +140,7 @@ def tune(
     unscaled = at_scale_one(recipe)
     sources = fetch(open_sources(unscaled, hub), hub)
     return search(
-        plan_of(unscaled, sources, DEFAULT_SHARD_SIZE),
+        plan_of(unscaled, sources, DEFAULT_SHARD_SIZE, hub),
         recipe,
         asked,
         prepare(asked, sources, lambda base, task: ()),

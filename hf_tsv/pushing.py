@@ -116,7 +116,7 @@ def preview(
 ) -> Preview:
     """What a merge, or of these tasks a compression, would do. Nothing is written; errors are those of doing it."""
     sources = open_sources(recipe, hub)
-    planned = plan_of(recipe, sources, max_shard_size)
+    planned = plan_of(recipe, sources, max_shard_size, hub)
     return Preview(planned, bytes_to_download(sources, hub, stream=stream), targets(pushing, sources, tasks, hub))
 
 

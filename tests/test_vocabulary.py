@@ -1,0 +1,397 @@
+"""Models with different vocabularies: rows by token, against a plain evaluation of the rule."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers as tk
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import hf_tsv
+from hf_tsv import planner, vocabulary
+from hf_tsv.errors import OutputError, PlanError
+from hf_tsv.verified import verify
+
+from . import models
+
+WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "far", "away", "home"]
+SPECIAL = ["<unk>", "<s>", "</s>"]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+CHAT = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+
+
+def bpe(extra: Iterable[str] = (), added: Iterable[str] = (), plain: Iterable[str] = ()) -> tf.PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of the words, whose ids are the same whatever comes behind them.
+
+    extra: further words to learn; added: special tokens; plain: added tokens that aren't special.
+    """
+    letters = sorted(set("".join(WORDS)))
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *letters])}
+    merges: list[tuple[str, str]] = []
+    for word in [*WORDS, *extra]:
+        for end in range(2, len(word) + 1):
+            pair = (word[: end - 1], word[end - 1])
+            if word[:end] not in vocab:
+                vocab[word[:end]] = len(vocab)
+                merges.append(pair)
+    model = tk.Tokenizer(tk.models.BPE(vocab, merges, unk_token="<unk>"))
+    model.pre_tokenizer = tk.pre_tokenizers.Whitespace()
+    made = tf.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    made.add_tokens([tk.AddedToken(token, special=True) for token in added])
+    made.add_tokens([tk.AddedToken(token, lstrip=True) for token in plain])
+    return made
+
+
+def save(
+    folder: Path,
+    tokenizer: Any,
+    rows: int | None = None,
+    *,
+    seed: int,
+    tied: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """A Llama with a row for each token, or so many, and its tokenizer. Its first rows are near those of the others."""
+    rows = rows or len(tokenizer)
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(vocab_size=rows, num_key_value_heads=2, tie_word_embeddings=tied, **models.SMALL)
+    model = tf.LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(0)
+    state = model.state_dict()
+    for name in sorted(state):
+        if name not in (EMBEDDING, HEAD):
+            state[name].copy_(torch.randn(state[name].shape, generator=generator) * 0.1)
+    for name in (EMBEDDING,) if tied else (EMBEDDING, HEAD):
+        state[name].copy_(torch.randn(1000, 32, generator=generator)[:rows])
+    models.save(models.perturbed(model, seed) if seed else model, folder, dtype)
+    tokenizer.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def recipe(
+    folder: Path, source: str | None = None, method: str = "task_arithmetic", tasks: int = 2, more: str = ""
+) -> Path:
+    line = f"tokenizer_source: {source}\n" if source else ""
+    return models.recipe(folder, method, tasks, line + more)
+
+
+def ids_of(folder: Path) -> Mapping[str, int]:
+    return tf.AutoTokenizer.from_pretrained(folder).get_vocab()
+
+
+def by_hand(folder: Path, ids: Mapping[str, int], rows: int, name: str, tasks: int = 2, scale: float = 1.0) -> Tensor:
+    """Task arithmetic by token, row by row, in float64; NaN where no token is."""
+    folders = [folder / "base", *(folder / f"t{t}" for t in range(tasks))]
+    (base, base_ids), *tuned = [(load_file(f / "model.safetensors")[name].double(), ids_of(f)) for f in folders]
+    out = torch.full((rows, base.shape[1]), torch.nan, dtype=torch.float64)
+    for token, i in ids.items():
+        own = [(w[at[token]] if token in at and at[token] < len(w) else None) for w, at in tuned]
+        if token in base_ids and base_ids[token] < len(base):
+            ours = base[base_ids[token]]
+            out[i] = ours + scale * sum((row - ours for row in own if row is not None), torch.zeros_like(ours))
+        else:
+            out[i] = torch.stack([row for row in own if row is not None]).mean(dim=0)
+    return out
+
+
+@pytest.fixture
+def zoo(tmp_path: Path) -> Path:
+    """A base of 37 tokens; a task that adds chat tokens; one that learned words and has the same tokens and another."""
+    save(tmp_path / "base", bpe(), seed=0)
+    chat = bpe(added=["<|im_start|>", "<|im_end|>"])
+    chat.chat_template = CHAT
+    save(tmp_path / "t0", chat, seed=1)
+    save(tmp_path / "t1", bpe(extra=["storm"], added=["<|im_end|>"], plain=["<tool>"]), seed=2)
+    return tmp_path
+
+
+def merged(out: Path) -> dict[str, Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [EMBEDDING, HEAD])
+@pytest.mark.parametrize("source", ["base", "union", "t0", "t1"])
+def test_rows_are_matched_by_token(zoo: Path, source: str, name: str) -> None:
+    hf_tsv.merge(recipe(zoo, source), zoo / "out")
+    ids, rows = ids_of(zoo / "out"), len(merged(zoo / "out")[name])
+    assert rows == len(ids) == json.loads((zoo / "out" / "config.json").read_text())["vocab_size"]
+    close(merged(zoo / "out")[name], by_hand(zoo, ids, rows, name))
+    loaded, told = tf.AutoModelForCausalLM.from_pretrained(zoo / "out", output_loading_info=True)
+    assert not told["missing_keys"] | told["unexpected_keys"] | told["mismatched_keys"]
+    assert torch.equal(loaded.get_input_embeddings().weight, merged(zoo / "out")[EMBEDDING])
+
+
+def test_a_union_has_the_bases_ids_then_the_tasks_tokens(zoo: Path) -> None:
+    hf_tsv.merge(recipe(zoo, "union"), zoo / "out")
+    base, ids = ids_of(zoo / "base"), ids_of(zoo / "out")
+    assert {token: ids[token] for token in base} == base
+    new = sorted(ids.keys() - base.keys(), key=lambda token: ids[token])
+    assert new == ["<|im_start|>", "<|im_end|>", "st", "sto", "stor", "storm", "<tool>"]
+    out = tf.AutoTokenizer.from_pretrained(zoo / "out")
+    assert out.convert_ids_to_tokens(out("<|im_start|>the storm<tool> cat<|im_end|>")["input_ids"]) == [
+        *("<|im_start|>", "the", "storm", "<tool>", "cat", "<|im_end|>")
+    ]
+    flags = {str(token): token for token in out.added_tokens_decoder.values()}
+    assert (flags["<|im_end|>"].special, flags["<tool>"].special, flags["<tool>"].lstrip) == (True, False, True)
+    theirs = tf.AutoTokenizer.from_pretrained(zoo / "base")
+    text = "the cat sat on the mat far away"
+    assert out(text)["input_ids"] == theirs(text)["input_ids"]
+
+
+def told(folder: Path, source: str | None = None, method: str = "task_arithmetic", more: str = "") -> str:
+    with pytest.raises(PlanError) as caught:
+        hf_tsv.plan(recipe(folder, source, method, more=more))
+    return str(caught.value).replace(str(folder), "DIR")
+
+
+def test_vocabularies_that_differ_are_refused_with_the_choice(zoo: Path) -> None:
+    assert told(zoo) == (
+        f'{HEAD}: the vocabularies differ: \'t0\' has 2 tokens that the base lacks ("<|im_start|>", "<|im_end|>");'
+        ' \'t1\' has 6 tokens that the base lacks ("st", "sto", "stor" and 3 more). Say whose the output gets:'
+        " tokenizer_source: base leaves new tokens out, union takes all, a model's name takes that model's; rows are"
+        " then matched by token. Or keep the base's embeddings by an override with merge_method: base"
+    )
+
+
+def test_rows_that_mean_other_tokens_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "base", bpe(added=["<a>", "<b>"]), 64, seed=0)
+    save(tmp_path / "t0", bpe(added=["<b>", "<a>"]), 64, seed=1)
+    save(tmp_path / "t1", bpe(added=["<a>", "<b>", "<c>"]), 64, seed=2)
+    problem = told(tmp_path)
+    assert "'t0' has another id for 2 of the base's (\"<b>\", \"<a>\"); 't1' has 1 tokens" in problem
+    hf_tsv.merge(recipe(tmp_path, "base"), tmp_path / "out")
+    close(
+        merged(tmp_path / "out")[HEAD][: len(bpe()) + 2],
+        by_hand(tmp_path, ids_of(tmp_path / "base"), 64, HEAD)[: len(bpe()) + 2],
+    )
+
+
+def test_embeddings_that_stay_the_bases_need_no_choice(zoo: Path) -> None:
+    more = "overrides:\n" + "".join(f"- {{filter: {{kind: {k}}}, merge_method: base}}\n" for k in ("embedding", "head"))
+    record = hf_tsv.merge(recipe(zoo, more=more), zoo / "out")
+    assert torch.equal(merged(zoo / "out")[HEAD], load_file(zoo / "base" / "model.safetensors")[HEAD])
+    assert record["task_parts"].keys() == {"t0", "t1"}
+    assert "vocabulary" not in record
+
+
+def test_a_tokenizer_that_lacks_tokens_or_rows_changes_nothing(tmp_path: Path) -> None:
+    """The same vocabulary, more tokens than rows, fewer tokens, none: rows are merged as they lie."""
+    rows = len(bpe(added=["<a>"]))
+    save(tmp_path / "base", bpe(added=["<a>"]), seed=0)
+    for task, tokenizer in (("t0", bpe(added=["<a>", "<pad>"])), ("t1", bpe())):
+        save(tmp_path / task, tokenizer, rows, seed=int(task[1]) + 1)
+    plain = hf_tsv.plan(recipe(tmp_path))
+    assert plain.vocabulary is None
+    (tmp_path / "t1" / "tokenizer.json").unlink()
+    assert hf_tsv.plan(recipe(tmp_path, "base", tasks=2)).vocabulary is not None  # t0 names a token without a row
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "rows"),
+    [
+        ("base", "", 64),
+        ("union", "", 64),
+        ("t1", "", 70),
+        (None, "tokenizer: {source: base, pad_to_multiple_of: 10}\n", 40),
+        (None, "tokenizer: {source: union, pad_to_multiple_of: 50}\n", 50),
+    ],
+)
+def test_padding(tmp_path: Path, source: str | None, more: str, rows: int) -> None:
+    """A row of padding is no token, and no task changes it."""
+    base = save(tmp_path / "base", bpe(), 64, seed=0)
+    save(tmp_path / "t0", bpe(added=["<a>"]), 80, seed=1)
+    save(tmp_path / "t1", bpe(added=["<a>", "<b>"]), 70, seed=2)
+    hf_tsv.merge(recipe(tmp_path, source, more=more), tmp_path / "out")
+    ids, got = ids_of(tmp_path / "out"), merged(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == rows == len(got[HEAD])
+    for name in (EMBEDDING, HEAD):
+        want = by_hand(tmp_path, ids, rows, name)
+        padding = want[:, 0].isnan()
+        close(got[name][~padding], want[~padding])
+        mean = base[name][: len(bpe())].double().mean(dim=0).expand(rows, -1)
+        theirs = mean.clone() if source == "t1" else torch.cat([base[name].double(), mean])[:rows]
+        close(got[name][padding], theirs[padding])
+    tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("rows", "extra", "padded"), [(64, 40, 128), (48, 40, 80), (40, 3, 48), (39, 3, 42)])
+def test_a_union_that_outgrows_the_padding_is_padded_as_the_base(
+    tmp_path: Path, rows: int, extra: int, padded: int
+) -> None:
+    """The base's 39 tokens have so many rows."""
+    save(tmp_path / "base", bpe(), rows, seed=0)
+    for t in range(2):
+        save(tmp_path / f"t{t}", bpe(added=[f"<{i}>" for i in range(extra)]), seed=t + 1)
+    steps = {step.name: step for step in hf_tsv.plan(recipe(tmp_path, "union")).steps}
+    assert (steps[HEAD].out.shape, steps[EMBEDDING].out.shape) == ((padded, 32), (padded, 32))
+
+
+def test_only_padding_differs_and_no_choice_is_needed(tmp_path: Path) -> None:
+    save(tmp_path / "base", bpe(), 64, seed=0)
+    save(tmp_path / "t0", bpe(), 80, seed=1)
+    save(tmp_path / "t1", bpe(), seed=2)
+    planned = hf_tsv.plan(recipe(tmp_path))
+    assert planned.vocabulary is not None
+    assert planned.vocabulary.is_bases
+    hf_tsv.merge(recipe(tmp_path), tmp_path / "out")
+    ids = ids_of(tmp_path / "base")
+    close(merged(tmp_path / "out")[EMBEDDING][: len(ids)], by_hand(tmp_path, ids, 64, EMBEDDING)[: len(ids)])
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "ties", "linear", "model_stock", "karcher"])
+def test_a_task_changes_nothing_where_it_has_no_token(zoo: Path, method: str) -> None:
+    """A new token's row is the mean of its owners' rows, whatever the method; t1 has no <|im_start|>, t0 no <tool>."""
+    hf_tsv.merge(recipe(zoo, "union", method), zoo / "out")
+    ids, got = ids_of(zoo / "out"), merged(zoo / "out")
+    want = by_hand(zoo, ids, len(ids), HEAD)
+    new = [i for token, i in ids.items() if token not in ids_of(zoo / "base")]
+    tolerance = 0.05 if method == "karcher" else 1e-5  # on the sphere, whose bend is all that moves what is alike
+    torch.testing.assert_close(got[HEAD][new].double(), want[new], rtol=tolerance, atol=tolerance)
+
+
+def test_tsv_merge_sees_the_shared_tokens_alone(zoo: Path) -> None:
+    """New rows take no direction for themselves: the shared rows are those of a merge of the shared rows."""
+    hf_tsv.merge(recipe(zoo, "union", "tsv_m"), zoo / "out")
+    shared = len(ids_of(zoo / "base"))
+    for name in ("base", "t0", "t1"):
+        path = zoo / name / "model.safetensors"
+        state = {k: v[:shared].clone() if k in (EMBEDDING, HEAD) else v for k, v in load_file(path).items()}
+        save_file(state, path, metadata={"format": "pt"})
+        bpe().save_pretrained(zoo / name)
+    hf_tsv.merge(recipe(zoo, method="tsv_m"), zoo / "cut")
+    torch.testing.assert_close(merged(zoo / "out")[HEAD][:shared], merged(zoo / "cut")[HEAD], rtol=0, atol=1e-5)
+
+
+def test_tied_embeddings(tmp_path: Path) -> None:
+    save(tmp_path / "base", bpe(), seed=0, tied=True)
+    save(tmp_path / "t0", bpe(added=["<a>"]), seed=1, tied=True)
+    save(tmp_path / "t1", bpe(added=["<b>"]), seed=2, tied=True)
+    hf_tsv.merge(recipe(tmp_path, "union"), tmp_path / "out")
+    ids = ids_of(tmp_path / "out")
+    close(merged(tmp_path / "out")[EMBEDDING], by_hand(tmp_path, ids, len(ids), EMBEDDING))
+    loaded = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.lm_head.weight, merged(tmp_path / "out")[EMBEDDING])
+
+
+def test_a_row_that_a_task_lacks_stays_exactly_whatever_the_dtypes(tmp_path: Path) -> None:
+    save(tmp_path / "base", bpe(added=["<a>"]), seed=0, dtype=torch.bfloat16)
+    save(tmp_path / "t0", bpe(), seed=1, dtype=torch.float16)
+    save(tmp_path / "t1", bpe(), seed=2, dtype=torch.float32)
+    hf_tsv.merge(recipe(tmp_path, "base"), tmp_path / "out")
+    assert torch.equal(merged(tmp_path / "out")[HEAD][-1], load_file(tmp_path / "base" / "model.safetensors")[HEAD][-1])
+
+
+def test_ids_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task whose vocabulary is shuffled, merged in small pieces."""
+    names = [f"w{i}" for i in range(200)]
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0)).tolist()
+    for folder, words, seed in (
+        ("base", names, 0),
+        ("t0", [names[i] for i in order], 1),
+        ("t1", [*names[::-1], "new"], 2),
+    ):
+        model = tk.Tokenizer(
+            tk.models.WordLevel({word: i for i, word in enumerate(["<unk>", *words])}, unk_token="<unk>")
+        )
+        save(tmp_path / folder, tf.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>"), seed=seed)
+    whole = recipe(tmp_path, "union")
+    hf_tsv.merge(whole, tmp_path / "whole", workers=1)
+    ids = ids_of(tmp_path / "whole")
+    close(merged(tmp_path / "whole")[HEAD], by_hand(tmp_path, ids, len(ids), HEAD))
+    monkeypatch.setattr(planner, "PIECE", 32 * 7)
+    monkeypatch.setattr(vocabulary, "PIECE", 32 * 7)
+    hf_tsv.merge(whole, tmp_path / "pieces", workers=3)
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
+        tmp_path / "pieces" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_record_lock_card_and_verify(zoo: Path) -> None:
+    record = hf_tsv.merge(recipe(zoo, "union", "tsv_m"), zoo / "out")
+    told = record["vocabulary"]
+    assert (told["source"], told["new"], told["rows"][HEAD]) == ("union", 7, told["tokens"])
+    assert any('7 tokens are added to the base\'s: "<|im_start|>"' in warning for warning in record["warnings"])
+    assert "tokenizer_source: union" in (zoo / "out" / "recipe.lock.yaml").read_text()
+    assert "matched by token" in (zoo / "out" / "README.md").read_text()
+    found = verify(zoo / "out", sample=None)
+    assert not found.differs + found.not_checked
+    assert HEAD in found.recomputed
+    bpe(added=["<|im_end|>", "<|im_start|>"]).save_pretrained(zoo / "t0")  # which changes no weight file
+    assert any(HEAD in line for line in verify(zoo / "out", sample=None).differs)
+
+
+def test_an_unfinished_run_is_not_gone_on_with_under_another_vocabulary(
+    zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hf_tsv.api._write_parts", stop)
+        with pytest.raises(KeyboardInterrupt):
+            hf_tsv.merge(recipe(zoo, "union"), zoo / "out")
+    tokenizer = zoo / "t0" / "tokenizer.json"
+    before = tokenizer.read_text()
+    tokenizer.write_text(before.replace("<|im_end|>", "<|end|>"))
+    with pytest.raises(OutputError, match="another vocabulary"):
+        hf_tsv.merge(recipe(zoo, "union"), zoo / "out")
+    tokenizer.write_text(before)
+    hf_tsv.merge(recipe(zoo, "union"), zoo / "out")
+    hf_tsv.merge(recipe(zoo, "union"), zoo / "again")
+    assert (zoo / "out" / "model.safetensors").read_bytes() == (zoo / "again" / "model.safetensors").read_bytes()
+
+
+def test_a_models_vocabulary_brings_its_template_and_the_ids_of_its_ends(zoo: Path) -> None:
+    for name, end in (("base", 2), ("t0", 38)):
+        config = json.loads((zoo / name / "config.json").read_text()) | {"eos_token_id": end}
+        (zoo / name / "config.json").write_text(json.dumps(config))
+        (zoo / name / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    hf_tsv.merge(recipe(zoo, "t0"), zoo / "out")
+    hf_tsv.merge(recipe(zoo, "union"), zoo / "union")
+    for out, end, template in (("out", 38, CHAT), ("union", 2, None)):
+        assert json.loads((zoo / out / "config.json").read_text())["eos_token_id"] == end
+        assert tf.GenerationConfig.from_pretrained(zoo / out).eos_token_id == end
+        assert tf.AutoTokenizer.from_pretrained(zoo / out).chat_template == template
+    hf_tsv.merge(recipe(zoo, "union", more="chat_template: auto\n"), zoo / "auto")
+    talk = tf.AutoTokenizer.from_pretrained(zoo / "auto").apply_chat_template([{"content": "the cat"}], tokenize=False)
+    assert talk == "<|im_start|>the cat<|im_end|>"
+
+
+@pytest.mark.parametrize("source", [None, "base", "union"])
+def test_no_tokenizer_is_told_with_the_way_out(zoo: Path, source: str | None) -> None:
+    (zoo / "t0" / "tokenizer.json").write_text("{}")
+    problem = told(zoo, source)
+    assert (
+        "DIR/t0: no tokenizer that can be read ('model'), expected one to match rows by. Put a tokenizer.json"
+        in problem
+    )
+    for file in (zoo / "t0").glob("tokenizer*"):
+        file.unlink()
+    assert "DIR/t0: no tokenizer in it" in told(zoo, source)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", "[" * 10000, '{"model": {"vocab": [["a"], 3]}}'),
+        *(f'{{"model": {{"vocab": {{"a": {i}}}}}}}' for i in ("-1", "1e9", "99999999999", "true", '"b"')),
+    ],
+)
+def test_hostile_tokenizers_are_told(zoo: Path, content: str) -> None:
+    (zoo / "t0" / "tokenizer.json").write_text(content)
+    assert "no tokenizer that can be read" in told(zoo, "union")
+
+
+@pytest.mark.parametrize("method", ["tall_mask", "emr", "tsv_c"])
+def test_what_tasks_keep_needs_the_bases_rows(zoo: Path, method: str) -> None:
+    assert f"{method} keep what is a task's own by the base's rows" in told(zoo, "union", method)
+    assert hf_tsv.plan(recipe(zoo, "base", method)).vocabulary is not None
