@@ -21,7 +21,7 @@ from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.outputs import LOCK_FILE, PARTS, RECIPE_FILE, RECORD_FILE
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, check_on_base, leaves_masks, leaves_residuals
 from hf_tsv.processes import Process, Team, check_alone, stamp
 from hf_tsv.publishing import (
     Destination,
@@ -281,6 +281,7 @@ def _write_adapter_folder(
     started = time.monotonic()
     sources = fetch(sources, hub)
     planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE, hub)
+    check_on_base(planned, "adapters are put on")
     check_memory(planned, resources)
     with Staging(out) as staging:
         staging.discard()

@@ -220,6 +220,19 @@ def make_plan(
     )
 
 
+def check_on_base(plan: Plan, what: str) -> None:
+    """Whether what is made of a plan can be put on the base itself, row by row.
+
+    Raises:
+        PlanError: it merges in another vocabulary than the base's.
+    """
+    if plan.vocabulary and not plan.vocabulary.is_bases:
+        raise PlanError(
+            f"{plan.recipe.source}: {what} the base model's rows, expected these to be the output's. Write"
+            " tokenizer_source: base, without pad_to_multiple_of"
+        )
+
+
 def leaves_masks(plan: Plan) -> bool:
     """Whether tasks have masks beside the merged model."""
     return any(step.method in MASKED for step in plan.merged)

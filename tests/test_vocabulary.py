@@ -1,6 +1,7 @@
 """Models with different vocabularies: rows by token, against a plain evaluation of the rule."""
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from torch import Tensor
 
 import hf_tsv
 from hf_tsv import planner, vocabulary
+from hf_tsv.compressed import Compressing
+from hf_tsv.compression import FixedRank
 from hf_tsv.errors import OutputError, PlanError
+from hf_tsv.hub import Hub
+from hf_tsv.tokenizer import read_tokenizer, write_with_tokens
 from hf_tsv.verified import verify
 
 from . import models
+from .loopback_hub import LoopbackHub
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "ran", "far", "away", "home"]
 SPECIAL = ["<unk>", "<s>", "</s>"]
@@ -395,3 +401,125 @@ def test_hostile_tokenizers_are_told(zoo: Path, content: str) -> None:
 def test_what_tasks_keep_needs_the_bases_rows(zoo: Path, method: str) -> None:
     assert f"{method} keep what is a task's own by the base's rows" in told(zoo, "union", method)
     assert hf_tsv.plan(recipe(zoo, "base", method)).vocabulary is not None
+
+
+def test_adapters_of_tasks_are_on_the_bases_rows(zoo: Path) -> None:
+    with pytest.raises(PlanError, match="adapters are put on the base model's rows"):
+        hf_tsv.compress(recipe(zoo, "union"), zoo / "no", Compressing(FixedRank(2)))
+    record = hf_tsv.compress(recipe(zoo, "base"), zoo / "out", Compressing(FixedRank(2)))
+    assert any("'t1' has 6 tokens that the output leaves out" in warning for warning in record["warnings"])
+    assert hf_tsv.load_task(zoo / "out", "t0").get_input_embeddings().weight.shape == (39, 32)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PEFT's, of resized embeddings
+@pytest.mark.parametrize("source", ["base", "union", "t1"])
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_adapters_with_rows_of_their_own(tmp_path: Path, is_saved: bool, source: str) -> None:
+    """An adapter on a resized model, its embeddings trained whole or by factors, as PEFT applies it."""
+    peft = pytest.importorskip("peft")
+    save(tmp_path / "base", bpe(), seed=0)
+    save(tmp_path / "t1", bpe(added=["<b>"]), seed=2)
+    tokenizer = bpe(added=["<a>"])
+
+    def resized() -> Any:
+        model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        torch.manual_seed(0)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        return model
+
+    both = ["embed_tokens", "lm_head"]
+    layers = (
+        {"target_modules": ["q_proj"], "modules_to_save": both} if is_saved else {"target_modules": ["q_proj", *both]}
+    )
+    adapted = peft.get_peft_model(resized(), peft.LoraConfig(r=2, task_type="CAUSAL_LM", **layers))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in filter(lambda parameter: parameter.requires_grad, adapted.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    path = recipe(tmp_path, source)
+    path.write_text(path.read_text().replace(f"{tmp_path}/t0", f"{tmp_path}/base+{tmp_path}/adapter"))
+    hf_tsv.merge(path, tmp_path / "out")
+    full = peft.PeftModel.from_pretrained(resized(), tmp_path / "adapter").merge_and_unload()
+    models.save(full, tmp_path / "t0")
+    tokenizer.save_pretrained(tmp_path / "t0")
+    ids = ids_of(tmp_path / "out")
+    for name in (EMBEDDING, HEAD):
+        close(merged(tmp_path / "out")[name], by_hand(tmp_path, ids, len(ids), name))
+
+
+def spelled(words: Iterable[str], letters: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A vocabulary of words spelled out of letters, and the merges that make them."""
+    vocab, merges = {letter: i for i, letter in enumerate(letters)}, []
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocab:
+                vocab[word[:end]] = len(vocab)
+                merges.append((word[: end - 1], word[end - 1]))
+    return vocab, merges
+
+
+def made(kind: str, words: list[str]) -> Any:
+    letters = "▁abcdefghijklmnopqrstuvwxyz"
+    if kind in ("GPT2Tokenizer", "Qwen2Tokenizer"):
+        vocab, merges = spelled(words, "".join(sorted(tk.pre_tokenizers.ByteLevel.alphabet())))
+        return getattr(tf, kind)(vocab=vocab, merges=merges)
+    if kind == "LlamaTokenizer":
+        vocab, merges = spelled([f"▁{word}" for word in words], letters)
+        first = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>"])}
+        return tf.LlamaTokenizer(vocab=first | {token: i + 3 for token, i in vocab.items()}, merges=merges)
+    if kind == "BertTokenizer":
+        first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        return tf.BertTokenizer(vocab={word: i for i, word in enumerate([*first, *words])})
+    pieces = [("<unk>", 0.0), *((letter, -9.0) for letter in letters), *((f"▁{word}", -1.0) for word in words)]
+    unigram = tk.Tokenizer(tk.models.Unigram(pieces, unk_id=0))
+    unigram.pre_tokenizer = tk.pre_tokenizers.Metaspace()
+    return tf.PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer", "BertTokenizer", "Unigram"])
+def test_tokens_are_added_to_tokenizers_of_every_kind(tmp_path: Path, kind: str, learns: bool) -> None:
+    """transformers gives every token the id of its row, and cuts the words that were learned as their model does."""
+    words = ["the", "cat"]
+    for name, known, added in (("base", words, "<a>"), ("other", [*words, "storm"] if learns else words, "<b>")):
+        tokenizer = made(kind, known)
+        tokenizer.add_tokens([tk.AddedToken(added, special=True)])
+        tokenizer.save_pretrained(tmp_path / name)
+        assert read_tokenizer(tmp_path / name).ids == tokenizer.get_vocab()
+    base, other = read_tokenizer(tmp_path / "base"), read_tokenizer(tmp_path / "other")
+    new = {token: i for i, token in enumerate(sorted(other.ids.keys() - base.ids.keys()), start=len(base.ids))}
+    shutil.copytree(tmp_path / "base", tmp_path / "out")
+    write_with_tokens(tmp_path / "out", base, new, [other])
+    out = tf.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert out.get_vocab() == {**base.ids, **new}
+    cut = out.tokenize("the<a> storm<b> cat")
+    assert {"<a>", "<b>"} < set(cut)
+    assert any(token.endswith("storm") for token in cut) == learns
+
+
+def test_a_tokenizer_in_older_files_is_read_by_transformers(tmp_path: Path) -> None:
+    vocab, merges = spelled(["the"], "".join(sorted(tk.pre_tokenizers.ByteLevel.alphabet())))
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    ids = read_tokenizer(tmp_path).ids
+    assert {token: ids[token] for token in vocab} == vocab
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+def test_models_on_the_hub(zoo: Path, hub: LoopbackHub, tmp_path: Path) -> None:
+    """Told before any weights are downloaded; streamed to the same bytes."""
+    hf_tsv.merge(recipe(zoo, "union"), zoo / "local")
+    for name in ("base", "t0", "t1"):
+        hub.publish(f"bob/{name}", {path.name: path.read_bytes() for path in (zoo / name).iterdir()})
+    alice = Hub(token="hf_alice", cache_dir=tmp_path / "cache")
+    path = recipe(zoo)
+    path.write_text(path.read_text().replace(f"{zoo}/", "bob/"))
+    with pytest.raises(PlanError, match="the vocabularies differ"):
+        hf_tsv.merge(path, zoo / "out", hub=alice)
+    path.write_text(path.read_text() + "tokenizer_source: union\n")
+    hf_tsv.merge(path, zoo / "out", hub=alice, stream=True)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert (zoo / "out" / "model.safetensors").read_bytes() == (zoo / "local" / "model.safetensors").read_bytes()
