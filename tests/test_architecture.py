@@ -39,7 +39,7 @@ ALLOWED = {
     "adapters": {"compression", "linalg", "loaders", "modules", "writers"},
     "evaluation": {"adapters", "companions", "loaders", "recipe", "run", "sources"},
     "tuning": {"evaluation", "loaders", "methods", "modules", "planner", "recipe", "run"},
-    "inspection": {"compression", "linalg", "methods", "modules", "planner", "recipe", "run", "stored"},
+    "inspection": {"compression", "linalg", "masks", "methods", "modules", "planner", "recipe", "run", "stored"},
     "record": {"methods", "planner", "writers"},
     "cards": {"methods", "modules", "writers"},
     "publishing": {"cards", "companions", "hub", "record", "writers"},
