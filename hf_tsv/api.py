@@ -33,7 +33,16 @@ from hf_tsv.recipe import Recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
 from hf_tsv.resources import check_disks
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
-from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
+from hf_tsv.sources import (
+    Source,
+    bytes_to_download,
+    companions,
+    described,
+    fetch,
+    lock_text,
+    open_sources,
+    tokenizer_companions,
+)
 from hf_tsv.writers import CheckpointWriter, write_text
 
 if TYPE_CHECKING:
@@ -484,7 +493,8 @@ def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Pa
     if template == "auto":
         template = most_common_template([source.folder for source in by_ref.values() if source.folder])
     vocabulary, base = planned.vocabulary, companions(by_ref[recipe.base], hub)
-    tokenizer = base if recipe.tokenizer_model == recipe.base else companions(by_ref[recipe.tokenizer_model], hub)
+    is_bases = recipe.tokenizer_model == recipe.base
+    tokenizer = base if is_bases else tokenizer_companions(by_ref[recipe.tokenizer_model], hub)
     rows = {vocabulary.base_rows[name]: new for name, new in vocabulary.rows.items()} if vocabulary else None
     copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template, rows=rows)
     if vocabulary:

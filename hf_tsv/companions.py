@@ -108,17 +108,17 @@ def copy_companions(
         template: Jinja text of a chat template that replaces the tokenizer's.
         rows: What the configuration calls the vocabulary's size, and what it is now.
     """
+    theirs = [] if tokenizer == base else [f for f in tokenizer.files if _is_tokenizer(f) or f == GENERATION_CONFIG]
     for file in base.files:
-        if tokenizer == base or not _is_tokenizer(file):
+        if tokenizer == base or not (_is_tokenizer(file) or file in theirs):
             _copy(base.folder / file, out / file)
-    for file in tokenizer.files:
-        if tokenizer != base and _is_tokenizer(file):
-            _copy(tokenizer.folder / file, out / file)
-    config, theirs = out / MODEL_CONFIG, tokenizer.folder / MODEL_CONFIG
+    for file in theirs:
+        _copy(tokenizer.folder / file, out / file)
+    config, other = out / MODEL_CONFIG, tokenizer.folder / MODEL_CONFIG
     if config.is_file():
         declared = _read_json(config)
-        if tokenizer != base and theirs.is_file():
-            declared = _with_ids_of(declared, _read_json(theirs))
+        if tokenizer != base and other.is_file():
+            declared = _with_ids_of(declared, _read_json(other))
         declared = _declared(declared, dtype, rows or {})
         if declared != _read_json(config):
             write_text(config, json.dumps(declared, indent=2, ensure_ascii=False) + "\n")
@@ -170,7 +170,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _is_tokenizer(file: str) -> bool:
-    return matches((*TOKENIZER, GENERATION_CONFIG), [file])
+    return matches(TOKENIZER, [file])
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from hf_tsv.hub import Hub
+from hf_tsv.matching import match_vocabularies
 from hf_tsv.planner import Plan, make_plan
 from hf_tsv.recipe import Recipe, load_recipe
 from hf_tsv.sources import Source, tokenizer_folder, tokenizers_look_alike
-from hf_tsv.vocabulary import match_vocabularies
 
 
 def loaded(recipe: Recipe | str | Path) -> Recipe:

@@ -280,6 +280,12 @@ def tokenizer_folder(source: Source, hub: Hub) -> Path | None:
     return folder if folder and has_tokenizer(folder) else None
 
 
+def tokenizer_companions(source: Source, hub: Hub) -> Companions:
+    """What lies beside a fetched source's tokenizer."""
+    own = source.parts.adapter_folder
+    return Companions.of(own) if own and has_tokenizer(own) else companions(source, hub)
+
+
 def tokenizers_look_alike(sources: Sequence[Source], hub: Hub) -> bool:
     """Whether all models are on the Hub, with tokenizers of the same sizes: what can be told before they are here."""
 

@@ -17,7 +17,7 @@ ADDED_FILE = "added_tokens.json"
 OTHER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 VOCABULARY_FILES = (TOKENIZER_FILE, ADDED_FILE, *OTHER_FILES)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_MOST = 2**28  # above every id; what a file says beyond it would take memory without end
+_MOST = 2**24  # above every id; what a file says beyond it would take memory without end
 
 
 @dataclass(frozen=True)

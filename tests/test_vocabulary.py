@@ -412,7 +412,7 @@ def test_adapters_of_tasks_are_on_the_bases_rows(zoo: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PEFT's, of resized embeddings
-@pytest.mark.parametrize("source", ["base", "union", "t1"])
+@pytest.mark.parametrize("source", ["base", "union", "t1", "adapter"])
 @pytest.mark.parametrize("is_saved", [True, False])
 def test_adapters_with_rows_of_their_own(tmp_path: Path, is_saved: bool, source: str) -> None:
     """An adapter on a resized model, its embeddings trained whole or by factors, as PEFT applies it."""
@@ -445,6 +445,7 @@ def test_adapters_with_rows_of_their_own(tmp_path: Path, is_saved: bool, source:
     models.save(full, tmp_path / "t0")
     tokenizer.save_pretrained(tmp_path / "t0")
     ids = ids_of(tmp_path / "out")
+    assert ("<a>" in ids, "<b>" in ids) == (source in ("union", "adapter"), source in ("union", "t1"))
     for name in (EMBEDDING, HEAD):
         close(merged(tmp_path / "out")[name], by_hand(tmp_path, ids, len(ids), name))
 
