@@ -156,8 +156,8 @@ class _Matcher:
             new = [token for token in own if token not in base]
             moved = [token for token, at in own.items() if base.get(token, at) != at]
             if new or moved:
-                parts = [f"{len(new)} tokens that the base lacks ({_some(new)})"] if new else []
-                parts += [f"another id for {len(moved)} of the base's ({_some(moved)})"] if moved else []
+                parts = [f"{_counted(new)} that the base lacks"] if new else []
+                parts += [f"another id for {_counted(moved)} of the base"] if moved else []
                 told.append(f"{self._words[i]} has {' and '.join(parts)}")
         if not told:
             return ""
@@ -249,18 +249,18 @@ class _Matcher:
         whose = "the union of all vocabularies" if source == UNION else f"the vocabulary of {_quoted(source)}"
         yield (
             f"embeddings are matched by token, into {whose}: {len(ids)} tokens in {rows[self._input]} rows; the"
-            f" base has {self._rows(0, self._input)}"
+            f" base has {self._rows(0, self._input)} rows"
         )
         if added:
-            yield f"{len(added)} tokens are added to the base's: {_some(list(added))}"
+            yield f"added to the base's: {_counted(list(added))}"
         new = [token for token, i in ids.items() if token not in held[0] and i < max(rows.values())]
-        if several := sum(sum(token in theirs for theirs in held[1:]) > 1 for token in new):
-            yield f"{several} tokens that the base lacks get the mean of the rows of the tasks that have them"
+        if several := [token for token in new if sum(token in theirs for theirs in held[1:]) > 1]:
+            yield f"the mean of the rows of the tasks that have it, for what the base lacks: {_counted(several)}"
         if orphans := [token for token in new if not any(token in theirs for theirs in held[1:])]:
-            yield f"{len(orphans)} tokens have a row in no model and get the mean of the base's: {_some(orphans)}"
+            yield f"the mean of the base's rows, for what has a row in no model: {_counted(orphans)}"
         for words, theirs in zip(self._words, held, strict=True):
             if lost := [token for token in theirs if token not in ids]:
-                yield f"{words} has {len(lost)} tokens that the output leaves out: {_some(lost)}"
+                yield f"left out of what {words} has: {_counted(lost)}"
 
 
 def _of_task(base: OfBase, checkpoint: Checkpoint, t: int) -> OfTask:
@@ -284,7 +284,8 @@ def _quoted(source: str) -> str:
     return "the base" if source == "base" else f"'{source}'"
 
 
-def _some(tokens: Sequence[str], most: int = 3) -> str:
-    """The first few tokens, each as JSON writes it: a token may hold anything."""
+def _counted(tokens: Sequence[str], most: int = 3) -> str:
+    """How many tokens, and the first few, each as JSON writes it: a token may hold anything."""
     shown = [json.dumps(token if len(token) <= 40 else f"{token[:39]}…", ensure_ascii=False) for token in tokens[:most]]
-    return ", ".join(shown) + (f" and {len(tokens) - most} more" if len(tokens) > most else "")
+    rest = f" and {len(tokens) - most} more" if len(tokens) > most else ""
+    return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({', '.join(shown)}{rest})"

@@ -161,8 +161,8 @@ def told(folder: Path, source: str | None = None, method: str = "task_arithmetic
 
 def test_vocabularies_that_differ_are_refused_with_the_choice(zoo: Path) -> None:
     assert told(zoo) == (
-        f'{HEAD}: the vocabularies differ: \'t0\' has 2 tokens that the base lacks ("<|im_start|>", "<|im_end|>");'
-        ' \'t1\' has 6 tokens that the base lacks ("st", "sto", "stor" and 3 more). Say whose the output gets:'
+        f'{HEAD}: the vocabularies differ: \'t0\' has 2 tokens ("<|im_start|>", "<|im_end|>") that the base lacks;'
+        ' \'t1\' has 6 tokens ("st", "sto", "stor" and 3 more) that the base lacks. Say whose the output gets:'
         " tokenizer_source: base leaves new tokens out, union takes all, a model's name takes that model's; rows are"
         " then matched by token. Or keep the base's embeddings by an override with merge_method: base"
     )
@@ -173,7 +173,7 @@ def test_rows_that_mean_other_tokens_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "t0", bpe(added=["<b>", "<a>"]), 64, seed=1)
     save(tmp_path / "t1", bpe(added=["<a>", "<b>", "<c>"]), 64, seed=2)
     problem = told(tmp_path)
-    assert "'t0' has another id for 2 of the base's (\"<b>\", \"<a>\"); 't1' has 1 tokens" in problem
+    assert '\'t0\' has another id for 2 tokens ("<b>", "<a>") of the base; \'t1\' has 1 token ("<c>") that' in problem
     hf_tsv.merge(recipe(tmp_path, "base"), tmp_path / "out")
     close(
         merged(tmp_path / "out")[HEAD][: len(bpe()) + 2],
@@ -325,7 +325,7 @@ def test_record_lock_card_and_verify(zoo: Path) -> None:
     record = hf_tsv.merge(recipe(zoo, "union", "tsv_m"), zoo / "out")
     told = record["vocabulary"]
     assert (told["source"], told["new"], told["rows"][HEAD]) == ("union", 7, told["tokens"])
-    assert any('7 tokens are added to the base\'s: "<|im_start|>"' in warning for warning in record["warnings"])
+    assert any("added to the base's: 7 tokens (" in warning for warning in record["warnings"])
     assert "tokenizer_source: union" in (zoo / "out" / "recipe.lock.yaml").read_text()
     assert "matched by token" in (zoo / "out" / "README.md").read_text()
     found = verify(zoo / "out", sample=None)
@@ -407,7 +407,7 @@ def test_adapters_of_tasks_are_on_the_bases_rows(zoo: Path) -> None:
     with pytest.raises(PlanError, match="adapters are put on the base model's rows"):
         hf_tsv.compress(recipe(zoo, "union"), zoo / "no", Compressing(FixedRank(2)))
     record = hf_tsv.compress(recipe(zoo, "base"), zoo / "out", Compressing(FixedRank(2)))
-    assert any("'t1' has 6 tokens that the output leaves out" in warning for warning in record["warnings"])
+    assert any("left out of what 't1' has: 6 tokens" in warning for warning in record["warnings"])
     assert hf_tsv.load_task(zoo / "out", "t0").get_input_embeddings().weight.shape == (39, 32)
 
 
