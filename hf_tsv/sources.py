@@ -287,13 +287,20 @@ def tokenizer_companions(source: Source, hub: Hub) -> Companions:
 
 
 def tokenizers_look_alike(sources: Sequence[Source], hub: Hub) -> bool:
-    """Whether all models are on the Hub, with tokenizers of the same sizes: what can be told before they are here."""
+    """Whether no model's tokenizer shows that it isn't the base's, which is on the Hub: told by the files' sizes."""
 
     def sizes(pin: Pinned) -> dict[str, int]:
         return {file: size for file, size in hub.files(pin).items() if file in VOCABULARY_FILES}
 
-    pins = [source.pin for source in sources if source.pin and not source.folder]
-    return len(pins) == len(sources) and all(sizes(pin) == sizes(pins[0]) for pin in pins)
+    def looks_like(source: Source, base: Pinned) -> bool:
+        here = source.parts.adapter_folder or source.folder
+        if here and has_tokenizer(here):
+            return False
+        own = None if source.folder else source.pin
+        return source.parts.model is None or (own is not None and (own == base or sizes(own) == sizes(base)))
+
+    pin = None if sources[0].folder else sources[0].pin
+    return pin is not None and all(looks_like(source, pin) for source in sources)
 
 
 def lock_text(recipe: Recipe, sources: Sequence[Source]) -> str:
