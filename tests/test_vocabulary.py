@@ -524,3 +524,36 @@ def test_models_on_the_hub(zoo: Path, hub: LoopbackHub, tmp_path: Path) -> None:
     hf_tsv.merge(path, zoo / "out", hub=alice, stream=True)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert (zoo / "out" / "model.safetensors").read_bytes() == (zoo / "local" / "model.safetensors").read_bytes()
+
+
+def bart(rows: int) -> Any:
+    sizes = {
+        f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("attention_heads", 2))
+    }
+    config = tf.BartConfig(
+        vocab_size=rows, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=rows, **sizes
+    )
+    return tf.BartForConditionalGeneration(config)
+
+
+def test_a_bias_with_one_column_a_token(tmp_path: Path) -> None:
+    """BART's final_logits_bias is (1, rows). Its positions, of which there are as many, are no tokens."""
+    for name, tokenizer in (("base", bpe()), ("t0", bpe(added=["<a>"])), ("t1", bpe(added=["<b>", "<a>"]))):
+        torch.manual_seed(0)
+        model = bart(len(bpe()))
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        models.save(models.perturbed(model, len(tokenizer)), tmp_path / name)
+        state = load_file(tmp_path / name / "model.safetensors")
+        state["final_logits_bias"] = torch.arange(float(len(tokenizer)))[None] * len(tokenizer)
+        save_file(state, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save_pretrained(tmp_path / name)
+    record = hf_tsv.merge(recipe(tmp_path, "union"), tmp_path / "out")
+    assert record["vocabulary"]["rows"] == {"model.shared.weight": 41, "final_logits_bias": 41}
+    ids = torch.arange(39.0)
+    want = [*(39 * ids + (40 - 39) * ids + (41 - 39) * ids), (39 * 40 + 40 * 41) / 2, 39 * 41]
+    torch.testing.assert_close(merged(tmp_path / "out")["final_logits_bias"], torch.tensor(want)[None])
+    close(
+        merged(tmp_path / "out")["model.shared.weight"],
+        by_hand(tmp_path, ids_of(tmp_path / "out"), 41, "model.shared.weight"),
+    )
+    tf.BartForConditionalGeneration.from_pretrained(tmp_path / "out")
