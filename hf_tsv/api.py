@@ -21,7 +21,7 @@ from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.journal import Journal, Staging, check_output
 from hf_tsv.outputs import LOCK_FILE, PARTS, RECIPE_FILE, RECORD_FILE
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, leaves_masks, leaves_residuals
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, check_on_base, leaves_masks, leaves_residuals
 from hf_tsv.processes import Process, Team, check_alone, stamp
 from hf_tsv.publishing import (
     Destination,
@@ -33,7 +33,17 @@ from hf_tsv.recipe import Recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
 from hf_tsv.resources import CPU, check_disks, device_name, device_named
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
-from hf_tsv.sources import Source, Stream, bytes_to_download, companions, described, fetch, lock_text, open_sources
+from hf_tsv.sources import (
+    Source,
+    Stream,
+    bytes_to_download,
+    companions,
+    described,
+    fetch,
+    lock_text,
+    open_sources,
+    tokenizer_companions,
+)
 from hf_tsv.writers import CheckpointWriter, full_disk_told, write_text
 
 DOWNLOADING = "downloading"
@@ -55,8 +65,8 @@ def plan(
     Raises:
         HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; all of it is told.
     """
-    recipe = loaded(recipe)
-    return plan_of(recipe, open_sources(recipe, hub or Hub()), max_shard_size)
+    recipe, hub = loaded(recipe), hub or Hub()
+    return plan_of(recipe, open_sources(recipe, hub), max_shard_size, hub)
 
 
 def merge(
@@ -109,7 +119,7 @@ def merge(
     before = stamp(out / RECORD_FILE)
     with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
         sources = open_sources(recipe, hub)
-        planned = plan_of(recipe, sources, max_shard_size)
+        planned = plan_of(recipe, sources, max_shard_size, hub)
         destinations = [to for _, to in targets(push_to_hub, sources, None, hub)]
         if not destinations or not is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
             _check_place(out, sources, overwrite=overwrite)
@@ -123,7 +133,7 @@ def merge(
                 check_residuals(planned)
             in_order = stream or bool(destinations)
             sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
-            planned = plan_of(recipe, sources, max_shard_size)
+            planned = plan_of(recipe, sources, max_shard_size, hub)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
                 _help(planned, staging, team, _identity_on(computing, planned, sources), run_)
@@ -336,7 +346,8 @@ def _write_adapter_folder(
     downloads = bytes_to_download(sources, hub, stream=streamed)
     check_disks([(hub.cache_dir, downloads)])
     sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
-    planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE)
+    planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE, hub)
+    check_on_base(planned, "adapters are put on")
     check_memory(planned, resources)
     identity = _identity_on(CPU, planned, sources, flags)
     with Staging(out) as staging:
@@ -401,6 +412,7 @@ def _identity(planned: Plan, sources: Sequence[Source], flags: Sequence[str] = (
         **models,
         "shards": hashlib.sha256(layout.encode()).hexdigest(),
         **({"set of options": " ".join(flags)} if flags else {}),
+        **({"vocabulary": planned.vocabulary.fingerprint} if planned.vocabulary else {}),
         "singular value decomposition": planned.recipe.svd,
         "version of hf_tsv's numerics": NUMERICS,
         "version of torch": torch.__version__,
@@ -548,7 +560,12 @@ def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Pa
     template = recipe.chat_template
     if template == "auto":
         template = most_common_template([source.folder for source in by_ref.values() if source.folder])
-    base, tokenizer = (companions(by_ref[ref], hub) for ref in (recipe.base, recipe.tokenizer_source))
-    copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template)
+    vocabulary, base = planned.vocabulary, companions(by_ref[recipe.base], hub)
+    is_bases = recipe.tokenizer_model == recipe.base
+    tokenizer = base if is_bases else tokenizer_companions(by_ref[recipe.tokenizer_model], hub)
+    rows = {vocabulary.base_rows[name]: new for name, new in vocabulary.rows.items()} if vocabulary else None
+    copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template, rows=rows)
+    if vocabulary:
+        vocabulary.write(out)
     folders = {s.ref.path if s.pin else s.folder.name: s.folder for s in sources if s.folder}
     copy_licences(folders, out)

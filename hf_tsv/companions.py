@@ -33,6 +33,7 @@ ABOUT_THE_SOURCE = (
 LICENCES = ("licen[sc]e*", "notice*", "use_policy*")
 MODULE_FOLDERS = "[0-9]*_*"  # 1_Pooling, 2_Dense: the modules of a sentence-transformers model
 
+GENERATION_CONFIG = "generation_config.json"  # which names tokens
 TOKENIZER = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("spiece*", "chat_template.*", "sentencepiece*", "normalizer.json"),
@@ -88,25 +89,33 @@ def copy_config(source: Path, folder: Path) -> None:
 
 
 def copy_companions(
-    base: Companions, out: Path, *, tokenizer: Companions, dtype: str | None, template: str | None
+    base: Companions,
+    out: Path,
+    *,
+    tokenizer: Companions,
+    dtype: str | None,
+    template: str | None,
+    rows: Mapping[int, int] | None = None,
 ) -> None:
     """Copy what belongs beside the weights.
 
     Args:
         base: The base model's.
         out: Where the merged weights lie.
-        tokenizer: Whose tokenizer goes along; the base's or another model's.
+        tokenizer: Whose tokenizer goes along, with what texts start and end with; the base's or another model's.
         dtype: The dtype that all float weights now have, written into the configuration; None leaves it.
         template: Jinja text of a chat template that replaces the tokenizer's.
+        rows: What the configuration calls the vocabulary's size, and what it is now.
     """
+    theirs = [] if tokenizer == base else [f for f in tokenizer.files if _is_tokenizer(f) or f == GENERATION_CONFIG]
     for file in base.files:
-        if tokenizer == base or not _is_tokenizer(file):
+        if tokenizer == base or not (_is_tokenizer(file) or file in theirs):
             _copy(base.folder / file, out / file)
-    for file in tokenizer.files:
-        if tokenizer != base and _is_tokenizer(file):
-            _copy(tokenizer.folder / file, out / file)
-    if dtype and (out / MODEL_CONFIG).is_file():
-        _declare_dtype(out / MODEL_CONFIG, dtype)
+    for file in theirs:
+        _copy(tokenizer.folder / file, out / file)
+    config, other = out / MODEL_CONFIG, tokenizer.folder / MODEL_CONFIG
+    if config.is_file():
+        _rewrite(config, other if tokenizer != base and other.is_file() else None, dtype, rows or {})
     if template:
         write_text(out / "chat_template.jinja", template)
 
@@ -164,18 +173,28 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _declare_dtype(config: Path, dtype: str) -> None:
-    """transformers loads in the dtype that config.json names; nested configurations name it too."""
-
-    def changed(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {
-            k: dtype if k in ("dtype", "torch_dtype") and isinstance(v, str) else changed(v) for k, v in value.items()
-        }
-
+def _rewrite(config: Path, other: Path | None, dtype: str | None, rows: Mapping[int, int]) -> None:
+    was = _read_json(config)
     try:
-        text = json.dumps(changed(_read_json(config)), indent=2, ensure_ascii=False)
+        declared = _declared(_with_ids_of(was, _read_json(other)) if other else was, dtype, rows)
+        if declared != was:
+            write_text(config, json.dumps(declared, indent=2, ensure_ascii=False) + "\n")
     except RecursionError:
         raise CheckpointError(f"{config.name} of the base: is nested too deeply to be read. Get it again") from None
-    write_text(config, text + "\n")
+
+
+def _declared(config: Any, dtype: str | None, rows: Mapping[int, int]) -> Any:
+    """With the dtype in which transformers is to load, and the vocabulary's new size; nested configurations too."""
+    if not isinstance(config, dict):
+        return config
+    named = {k: _declared(v, dtype, rows) for k, v in config.items()}
+    named |= {k: dtype for k in ("dtype", "torch_dtype") if dtype and isinstance(config.get(k), str)}
+    return named | {k: rows.get(v, v) for k, v in config.items() if "vocab_size" in k and isinstance(v, int)}
+
+
+def _with_ids_of(config: Any, other: Any) -> Any:
+    """With the ids of tokens that another configuration names, such as `eos_token_id`, and no others."""
+    if not (isinstance(config, dict) and isinstance(other, dict)):
+        return config
+    own = {k: _with_ids_of(v, other.get(k)) for k, v in config.items() if not k.endswith("_token_id")}
+    return own | {k: v for k, v in other.items() if k.endswith("_token_id")}

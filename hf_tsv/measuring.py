@@ -12,7 +12,7 @@ from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.outputs import LOCK_FILE
-from hf_tsv.planner import DEFAULT_SHARD_SIZE
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, check_on_base
 from hf_tsv.pushing import card
 from hf_tsv.recipe import Recipe, load_recipe
 from hf_tsv.record import read_record, write_record
@@ -48,7 +48,7 @@ def inspect(
     """
     recipe, hub = loaded(recipe), hub or Hub()
     resources = Resources.of(workers, max_memory)
-    planned = plan_of(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE)
+    planned = plan_of(recipe, fetch(open_sources(recipe, hub), hub), DEFAULT_SHARD_SIZE, hub)
     return inspection.summarize(inspection.inspect_plan(planned, resources, progress or Silent()))
 
 
@@ -139,8 +139,10 @@ def tune(
     recipe, asked, hub = loaded(recipe), load_suite(suite), hub or Hub()
     unscaled = at_scale_one(recipe)
     sources = fetch(open_sources(unscaled, hub), hub)
+    planned = plan_of(unscaled, sources, DEFAULT_SHARD_SIZE, hub)
+    check_on_base(planned, "scales are tried on")
     return search(
-        plan_of(unscaled, sources, DEFAULT_SHARD_SIZE),
+        planned,
         recipe,
         asked,
         prepare(asked, sources, lambda base, task: ()),

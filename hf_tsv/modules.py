@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -19,6 +19,8 @@ _NORM = re.compile(r"norm|layrnorm|^ln(_|$|\d)|^bn\d*$")
 _ROUTER = re.compile(r"^(router|gate|shared_expert_gate)$")
 _EXPERT = re.compile(r"^experts$")
 _BEFORE_LAYERS = re.compile(r"embed|^wte$|^wpe$|^shared$|^pre_|patch|^conv\d*$|stem|cls_token|class_embedding")
+_OF_NO_TOKENS = re.compile(r"pos|type|wpe|relative|patch|time|speaker|label|class|query|segment|lang|image|visual")
+_OVER_TOKENS = re.compile(r"^(lm_head|predictions|output_projection|output|final_logits_bias)$")
 
 
 @dataclass(frozen=True)
@@ -113,3 +115,23 @@ def layer_of(name: str) -> tuple[str, int | None]:
     """The stack of layers that a tensor is in, and its number there; None for what is in no layer."""
     match = re.search(r"(?<![^.])\d+(?![^.])", name)
     return (name[: match.start()], int(match.group())) if match else ("", None)
+
+
+def vocabulary_axes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
+    """The tensors that have one row a token, and the axis: embeddings of tokens, language model heads, their biases.
+
+    A head has as many rows as the largest embedding of tokens, and a name of one.
+    """
+    tokens = [info for info in tensors if _embeds_tokens(info)]
+    rows = max((info.shape[0] for info in tokens), default=0)
+    embeddings = {info.name: 0 for info in tokens if info.shape[0] > 0.9 * rows}  # a second one may be a bit smaller
+    return embeddings | {info.name: info.shape.index(rows) for info in tensors if rows and _scores_tokens(info, rows)}
+
+
+def _embeds_tokens(info: TensorInfo) -> bool:
+    return kind_of(info) == "embedding" and not _OF_NO_TOKENS.search(".".join(info.name.lower().split(".")[-2:]))
+
+
+def _scores_tokens(info: TensorInfo, rows: int) -> bool:
+    fits = (len(info.shape) <= 2 and info.shape[:1] == (rows,)) or info.shape == (1, rows)
+    return fits and info.is_float and any(_OVER_TOKENS.search(part) for part in info.name.split(".")[-3:])

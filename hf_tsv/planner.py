@@ -13,6 +13,7 @@ from hf_tsv.errors import MethodError, PlanError, some
 from hf_tsv.methods import METHODS
 from hf_tsv.modules import Depths, Kind, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view
 from hf_tsv.recipe import Recipe, Rule
+from hf_tsv.vocabulary import Vocabulary
 
 STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 KEEP = "base"
@@ -101,6 +102,7 @@ class Plan:
         parts: What belongs to single tasks.
         shards: The output's files.
         warnings: What a person should know before it starts.
+        vocabulary: What the checkpoints' rows were matched by, where the models' vocabularies differ.
     """
 
     recipe: Recipe
@@ -111,6 +113,7 @@ class Plan:
     parts: tuple[TaskPart, ...]
     shards: tuple[Shard, ...]
     warnings: tuple[str, ...]
+    vocabulary: Vocabulary | None = None
 
     @property
     def merged(self) -> tuple[Step, ...]:
@@ -180,6 +183,8 @@ def make_plan(
     finetuned: Sequence[Checkpoint],
     *,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    vocabulary: Vocabulary | None = None,
+    clashes: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide every output tensor of a recipe.
 
@@ -188,16 +193,18 @@ def make_plan(
         base: The base model's checkpoint.
         finetuned: The fine-tuned models' checkpoints, one a task in recipe order, under the base's names.
         max_shard_size: Largest output file, in bytes or as `5GB`.
+        vocabulary: What the checkpoints' rows were matched by, if they were.
+        clashes: Why tensors can't be merged before their rows are matched, by name.
 
     Raises:
         PlanError: recipe and checkpoints don't fit together; every mistake is told.
     """
-    planner = _Planner(recipe, base, finetuned)
+    planner = _Planner(recipe, base, finetuned, clashes or {})
     steps = [planner.step(name) for name in base.names()]
     problems = [*planner.problems, *planner.wrong_layers(), *recipe.unmatched_filters(planner.kinds.items())]
     if not problems and not any(step.is_merged or step.why == ASKED_FOR for step in steps):
         problems.append(planner.nothing_merges())
-    problems += _kept_in_two_ways(recipe)
+    problems += [*_kept_in_two_ways(recipe), *_kept_on_another_base(recipe, vocabulary)]
     if problems:
         raise PlanError(problems)
     return Plan(
@@ -208,8 +215,22 @@ def make_plan(
         steps=tuple(steps),
         parts=tuple(planner.parts(steps)),
         shards=plan_shards([step.out for step in steps], max_shard_size),
-        warnings=(*recipe.notes, *planner.warnings(steps)),
+        warnings=(*recipe.notes, *(vocabulary.notes if vocabulary else ()), *planner.warnings(steps)),
+        vocabulary=vocabulary,
     )
+
+
+def check_on_base(plan: Plan, what: str) -> None:
+    """Whether what is made of a plan can be put on the base itself, row by row.
+
+    Raises:
+        PlanError: it merges in another vocabulary than the base's.
+    """
+    if plan.vocabulary and not plan.vocabulary.is_bases:
+        raise PlanError(
+            f"{plan.recipe.source}: {what} the base model's rows, expected these to be the output's. Write"
+            " tokenizer_source: base, without pad_to_multiple_of"
+        )
 
 
 def leaves_masks(plan: Plan) -> bool:
@@ -239,13 +260,16 @@ def plan_shards(tensors: Sequence[TensorInfo], max_shard_size: int | str, stem: 
 class _Planner:
     """Collects what is wrong on the way, so that all of it is told at once."""
 
-    def __init__(self, recipe: Recipe, base: Checkpoint, finetuned: Sequence[Checkpoint]) -> None:
+    def __init__(
+        self, recipe: Recipe, base: Checkpoint, finetuned: Sequence[Checkpoint], clashes: Mapping[str, str]
+    ) -> None:
         self.recipe = recipe
         self.base = base
         self.tasks = tuple(model.name for model in recipe.models)
         self.finetuned = tuple(finetuned)
         self.problems: list[str] = []
         self.kinds: dict[str, Kind] = {}
+        self._clashes = clashes
         self._depth = Depths(base.names())
         self._held = [frozenset(checkpoint.names()) for checkpoint in finetuned]
 
@@ -258,11 +282,12 @@ class _Planner:
         rule = self.recipe.rule_at(name, kind, self._depth(name))
         if rule.method == KEEP:
             return Step(info, out, kind, KEEP, {}, (), None, why=ASKED_FOR)
-        if problem := self._misfit(info):
+        if name not in self._clashes and (problem := self._misfit(info)):
             self.problems.append(problem)
         method, parameters = METHODS[rule.method], dict(rule.parameters)
         if not (method.of_weights or method.survey or any(_may_change(c, name) for c in self.finetuned)):
             return Step(info, out, kind, KEEP, {}, (), None, why="no adapter changes it")
+        self._tell_clash(name)
         if method.max_tasks is not None and len(self.tasks) > method.max_tasks:
             self.problems.append(
                 f"{name}: {method.name} takes at most {method.max_tasks} models, got {len(self.tasks)}"
@@ -271,6 +296,12 @@ class _Planner:
             self._check_rule(rule)
         view = _view(info, kind, rule)
         return Step(info, out, kind, method.name, parameters, rule.weights, view, rule.base_weight)
+
+    def _tell_clash(self, name: str) -> None:
+        """Once for all tensors that it is one of."""
+        clash = self._clashes.get(name)
+        if clash and not any(problem.endswith(clash) for problem in self.problems):
+            self.problems.append(f"{name}: {clash}")
 
     def wrong_layers(self) -> list[str]:
         return self.recipe.wrong_layers(self._depth.layers)
@@ -339,6 +370,18 @@ def _kept_in_two_ways(recipe: Recipe) -> list[str]:
     if len(ways) < 2 or ways == [TSV_C, "residuals"]:
         return []
     return [f"{recipe.source}: {' and '.join(ways)} both keep what is a task's own. Use one of them in a recipe"]
+
+
+def _kept_on_another_base(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
+    """What a task keeps beside the merged model is restored on the base, row by row."""
+    ways = [method for method in (*MASKED, TSV_C) if method in recipe.methods]
+    ways += ["residuals"] if recipe.residuals is not None else []
+    if not ways or vocabulary is None or vocabulary.is_bases:
+        return []
+    return [
+        f"{recipe.source}: {' and '.join(ways)} keep what is a task's own by the base's rows, expected these in the"
+        " output. Write tokenizer_source: base, without pad_to_multiple_of"
+    ]
 
 
 def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:

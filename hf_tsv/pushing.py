@@ -122,7 +122,7 @@ def preview(
 ) -> Preview:
     """What a merge, or of these tasks a compression, would do. Nothing is written; errors are those of doing it."""
     sources = open_sources(recipe, hub)
-    planned = plan_of(recipe, sources, max_shard_size)
+    planned = plan_of(recipe, sources, max_shard_size, hub)
     downloads, streamed = bytes_to_download(sources, hub, stream=stream), bytes_to_stream(sources, hub, stream)
     check_disks([(out.parent, 0 if tasks else planned.bytes_out), (hub.cache_dir, downloads)])
     return Preview(planned, downloads, streamed, targets(pushing, sources, tasks, hub))

@@ -60,6 +60,7 @@ def make_record(
         "bytes": {"read": plan.bytes_in, "written": plan.bytes_out},
         "seconds": round(seconds, 1),
         "warnings": list(plan.warnings),
+        **({"vocabulary": plan.vocabulary.describe()} if plan.vocabulary else {}),
         "files": [shard.file for shard in plan.shards],
         "task_parts": {
             task: {"file": file, "tensors": [part.info.name for part in plan.parts if part.task == task]}

@@ -11,6 +11,7 @@ from hf_tsv.errors import CheckpointError, HfTsvError
 from hf_tsv.hub import Hub, Pinned, facts_of_folder
 from hf_tsv.loaders import Adapter, Place, Places, aligned, is_adapter, open_adapter, open_checkpoint
 from hf_tsv.recipe import ModelRef, Recipe, is_local, pinned_text
+from hf_tsv.tokenizer import VOCABULARY_FILES, has_tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Parts:
         pin: Their commit on the Hub; None for a local folder.
         adapter: The adapter. From the Hub, too, it lies on this machine from the start: it is small.
         adapter_pin: Its commit on the Hub where it is on top of a model.
+        adapter_folder: Where it lies then.
     """
 
     model: Checkpoint | None
@@ -30,6 +32,7 @@ class Parts:
     pin: Pinned | None
     adapter: Adapter | None = None
     adapter_pin: Pinned | None = None
+    adapter_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]
     adapter_pin = pins.get((ref.adapter, ref.adapter_revision))
     folder = hub.download(adapter_pin) if adapter_pin else Path(ref.adapter).expanduser()
     adapter = open_adapter(folder, label=adapter_pin.label if adapter_pin else ref.adapter)
-    return Parts(model, None if pin else place, pin, adapter, adapter_pin)
+    return Parts(model, None if pin else place, pin, adapter, adapter_pin, folder)
 
 
 def _on_disk(parts: Parts, folder: Path, whole: bool) -> Parts:
@@ -285,6 +288,38 @@ def companions(source: Source, hub: Hub) -> Companions:
     if source.folder is None:
         raise ValueError(f"{source.ref} is not fetched")
     return Companions(source.folder, hub.side_files(source.pin)) if source.pin else Companions.of(source.folder)
+
+
+def tokenizer_folder(source: Source, hub: Hub) -> Path | None:
+    """Where a model's tokenizer lies: its adapter's own, or its own; None where it has none. Fetched if need be."""
+    own = source.parts.adapter_folder
+    if own and has_tokenizer(own):
+        return own
+    folder = source.folder or (hub.download(source.pin, weights=False) if source.pin else None)
+    return folder if folder and has_tokenizer(folder) else None
+
+
+def tokenizer_companions(source: Source, hub: Hub) -> Companions:
+    """What lies beside a fetched source's tokenizer."""
+    own = source.parts.adapter_folder
+    return Companions.of(own) if own and has_tokenizer(own) else companions(source, hub)
+
+
+def tokenizers_look_alike(sources: Sequence[Source], hub: Hub) -> bool:
+    """Whether no model's tokenizer shows that it isn't the base's, which is on the Hub: told by the files' sizes."""
+
+    def sizes(pin: Pinned) -> dict[str, int]:
+        return {file: size for file, size in hub.files(pin).items() if file in VOCABULARY_FILES}
+
+    def looks_like(source: Source, base: Pinned) -> bool:
+        here = source.parts.adapter_folder or source.folder
+        if here and has_tokenizer(here):
+            return False
+        own = None if source.folder else source.pin
+        return source.parts.model is None or (own is not None and (own == base or sizes(own) == sizes(base)))
+
+    pin = None if sources[0].folder else sources[0].pin
+    return pin is not None and all(looks_like(source, pin) for source in sources)
 
 
 def lock_text(recipe: Recipe, sources: Sequence[Source]) -> str:

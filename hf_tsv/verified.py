@@ -14,9 +14,10 @@ from torch import Tensor
 from hf_tsv.checkpoint import TensorInfo
 from hf_tsv.errors import CheckpointError, HfTsvError, OutputError, some
 from hf_tsv.hub import Hub
+from hf_tsv.inputs import plan_of
 from hf_tsv.loaders import Located, read_header
 from hf_tsv.outputs import CARD_FILE, LOCK_FILE, RECORD_FILE
-from hf_tsv.planner import Plan, Step, make_plan
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step
 from hf_tsv.recipe import load_recipe
 from hf_tsv.record import read_record, sha256_of, versions
 from hf_tsv.resources import device_named, usable_cores
@@ -197,7 +198,7 @@ def _merge_again(
         return
     locked = load_recipe(recipe or out / LOCK_FILE)
     sources = fetch(open_sources(locked, hub), hub)
-    plan = make_plan(locked, sources[0].checkpoint, [source.checkpoint for source in sources[1:]])
+    plan = plan_of(locked, sources, DEFAULT_SHARD_SIZE, hub)
     steps = [step for step in plan.steps if step.name in record["tensors"]]
     chosen = steps if sample is None else random.Random(seed).sample(steps, min(sample, len(steps)))
     check_memory(plan, resources)

@@ -135,6 +135,57 @@ def test_norms_cosines_and_signs_are_those_of_the_whole_task_vectors(
             assert total["opposed"][i][j] == pytest.approx(share, abs=1e-3)
 
 
+def test_whose_the_changed_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by the definition, and as consensus_ta counts them while it merges."""
+    recipe = models.recipe(models.zoo(models.bert, tmp_path), "consensus_ta")
+    monkeypatch.setattr(measure, "PIECE", 200)  # tensors in many pieces
+    summary = measuring.inspect(recipe)
+    for found, deltas in (
+        (summary["total"], deltas_of(tmp_path, "", 3)),
+        (cell(summary, MATRIX), deltas_of(tmp_path, MATRIX, 3)),
+    ):
+        used = sum((delta.abs() > 0.4 * (sum(deltas) - delta).abs()).int() for delta in deltas)
+        changed = sum(delta != 0 for delta in deltas) > 0
+        for whose, count in (("catastrophic", used == 0), ("selfish", used == 1), ("shared", used > 1)):
+            assert found["weights"][whose] == pytest.approx(float(count[changed].double().mean()), abs=1e-3)
+    noted = [
+        entry["used_by"] for entry in api.merge(recipe, tmp_path / "out")["tensors"].values() if "used_by" in entry
+    ]
+    used_by = [sum(_flat(entry)[c] for entry in noted) for c in range(4)]
+    for whose, count in (("catastrophic", used_by[0]), ("selfish", used_by[1]), ("shared", sum(used_by[2:]))):
+        assert summary["total"]["weights"][whose] == pytest.approx(count / sum(used_by), abs=1e-3)
+
+
+def _flat(used_by: list) -> list[int]:
+    """Of a tensor that was merged in pieces, their sum."""
+    return [sum(piece[c] for piece in used_by) for c in range(4)] if isinstance(used_by[0], list) else used_by
+
+
+@pytest.mark.parametrize(
+    ("factors", "is_alone", "said"),
+    [
+        ((1, 1, 1), True, "tall_mask keeps it"),  # each changes weights of its own
+        ((1, 1, 1), False, "has 0% of them to drop"),
+        ((1, 1, 1, 1, 1), False, "consensus_ta would drop too much"),  # four others outweigh each
+        ((1, 1, 1, 1, 1, 1, -1, -1), False, "k: 1 drops what no task uses"),
+    ],
+)
+def test_whose_the_weights_are_is_told(tmp_path: Path, factors: tuple[int, ...], is_alone: bool, said: str) -> None:
+    models.zoo(models.bert, tmp_path, tasks=len(factors))
+    for t, factor in enumerate(factors):
+
+        def change(name: str, value: Tensor, t: int = t, factor: int = factor) -> Tensor:
+            delta = factor * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name)))
+            if is_alone:
+                delta[torch.arange(len(value)) % 3 != t] = 0
+            return value + delta
+
+        rewrite(tmp_path, f"t{t}", change)
+    told = measuring.inspect(models.recipe(tmp_path, tasks=len(factors)))
+    (sentence,) = [line for line in told["advice"] if "(selfish)" in line]
+    assert said in sentence
+
+
 def test_spectra_and_energy(tmp_path: Path) -> None:
     summary = measuring.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
     s = torch.linalg.svdvals(deltas_of(tmp_path, MATRIX, 3)[1])

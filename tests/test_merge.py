@@ -184,11 +184,13 @@ def test_companions_come_along_and_old_outputs_do_not(tmp_path: Path) -> None:
         "pytorch_model.bin",
     ):
         (folder / "base" / name).write_text(f'"{name}"')
-    (folder / "t1" / "tokenizer.json").write_text('"theirs"')
+    theirs = json.dumps({"model": {"type": "WordLevel", "vocab": {"theirs": 0}}})
+    for name, vocabulary in (("base", theirs.replace("theirs", "ours")), ("t1", theirs)):
+        (folder / name / "tokenizer.json").write_text(vocabulary)
     hf_tsv.merge(models.recipe(folder, more=f"tokenizer_source: {folder}/t1\n"), tmp_path / "out")
     out = tmp_path / "out"
     assert (out / "1_Pooling" / "config.json").read_text() == '"1_Pooling/config.json"'
-    assert (out / "tokenizer.json").read_text() == '"theirs"'
+    assert (out / "tokenizer.json").read_text() == theirs
     assert (out / "LICENSE").exists()
     assert not (out / "pytorch_model.bin").exists()
     assert (out / "README.md").read_text() != '"README.md"'
@@ -223,7 +225,7 @@ def test_the_lock_pins_every_way_to_name_a_model() -> None:
     )
     pins = {"org/base@main": "org/base@0", "org/a": "org/a@1", "org/b": "org/b@2"}
     lock = parse_recipe(pinned_text(parse_recipe(text), pins))
-    assert (lock.base.text, lock.tokenizer_source.text) == ("org/base@0", "org/a@1")
+    assert (lock.base.text, lock.tokenizer_model.text) == ("org/base@0", "org/a@1")
     assert [model.ref.text for model in lock.models] == ["org/a@1", "org/b@2"]
     assert lock.rule_at("x", "linear", 0).weights == (1.0, 1e-3)
 
@@ -267,8 +269,10 @@ class TestMistakes:
         save_file(state, path, metadata={"format": "pt"})
         models.recipe(folder)
         assert sorted(self.told(tmp_path, PlanError).splitlines()) == [
-            "bert.embeddings.word_embeddings.weight: 't1' has 91 rows, the base has 90. Override it with"
-            " merge_method: base; 't1' keeps its own as a task part.",
+            "bert.embeddings.word_embeddings.weight: 't1' has 91 rows, the base has 90; DIR/base: no tokenizer in it,"
+            " expected one to match rows by. Put a tokenizer.json beside the weights, which"
+            " AutoTokenizer.from_pretrained(...).save_pretrained(...) writes, or keep the base's embeddings by an"
+            " override with merge_method: base",
             "classifier.bias: 't1' has shape (4,), expected the base's (3,). Override it with merge_method: base;"
             " 't1' keeps its own as a task part.",
         ]

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_tsv.checkpoint import TensorInfo
-from hf_tsv.modules import Depths, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view
+from hf_tsv.modules import Depths, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view, vocabulary_axes
 
 KINDS = [
     ("encoder.layer.0.attention.self.query.weight", (32, 32), "linear"),
@@ -74,3 +74,32 @@ def test_depth_runs_from_the_first_layer_to_the_last() -> None:
 def test_groups_leave_out_the_numbers_of_layers() -> None:
     assert group_of("layers.3.experts.10.w1.weight") == "layers.*.experts.*.w1.weight"
     assert group_of("mlp.fc1.weight") == "mlp.fc1.weight"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "axes"),
+    [
+        ({"model.embed_tokens.weight": (64, 8), "lm_head.weight": (64, 8)}, [0, 0]),
+        ({"transformer.wte.weight": (64, 8), "transformer.wpe.weight": (64, 8)}, [0, None]),
+        ({"shared.weight": (64, 8), "final_logits_bias": (1, 64)}, [0, 1]),
+        (
+            {
+                "bert.embeddings.word_embeddings.weight": (64, 64),
+                "bert.embeddings.position_embeddings.weight": (64, 64),
+                "bert.embeddings.token_type_embeddings.weight": (2, 64),
+                "cls.predictions.bias": (64,),
+                "cls.predictions.decoder.weight": (64, 64),
+                "bert.encoder.layer.0.attention.self.query.bias": (64,),
+                "classifier.weight": (64, 64),
+            },
+            [0, None, None, 0, 0, None, None],
+        ),
+        ({"model.embed_tokens.weight": (64, 8), "model.embed_tokens_per_layer.weight": (62, 99)}, [0, 0]),
+        ({"text_model.embeddings.token_embedding.weight": (64, 8), "text_projection.weight": (64, 8)}, [0, None]),
+        ({"vit.embeddings.cls_token": (1, 1, 8), "classifier.weight": (5, 8), "lm_head.weight": (5, 8)}, [None] * 3),
+        ({"model.embed_tokens.weight": (64, 8), "score.weight": (2, 8), "lm_head.weight": (63, 8)}, [0, None, None]),
+    ],
+)
+def test_which_tensors_have_one_row_a_token(shapes: dict[str, tuple[int, ...]], axes: list[int | None]) -> None:
+    found = vocabulary_axes([TensorInfo(name, shape, "F32") for name, shape in shapes.items()])
+    assert [found.get(name) for name in shapes] == axes

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hf_tsv.errors import RecipeError
 from hf_tsv.methods import METHODS
-from hf_tsv.recipe import ModelRef, Recipe, load_recipe, parse_recipe
+from hf_tsv.recipe import UNION, ModelRef, Recipe, TokenizerChoice, load_recipe, parse_recipe
 
 BAD = Path(__file__).parent / "recipes_bad"
 Q, K, MLP = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight", "model.mlp.up.weight"
@@ -411,7 +411,8 @@ class TestOtherKeys:
     def test_defaults(self) -> None:
         read = recipe()
         assert (read.dtype, read.out_dtype, read.svd, read.chat_template) == ("float32", None, "exact", None)
-        assert (read.tokenizer_source, read.notes, read.where(3)) == (read.base, (), "recipe.yaml:3")
+        assert (read.tokenizer, read.tokenizer_model) == (TokenizerChoice(), read.base)
+        assert (read.notes, read.where(3)) == ((), "recipe.yaml:3")
 
     @pytest.mark.parametrize(
         ("written", "dtypes"),
@@ -433,7 +434,19 @@ class TestOtherKeys:
         [("base", "org/base"), ("org/base", "org/base"), ("code", "org/code"), ("org/code", "org/code")],
     )
     def test_tokenizer_sources(self, written: str, path: str) -> None:
-        assert recipe(rest=f"tokenizer_source: {written}").tokenizer_source.path == path
+        for rest in (f"tokenizer_source: {written}", f"tokenizer: {{source: {written}}}"):
+            read = recipe(rest=rest)
+            assert read.tokenizer.source == read.tokenizer_model
+            assert read.tokenizer_model.path == path
+
+    @pytest.mark.parametrize("written", ["tokenizer_source: union", "tokenizer: {source: union}", "tokenizer: {}"])
+    def test_a_union_has_the_bases_files(self, written: str) -> None:
+        read = recipe(rest=written)
+        assert (read.tokenizer.source, read.tokenizer_model) == (UNION, read.base)
+
+    def test_padding_of_a_vocabulary(self) -> None:
+        read = recipe(rest="tokenizer: {source: base, pad_to_multiple_of: 64}")
+        assert read.tokenizer == TokenizerChoice(read.base, 64)
 
     @pytest.mark.parametrize("written", ["auto", "'{{ messages }}'"])
     def test_chat_templates(self, written: str) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from hf_tsv.outputs import LOCK_FILE, RECIPE_FILE, RECORD_FILE
 
-MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source")  # keys of a recipe that name a model
+MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source", "source")  # keys of a recipe that name a model
 NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that do
 _FOLDER = re.compile(r"(?<![\w.~/-])(?:~\w*|\.{1,2})?/(?!/)(?:[^\s/'\"]*/)*")
 

@@ -86,6 +86,7 @@ def as_data(planned: "Plan") -> dict[str, Any]:
         ],
         "task_parts": [{"task": part.task, "name": part.info.name, "shape": part.info.shape} for part in planned.parts],
         "files": {shard.file: shard.nbytes for shard in planned.shards},
+        "vocabulary": planned.vocabulary and planned.vocabulary.describe(),
         "warnings": planned.warnings,
     }
 

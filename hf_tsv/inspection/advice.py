@@ -12,6 +12,8 @@ DUPLICATE = 0.9  # cosine of two task vectors that are nearly the same change
 ALIKE = 0.5  # mean cosine from which averaging loses little
 LOW_RANK = 0.25  # of the smaller side, in the median matrix
 SPREAD = 0.5  # energy at TSV-Merge's rank below which it throws more away than it keeps
+OWN = 0.4  # of the changed weights in a single task's mask, from which dropping them costs that task much
+NOBODYS = 0.2  # of them in no task's mask, from which they are worth dropping alone
 CLASHING = 1.5  # times chance from which orthogonalisation has something to undo
 
 
@@ -23,7 +25,13 @@ def advice(summary: Mapping[str, Any]) -> list[str]:
         return ["No task changes any tensor that the recipe merges: there is nothing to merge."]
     told = [f"Task {_q(task)} changes none of the tensors that are merged. Leave it out." for task in _idle(tasks)]
     if len(changed) > 1:
-        told += [_method(summary, changed), *_where(summary), *_duplicates(summary), _dominance(changed)]
+        told += [
+            _method(summary, changed),
+            *_where(summary),
+            *_duplicates(summary),
+            _dominance(changed),
+            _owners(summary),
+        ]
     return [*told, *_low_rank(changed), _compression(summary, changed)]
 
 
@@ -108,6 +116,27 @@ def _dominance(tasks: Sequence[Mapping[str, Any]]) -> str:
         f"No task dominates: the longest task vector, of {_q(longest)}, is"
         f" {longest['norm'] / shortest['norm']:.2f} times as long as the shortest, of {_q(shortest)}."
     )
+
+
+def _owners(summary: Mapping[str, Any]) -> str:
+    shares = summary["total"]["weights"]
+    told = (
+        f"Of the changed weights {shares['shared']:.0%} are used by several tasks, {shares['selfish']:.0%} by one"
+        f" (selfish) and {shares['catastrophic']:.0%} by none (catastrophic), as TALL-masks at lambda"
+        f" {summary['mask_lambda']:g} have it:"
+    )
+    if shares["selfish"] >= OWN:
+        most = max(summary["groups"], key=lambda group: group["weights"]["selfish"])
+        where = f"most in {most['label']} ({most['weights']['selfish']:.0%})"
+        return f"{told} consensus_ta at its default k: 2 drops what single tasks use, {where}; tall_mask keeps it."
+    if shares["catastrophic"] >= NOBODYS:
+        cosine = _mean_of_pairs(summary["total"]["cosines"])
+        if cosine >= ALIKE:  # the others' sum then is many times a task's own change, on which they all agree
+            return (
+                f"{told} the tasks agree there (mean cosine {_rounded(cosine)}), so consensus_ta would drop too much."
+            )
+        return f"{told} consensus_ta with k: 1 drops what no task uses."
+    return f"{told} consensus_ta with k: 2 has {1 - shares['shared']:.0%} of them to drop."
 
 
 def _low_rank(tasks: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,7 +22,8 @@ from hf_tsv.linalg import (
     singular_task_interference,
     truncated_svd,
 )
-from hf_tsv.methods import Deltas
+from hf_tsv.masks import Use, tall_mask
+from hf_tsv.methods import METHODS, Deltas
 from hf_tsv.modules import Kind
 from hf_tsv.planner import Plan, Step
 from hf_tsv.recipe import is_local
@@ -28,6 +31,7 @@ from hf_tsv.run import Progress, Resources, check_memory, each_step, one_thread_
 from hf_tsv.stored import StoredTensor
 
 NUMERICAL_RANK = 1e-6  # of the largest singular value; below it fp32 weights hold nothing
+MASK_LAMBDA: float = METHODS["tall_mask"].parameters["mask_lambda"].default
 PIECE = 2**22  # entries, of all tasks together, that are compared at a time
 
 
@@ -39,12 +43,15 @@ class Entries:
         inner: Their inner products, (T, T) float64; the diagonal holds the squared norms.
         both: Entries that both tasks of a pair changed, (T, T) int64; the diagonal holds those that a task changed.
         opposed: Entries that a pair moved in opposite directions, (T, T) int64.
+        use: How many of the entries that any task changed are in how many of the tasks' TALL-masks on their sum, as
+            `consensus_ta` and `tall_mask` have them unless told otherwise.
         numel: Entries of a task.
     """
 
     inner: Tensor
     both: Tensor
     opposed: Tensor
+    use: Use
     numel: int
 
     @property
@@ -66,7 +73,8 @@ class Entries:
     def sum(parts: Iterable["Entries"]) -> "Entries":
         parts = list(parts)
         inner, both, opposed = (sum_of(parts, key) for key in ("inner", "both", "opposed"))
-        return Entries(inner, both, opposed, sum(part.numel for part in parts))
+        use = reduce(add, (part.use for part in parts))
+        return Entries(inner, both, opposed, use, sum(part.numel for part in parts))
 
 
 @dataclass(frozen=True)
@@ -204,12 +212,24 @@ def _entries(plan: Plan, step: Step) -> Entries:
     num_tasks, as_it_is = len(plan.tasks), replace(step, view=None)
     inner = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
     both, balance = inner.clone(), inner.clone()  # whole numbers, exact in float64
+    use = Use((0,) * (num_tasks + 1))
     for rows in _pieces(step, num_tasks):
         deltas = torch.stack([delta.flatten() for delta in StoredTensor(plan, as_it_is, rows).deltas()])
         inner += _gram(deltas)
+        use += _use(deltas)
         balance += _gram(deltas.sign_())
         both += _gram(deltas.abs_())
-    return Entries(inner, both.long(), ((both - balance) / 2).long(), step.info.numel)
+    return Entries(inner, both.long(), ((both - balance) / 2).long(), use, step.info.numel)
+
+
+def _use(deltas: Tensor) -> Use:
+    """Of deltas (T, n), how many entries are in how many tasks' masks."""
+    merged, masks = torch.zeros_like(deltas[0]), torch.zeros(deltas.shape[1:], dtype=torch.int32)
+    for delta in deltas:
+        merged += delta
+    for delta in deltas:
+        masks += tall_mask(delta, merged, MASK_LAMBDA)
+    return Use.of(masks, deltas.any(dim=0), len(deltas))
 
 
 def _gram(rows: Tensor) -> Tensor:

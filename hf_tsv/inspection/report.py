@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_tsv.compression import DENSE, Energy, Spectrum, choose_ranks, pooled
 from hf_tsv.inspection.advice import advice
-from hf_tsv.inspection.measure import Entries, Inspected, Inspection, Interference, Matrices
+from hf_tsv.inspection.measure import MASK_LAMBDA, Entries, Inspected, Inspection, Interference, Matrices
 from hf_tsv.modules import group_of, layer_of
 
 POINTS = 32  # of a spectrum's curve
@@ -21,10 +21,12 @@ def summarize(inspection: Inspection) -> dict[str, Any]:
     """The whole inspection as plain data, fit for JSON.
 
     Returns:
-        `base`, `tasks`; `advice`, sentences; `per_task`, one mapping a task; `total`, `groups` (module types),
-        `layers` and `cells` (a module type in a layer), each with the tasks' `norms` and the T x T matrices
-        `cosines` and `opposed`; where there are task matrices also `interference` and T x T `clashes` in units of
-        chance; of one shape also `spectra`: at some `ranks`, by task, the singular `values` and the energy `kept`.
+        `base`, `tasks`, `mask_lambda`; `advice`, sentences; `per_task`, one mapping a task; `total`, `groups` (module
+        types), `layers` and `cells` (a module type in a layer), each with the tasks' `norms`, the T x T matrices
+        `cosines` and `opposed`, and `weights`: of what any task changed the shares that several tasks use (`shared`),
+        one (`selfish`) and none (`catastrophic`), as TALL-masks tell it. Where there are task matrices also
+        `interference` and T x T `clashes` in units of chance; of one shape also `spectra`: at some `ranks`, by task,
+        the singular `values` and the energy `kept`.
     """
     cells, groups, layers = (_gathered(inspection.tensors, key) for key in (_cell, _group, _layer))
     stacks = _short_names({layer_of(one.info.name)[0] for one in inspection.tensors} - {""})
@@ -32,6 +34,7 @@ def summarize(inspection: Inspection) -> dict[str, Any]:
         "base": inspection.base,
         "tasks": list(inspection.tasks),
         "checkpoint_bytes": inspection.checkpoint_bytes,
+        "mask_lambda": MASK_LAMBDA,
         "per_task": [_task(inspection, t) for t in range(len(inspection.tasks))],
         "total": _facts(inspection.tensors),
         "groups": [_named(group, stacks) | _facts(group) | _of_one_shape(group) for group in groups],
@@ -92,6 +95,7 @@ def _facts(tensors: Sequence[Inspected]) -> dict[str, Any]:
         "norms": _plain(entries.norms),
         "cosines": _plain(entries.cosines),
         "opposed": _plain(entries.opposed_shares),
+        "weights": {whose: _short(share) for whose, share in entries.use.shares().items()},
     }
     looked = [one.matrices for one in tensors if one.matrices]
     if not looked:

@@ -21,6 +21,8 @@ def print_tables(summary: Mapping[str, Any], console: Console) -> None:
     if "interference" in summary["total"]:
         console.print(_titled("Interference by module type", _groups(summary)))
         console.print(_titled("Interference by layer", _layers(summary)))
+    if len(summary["tasks"]) > 1:
+        console.print(_titled("Changed weights by how many tasks use them", _weights(summary)))
     console.print(_titled("Advice", *(f"- {escape(sentence)}" for sentence in summary["advice"])))
 
 
@@ -70,6 +72,14 @@ def _groups(summary: Mapping[str, Any]) -> Table:
             energy = f"{100 * min(group['energy']):.0f}-{max(group['energy']):.0%}"
             cells = (str(group["tensors"]), shape, str(group["rank"]), energy, *_interference(group["interference"]))
             table.add_row(escape(group["label"]), *cells, escape(_worst(summary["tasks"], group["clashes"])))
+    return table
+
+
+def _weights(summary: Mapping[str, Any]) -> Table:
+    table = _table("module type", "shared", "selfish", "catastrophic")
+    for label, facts in [*((group["label"], group) for group in summary["groups"]), ("all", summary["total"])]:
+        shares = (facts["weights"][whose] for whose in ("shared", "selfish", "catastrophic"))
+        table.add_row(escape(label), *(f"{share:.1%}" for share in shares))
     return table
 
 

@@ -6,18 +6,20 @@ from hf_tsv.errors import RecipeError
 from hf_tsv.recipe._lock import pinned_text
 from hf_tsv.recipe._meaning import read_meaning
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
-from hf_tsv.recipe._recipe import Recipe, RecipeModel, Rule
+from hf_tsv.recipe._recipe import UNION, Recipe, RecipeModel, Rule, TokenizerChoice
 from hf_tsv.recipe._refs import ModelRef, is_local
 from hf_tsv.recipe._schema import read_shape
 from hf_tsv.recipe._slices import read_whole_slice
 from hf_tsv.recipe._yaml import Document, read_yaml
 
 __all__ = [
+    "UNION",
     "Document",
     "ModelRef",
     "Recipe",
     "RecipeModel",
     "Rule",
+    "TokenizerChoice",
     "did_you_mean",
     "is_local",
     "load_recipe",

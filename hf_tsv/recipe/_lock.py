@@ -21,8 +21,8 @@ def pinned_text(recipe: Recipe, pins: Mapping[str, str]) -> str:
     document = read_yaml(recipe.text, recipe.source)
     read_whole_slice(document)
     data = document.data
-    for entry in (data, *data["models"]):
-        for key in {"base_model", "model", "tokenizer_source"} & entry.keys():
+    for entry in (data, *data["models"], data.get("tokenizer") or {}):
+        for key in {"base_model", "model", "tokenizer_source", "source"} & entry.keys():
             text = _text(entry[key])
             entry[key] = pins.get(text, text)
     if data.get("svd", "exact") != recipe.svd:

@@ -44,13 +44,12 @@ class _MeaningReader:
         self._models = self._read_models()
         self._read_parameters()
         filters = {place: self._filter(place) for place in self._overrides}
-        tokenizer_source = self._model_reader.tokenizer_source(self._models)
+        tokenizer = self._model_reader.tokenizer(self._models)
         dtype, out_dtype = self._dtypes()
         self._check_chat_template()
         self._check_residuals()
         self._document.raise_problems()
         assert self._models.base is not None, "its absence is a mistake"
-        assert tokenizer_source is not None, "its absence is a mistake"
         return Recipe(
             text=text,
             source=self._document.source,
@@ -59,7 +58,7 @@ class _MeaningReader:
             models=tuple(self._models.tasks.values()),
             dtype=dtype,
             out_dtype=out_dtype,
-            tokenizer_source=tokenizer_source,
+            tokenizer=tokenizer,
             chat_template=self._file.chat_template,
             svd=self._file.svd or "exact",
             residuals=self._residuals(),

@@ -3,11 +3,12 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path as Folder
+from typing import Literal
 
 from hf_tsv.errors import RecipeError
 from hf_tsv.recipe import _schema as schema
 from hf_tsv.recipe._messages import did_you_mean, joined
-from hf_tsv.recipe._recipe import RecipeModel
+from hf_tsv.recipe._recipe import UNION, RecipeModel, TokenizerChoice
 from hf_tsv.recipe._refs import ModelRef
 from hf_tsv.recipe._yaml import Document, Path
 
@@ -51,22 +52,32 @@ class ModelReader:
         self._check_count(is_base)
         return Models(refs, base, is_base, self._tasks({i: r for i, r in enumerate(refs) if r and i not in is_base}))
 
-    def tokenizer_source(self, models: Models) -> ModelRef | None:
-        """The model whose tokenizer the output gets; None where it is wrong."""
-        written, path = self._file.tokenizer_source, ("tokenizer_source",)
-        if written is None or written == "base":
-            return models.base
-        if written == "union":
-            problem = "tokenizer source 'union' isn't taken, for vocabularies aren't joined"
-            self._document.tell(path, f"{problem}, expected base or one of the models. Write base.")
-            return None
+    def tokenizer(self, models: Models) -> TokenizerChoice:
+        """Whose vocabulary and tokenizer the output gets."""
+        section = self._file.tokenizer
+        if section is None:
+            path: Path = ("tokenizer_source",)
+            return TokenizerChoice(self._tokenizer_source(path, self._file.tokenizer_source, models))
+        if self._file.tokenizer_source is not None:
+            self._document.tell(("tokenizer_source",), "'tokenizer' says this too. Keep one of them.")
+        source = self._tokenizer_source(("tokenizer", "source"), section.source or UNION, models)  # as in mergekit
+        return TokenizerChoice(source, section.pad_to_multiple_of)
+
+    def _tokenizer_source(
+        self, path: Path, written: schema.Reference | str | None, models: Models
+    ) -> ModelRef | Literal["union"] | None:
+        text = written.text if isinstance(written, schema.Reference) else written
+        if text is None or text == "base":
+            return models.base if text else None
         by_name = {task.name: task.ref for task in models.tasks.values()}
-        same = by_name.get(written) or self._same(written, models)
-        if not same and models.base and all(models.refs):
-            words = ["base", *by_name]
-            problem = f"tokenizer source '{written}' is none of the models, expected {joined(words, 'or')}."
-            self._document.tell(path, problem + did_you_mean(written, words))
-        return same
+        same = by_name.get(text) or self._same(text, models)
+        if same or text == UNION:
+            return same or UNION
+        if models.base and all(models.refs):
+            words = ["base", UNION, *by_name]
+            problem = f"tokenizer source '{text}' is none of the models, expected {joined(words, 'or')}."
+            self._document.tell(path, problem + did_you_mean(text, words))
+        return None
 
     def _ref(self, path: Path, written: schema.Reference | str | None) -> ModelRef | None:
         if written is None:

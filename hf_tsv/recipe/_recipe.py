@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from hf_tsv.linalg import SvdMode
 from hf_tsv.recipe._refs import ModelRef
 from hf_tsv.recipe._settings import ABSENT, Chain, Filter, idle_filters
+
+UNION: Final = "union"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,20 @@ class RecipeModel:
     ref: ModelRef
     name: str
     line: int
+
+
+@dataclass(frozen=True)
+class TokenizerChoice:
+    """Whose vocabulary, and with it whose tokenizer, the output gets.
+
+    Attributes:
+        source: A model, or the union of all vocabularies; None where the recipe doesn't say, which is the base's as
+            long as the models' vocabularies don't differ.
+        pad_to_multiple_of: What the embedding's rows are padded to; None for what the base's are.
+    """
+
+    source: ModelRef | Literal["union"] | None = None
+    pad_to_multiple_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class Recipe:
         models: The fine-tuned models, one a task, without the base.
         dtype: Arithmetic dtype.
         out_dtype: Dtype of the output's floating-point tensors, None for the base's own, tensor by tensor.
-        tokenizer_source: Whose tokenizer the output gets.
+        tokenizer: Whose vocabulary and tokenizer the output gets.
         chat_template: The Jinja text of the output's chat template, `auto` for the models' most common one, None for
             that of the tokenizer's model.
         svd: How singular vectors are computed.
@@ -127,7 +143,7 @@ class Recipe:
     models: tuple[RecipeModel, ...]
     dtype: Literal["float32", "float64"]
     out_dtype: str | None
-    tokenizer_source: ModelRef
+    tokenizer: TokenizerChoice
     chat_template: str | None
     svd: SvdMode
     residuals: Mapping[str, Any] | None
@@ -136,6 +152,12 @@ class Recipe:
     branches: tuple[Branch, ...] = field(repr=False)
     filters: tuple[tuple[Filter, ...], ...] = field(repr=False)
     layers: tuple[int, int] | None = None
+
+    @property
+    def tokenizer_model(self) -> ModelRef:
+        """The model whose tokenizer's files the output gets; a union's tokens are added to the base's."""
+        source = self.tokenizer.source
+        return source if isinstance(source, ModelRef) else self.base
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -174,13 +174,24 @@ class Adapters(Keys):
     factor_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
 
+class TokenizerKeys(Keys):
+    """`tokenizer: {source: union, pad_to_multiple_of: 64}`"""
+
+    place = " in tokenizer"
+    refused = {
+        "tokens": "a token has the value that the models give it. Leave it out, or set rows in the merged model.",
+    }
+
+    source: TextOr[Reference] | None = None
+    pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
+
+
 class RecipeFile(Keys):
     """A whole recipe."""
 
     refused = {
         "slices": "layers keep their places. List the models under 'models', and treat layers apart by 'overrides'.",
         "modules": "one recipe merges all parts of a model. Use 'models', and 'overrides' for single parts.",
-        "tokenizer": "vocabularies aren't joined. Use tokenizer_source: base, or name one of the models there.",
     }
 
     merge_method: str | None = None
@@ -190,7 +201,8 @@ class RecipeFile(Keys):
     overrides: list[Override] | None = None
     dtype: DType | None = None
     out_dtype: DType | None = None
-    tokenizer_source: str | None = None
+    tokenizer_source: TextOr[Reference] | None = None
+    tokenizer: TokenizerKeys | None = None
     chat_template: str | None = None
     svd: SvdMode | None = None
     residuals: Residuals | None = None
@@ -267,7 +279,9 @@ def _level(path: Path) -> type[Keys]:
             return Residuals
         case ("adapters",):
             return Adapters
-        case ("base_model",) | ("models", int(), "model"):
+        case ("tokenizer",):
+            return TokenizerKeys
+        case ("base_model",) | ("tokenizer_source",) | ("tokenizer", "source") | ("models", int(), "model"):
             return Reference
         case (*_, "model" | "lora"):
             return Location
