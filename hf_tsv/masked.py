@@ -70,6 +70,12 @@ def config_of(folder: Path, task: str) -> Path:
     return folder / MASKS / task / MODEL_CONFIG
 
 
+def lambda_of(step: Step, t: int, num_tasks: int) -> float:
+    """The lambda of task t's TALL-mask, as the recipe says."""
+    default = METHODS[step.method].parameters["mask_lambda"].default
+    return per_task(step.parameters.get("mask_lambda", default), num_tasks)[t]
+
+
 class MaskedCheckpoint:
     """A task's model, of the base, the merged model and the task's mask.
 
@@ -181,8 +187,7 @@ def _write(
 def _mask(step: Step, t: int, delta: Tensor, change: Tensor, num_tasks: int) -> Tensor:
     if step.method == "emr":
         return emr_mask(delta, change)
-    default = METHODS[step.method].parameters["mask_lambda"].default
-    return tall_mask(delta, change, per_task(step.parameters.get("mask_lambda", default), num_tasks)[t])
+    return tall_mask(delta, change, lambda_of(step, t, num_tasks))
 
 
 def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> dict[str, Any]:
