@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import hf_tsv
 from hf_tsv import planner
 from hf_tsv.errors import PlanError
 from hf_tsv.loaders import open_checkpoint
+from hf_tsv.masked import _Bits
+from hf_tsv.masks import pack
 
 from . import models
 from .test_cli import run
@@ -79,6 +83,16 @@ def test_a_task_is_restored_by_its_largest_entries(piece: int, tmp_path: Path, m
         assert record["masks"]["tasks"][f"t{t}"]["own"] == pytest.approx(density, abs=1e-3)
         assert record["masks"]["tasks"][f"t{t}"]["factor"] == 1
     assert type(hf_tsv.load_task(tmp_path / "out", "t1")).__name__ == "BertModel"
+
+
+@given(pieces=st.lists(st.lists(st.booleans(), max_size=20), max_size=6))
+def test_a_mask_that_comes_in_pieces_is_packed_as_one(pieces: list[list[bool]]) -> None:
+    bits = _Bits()
+    for piece in pieces:
+        bits.add(torch.tensor(piece, dtype=torch.bool))
+    whole = torch.tensor([bit for piece in pieces for bit in piece], dtype=torch.bool)
+    assert torch.equal(bits.finish(), pack(whole))
+    assert bits.ones == int(whole.sum())
 
 
 def test_the_command_says_what_is_stored(tmp_path: Path) -> None:
