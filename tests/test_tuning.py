@@ -186,4 +186,9 @@ def test_the_command_writes_a_recipe(zoo: Path) -> None:
     assert yaml.safe_load((zoo / "t.yaml").read_text())["parameters"]["scale"] in (1, 2)
     again = run("tune", recipe, zoo / "t.yaml", "--suite", zoo / "suite.yaml", "--by", "all", "--json", "-q")
     assert json.loads(again.stdout)["tried"] == 7
-    assert run("tune", recipe, zoo / "t.yaml", "--suite", zoo / "suite.yaml", "--scales", "one").exit_code == 2
+    for option in ("--scales", "--lambdas"):
+        assert run("tune", recipe, zoo / "t.yaml", "--suite", zoo / "suite.yaml", option, "one").exit_code == 2
+    recipe = models.recipe(zoo, "tall_mask", tasks=2)
+    told = run("tune", recipe, zoo / "t.yaml", "--suite", zoo / "suite.yaml", "--lambdas", "0.3", "-q").stdout
+    assert "lambda of t0  0.3\nlambda of t1  0.3\n" in told
+    assert all(step.parameters["mask_lambda"] == (0.3, 0.3) for step in api.plan(zoo / "t.yaml").merged)
