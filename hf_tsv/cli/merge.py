@@ -9,6 +9,7 @@ import typer
 from hf_tsv.cli._options import (
     CacheDir,
     CreatePr,
+    Device,
     DryRun,
     Json,
     License,
@@ -59,6 +60,7 @@ def merge(
     max_shard_size: ShardSize = "5GB",
     workers: Workers = None,
     max_memory: MaxMemory = None,
+    device: Device = "cpu",
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -71,6 +73,8 @@ def merge(
         raise typer.BadParameter(
             "is for checkpoints; push an adapter by hf-tsv push", param_hint="--stream / --push-to-hub"
         )
+    if as_ == "adapter" and device != "cpu":
+        raise typer.BadParameter("is for checkpoints; adapters are made by the CPU", param_hint="--device")
     memory = memory_of(max_memory)
     from huggingface_hub.utils import disable_progress_bars
 
@@ -110,6 +114,7 @@ def merge(
                 max_shard_size=max_shard_size,
                 workers=workers,
                 max_memory=memory,
+                device=device,
                 stream=stream,
                 push_to_hub=pushing,
                 hub=hub,

@@ -95,7 +95,7 @@ def _outstanding(product: Tensor, size: int) -> Tensor:
 def _random(like: Tensor, size: int) -> Tensor:
     """(rows of like, size), the same on every device."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(len(like), size, generator=generator, dtype=like.dtype).to(like.device)
+    return torch.randn(len(like), size, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
 
 
 def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:

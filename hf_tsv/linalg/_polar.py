@@ -93,7 +93,7 @@ def _by_svd(a: Tensor, tolerance: float, error: float) -> Tensor:
 
 def _is_partial_isometry(x: Tensor, directions: Tensor) -> bool:
     """Whether x^T x projects on these orthonormal columns, as far as a few random vectors see: a gross error shows."""
-    probe = torch.randn(x.shape[1], 4, generator=torch.Generator().manual_seed(0)).to(x)
+    probe = torch.randn(x.shape[1], 4, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
     seen = x.T @ (x @ probe)
     wanted = directions @ (directions.T @ probe.double())
     lengths = torch.linalg.vector_norm(x, dim=1 if x.is_contiguous() else 0)  # as it lies in memory, and no copy
