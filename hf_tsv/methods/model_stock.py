@@ -1,16 +1,16 @@
 """Model Stock: between the base and the mean, as far as the fine-tuned models agree."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._geometry import inner, inner_along
+from hf_tsv.methods._geometry import cosine, inner, inner_along
 from hf_tsv.methods._registry import merge_method
 
 
-@merge_method("model_stock", paper="https://arxiv.org/abs/2403.19522", min_tasks=2, cost="every model is read twice")
+@merge_method(
+    "model_stock", paper="https://arxiv.org/abs/2403.19522", min_tasks=2, cost="every tensor is read T / 2 + 2 times"
+)
 def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
     """Go from the base towards the mean as far as the angle between the fine-tuned models says.
 
@@ -24,29 +24,26 @@ def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
     tasks = deltas.active
     if not tasks:
         return deltas.zeros()
-    by_row = filter_wise and bool(deltas.shape)
-    mean, norms = deltas.zeros(), []
+    mean = deltas.zeros()
     for t in tasks:
-        delta = deltas.scaled(t)
-        norms.append(_square(delta, by_row).sqrt())
-        mean.add_(delta, alpha=1 / len(tasks))
+        mean.add_(deltas.scaled(t), alpha=1 / len(tasks))
     if len(tasks) > 1:
-        mean.mul_(_ratio(_mean_cosine(deltas, tasks, norms, by_row), len(tasks)))
+        mean.mul_(_ratio(_mean_cosine(deltas, tasks, filter_wise and bool(deltas.shape)), len(tasks)))
     return mean
 
 
-def _square(delta: Tensor, by_row: bool) -> Tensor:
-    return inner_along(delta, delta, -1) if by_row else inner(delta, delta)
+def _mean_cosine(deltas: Deltas, tasks: list[int], by_row: bool) -> Tensor:
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return inner_along(a, b, -1) if by_row else inner(a, b)
 
-
-def _mean_cosine(deltas: Deltas, tasks: Sequence[int], norms: Sequence[Tensor], by_row: bool) -> Tensor:
-    """Over all pairs, from the length of the sum of unit vectors: |sum_t u_t|^2 = T + 2 sum_s<t cos_st. In float64,
-    because the cosines may be small. A delta of length 0 has cosine 0 with all others."""
-    total = torch.zeros(deltas.shape, dtype=torch.float64)
-    for t, norm in zip(tasks, norms, strict=True):
-        total.addcdiv_(deltas.scaled(t).double(), norm.masked_fill(norm == 0, 1.0))
-    own = sum((norm > 0).double() for norm in norms)
-    return (_square(total, by_row) - own) / (len(tasks) * (len(tasks) - 1))
+    squares = {t: product(delta, delta) for t in tasks for delta in [deltas.scaled(t)]}
+    total, pairs = torch.zeros((), dtype=torch.float64), 0
+    for t, later in ((t, tasks[i + 1 :]) for i, t in enumerate(tasks)):
+        delta = deltas.scaled(t)
+        for other in later:
+            total = total + cosine(product(delta, deltas.scaled(other)), squares[t], squares[other])
+            pairs += 1
+    return total / pairs
 
 
 def _ratio(cos: Tensor, num_tasks: int) -> Tensor:
