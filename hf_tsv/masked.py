@@ -16,11 +16,11 @@ from torch import Tensor
 from hf_tsv.checkpoint import Checkpoint, Shard, TensorInfo
 from hf_tsv.companions import copy_config
 from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
-from hf_tsv.masks import EmrRescaler, Use, emr_mask, pack, tall_mask, unpack
-from hf_tsv.methods import METHODS, per_task
+from hf_tsv.masks import EmrRescaler, Use, emr_mask, magnitude_mask, pack, tall_mask, unpack
+from hf_tsv.methods import METHODS, Deltas, per_task
 from hf_tsv.outputs import MASKS, MODEL_CONFIG
 from hf_tsv.planner import MASKED, Plan, Step
-from hf_tsv.run import Progress, Resources, each_step, one_thread_each
+from hf_tsv.run import Found, Progress, Resources, Silent, each_step, one_thread_each, surveys
 from hf_tsv.stored import StoredTensor
 from hf_tsv.writers import CheckpointWriter, full_disk_told
 
@@ -49,11 +49,12 @@ def write_masks(
     with full_disk_told(folder):
         (folder / MASKS).mkdir(exist_ok=True)
     shards = [Shard(file_of(task), tuple(map(_packed_info, steps))) for task in plan.tasks]
+    thresholds = surveys(plan, steps, resources, Silent(), for_masks=True)
     found: dict[str, _Counts] = {}
     progress.begin(float(sum(map(_entries, steps))))
     with ExitStack() as open_files, one_thread_each():
         writers = [open_files.enter_context(CheckpointWriter(folder, [shard])) for shard in shards]
-        do = partial(_write, plan, open_checkpoint(folder), writers, found)
+        do = partial(_write, plan, open_checkpoint(folder), thresholds, writers, found)
         each_step(steps, do, plan, resources, progress, _entries)
         for writer in writers:
             writer.sync()
@@ -68,6 +69,12 @@ def file_of(task: str) -> str:
 def config_of(folder: Path, task: str) -> Path:
     """The configuration of a task that has a head of its own."""
     return folder / MASKS / task / MODEL_CONFIG
+
+
+def lambda_of(step: Step, t: int, num_tasks: int) -> float:
+    """The lambda of task t's TALL-mask, as the recipe says."""
+    default = METHODS[step.method].parameters["mask_lambda"].default
+    return per_task(step.parameters.get("mask_lambda", default), num_tasks)[t]
 
 
 class MaskedCheckpoint:
@@ -155,7 +162,12 @@ class _Bits:
 
 
 def _write(
-    plan: Plan, merged: Checkpoint, writers: Sequence[CheckpointWriter], found: dict[str, _Counts], step: Step
+    plan: Plan,
+    merged: Checkpoint,
+    surveyed: Found,
+    writers: Sequence[CheckpointWriter],
+    found: dict[str, _Counts],
+    step: Step,
 ) -> None:
     """One tensor's masks of all tasks."""
     tasks = range(len(plan.tasks))
@@ -163,12 +175,12 @@ def _write(
     use = Use((0,) * (len(plan.tasks) + 1))
     for rows in step.slices:
         stored = StoredTensor(plan, step, rows)
-        deltas = stored.deltas()
+        deltas = stored.deltas(surveyed(step))
         change = merged.read(step.name, rows).to(deltas.dtype).sub_(stored.base)
         count = torch.zeros(change.shape, dtype=torch.int32)
         for t in tasks:
             delta = deltas.scaled(t)
-            mask = _mask(step, t, delta, change, len(plan.tasks))
+            mask = _mask(step, deltas, t, delta, change)
             bits[t].add(mask)
             count += mask
             rescalers[t].add(delta, change)
@@ -178,11 +190,12 @@ def _write(
     found[step.name] = _Counts(tuple(packer.ones for packer in bits), use, tuple(rescalers))
 
 
-def _mask(step: Step, t: int, delta: Tensor, change: Tensor, num_tasks: int) -> Tensor:
+def _mask(step: Step, deltas: Deltas, t: int, delta: Tensor, change: Tensor) -> Tensor:
     if step.method == "emr":
         return emr_mask(delta, change)
-    default = METHODS[step.method].parameters["mask_lambda"].default
-    return tall_mask(delta, change, per_task(step.parameters.get("mask_lambda", default), num_tasks)[t])
+    if step.method == "magnitude_mask":
+        return magnitude_mask(deltas[t], deltas.survey.thresholds[t])  # of the delta as it is, without a weight
+    return tall_mask(delta, change, lambda_of(step, t, len(deltas)))
 
 
 def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> dict[str, Any]:

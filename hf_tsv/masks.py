@@ -31,8 +31,8 @@ def tall_mask(delta: Tensor, merged: Tensor, lam: float) -> Tensor:
 
 
 def magnitude_mask(delta: Tensor, threshold: float) -> Tensor:
-    """The entries of a task's change that reach a magnitude: the paper's baseline keeps a task's top 10 %."""
-    return delta.abs() >= threshold
+    """The entries of a task's change that reach a magnitude, without those that are 0; a bool tensor."""
+    return (delta.abs() >= threshold) & (delta != 0)
 
 
 def emr_unified(deltas: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,8 @@ from hf_tsv.run import Progress, Resources, Silent
 from hf_tsv.sources import fetch, open_sources
 
 if TYPE_CHECKING:
-    from hf_tsv.tuning import By, Tuned  # needs transformers and peft
+    from hf_tsv.tunable import By
+    from hf_tsv.tuning import Tuned  # needs transformers and peft
 
 
 def inspect(
@@ -107,6 +108,7 @@ def tune(
     *,
     by: "By" = "kind",
     grid: Sequence[float] = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6),
+    lambdas: Sequence[float] = (0.2, 0.3, 0.4, 0.5, 0.6),
     results: str | Path = "tuning.jsonl",
     device: str | None = None,
     workers: int | None = None,
@@ -115,14 +117,17 @@ def tune(
 ) -> "Tuned":
     """Choose the scale of a merge, one for each group of tensors, by the scores of a suite on validation data.
 
-    The merge is computed once; what differs in scale alone needs no further decomposition. It and one model are held in
-    memory.
+    With `tall_mask` the lambda of each task's mask is chosen, by the score of that task's model. Tensors whose
+    method has neither are merged as the recipe says. The merge is computed once; what differs in scale or lambda
+    alone needs no further decomposition. It, the base and two models are held in memory.
 
     Args:
-        recipe: A recipe, or the path of its file, by a method that has a `scale`.
+        recipe: A recipe, or the path of its file, with a method that has a `scale`, or with `tall_mask`.
         suite: A suite file. Its data should be others than those that the merge is reported on.
-        by: What has a scale of its own: `all` have one, each `kind` of tensor, or each module `type`.
+        by: What has a scale of its own: `all` have one, each `kind` of tensor, or each module `type`; and the same
+            within each override.
         grid: The scales that are tried.
+        lambdas: The masks' lambdas that are tried; the paper's unless given.
         results: Where scores are kept; a search that was stopped goes on from there.
         device: Of torch; a GPU where there is one unless given.
         workers: Tensors in work at once while merging; all cores unless given.
@@ -133,7 +138,7 @@ def tune(
         HfTsvError: anything a person can mend.
     """
     from hf_tsv.evaluation import Results, load_suite, prepare
-    from hf_tsv.tuning import at_scale_one
+    from hf_tsv.tunable import at_scale_one
     from hf_tsv.tuning import tune as search
 
     recipe, asked, hub = loaded(recipe), load_suite(suite), hub or Hub()
@@ -149,6 +154,7 @@ def tune(
         Results(Path(results)),
         by=by,
         grid=grid,
+        lambdas=lambdas,
         device=device or _default_device(),
         resources=Resources.of(workers, None),
         progress=progress or Silent(),

@@ -18,7 +18,7 @@ from hf_tsv.vocabulary import Vocabulary
 STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 KEEP = "base"
 TSV_C = "tsv_c"  # keeps each task's change in its adapter
-MASKED = ("emr", "tall_mask")  # keep a mask a task beside what is merged
+MASKED = ("emr", "magnitude_mask", "tall_mask")  # keep a mask a task beside what is merged
 ASKED_FOR = "the recipe says so"
 DEFAULT_SHARD_SIZE = "5GB"
 PIECE = 2**19  # entries merged at a time where each is merged by itself: few enough to stay near the processor

@@ -87,10 +87,12 @@ def run(
         each_step(steps, do, plan, resources, progress, plan.work, in_order=in_order)
 
 
-def surveys(plan: Plan, steps: Sequence[Step], resources: Resources, progress: Progress) -> Found:
-    """What `merge_step` needs to know of the whole task vectors, by step. Errors as for `run`."""
+def surveys(
+    plan: Plan, steps: Sequence[Step], resources: Resources, progress: Progress, *, for_masks: bool = False
+) -> Found:
+    """What `merge_step`, or else the masks, need to know of the whole task vectors, by step. Errors as for `run`."""
     with one_thread_each():
-        return _made(plan, _surveys(plan, steps), resources, progress)
+        return _made(plan, _surveys(plan, steps, for_masks), resources, progress)
 
 
 def _made(
@@ -193,18 +195,21 @@ def _survey_key(step: Step) -> object:
     return (method.name, repr(method.survey_parameters(step.parameters))) if method.survey else None
 
 
-def _surveys(plan: Plan, steps: Sequence[Step]) -> dict[object, tuple[list[Step], Survey]]:
+def _surveys(plan: Plan, steps: Sequence[Step], for_masks: bool = False) -> dict[object, tuple[list[Step], Survey]]:
     """For every kind of survey over the model that these steps need, all the plan's steps that it looks at."""
     found: dict[object, tuple[list[Step], Survey]] = {}
     for step in steps:
         key = _survey_key(step)
-        if key not in found and (survey := _survey(plan, step)) and survey.scope == "model":
+        if key not in found and (survey := _survey(plan, step, for_masks)) and survey.scope == "model":
             found[key] = ([other for other in plan.steps if _survey_key(other) == key], survey)
     return found
 
 
-def _survey(plan: Plan, step: Step) -> Survey | None:
-    return METHODS[step.method].make_survey(ARITHMETIC[plan.recipe.dtype], len(plan.tasks), step.parameters)
+def _survey(plan: Plan, step: Step, for_masks: bool = False) -> Survey | None:
+    method = METHODS[step.method]
+    if method.survey_is_for_masks != for_masks:
+        return None
+    return method.make_survey(ARITHMETIC[plan.recipe.dtype], len(plan.tasks), step.parameters)
 
 
 def _survey_of_tensor(plan: Plan, step: Step) -> Survey | None:

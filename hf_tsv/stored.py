@@ -1,5 +1,6 @@
 """One tensor as the base and the fine-tuned models store it, read when it is asked for."""
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import ParamSpec, TypeVar
@@ -75,6 +76,7 @@ class StoredTensor:
             half=[half and not self._adapter(t) for t, half in enumerate(halves)],
             base_weight=self._step.base_weight,
             factors=self._read_by(self._factors) if view else None,
+            product=self._read_by(self._product) if view else None,
             name=self._step.name,
             offset=self._rows[0] * (self._step.info.numel // self._step.info.shape[0]) if self._rows else 0,
         )
@@ -128,12 +130,27 @@ class StoredTensor:
         if not adapter.is_changed(self._step.name):
             nothing = self.base.new_empty(0, dtype=self._dtype, device=self._device)
             return linalg.Factors(nothing.reshape(view.m, 0), nothing, nothing.reshape(0, view.n), energy=0.0)
+        stored = self._low_rank(t)
+        return linalg.factored_svd(*stored) if stored else None
+
+    def _product(self, t: int) -> tuple[Tensor, Tensor] | None:
+        stored = self._low_rank(t)
+        if not stored:
+            return None
+        b, a, scale = stored
+        return b * (abs(scale) ** 0.5), a * math.copysign(abs(scale) ** 0.5, scale)
+
+    def _low_rank(self, t: int) -> tuple[Tensor, Tensor, float] | None:
+        """An adapter's B (m, r) and A (r, n), and the factor on their product."""
+        adapter, view = self._adapter(t), self.view
+        if adapter is None or view is None or not adapter.is_changed(self._step.name):
+            return None
         found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
         if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
             return None
         b, a = (factor.to(self._device).to(self._dtype) for factor in (found.b, found.a))
         self._check_finite(t, b, a)
-        return linalg.factored_svd(b, a, found.scale)
+        return b, a, found.scale
 
     def _check_finite(self, t: int, *tensors: Tensor) -> None:
         """An adapter's change shows nothing of the base, which is therefore looked at itself."""

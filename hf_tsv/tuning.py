@@ -1,35 +1,30 @@
-"""Choose the scale of a merge by scores on validation data, the merge itself computed once.
+"""Choose a merge's scales, and its masks' lambdas, by scores on validation data, the merge itself computed once.
 
-A method's `scale` is a factor on its merged delta. So the deltas are made once, at scale 1, and every choice of scales
-that is tried costs a sum and an evaluation, but no singular value decomposition.
+A method's `scale` is a factor on its merged delta, and a mask's lambda compares deltas that are known. So the deltas
+are made once, at scale 1, and each choice that is tried costs a sum and an evaluation, but no decomposition.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from hf_tsv.errors import PlanError
-from hf_tsv.evaluation import MERGED, Contestant, Prepared, Results, Suite, score_all, summarize
-from hf_tsv.loaders import MemoryCheckpoint
-from hf_tsv.methods import METHODS
-from hf_tsv.modules import group_of
-from hf_tsv.planner import Plan, Step
-from hf_tsv.recipe import Recipe, parse_recipe, read_yaml
+from hf_tsv.evaluation import MERGED, RESTORED, Contestant, Prepared, Results, Suite, score_all, summarize
+from hf_tsv.loaders import TORCH_DTYPES, MemoryCheckpoint
+from hf_tsv.masked import lambda_of
+from hf_tsv.masks import tall_mask
+from hf_tsv.planner import STORED, Plan, Step
+from hf_tsv.recipe import Recipe
 from hf_tsv.run import Progress, Resources, Silent, run
-
-By = Literal["all", "kind", "type"]
-REST = "rest"  # of methods with a `rest_scale`: what is no matrix, whose factor that is
-# Whose scale is a factor on all that they merge; CART's is one on what lies around the center.
-SCALED = tuple(sorted(name for name, method in METHODS.items() if "scale" in method.parameters and name != "cart"))
-Scales = dict[str, float]  # by group
+from hf_tsv.stored import StoredTensor
+from hf_tsv.tunable import LOCALIZED, By, Choice, Group, chosen_text, groups_of
 
 
 @dataclass(frozen=True)
@@ -37,35 +32,21 @@ class Tuned:
     """What tuning found.
 
     Attributes:
-        scales: By group: `all`, a kind of tensor, a module type's name with `*`, or `rest`.
+        scales: By group: `all`, a kind of tensor, a module type's name with `*`, or `rest`; of an override after its
+            filter and a colon.
+        lambdas: TALL-masks' lambda, by task.
         relative: The mean score relative to the fine-tuned models' with these.
-        untuned: The same at scale 1.
+        untuned: The same at scale 1, with the recipe's lambdas.
         tried: How many choices were scored.
-        text: The recipe with these scales.
+        text: The recipe with these.
     """
 
     scales: Mapping[str, float]
+    lambdas: Mapping[str, float]
     relative: float
     untuned: float
     tried: int
     text: str
-
-
-def at_scale_one(recipe: Recipe) -> Recipe:
-    """The recipe whose deltas are scaled: in float32, with every scale 1.
-
-    Raises:
-        PlanError: its method has no scale, or overrides give some tensors other methods or parameters.
-    """
-    data = read_yaml(recipe.text, recipe.source).data
-    if recipe.merge_method not in SCALED:
-        raise PlanError(
-            f"{recipe.source}: {recipe.merge_method} has no scale to tune, expected one of {', '.join(SCALED)}."
-        )
-    if data.get("overrides"):
-        raise PlanError(f"{recipe.source}: a recipe with overrides can't be tuned. Leave them out, and add them after.")
-    text = _with_scales(data, {"scale": 1.0, "rest_scale": 1.0})
-    return replace(_parsed(text, recipe), svd=recipe.svd, out_dtype="float32")
 
 
 def tune(
@@ -77,11 +58,15 @@ def tune(
     *,
     by: By,
     grid: Sequence[float],
+    lambdas: Sequence[float],
     device: str,
     resources: Resources,
     progress: Progress,
 ) -> Tuned:
-    """Search one scale for all, then group by group with the others fixed, those that change most first.
+    """Search each task's lambda, then one scale for all, then group by group, those that change most first.
+
+    With TALL-masks a task's score is that of its own model, which its mask makes of the merged one, and its lambda has
+    no part in the other tasks' scores. Of lambdas with the same score the first counts, as in the authors' code.
 
     Args:
         plan: Of `at_scale_one(recipe)`.
@@ -91,140 +76,172 @@ def tune(
         results: Where scores are kept.
         by: What has a scale of its own: `all` have one, a `kind` of tensor, or a module `type`.
         grid: The scales that are tried.
+        lambdas: The masks' lambdas that are tried.
         device: Of torch.
         resources: For the merge.
         progress: Told of the evaluations.
 
     Raises:
-        PlanError: a task of the suite has no fine-tuned model.
+        PlanError: a task of the suite has no fine-tuned model, or a task with a mask has no data.
         HfTsvError: as merging and scoring do.
     """
+    search = _Search(plan, recipe, by, suite, prepared, results, device)
+    _check_tasks(suite, prepared, search.masked)
+    search.merge(resources)
+    groups = sorted(search.groups, key=search.energy, reverse=True)
+    looks = 1 + len(search.masked) * len(lambdas) + bool(groups) * len(grid)
+    progress.begin(looks + (len(groups) * (1 + len(grid)) if len(groups) > 1 else 0))
+    best = Choice(dict.fromkeys(groups, 1.0))
+    untuned = search.score(best, progress)
+    for task in search.masked:
+        tried = [replace(best, lambdas={**best.lambdas, task: lam}) for lam in lambdas]
+        best = max(tried, key=partial(search.score, progress=progress, task=task))
+    if groups:
+        best = _best(search, [replace(best, scales=dict.fromkeys(groups, scale)) for scale in grid], progress)
+    for group in groups if len(groups) > 1 else ():
+        best = _best(search, [best, *(replace(best, scales={**best.scales, group: s}) for s in grid)], progress)
+    return Tuned(
+        scales={str(group): scale for group, scale in best.scales.items()},
+        lambdas=best.lambdas,
+        relative=search.score(best, progress),
+        untuned=untuned,
+        tried=len(search.tried),
+        text=chosen_text(recipe, best),
+    )
+
+
+def _check_tasks(suite: Suite, prepared: Sequence[Prepared], masked: Sequence[str]) -> None:
     if without := [one.task.name for one in prepared if len(one.entrants) < 2]:
         raise PlanError(f"{suite.source}: no fine-tuned model to compare with, expected one for {', '.join(without)}.")
-    held = _Held()
-    run(plan, plan.merged, held, resources, Silent())
-    search = _Search(plan, _Groups(plan.merged, by), held.tensors, suite, prepared, results, device)
-    groups = sorted(search.groups.names, key=search.energy, reverse=True)
-    progress.begin(len(grid) + (len(groups) * len(grid) if len(groups) > 1 else 0))
-    untuned = search.score(dict.fromkeys(groups, 1.0))
-    best = _best(search, [dict.fromkeys(groups, scale) for scale in grid], progress)
-    for group in groups if len(groups) > 1 else ():
-        best = _best(search, [best, *({**best, group: scale} for scale in grid)], progress)
-    return Tuned(best, search.score(best), untuned, len(search.known), _tuned_text(recipe, best))
+    if without := sorted(set(masked) - {one.finetuned for one in prepared}):
+        raise PlanError(
+            f"{suite.source}: no data to choose a mask's lambda on, expected a task of the suite for"
+            f" {', '.join(without)}."
+        )
 
 
-def _best(search: "_Search", choices: Iterable[Scales], progress: Progress) -> Scales:
-    """The choice with the highest score; of equals the one nearest to 1."""
-    found: list[tuple[float, float, Scales]] = []
-    for choice in choices:
-        is_new = search.key(choice) not in search.known
-        found.append((search.score(choice), -sum(abs(scale - 1) for scale in choice.values()), choice))
-        progress.advance(float(is_new), ", ".join(f"{group} {scale:g}" for group, scale in choice.items()))
+def _best(search: "_Search", choices: Iterable[Choice], progress: Progress) -> Choice:
+    """The choice with the highest score; of equals the one nearest to scale 1."""
+    found = [(search.score(c, progress), -sum(abs(scale - 1) for scale in c.scales.values()), c) for c in choices]
     return max(found, key=lambda item: item[:2])[2]
 
 
-class _Held:
-    """Keeps merged tensors in memory."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
-        self.tensors[step.name] = tensor
-
-
-class _Groups:
-    """Which tensors share a scale."""
-
-    def __init__(self, steps: Sequence[Step], by: By) -> None:
-        self._by = by
-        self.of = {step.name: self._group(step) for step in steps}
-        self.names = tuple(dict.fromkeys(self.of.values()))
-
-    def _group(self, step: Step) -> str:
-        has_rest = "rest_scale" in METHODS[step.method].parameters and step.parameters.get("parity") != "paper"
-        if has_rest and step.view is None:
-            return REST
-        return {"all": "all", "kind": step.kind, "type": group_of(step.name)}[self._by]
-
-
 class _Search:
-    """Scores choices of scales, each once."""
+    """Scores choices on tasks, each once.
+
+    Attributes:
+        masked: The recipe's tasks, where each has a mask.
+        groups: What has a scale of its own.
+        tried: All choices that were looked at.
+    """
 
     def __init__(
         self,
         plan: Plan,
-        groups: _Groups,
-        merged: Mapping[str, Tensor],
+        recipe: Recipe,
+        by: By,
         suite: Suite,
         prepared: Sequence[Prepared],
         results: Results,
         device: str,
     ) -> None:
-        self.groups = groups
-        self.known: dict[str, float] = {}
-        self._suite, self._prepared, self._results, self._device = suite, prepared, results, device
-        self._base = {name: plan.base.read(name) for name in plan.base.names()}
-        self._deltas = {name: tensor - self._base[name].float() for name, tensor in merged.items()}
-        sources = (plan.recipe.text, *(c.fingerprint() for c in (plan.base, *plan.finetuned)))
+        self._localized = [step for step in plan.merged if step.method == LOCALIZED]
+        self.masked = plan.tasks if self._localized else ()
+        self._group_of = groups_of(plan.recipe, plan.merged, by)
+        self.groups = tuple(dict.fromkeys(self._group_of.values()))
+        self.tried: set[str] = set()
+        self._known: dict[tuple[str, str], float] = {}
+        self._plan, self._suite, self._prepared, self._results = plan, suite, prepared, results
+        self._device = device
+        self._out = TORCH_DTYPES[STORED[recipe.out_dtype]] if recipe.out_dtype else None
+        self._base: dict[str, Tensor] = {}
+        self._merged: dict[str, Tensor] = {}
+        self._changes: tuple[str, dict[str, Tensor]] = ("", {})
+        sources = (plan.recipe.text, str(recipe.out_dtype), *(c.fingerprint() for c in (plan.base, *plan.finetuned)))
         self._identity = hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
-    def energy(self, group: str) -> float:
+    def merge(self, resources: Resources) -> None:
+        """Make the deltas that every choice is made of."""
+        self._base = {name: self._plan.base.read(name) for name in self._plan.base.names()}
+        run(self._plan, self._plan.merged, self, resources, Silent())
+
+    def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
+        """Keep a merged tensor in memory."""
+        self._merged[step.name] = tensor
+
+    def energy(self, group: Group) -> float:
         """The squared norm of a group's merged deltas."""
-        return sum(float(d.double().square().sum()) for n, d in self._deltas.items() if self.groups.of[n] == group)
+        names = [name for name in self._merged if self._group_of.get(name) == group]
+        return sum(float((self._merged[n].double() - self._base[n].double()).square().sum()) for n in names)
 
-    def key(self, scales: Scales) -> str:
-        return json.dumps(scales, sort_keys=True)
+    def score(self, choice: Choice, progress: Progress, task: str | None = None) -> float:
+        """The mean score relative to the fine-tuned models', over all tasks of the suite or those of one model."""
+        asked = [one for one in self._prepared if task in (None, one.finetuned)]
+        new = [one for one in asked if (one.task.name, _key(choice, one.finetuned)) not in self._known]
+        # One model a task where masks make it; else one for all.
+        for together in [[one] for one in new] if self.masked else [new] if new else []:
+            self._score(together, choice)
+        self.tried.add(_key(choice))
+        progress.advance(1, _shown(choice, task))
+        return fmean(self._known[one.task.name, _key(choice, one.finetuned)] for one in asked)
 
-    def score(self, scales: Scales) -> float:
-        """The mean score over all tasks relative to the fine-tuned models'."""
-        if self.key(scales) not in self.known:
-            self.known[self.key(scales)] = self._score(scales)
-        return self.known[self.key(scales)]
-
-    def _score(self, scales: Scales) -> float:
-        body = MemoryCheckpoint(self._scaled(scales), label=f"the merge at {self.key(scales)}")
+    def _score(self, together: Sequence[Prepared], choice: Choice) -> None:
+        task = together[0].finetuned
+        label, key = RESTORED if self.masked else MERGED, _key(choice, task)
+        body = MemoryCheckpoint(self._state(choice, task), label=f"the merge at {key}")
         prepared = [
-            replace(one, entrants=(*one.entrants[:2], self._candidate(one.entrants[0], body, scales)))
-            for one in self._prepared
+            replace(one, entrants=(*one.entrants[:2], self._candidate(one.entrants[0], body, f"{label} {key}", label)))
+            for one in together
         ]
         score_all(self._suite, prepared, self._results, self._device, Silent())
-        tasks = summarize(self._suite, prepared, self._results)["tasks"].values()
-        return fmean(told["relative"][MERGED] for told in tasks)
+        for name, told in summarize(self._suite, prepared, self._results)["tasks"].items():
+            self._known[name, key] = told["relative"][label]
 
-    def _candidate(self, base: Contestant, body: MemoryCheckpoint, scales: Scales) -> Contestant:
-        return replace(base, label=MERGED, identity=f"{self._identity} {base.identity} {self.key(scales)}", body=body)
+    def _candidate(self, base: Contestant, body: MemoryCheckpoint, key: str, label: str) -> Contestant:
+        return replace(base, label=label, identity=f"{self._identity} {base.identity} {key}", body=body)
 
-    def _scaled(self, scales: Scales) -> dict[str, Tensor]:
-        state = dict(self._base)
-        for name, delta in self._deltas.items():
-            base = self._base[name]
-            state[name] = torch.add(base.float(), delta, alpha=scales[self.groups.of[name]]).to(base.dtype)
+    def _state(self, choice: Choice, task: str | None) -> dict[str, Tensor]:
+        """A task's model with a choice, as merging writes it and, where there are masks, restoring."""
+        state = {name: self._stored(tensor, tensor) for name, tensor in self._base.items()}
+        for name, merged in self._merged.items():
+            scale = choice.scales[self._group_of[name]] if name in self._group_of else 1.0
+            if scale != 1:
+                base = self._base[name].to(merged.dtype)
+                merged = torch.add(base, merged - base, alpha=scale)
+            state[name] = self._stored(merged, self._base[name])
+        for step in self._localized if task else ():
+            state[step.name] = self._masked(step, state[step.name], str(task), choice.lambdas.get(str(task)))
         return state
 
+    def _stored(self, tensor: Tensor, base: Tensor) -> Tensor:
+        return tensor.to(self._out or base.dtype) if base.is_floating_point() else tensor
 
-def _tuned_text(recipe: Recipe, scales: Mapping[str, float]) -> str:
-    """The recipe with these scales, as mergekit's lists of filter and value. A glob matches longer names too, whose
-    own filters therefore come first."""
-    own = {group: scales[group] for group in sorted(scales, key=len, reverse=True) if group != REST}
-    filters = [{"filter": _filter(group), "value": scale} for group, scale in own.items()]
-    settings: dict[str, Any] = {"scale": own.get("all", [*filters, {"value": 1.0}])} if own else {}
-    if REST in scales:
-        settings["rest_scale"] = scales[REST]
-    text = _with_scales(read_yaml(recipe.text, recipe.source).data, settings)
-    _parsed(text, recipe)
-    return text
+    def _masked(self, step: Step, merged: Tensor, task: str, lam: float | None) -> Tensor:
+        """What a task's mask leaves of a merged tensor, with this lambda or the recipe's."""
+        own, base = self._change(task)[step.name], self._base[step.name]
+        lam = lambda_of(step, self._plan.tasks.index(task), len(self._plan.tasks)) if lam is None else lam
+        mask = tall_mask(own, merged.to(own.dtype, copy=True).sub_(base), lam)
+        return torch.where(mask, merged, base.to(merged.dtype))
 
-
-def _filter(group: str) -> Any:
-    return group if "." in group or "*" in group else {"kind": group}
-
-
-def _with_scales(data: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    known = METHODS[data["merge_method"]].parameters
-    taken = {key: value for key, value in settings.items() if key in known}
-    return yaml.safe_dump({**data, "parameters": {**(data.get("parameters") or {}), **taken}}, sort_keys=False)
+    def _change(self, task: str) -> dict[str, Tensor]:
+        """A task's own deltas where there are masks; those of the last task that was asked for are kept."""
+        if self._changes[0] != task:
+            t = self._plan.tasks.index(task)
+            self._changes = (task, {})  # the last one's go before these come
+            self._changes = (
+                task,
+                {step.name: StoredTensor(self._plan, step, None).deltas().scaled(t) for step in self._localized},
+            )
+        return self._changes[1]
 
 
-def _parsed(text: str, recipe: Recipe) -> Recipe:
-    return parse_recipe(text, recipe.source, Path(recipe.source).parent)
+def _key(choice: Choice, task: str | None = None) -> str:
+    """What a task's score depends on of a choice; without a task, all of it."""
+    scales = {str(group): scale for group, scale in choice.scales.items()}
+    lambdas = {name: lam for name, lam in choice.lambdas.items() if task in (None, name)}
+    return json.dumps([scales, lambdas], sort_keys=True)
+
+
+def _shown(choice: Choice, task: str | None) -> str:
+    scales = [f"{group} {scale:g}" for group, scale in choice.scales.items()]
+    return f"{task} {choice.lambdas[task]:g}" if task else ", ".join(scales)

@@ -22,6 +22,7 @@ from hf_tsv.loaders import MemoryCheckpoint, Place, SafetensorsCheckpoint, open_
 from hf_tsv.methods import METHODS
 
 from . import models
+from .methods.test_spectral import core_space, core_ties
 from .methods.test_tsv_m import error
 
 ATTENTION = {"target_modules": ["q_proj", "v_proj"]}
@@ -184,12 +185,25 @@ def test_pieces_do_not_show(case: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert_same_change(folder, merged(folder, ["DIR/a1", "DIR/a2"], "in_pieces", method="task_arithmetic"), whole)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("base", "tsv_c")])
+# Core Space is defined by an adapter's B and A, which what PEFT merges it to no longer shows.
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("base", "tsv_c", "core_space")])
 def test_every_method_takes_adapters(method: str, tmp_path: Path) -> None:
     folder = zoo(tmp_path, models.llama, target_modules=["q_proj", "embed_tokens"], modules_to_save=["norm"])
     most = METHODS[method].max_tasks
     got = merged(folder, ["DIR/a1", "DIR/base+DIR/a2"][:most], "got", method=method)
     assert_same_change(folder, got, merged(folder, ["DIR/t1", "DIR/t2"][:most], "want", method=method), 1e-3)
+
+
+def test_core_space_goes_by_the_factors_that_are_stored(tmp_path: Path) -> None:
+    folder = zoo(tmp_path, models.llama, target_modules=["q_proj"])
+    got = merged(folder, ["DIR/a1", "DIR/base+DIR/a2"], "got", method="core_space")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    adapters = [load_file(folder / f"a{seed}" / "adapter_model.safetensors") for seed in (1, 2)]
+    keys = [f"base_model.model.{name.replace('weight', f'lora_{side}.weight')}" for side in "BA"]
+    products = [(adapter[keys[0]], 6 / 4 * adapter[keys[1]]) for adapter in adapters]  # alpha / r
+    want = core_space(products, lambda cores: core_ties(cores, 0.2))
+    change = got[name].double() - open_checkpoint(folder / "base").read(name).double()
+    assert error(change, want) < 1e-5
 
 
 def test_adapters_merge_with_full_checkpoints(tmp_path: Path) -> None:

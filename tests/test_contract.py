@@ -17,6 +17,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "breadcrumbs_ties": [{"density": 0.6, "gamma": 0.1, "normalize": True}],
     "consensus_ta": [{"k": 1, "mask_lambda": 0.2}],
     "consensus_ties": [{"trim": "tensor"}],
+    "core_space": [{"inside": "dare_linear", "density": 0.5}, {"inside": "tsv_m"}],
     "cart": [{"rank_fraction": 0.3, "scale": 1.0}],
     "dare_linear": [{"density": 0.5}, {"density": 0.5, "rescale": "norm"}],
     "dare_ties": [{"density": 0.5, "seed": 3}],

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import hf_tsv
 from hf_tsv import planner
 from hf_tsv.errors import PlanError
 from hf_tsv.loaders import open_checkpoint
+from hf_tsv.masked import _Bits
+from hf_tsv.masks import pack
 
 from . import models
 from .test_cli import run
@@ -47,6 +51,48 @@ def test_a_task_is_restored_as_the_paper_says(piece: int, tmp_path: Path, monkey
     assert f"are no task's own, {record['masks']['weights']['selfish']:.1%} one task's" in card
     bits = (tmp_path / "out" / "masks" / "t0.safetensors").stat().st_size
     assert total / 3 / 8 < bits < total / 3 / 8 + 10_000
+
+
+def paper_largest(vector: Tensor, density: float) -> float:
+    """The magnitude that an entry has to reach: `topk_values_mask` of the authors' code, with its kthvalue."""
+    return float(vector.abs().kthvalue(len(vector) - int(len(vector) * density)).values)
+
+
+@pytest.mark.parametrize("piece", [2**19, 700])
+def test_a_task_is_restored_by_its_largest_entries(piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline `mag_masking` of the repository of arXiv 2405.07813: masks over the whole vector, on the sum."""
+    monkeypatch.setattr(planner, "PIECE", piece)
+    folder, densities = models.zoo(models.bert, tmp_path), (0.1, 0.02, 0.3)
+    entries = "".join(
+        f"  - {{model: {folder}/t{t}, parameters: {{density: {density}, weight: {t + 1}.1}}}}\n"
+        for t, density in enumerate(densities)
+    )
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"merge_method: magnitude_mask\nbase_model: {folder}/base\nmodels:\n{entries}")
+    record = hf_tsv.merge(recipe, tmp_path / "out")
+    base, merged = weights(folder / "base"), weights(tmp_path / "out")
+    deltas = {name: deltas_of(folder, name) for name in base}
+    for t, density in enumerate(densities):
+        least = paper_largest(torch.cat([of_tasks[t].flatten() for of_tasks in deltas.values()]), density)
+        hf_tsv.restore(tmp_path / "out", f"t{t}", tmp_path / f"r{t}")
+        restored = weights(tmp_path / f"r{t}")
+        for name in base:
+            own = deltas[name][t].abs()
+            wrong = restored[name] != torch.where(own >= least, merged[name], base[name])
+            assert torch.allclose(own[wrong], torch.tensor(least).to(own), rtol=1e-5), name
+        assert record["masks"]["tasks"][f"t{t}"]["own"] == pytest.approx(density, abs=1e-3)
+        assert record["masks"]["tasks"][f"t{t}"]["factor"] == 1
+    assert type(hf_tsv.load_task(tmp_path / "out", "t1")).__name__ == "BertModel"
+
+
+@given(pieces=st.lists(st.lists(st.booleans(), max_size=20), max_size=6))
+def test_a_mask_that_comes_in_pieces_is_packed_as_one(pieces: list[list[bool]]) -> None:
+    bits = _Bits()
+    for piece in pieces:
+        bits.add(torch.tensor(piece, dtype=torch.bool))
+    whole = torch.tensor([bit for piece in pieces for bit in piece], dtype=torch.bool)
+    assert torch.equal(bits.finish(), pack(whole))
+    assert bits.ones == int(whole.sum())
 
 
 def test_the_command_says_what_is_stored(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_what_nothing_changed_is_in_no_mask() -> None:
 
 def test_a_magnitude_mask_holds_what_reaches_the_threshold() -> None:
     assert magnitude_mask(torch.tensor([-2.0, 1.0, 3.0]), 2.0).tolist() == [True, False, True]
+    assert magnitude_mask(torch.tensor([-2.0, 0.0, 3.0]), 0.0).tolist() == [True, False, True]
 
 
 @given(bits=st.lists(st.booleans(), max_size=70), columns=st.integers(1, 5))

@@ -8,9 +8,11 @@ from torch import Tensor
 
 import hf_tsv
 from hf_tsv.errors import HfTsvError, RecipeError
+from hf_tsv.planner import Step, make_plan
 from hf_tsv.recipe import Recipe, parse_recipe
 from tests import models
 from tests.test_merge import read_all
+from tests.test_planner import Headers
 
 TWO = "  - model: org/math\n  - model: org/code\n"
 
@@ -135,6 +137,126 @@ def test_other_slices_are_refused(other: str) -> None:
         recipe(SLICES.replace("[0, 2]", other, 1))
     (problem,) = caught.value.problems
     assert "'slices' isn't taken" in problem
+
+
+def planned(text: str) -> dict[str, Step]:
+    """The steps of a plan from headers: three layers under a name of Llama's, in half precision."""
+    layers = {
+        f"model.layers.{i}.{name}.weight": ((8, 8), "F16")
+        for i in range(3)
+        for name in ("self_attn.q_proj", "mlp.up_proj")
+    }
+    tensors = {"model.embed_tokens.weight": ((20, 8), "F16"), **layers, "lm_head.weight": ((20, 8), "F16")}
+    read = recipe(text)
+    checkpoints = [Headers(tensors, model.name) for model in read.models]
+    return {step.name: step for step in make_plan(read, Headers(tensors), checkpoints).steps}  # type: ignore[arg-type]
+
+
+# The shapes of the recipes in mergekit's folder of examples, by the file that has them.
+
+
+def test_examples_linear() -> None:
+    """Without a base model, the weights' sum not 1."""
+    weights = {"a": 2.0, "b": 0.5, "c": 0.5}
+    three = "".join(f"  - model: org/{name}\n    parameters:\n      weight: {w}\n" for name, w in weights.items())
+    steps = planned(f"models:\n{three}merge_method: linear\ndtype: float16\n")
+    assert {(step.method, step.weights, step.base_weight, step.out.dtype) for step in steps.values()} == {
+        ("linear", (0.5, 0.5), 2.0, "F16")
+    }
+
+
+def test_examples_ties() -> None:
+    """Gradients and filters of single models."""
+    steps = planned("""
+models:
+  - model: org/chat
+    parameters:
+      density: [0.9, 0.5, 0.3]
+      weight: 1.0
+  - model: org/code
+    parameters:
+      density: 0.4
+      weight: [0, 0.5, 1]
+  - model: org/math
+    parameters:
+      density: 0.2
+      weight:
+        - filter: mlp
+          value: 0.6
+        - value: 0
+merge_method: ties
+base_model: org/base
+parameters:
+  normalize: true
+  int8_mask: true
+dtype: float16
+""")
+    first, last = steps["model.layers.0.mlp.up_proj.weight"], steps["model.layers.2.self_attn.q_proj.weight"]
+    assert (first.weights, last.weights) == ((1.0, 0.0, 0.6), (1.0, 1.0, 0.0))
+    assert [step.parameters["density"] for step in (first, last)] == [(0.9, 0.4, 0.2), (0.3, 0.4, 0.2)]
+    assert first.parameters["normalize"] is True
+    middle_one = steps["model.layers.1.mlp.up_proj.weight"]
+    assert (middle_one.parameters["density"][0], middle_one.weights[1]) == (0.5, 0.5)
+
+
+def test_examples_bio_merge() -> None:
+    """Numbers per model, without normalising."""
+    two = "".join(f"  - model: org/{m}\n    parameters:\n      density: 0.4\n      weight: 0.7\n" for m in "ab")
+    steps = planned(
+        f"models:\n{two}merge_method: ties\nbase_model: org/base\nparameters:\n  normalize: false\n  int8_mask: true\n"
+        "dtype: float16\n"
+    )
+    assert {(step.method, step.weights) for step in steps.values()} == {("ties", (0.7, 0.7))}
+    assert all(step.parameters == {"density": (0.4, 0.4), "normalize": False} for step in steps.values())
+
+
+def test_examples_gradient_slerp() -> None:
+    """One slice of all layers, and filters with gradients."""
+    steps = planned("""
+slices:
+  - sources:
+      - model: org/chat
+        layer_range: [0, 3]
+      - model: org/math
+        layer_range: [0, 3]
+merge_method: slerp
+base_model: org/chat
+parameters:
+  t:
+    - filter: self_attn
+      value: [0, 0.4, 0.8]
+    - filter: mlp
+      value: [1, 0.6, 0.2]
+    - value: 0.3 # the rest
+dtype: float16
+""")
+    t = {name: step.parameters["t"] for name, step in steps.items()}
+    assert [t[f"model.layers.{i}.self_attn.q_proj.weight"] for i in range(3)] == [0, 0.4, 0.8]
+    assert [t[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)] == [1, 0.6, 0.2]
+    assert (t["lm_head.weight"], t["model.embed_tokens.weight"]) == (0.3, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (  # orcamini-platy-44layer.yml: layers of two models stacked
+            "slices:\n"
+            "  - sources:\n    - model: org/a\n      layer_range: [0, 20]\n"
+            "  - sources:\n    - model: org/b\n      layer_range: [12, 32]\n"
+            "merge_method: passthrough\ndtype: float16\n",
+            ["r.yaml:1: 'slices' isn't taken", "r.yaml:8: unknown merge method 'passthrough'"],
+        ),
+        (  # arcee_fusion.yml: a method that isn't here
+            "models:\n  - model: a\n  - model: b\nmerge_method: arcee_fusion\nbase_model: a\ndtype: bfloat16\n",
+            ["r.yaml:4: unknown merge method 'arcee_fusion'. Known methods: "],
+        ),
+    ],
+    ids=["orcamini-platy-44layer", "arcee_fusion"],
+)
+def test_examples_that_are_refused(text: str, told: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "r.yaml")
+    assert [said in problem for said, problem in zip(told, caught.value.problems, strict=True)] == [True] * len(told)
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("sce", "select_topk: 0.1"), ("model_stock", "filter_wise: true")])

@@ -1,4 +1,4 @@
-"""`hf-tsv tune`: the scales of a merge, chosen on validation data."""
+"""`hf-tsv tune`: the scales of a merge, or the lambdas of its masks, chosen on validation data."""
 
 import json
 from dataclasses import asdict
@@ -22,6 +22,9 @@ def tune(
     scales: Annotated[
         str, typer.Option("--scales", metavar="LIST", help="What is tried.")
     ] = "0.4,0.6,0.8,1.0,1.2,1.4,1.6",
+    lambdas: Annotated[
+        str, typer.Option("--lambdas", metavar="LIST", help="What is tried as lambda of tall_mask's masks.")
+    ] = "0.2,0.3,0.4,0.5,0.6",
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU if there is one.")] = None,
     workers: Workers = None,
     token: Token = None,
@@ -29,9 +32,10 @@ def tune(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Choose the scale of a merge by a suite's scores, and write the recipe with it. The merge is computed once. Scores
-    are kept in TUNED.jsonl: what was stopped goes on where it was. Needs the extra hf-tsv\\[adapters]."""
-    grid = _numbers(scales)
+    """Choose the scales of a merge, or the lambdas of tall_mask, by a suite's scores, and write the recipe with them.
+    The merge is computed once. Scores are kept in TUNED.jsonl: what was stopped goes on where it was. Needs the extra
+    hf-tsv\\[adapters]."""
+    grid, lambda_grid = _numbers(scales, "--scales"), _numbers(lambdas, "--lambdas")
     from hf_tsv import measuring
     from hf_tsv.hub import Hub
     from hf_tsv.writers import write_text
@@ -44,6 +48,7 @@ def tune(
                 suite,
                 by=by,
                 grid=grid,
+                lambdas=lambda_grid,
                 results=tuned.with_name(f"{tuned.name}.jsonl"),
                 device=device,
                 workers=workers,
@@ -58,6 +63,8 @@ def tune(
         return
     for group, scale in found.scales.items():
         out.print(f"{group}  {scale:g}", markup=False)
+    for task, lam in found.lambdas.items():
+        out.print(f"lambda of {task}  {lam:g}", markup=False)
     out.print(
         f"\n{found.relative:.2%} of the fine-tunes' scores, {found.untuned:.2%} at scale 1; {found.tried} choices"
         " tried.",
@@ -66,8 +73,8 @@ def tune(
     print(tuned)
 
 
-def _numbers(text: str) -> list[float]:
+def _numbers(text: str, option: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text!r}, expected numbers such as 0.8,1,1.2", param_hint="--scales") from None
+        raise typer.BadParameter(f"{text!r}, expected numbers such as 0.8,1,1.2", param_hint=option) from None

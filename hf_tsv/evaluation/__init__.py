@@ -1,12 +1,13 @@
 """What a merge or a compression is worth: scores of the base, the fine-tuned models, and what was made of them."""
 
-from hf_tsv.evaluation.contestants import MERGED, Contestant, made
+from hf_tsv.evaluation.contestants import MERGED, RESTORED, Contestant, made
 from hf_tsv.evaluation.results import Results
 from hf_tsv.evaluation.run import Prepared, prepare, score_all, summarize
 from hf_tsv.evaluation.suite import Suite, load_suite
 
 __all__ = [
     "MERGED",
+    "RESTORED",
     "Contestant",
     "Prepared",
     "Results",

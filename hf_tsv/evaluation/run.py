@@ -36,12 +36,14 @@ class Prepared:
     """A task with all that its scores are made from.
 
     Attributes:
+        finetuned: The recipe's task that it belongs to, if any.
         entrants: The models, the base first.
         examples: None for what lm-eval reads itself.
         head: What the suite puts on embeddings, if anything.
     """
 
     task: AnyTask
+    finetuned: str | None
     entrants: tuple[Contestant, ...]
     examples: Examples | None
     head: Head | None
@@ -70,7 +72,7 @@ def prepare(
             examples = None if isinstance(task, LmEval) else read_examples(suite, task)
             head = read_head(suite, task) if isinstance(task, Classification) else None
             known_models = originals(sources, own)
-            prepared.append(Prepared(task, (*known_models, *more(known_models[0], own)), examples, head))
+            prepared.append(Prepared(task, own, (*known_models, *more(known_models[0], own)), examples, head))
         except HfTsvError as error:
             problems.extend(error.problems)
     if problems:

@@ -53,11 +53,13 @@ class Deltas(Sequence[Tensor]):
         half: Sequence[bool] = (),
         base_weight: float = 0.0,
         factors: Callable[[int], Factors | None] | None = None,
+        product: Callable[[int], tuple[Tensor, Tensor] | None] | None = None,
         name: str = "",
         offset: int = 0,
     ) -> None:
         self._read = read
         self._factors = factors
+        self._product = product
         self._base = base
         self._noise = noise
         self._half = tuple(half)
@@ -128,6 +130,11 @@ class Deltas(Sequence[Tensor]):
         """All singular triplets of task t's matrix where it is stored as a product of thin factors, as an adapter's
         is; its delta is never formed for them. None where only the delta itself is known."""
         return self._factors(t) if self._factors else None
+
+    def product(self, t: int) -> tuple[Tensor, Tensor] | None:
+        """The thin factors themselves, B (m, r) and A (r, n) with delta_t = B A, where it is stored as such a product;
+        they are not to be changed. None where only the delta itself is known."""
+        return self._product(t) if self._product else None
 
     def uniform(self, t: int, seed: int) -> Tensor:
         """A float32 draw from [0, 1) for every entry of task t's delta.

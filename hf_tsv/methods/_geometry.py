@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**20
+AT_ONCE = 2**17  # stays in the processor's cache, which is ten times as fast as what does not
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ class MergeMethod:
         matrices: Whether it works on task matrices: stacked experts come one by one, conv kernels flattened.
         survey: Makes the first pass's statistics, `(dtype, num_tasks, **parameters) -> Survey | None`; its keywords
             name the parameters that it depends on.
+        survey_is_for_masks: Whether not the merge itself needs the survey, but the masks that are written after it.
         elementwise: Whether, with these parameters, every entry is merged by itself (and what the survey found), so
             that a tensor may come in pieces.
         of_weights: Whether it depends on the weights and not only on the change, so that it also has to look
@@ -125,6 +126,7 @@ class MergeMethod:
     paper: str
     matrices: bool = False
     survey: Callable[..., Survey | None] | None = None
+    survey_is_for_masks: bool = False
     elementwise: Callable[[Mapping[str, Any]], bool] = _never
     of_weights: bool = False
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -180,6 +182,7 @@ def merge_method(
     paper: str,
     matrices: bool = False,
     survey: Callable[..., Survey | None] | None = None,
+    survey_is_for_masks: bool = False,
     elementwise: Callable[[Mapping[str, Any]], bool] = _never,
     of_weights: bool = False,
     aliases: Mapping[str, str] = types.MappingProxyType({"lambda": "scale"}),
@@ -197,7 +200,20 @@ def merge_method(
         keywords = inspect.signature(fn).parameters
         known = {alias: target for alias, target in aliases.items() if target in keywords}
         METHODS[name] = MergeMethod(
-            name, fn, paper, matrices, survey, elementwise, of_weights, known, max_tasks, min_tasks, base, cost, side
+            name=name,
+            fn=fn,
+            paper=paper,
+            matrices=matrices,
+            survey=survey,
+            survey_is_for_masks=survey_is_for_masks,
+            elementwise=elementwise,
+            of_weights=of_weights,
+            aliases=known,
+            max_tasks=max_tasks,
+            min_tasks=min_tasks,
+            base=base,
+            cost=cost,
+            side=side,
         )
         return METHODS[name]
 

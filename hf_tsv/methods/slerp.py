@@ -21,7 +21,7 @@ def slerp(deltas: Deltas, *, t: float = 0.5) -> Tensor:
         t: How far: 0 is the base model, 1 the fine-tuned one.
     """
     base, change = deltas.base, deltas.scaled(0)
-    tuned = base + change
-    cos = cosine(inner(base, tuned), inner(base, base), inner(tuned, tuned))
+    square, product = inner(base, base), inner(base, change)
+    cos = cosine(square + product, square, square + 2 * product + inner(change, change))
     first, second = map(float, slerp_coefficients(cos, t, cos.abs() > STRAIGHT))
     return change.mul_(second).add_(base, alpha=first + second - 1)

@@ -93,6 +93,28 @@ class TestDella:
         assert rank_in_row(torch.ones(3, 1)).tolist() == [[0.0]] * 3
 
 
+# A parameter's value for each task: the first task's would do neither of the others right.
+OWN = {
+    "dare_linear": {"density": (0.9, 0.5, 0.2)},
+    "dare_ties": {"density": (0.9, 0.5, 0.2)},
+    "della": {"density": (0.8, 0.5, 0.3), "epsilon": (0.2, 0.5, 0.05)},
+    "della_linear": {"density": (0.8, 0.5, 0.3), "epsilon": (0.2, 0.5, 0.05)},
+    "breadcrumbs": {"density": (0.9, 0.5, 0.2), "gamma": (0.05, 0.3, 0.6)},
+    "breadcrumbs_ties": {"density": (0.9, 0.5, 0.2), "gamma": (0.05, 0.3, 0.6)},
+}
+
+
+@pytest.mark.parametrize(("method", "name"), [(m, name) for m, own in OWN.items() for name in own])
+def test_every_task_has_parameters_of_its_own(method: str, name: str) -> None:
+    deltas, merge = torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0)), METHODS[method]
+    own, first = OWN[method], {key: values[0] for key, values in OWN[method].items()}
+    for t in range(3):
+        alone = Deltas.of(deltas, weights=[float(other == t) for other in range(3)])
+        wanted = merge(alone, **{key: values[t] for key, values in own.items()})
+        assert torch.equal(merge(alone, **own), wanted)
+        assert t == 0 or not torch.equal(merge(alone, **{**own, name: first[name]}), wanted)
+
+
 class TestBreadcrumbs:
     def test_both_tails_go(self) -> None:
         delta = torch.arange(1.0, 11)

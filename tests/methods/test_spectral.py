@@ -1,6 +1,7 @@
 """The spectral methods against transcriptions, in float64, of the authors' code or the paper's formula."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ from torch import Tensor
 
 import hf_tsv.planner
 from hf_tsv import merge_state_dicts
-from hf_tsv.methods import METHODS
+from hf_tsv.methods import METHODS, Deltas
 
 SHAPES = [(24, 16), (16, 40), (12, 12)]
-SPECTRAL = ["iso_c", "iso_cts", "cart", "knots", "wudi"]
+SPECTRAL = ["iso_c", "iso_cts", "cart", "core_space", "knots", "wudi"]
 
 
 @pytest.fixture(params=SHAPES, ids=str)
@@ -79,6 +80,36 @@ def knots(deltas: Tensor, density: float) -> Tensor:
     return u @ torch.diag(s) @ merged.reshape(len(s), n)
 
 
+Products = list[tuple[Tensor, Tensor]]
+
+
+def core_space(products: Products, merge: Callable[[Tensor], Tensor]) -> Tensor:
+    """`get_core_matrices` of apanariello4/core-space-merging, by the singular vectors of every factor, and back."""
+    u_ref, vh_ref = svd(torch.cat([b for b, _ in products], 1))[0], svd(torch.cat([a for _, a in products]))[2]
+    cores = []
+    for b, a in products:
+        (ub, sb, vhb), (ua, sa, vha) = svd(b), svd(a)
+        cores.append(u_ref.T @ ub @ torch.diag(sb) @ vhb @ ua @ torch.diag(sa) @ vha @ vh_ref.T)
+    return u_ref @ merge(torch.stack(cores)) @ vh_ref
+
+
+def core_ties(cores: Tensor, density: float) -> Tensor:
+    """`ties_merging` of that repository, of one layer's core matrices."""
+    flat = cores.flatten(1)
+    kth = flat.abs().kthvalue(flat.shape[1] - int(flat.shape[1] * density), dim=1, keepdim=True).values
+    flat = flat * (flat.abs() >= kth)
+    agrees = flat * (flat.sign() == flat.sum(0).sign())
+    return (agrees.sum(0) / (agrees != 0).sum(0).clamp(min=1)).reshape(cores.shape[1:])
+
+
+def core_tsv(cores: Tensor) -> Tensor:
+    """`get_tsv_delta_w` of that repository."""
+    k = int(len(cores[0]) / len(cores))
+    us, ss, vhs = zip(*map(svd, cores), strict=True)
+    left, right = torch.cat([u[:, :k] for u in us], 1), torch.cat([vh[:k] for vh in vhs])
+    return polar(left) @ torch.diag(torch.cat([s[:k] for s in ss])) @ polar(right)
+
+
 def svc(merged: Tensor, deltas: Tensor, alpha: float) -> Tensor:
     """`subspace_consistency_spectral_calibration` of FusionBench 0.2.33, one direction at a time."""
     u, s, vh = svd(merged)
@@ -132,6 +163,60 @@ def test_knots_of_a_tall_matrix_goes_by_the_other_gram_matrix() -> None:
 
 def test_knots_with_everything_kept_and_added_is_the_sum(matrices: Tensor) -> None:
     close(METHODS["knots"](matrices, inside="dare_linear", density=1.0), matrices.double().sum(0))
+
+
+def adapters(ranks: tuple[int, ...] = (4, 4, 4), size: float = 1.0) -> Products:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(40, r, generator=generator) * size**i, torch.randn(r, 30, generator=generator))
+        for i, r in enumerate(ranks)
+    ]
+
+
+def stored(products: Products) -> Deltas:
+    """The deltas of adapters."""
+    return Deltas(
+        lambda t: products[t][0] @ products[t][1],
+        shape=(40, 30),
+        dtype=torch.float32,
+        tasks=[f"task{t}" for t in range(len(products))],
+        weights=[1.0] * len(products),
+        is_matrix=True,
+        product=lambda t: products[t],
+    )
+
+
+@pytest.mark.parametrize("ranks", [(4, 4, 4), (2, 8, 3), (12, 12, 12)])  # the last fill the shorter side
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_core_space_is_the_authors(density: float, ranks: tuple[int, ...]) -> None:
+    products = adapters(ranks, 0.5)
+    want = core_space(products, lambda cores: core_ties(cores, density))
+    close(METHODS["core_space"].fn(stored(products), density=density), want)
+
+
+def test_tsv_and_iso_in_core_space_are_the_authors() -> None:
+    products = adapters()
+    core = METHODS["core_space"].fn
+    close(core(stored(products), inside="tsv_m"), core_space(products, core_tsv))
+    close(core(stored(products), inside="iso_c"), core_space(products, iso_c))
+    close(core(stored(products), inside="cart"), core_space(products, lambda cores: cart(cores, 0.04, 0.1)))
+
+
+def test_core_space_loses_nothing() -> None:
+    """What goes by singular vectors, or adds up, is there what it is outside, from factors and from deltas alike."""
+    products = adapters(size=0.7)
+    deltas = torch.stack([b @ a for b, a in products])
+    for held in (stored(products), Deltas.of(deltas)):
+        close(METHODS["core_space"].fn(held, inside="tsv_m"), METHODS["tsv_m"](deltas).double())
+        close(METHODS["core_space"].fn(held, inside="dare_linear", density=1.0), deltas.double().sum(0))
+
+
+def test_a_model_that_is_no_adapter_is_split_evenly_in_core_space(matrices: Tensor) -> None:
+    products = []
+    for delta in matrices:
+        u, s, vh = svd(delta)
+        products.append((u * s.sqrt(), s.sqrt()[:, None] * vh))
+    close(METHODS["core_space"](matrices), core_space(products, lambda cores: core_ties(cores, 0.2)))
 
 
 @pytest.mark.parametrize("alpha", [0.25, 1.0])

@@ -70,6 +70,22 @@ def test_thresholds_are_exact_however_the_vector_is_split(
     assert found.thresholds == (0.0 if density == 1 else smallest,)  # to keep all, nothing need be looked at
 
 
+@pytest.mark.parametrize("seen", [slice(500), slice(-500, None)], ids=["too small", "too large"])
+def test_a_sample_that_misleads_does_no_harm(seen: slice) -> None:
+    vector = torch.arange(1.0, 10_001)
+    found = MagnitudeThresholds([0.2], torch.float32, inclusive=False)
+    found.observe(0, vector[seen])
+    found.advance()
+    passes = 0
+    while found.share:
+        assert found.share == 1
+        found.observe(0, -vector)
+        found.advance()
+        passes += 1
+    assert found.thresholds == (8001.0,)
+    assert passes > 1  # the first finds that it looks in the wrong place
+
+
 def test_one_vector_in_two_tensors_is_trimmed_as_one() -> None:
     """The survey over both tensors decides, not each tensor's own share."""
     large, small = torch.full((1, 10), 5.0), torch.full((1, 10), 1.0)

@@ -1,0 +1,102 @@
+"""Core Space: merge adapters in the small space that their factors span."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hf_tsv.linalg import truncated_svd
+from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._registry import METHODS, merge_method
+from hf_tsv.methods._sparsify import Share
+from hf_tsv.methods._spectral import Tolerance, mean_of_rest
+
+Inside = Literal["ties", "dare_ties", "dare_linear", "tsv_m", "iso_c", "iso_cts", "cart"]
+DRAWN = ("dare_ties", "dare_linear")
+
+
+@merge_method(
+    "core_space",
+    paper="https://arxiv.org/abs/2509.17786",
+    matrices=True,
+    side=lambda m, n, num_tasks: min(max(m, n), num_tasks * min(m, n)),
+    cost="2 singular value decompositions of stacked factors; for models that are no adapters T more, of a matrix each",
+)
+def core_space(
+    deltas: Deltas,
+    *,
+    inside: Inside = "ties",
+    density: Share = 0.2,
+    scale: float = 1.0,
+    rest_scale: float = 1.0,
+    seed: int = 0,
+    tolerance: Tolerance = 1e-6,
+) -> Tensor:
+    """Rotate all adapters into one small space without loss, merge there by another method, and rotate back.
+
+    M = scale * U merge(U^T Delta_1 V, ..., U^T Delta_T V) V^T, with Delta_t = B_t A_t as the adapter stores it, U the
+    left singular vectors of [B_1 ... B_T] and V^T the right ones of [A_1; ...; A_T] (Panariello et al. 2025), a matrix
+    at a time. TIES and DARE go by entries, so with them the result depends on how an adapter is split into B and A, as
+    in the authors' code. Of a model that is no adapter B_t = U_t sqrt(s_t) and A_t = sqrt(s_t) Vh_t, the factors that
+    `hf-tsv compress` writes. What is no matrix gets the mean of the deltas.
+
+    Args:
+        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        inside: What merges in the small space, with its defaults.
+        density: Share of the entries that stay with TIES, by magnitude, or DARE, at random.
+        scale: Factor on merged matrices.
+        rest_scale: Factor on the mean of what is no matrix.
+        seed: DARE's draw.
+        tolerance: Directions below this share of the largest, which are arbitrary, stay out of U and V.
+    """
+    if not deltas.is_matrix:
+        return mean_of_rest(deltas, rest_scale)
+    tasks, densities = deltas.active, per_task(density, len(deltas))
+    if not tasks:
+        return deltas.zeros()
+    left = _basis((_product(deltas, t, tolerance)[0] for t in tasks), tolerance)
+    right = _basis((_product(deltas, t, tolerance)[1].T for t in tasks), tolerance)
+    if not left.numel() or not right.numel():
+        return deltas.zeros()
+
+    def core(i: int) -> Tensor:
+        b, a = _product(deltas, tasks[i], tolerance)
+        return (left.T @ b) @ (a @ right)
+
+    cores = Deltas(
+        core,
+        shape=(left.shape[1], right.shape[1]),
+        dtype=torch.float64,
+        tasks=[deltas.tasks[t] for t in tasks],
+        weights=[deltas.weights[t] for t in tasks],
+        is_matrix=True,
+        name=deltas.name,
+    )
+    merge = METHODS[inside].fn
+    if inside == "ties" or inside in DRAWN:
+        merge = partial(merge, density=[densities[t] for t in tasks], **({"seed": seed} if inside in DRAWN else {}))
+    merged: Tensor = (left @ merge(cores)) @ right.T
+    return merged.mul_(scale).to(deltas.dtype)
+
+
+def _product(deltas: Deltas, t: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Task t's B (m, r) and A (r, n), float64."""
+    if stored := deltas.product(t):
+        return stored[0].double(), stored[1].double()
+    floor = deltas.noise(t) if deltas.is_half(t) else 0.0
+    own = truncated_svd(deltas[t], min(deltas.shape), rtol=tolerance, floor=floor)
+    root = own.s.double().sqrt()
+    return own.u.double() * root, root[:, None] * own.vh.double()
+
+
+def _basis(parts: Iterable[Tensor], tolerance: float) -> Tensor:
+    """The left singular vectors of (m, r_t) matrices side by side, (m, k), the leading ones first."""
+    stack = torch.empty(0)
+    for part in parts:
+        stack = torch.cat([stack.reshape(len(part), -1).to(part), part], dim=1)
+        if stack.shape[1] > stack.shape[0]:  # U diag(s) has the same left singular vectors, and takes less memory
+            found = truncated_svd(stack, len(stack), rtol=0.0)
+            stack = found.u * found.s
+    return truncated_svd(stack, min(stack.shape), rtol=tolerance).u
