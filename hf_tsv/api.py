@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_tsv.cards import Licence, write_card
 from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, copy_licences, most_common_template
-from hf_tsv.errors import CheckpointError, MethodError, OutputError
+from hf_tsv.errors import DOWNLOADING, CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.journal import Journal, Staging, check_output
@@ -31,12 +31,10 @@ from hf_tsv.publishing import (
 from hf_tsv.pushing import UPLOADING, delivered, is_made, targets
 from hf_tsv.recipe import Recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
-from hf_tsv.resources import check_disks
+from hf_tsv.resources import CPU, check_disks, device_name, device_named
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import Source, Stream, bytes_to_download, companions, described, fetch, lock_text, open_sources
 from hf_tsv.writers import CheckpointWriter, write_text
-
-DOWNLOADING = "downloading"
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
@@ -68,6 +66,7 @@ def merge(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     workers: int | None = None,
     max_memory: int | None = None,
+    device: str = "cpu",
     stream: bool = False,
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
@@ -91,6 +90,8 @@ def merge(
         workers: Tensors in work at once in each process, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given. Of both, the
             processes on one machine get equal shares unless given.
+        device: Where methods compute: `cpu`, `cuda`, or one of several as `cuda:1`. With `cuda` the processes on one
+            machine take its GPUs in turn. Another kind of device rounds differently.
         stream: Read weights from the Hub tensor by tensor instead of downloading their files.
         push_to_hub: Where to push the output: `user/name`, or more exactly.
         hub: How to reach the Hub.
@@ -101,7 +102,8 @@ def merge(
     """
     recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     process = Process.launched()
-    resources = Resources.of(workers, max_memory, process.local_count)
+    computing = device_named(device, process.rank % process.local_count)
+    resources = Resources.of(workers, max_memory, process.local_count, computing)
     before = stamp(out / RECORD_FILE)
     with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
         sources = open_sources(recipe, hub)
@@ -122,7 +124,7 @@ def merge(
             planned = plan_of(recipe, sources, max_shard_size)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
-                _help(planned, staging, team, _identity(planned, sources), run_)
+                _help(planned, staging, team, _identity_on(computing, planned, sources), run_)
                 return team.await_output(out / RECORD_FILE, before)
             _merge_into(staging, team, planned, sources, hub, resources, progress, destinations, run_, restart=restart)
     return read_record(out) | ({} if process.rank else delivered(out, destinations, progress))
@@ -143,7 +145,7 @@ def _merge_into(
 ) -> None:
     """Merge fetched sources into OUT, uploading each file of weights when it is finished."""
     started = time.monotonic()
-    identity = _identity(planned, sources)
+    identity = _identity_on(resources.device, planned, sources)
     _go_on_or_start(staging, identity, restart=restart)
     with _discarded_if_wrong(staging):
         with sending(destinations[0] if destinations else None, partial(progress.advance, 0.0, UPLOADING)) as send:
@@ -158,6 +160,7 @@ def _merge_into(
         described(sources, hub),
         tensors,
         seconds=time.monotonic() - started,
+        device=resources.device,
         parts=parts,
         adapters=adapters,
         masks=masks,
@@ -374,6 +377,11 @@ def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
         "version of hf_tsv's numerics": NUMERICS,
         "version of torch": torch.__version__,
     }
+
+
+def _identity_on(device: torch.device, planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
+    """As `_identity`, on a device: processors of one kind do the same, GPUs of one model."""
+    return _identity(planned, sources) | {"device": "cpu" if device == CPU else device_name(device)}
 
 
 def _check_unchanged(planned: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:

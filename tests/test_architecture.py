@@ -27,7 +27,7 @@ ALLOWED = {
     "planner": {"compression", "methods", "modules", "recipe"},
     "hub": {"loaders", "companions"},
     "sources": {"adapters", "companions", "hub", "loaders", "recipe"},
-    "stored": {"linalg", "methods", "planner"},
+    "stored": {"linalg", "methods", "planner", "resources"},
     "compressed": {"adapters", "companions", "compression", "linalg", "loaders", "planner", "recipe", "run", "stored"},
     "residuals": {"adapters", "compressed", "compression", "loaders", "planner", "run"},
     "masked": {"companions", "loaders", "masks", "methods", "planner", "run", "stored", "writers"},
@@ -38,7 +38,7 @@ ALLOWED = {
     "evaluation": {"adapters", "companions", "loaders", "recipe", "run", "sources"},
     "tuning": {"evaluation", "loaders", "methods", "modules", "planner", "recipe", "run"},
     "inspection": {"compression", "linalg", "methods", "modules", "planner", "recipe", "run", "stored"},
-    "record": {"methods", "planner", "writers"},
+    "record": {"methods", "planner", "resources", "writers"},
     "cards": {"methods", "modules", "writers"},
     "publishing": {"cards", "companions", "hub", "record", "writers"},
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from hf_tsv.cli import app
+from hf_tsv.cli import _told, app
 from hf_tsv.cli._options import parse_size
 from hf_tsv.methods import METHODS
 
@@ -150,3 +150,30 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(number: int, code
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize(("clock", "rate"), [(10.0, "12.0 steps/min"), (0.5, "4.0 steps/s")])
+def test_progress_tells_rate_and_time_left(
+    clock: float, rate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(_told, "SECONDS_BETWEEN_LINES", clock / 2)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with _told.WorkProgress("Merging", quiet=False) as progress:
+        progress.begin(40)
+        for name in "ab":
+            now[0] += clock / 2
+            progress.advance(5, name)
+    assert capsys.readouterr().err == f"Merging: 25%, {rate}, about {3 * clock:.0f} s left\n"
+
+
+def test_progress_tells_how_fast_a_download_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with _told.WorkProgress("Merging", quiet=False) as progress:
+        progress.begin(8e9)
+        now[0] = 20.0
+        progress.advance(2e9, "downloading")
+    assert capsys.readouterr().err == "Merging: 25%, downloads 100 MB/s, about 60 s left\n"

@@ -47,6 +47,7 @@ Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Tensors i
 MaxMemory = Annotated[
     str | None, typer.Option("--max-memory", metavar="SIZE", help="For tensors in work, such as 4GB.")
 ]
+Device = Annotated[str, typer.Option("--device", help="Where methods compute: cpu, cuda or cuda:1.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from hf_tsv.errors import HfTsvError
+from hf_tsv.errors import DOWNLOADING, HfTsvError, size
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,26 +75,37 @@ class WorkProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._total = self._done = 0.0
+        self._steps = 0
         self._started = self._spoken = time.monotonic()
 
     def begin(self, total: float) -> None:
-        self._total, self._done = total, 0.0
+        self._total, self._done, self._steps = total, 0.0, 0
         self._started = self._spoken = time.monotonic()
         self._stop()
         if not self._quiet and err.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[name]}", style="dim"), console=err, transient=True)
-            self._task = self._bar.add_task(self._label, total=total, name="")
+            self._bar = Progress(*columns, TextColumn("{task.fields[now]}", style="dim"), console=err, transient=True)
+            self._task = self._bar.add_task(self._label, total=total, now="")
             self._bar.start()
 
     def advance(self, work: float, name: str) -> None:
         self._done += work
+        self._steps += work > 0
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, name=name)
+            self._bar.update(self._task, completed=self._done, now=f"{self._rate(name)}  {name}")
         elif not self._quiet and self._done and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
             self._spoken = time.monotonic()
             left = (self._spoken - self._started) * (self._total / self._done - 1)
-            err.print(f"{self._label}: {self._done / self._total:.0%}, about {left:.0f} s left ({name})", markup=False)
+            share = f"{self._done / self._total:.0%}"
+            err.print(f"{self._label}: {share}, {self._rate(name)}, about {left:.0f} s left", markup=False)
+
+    def _rate(self, name: str) -> str:
+        """Steps a second, or a minute where they are slow; bytes where they are downloaded."""
+        seconds = max(1e-3, time.monotonic() - self._started)
+        if name == DOWNLOADING:
+            return f"downloads {size(int(self._done / seconds))}/s"
+        rate = self._steps / seconds
+        return f"{rate:.1f} steps/s" if rate >= 1 else f"{60 * rate:.1f} steps/min"
 
     def __enter__(self) -> "WorkProgress":
         return self

@@ -10,6 +10,7 @@ from hf_tsv.cli._options import (
     CacheDir,
     CommitMessage,
     CreatePr,
+    Device,
     DryRun,
     Json,
     License,
@@ -60,6 +61,7 @@ def merge(
     max_shard_size: ShardSize = "5GB",
     workers: Workers = None,
     max_memory: MaxMemory = None,
+    device: Device = "cpu",
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -70,6 +72,8 @@ def merge(
         raise typer.BadParameter("is for --as adapter", param_hint="--rank")
     if as_ == "adapter" and push_to_hub:
         raise typer.BadParameter("is for checkpoints; push an adapter by hf-tsv push", param_hint="--push-to-hub")
+    if as_ == "adapter" and device != "cpu":
+        raise typer.BadParameter("is for checkpoints; adapters are made by the CPU", param_hint="--device")
     memory = memory_of(max_memory)
     from huggingface_hub.utils import disable_progress_bars
 
@@ -120,6 +124,7 @@ def merge(
                 max_shard_size=max_shard_size,
                 workers=workers,
                 max_memory=memory,
+                device=device,
                 stream=stream,
                 push_to_hub=pushing,
                 hub=hub,

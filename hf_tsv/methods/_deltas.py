@@ -162,7 +162,8 @@ class Deltas(Sequence[Tensor]):
 
 def _drawn(count: int, *key: object) -> Tensor:
     digest = blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.rand(count, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.rand(count, generator=generator, device="cpu").to(torch.get_default_device())
 
 
 def per_task(value: float | Sequence[float], num_tasks: int) -> tuple[float, ...]:
