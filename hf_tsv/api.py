@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_tsv.cards import Licence, write_card
 from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, copy_licences, most_common_template
-from hf_tsv.errors import CheckpointError, MethodError, OutputError
+from hf_tsv.errors import DOWNLOADING, CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of
 from hf_tsv.journal import Journal, Staging, check_output
@@ -45,8 +45,6 @@ from hf_tsv.sources import (
     tokenizer_companions,
 )
 from hf_tsv.writers import CheckpointWriter, full_disk_told, write_text
-
-DOWNLOADING = "downloading"
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft

@@ -19,6 +19,8 @@ from typing import ClassVar
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
+DOWNLOADING = "downloading"  # what progress is told while files come, in bytes
+
 
 class HfTsvError(Exception):
     """Base of all told errors. `str()` is one mistake a line, ready to print."""

@@ -174,4 +174,16 @@ def test_progress_tells_rate_and_time_left(
         for name in "ab":
             now[0] += clock / 2
             progress.advance(5, name)
-    assert capsys.readouterr().err == f"Merging: 25%, {rate}, about {3 * clock:.0f} s left (b)\n"
+    assert capsys.readouterr().err == f"Merging: 25%, {rate}, about {3 * clock:.0f} s left\n"
+
+
+def test_progress_tells_how_fast_a_download_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with _told.WorkProgress("Merging", quiet=False) as progress:
+        progress.begin(8e9)
+        now[0] = 20.0
+        progress.advance(2e9, "downloading")
+    assert capsys.readouterr().err == "Merging: 25%, downloads 100 MB/s, about 60 s left\n"

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from hf_tsv.errors import HfTsvError
+from hf_tsv.errors import DOWNLOADING, HfTsvError, size
 from hf_tsv.outputs import RECORD_FILE
 
 P = ParamSpec("P")
@@ -114,16 +114,19 @@ class WorkProgress:
         self._done += work
         self._steps += work > 0
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, now=f"{self._rate()}  {name}")
+            self._bar.update(self._task, completed=self._done, now=f"{self._rate(name)}  {name}")
         elif not self._quiet and self._done and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
             self._spoken = time.monotonic()
             left = (self._spoken - self._started) * (self._total / self._done - 1)
             share = f"{self._done / self._total:.0%}"
-            err.print(f"{self._label}: {share}, {self._rate()}, about {left:.0f} s left ({name})", markup=False)
+            err.print(f"{self._label}: {share}, {self._rate(name)}, about {left:.0f} s left", markup=False)
 
-    def _rate(self) -> str:
-        """Steps a second, or a minute where they are slow."""
-        rate = self._steps / max(1e-3, time.monotonic() - self._started)
+    def _rate(self, name: str) -> str:
+        """Steps a second, or a minute where they are slow; bytes where they are downloaded."""
+        seconds = max(1e-3, time.monotonic() - self._started)
+        if name == DOWNLOADING:
+            return f"downloads {size(int(self._done / seconds))}/s"
+        rate = self._steps / seconds
         return f"{rate:.1f} steps/s" if rate >= 1 else f"{60 * rate:.1f} steps/min"
 
     def __enter__(self) -> "WorkProgress":
