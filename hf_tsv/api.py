@@ -35,6 +35,7 @@ from hf_tsv.resources import CPU, check_disks, device_name, device_named
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import (
     Source,
+    Stream,
     bytes_to_download,
     companions,
     described,
@@ -43,7 +44,9 @@ from hf_tsv.sources import (
     open_sources,
     tokenizer_companions,
 )
-from hf_tsv.writers import CheckpointWriter, write_text
+from hf_tsv.writers import CheckpointWriter, full_disk_told, write_text
+
+DOWNLOADING = "downloading"
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
@@ -121,14 +124,15 @@ def merge(
         if not destinations or not is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
             _check_place(out, sources, overwrite=overwrite)
             check_memory(planned, resources)
-            downloads = bytes_to_download(sources, hub, stream=stream)
+            streamed: Stream = "all" if stream else "none"
+            downloads = bytes_to_download(sources, hub, stream=streamed)
             check_disks([(out.parent, planned.bytes_out), (hub.cache_dir, downloads)])
             if leaves_residuals(planned):
                 from hf_tsv.residuals import check_residuals
 
                 check_residuals(planned)
             in_order = stream or bool(destinations)
-            sources = fetch(sources, hub, stream=stream)
+            sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
             planned = plan_of(recipe, sources, max_shard_size, hub)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
@@ -161,7 +165,7 @@ def _merge_into(
         parts = _write_parts(planned, staging.out)
         _check_unchanged(planned, sources, identity)
     _copy_companions(planned, sources, hub, staging.out)
-    adapters = _write_adapters(planned, staging, sources, resources, progress)
+    adapters = _write_adapters(planned, staging, identity, sources, resources, progress)
     masks = _write_masks(planned, staging, sources, resources, progress)
     record = make_record(
         planned,
@@ -187,8 +191,10 @@ def compress(
     options: "Compressing",
     *,
     overwrite: bool = False,
+    restart: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
+    stream: bool = False,
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
@@ -196,15 +202,19 @@ def compress(
     """Compress every fine-tuned model of a recipe into an adapter; the record.
 
     What takes part are the tensors that the recipe merges; its methods don't matter. OUT appears when every adapter
-    has been loaded back by PEFT and found to be what was meant.
+    has been loaded back by PEFT and found to be what was meant. A run that was stopped goes on where it was, to the
+    same bytes.
 
     Args:
         recipe: A recipe, or the path of its file.
         out: The output folder; it must not exist, or be empty.
         options: How to compress.
         overwrite: Replace an earlier output.
+        restart: Throw an unfinished run's work away.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        stream: Read the fine-tuned models' weights from the Hub tensor by tensor, once for each of the passes, instead
+            of downloading their files. The base's are downloaded: PEFT loads them.
         push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression
             already is pushed as it is; the record then says under `pushed` where.
         hub: How to reach the Hub.
@@ -223,14 +233,30 @@ def compress(
     tasks = [model.name for model in recipe.models]
     destinations = [to for _, to in targets(push_to_hub, sources, tasks, hub)]
 
-    def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
+    def write(
+        planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
+    ) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress)
+        return compress_tasks(
+            planned, _folders(sources), staging, identity, base, options, resources, progress, in_order=stream
+        )
 
     if not destinations or not is_made(out, recipe, sources, options.flags):
         _check_place(out, sources, overwrite=overwrite)
         licence = destinations[0].licence if destinations else None
-        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence)
+        _write_adapter_folder(
+            recipe,
+            out,
+            sources,
+            write,
+            options.flags,
+            resources,
+            hub,
+            licence,
+            progress,
+            restart=restart,
+            stream=stream,
+        )
     return read_record(out) | delivered(out, destinations, progress)
 
 
@@ -240,20 +266,26 @@ def merge_as_adapter(
     *,
     rank: int | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
+    stream: bool = False,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Merge by a recipe into an adapter on the base model, which PEFT loads; its record.
+
+    A run that was stopped goes on where it was, to the same bytes.
 
     Args:
         recipe: A recipe, or the path of its file.
         out: The adapter's folder; it must not exist, or be empty.
         rank: Most rank of a matrix; as much as the merged change has unless given.
         overwrite: Replace an earlier output.
+        restart: Throw an unfinished run's work away.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        stream: As in `compress`.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
@@ -271,41 +303,58 @@ def merge_as_adapter(
     sources = open_sources(recipe, hub)
     _check_place(out, sources, overwrite=overwrite)
 
-    def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
+    def write(
+        planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
+    ) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return write_as_adapter(planned, folder, base, _folders(sources), rank, resources, progress)
+        return write_as_adapter(
+            planned, staging, identity, base, _folders(sources), rank, resources, progress, in_order=stream
+        )
 
     in_float32 = dataclasses.replace(recipe, out_dtype="float32")
     flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
-    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None)
+    _write_adapter_folder(
+        in_float32, out, sources, write, flags, resources, hub, None, progress, restart=restart, stream=stream
+    )
     return read_record(out)
+
+
+def _watched(downloads: int, progress: Progress) -> Callable[[int], None]:
+    """What tells a person of a download of so many bytes."""
+    if downloads:
+        progress.begin(downloads)
+    return lambda nbytes: progress.advance(nbytes, DOWNLOADING)
 
 
 def _write_adapter_folder(
     recipe: Recipe,
     out: Path,
     sources: Sequence[Source],
-    write: Callable[[Plan, Sequence[Source], Path], dict[str, Any]],
+    write: Callable[[Plan, Sequence[Source], Staging, Mapping[str, str]], dict[str, Any]],
     flags: Sequence[str],
     resources: Resources,
     hub: Hub,
     licence: Licence | None,
+    progress: Progress,
+    *,
+    restart: bool,
+    stream: bool,
 ) -> None:
     """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
-    sources = fetch(sources, hub)
+    streamed: Stream = "tasks" if stream else "none"
+    downloads = bytes_to_download(sources, hub, stream=streamed)
+    check_disks([(hub.cache_dir, downloads)])
+    sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
     planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE, hub)
     check_on_base(planned, "adapters are put on")
     check_memory(planned, resources)
+    identity = _identity_on(CPU, planned, sources, flags)
     with Staging(out) as staging:
-        staging.discard()
-        try:
-            identity = _identity(planned, sources)
-            tasks = write(planned, sources, staging.out)
+        _go_on_or_start(staging, identity, restart=restart)
+        with _discarded_if_wrong(staging):
+            tasks = write(planned, sources, staging, identity)
             _check_unchanged(planned, sources, identity)
-        except BaseException:
-            staging.remove()
-            raise
         record = make_compression_record(
             planned, described(sources, hub), tasks, flags=flags, seconds=time.monotonic() - started
         )
@@ -354,8 +403,8 @@ def _check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> No
             raise OutputError(f"{out}: holds {source.ref.text}, which the recipe reads. Choose another folder")
 
 
-def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
-    """What has to be the same for an unfinished run to be gone on with."""
+def _identity(planned: Plan, sources: Sequence[Source], flags: Sequence[str] = ()) -> dict[str, str]:
+    """What has to be the same for an unfinished run to be gone on with. `flags`: of the command, where it has any."""
     layout = repr([(shard.file, shard.tensors) for shard in planned.shards])
     models = {("base model" if s.task is None else f"model '{s.task}'"): s.identity for s in sources}
     return {
@@ -363,15 +412,18 @@ def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
         **models,
         "shards": hashlib.sha256(layout.encode()).hexdigest(),
         **({"vocabulary": planned.vocabulary.fingerprint} if planned.vocabulary else {}),
+        **({"set of options": " ".join(flags)} if flags else {}),
         "singular value decomposition": planned.recipe.svd,
         "version of hf_tsv's numerics": NUMERICS,
         "version of torch": torch.__version__,
     }
 
 
-def _identity_on(device: torch.device, planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
+def _identity_on(
+    device: torch.device, planned: Plan, sources: Sequence[Source], flags: Sequence[str] = ()
+) -> dict[str, str]:
     """As `_identity`, on a device: processors of one kind do the same, GPUs of one model."""
-    return _identity(planned, sources) | {"device": "cpu" if device == CPU else device_name(device)}
+    return _identity(planned, sources, flags) | {"device": "cpu" if device == CPU else device_name(device)}
 
 
 def _check_unchanged(planned: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
@@ -463,7 +515,8 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
         if not parts:
             continue
         files[task] = f"{PARTS}/{task}.safetensors"
-        (out / PARTS).mkdir(exist_ok=True)
+        with full_disk_told(out / PARTS):
+            (out / PARTS).mkdir(exist_ok=True)
         with CheckpointWriter(out, [Shard(files[task], tuple(parts))]) as writer:
             for info in parts:
                 writer.write(info.name, checkpoint.read(info.name))
@@ -472,14 +525,19 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
 
 
 def _write_adapters(
-    planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
+    planned: Plan,
+    staging: Staging,
+    identity: Mapping[str, str],
+    sources: Sequence[Source],
+    resources: Resources,
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """The adapters on the merged model that the recipe asks for, if any."""
     if not leaves_residuals(planned):
         return {}
     from hf_tsv.residuals import write_residuals
 
-    return write_residuals(planned, staging.out, str(staging.final), _folders(sources), resources, progress)
+    return write_residuals(planned, staging, identity, _folders(sources), resources, progress)
 
 
 def _write_masks(

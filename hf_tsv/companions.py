@@ -85,8 +85,7 @@ class Companions:
 def copy_config(source: Path, folder: Path) -> None:
     """A model's configuration into another folder; nothing where it has none."""
     if (source / MODEL_CONFIG).is_file():
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(source / MODEL_CONFIG, folder / MODEL_CONFIG)
+        _copy(source / MODEL_CONFIG, folder / MODEL_CONFIG)
 
 
 def copy_companions(
@@ -116,12 +115,15 @@ def copy_companions(
         _copy(tokenizer.folder / file, out / file)
     config, other = out / MODEL_CONFIG, tokenizer.folder / MODEL_CONFIG
     if config.is_file():
-        declared = _read_json(config)
-        if tokenizer != base and other.is_file():
-            declared = _with_ids_of(declared, _read_json(other))
-        declared = _declared(declared, dtype, rows or {})
-        if declared != _read_json(config):
-            write_text(config, json.dumps(declared, indent=2, ensure_ascii=False) + "\n")
+        try:
+            before = _read_json(config)
+            declared = _with_ids_of(before, _read_json(other)) if tokenizer != base and other.is_file() else before
+            declared = _declared(declared, dtype, rows or {})
+            text = json.dumps(declared, indent=2, ensure_ascii=False)
+        except RecursionError:
+            raise CheckpointError(f"{config.name} of the base: is nested too deeply to be read. Get it again") from None
+        if declared != before:
+            write_text(config, text + "\n")
     if template:
         write_text(out / "chat_template.jinja", template)
 

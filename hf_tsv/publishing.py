@@ -52,12 +52,14 @@ class Pushing:
         private: Whether a new repository is private; None for private where a source is private or gated, else as its
             owner's settings say.
         license: The licence to carry, in the Hub's word; None for what follows from the sources.
+        message: What the commit says in its first line, or more; None for what was done. The sources come below it.
     """
 
     repo: str
     create_pr: bool = False
     private: bool | None = None
     license: str | None = None
+    message: str | None = None
 
     def repositories(self, tasks: Sequence[str] | None) -> dict[str, tuple[str, ...] | None]:
         """The repositories, each with the tasks that go there; None for a merged model, which is no task's.
@@ -112,6 +114,7 @@ class Destination:
         private: Whether it is made private, when it has to be made.
         licence: The licence chosen by a person, None for what follows from the sources.
         tasks: The tasks whose adapters go there; None for all that the output is.
+        message: What the commit says, None for what was done.
     """
 
     repository: Repository
@@ -119,6 +122,7 @@ class Destination:
     private: bool | None
     licence: Licence | None
     tasks: tuple[str, ...] | None = None
+    message: str | None = None
 
     def prepare(self) -> None:
         """Make the repository if it isn't there."""
@@ -183,7 +187,8 @@ def check(
     licence = _settled_licence(pushing.license, terms, card)
     repository = Repository(hub, repo_id, create_pr=pushing.create_pr)
     target = repository.check()
-    return Destination(repository, target, _privacy(target, pushing.private, terms), licence, tasks)
+    private = _privacy(target, pushing.private, terms)
+    return Destination(repository, target, private, licence, tasks, pushing.message)
 
 
 @contextmanager
@@ -237,13 +242,14 @@ def deliver(parcel: Parcel, to: Destination) -> Pushed:
     if problems := check_card(_card(parcel, to, None)):
         raise PublishError(f"{to.repository.repo_id}: {CARD_FILE}: {problem}. Correct it" for problem in problems)
     to.prepare()
+    title, _, text = (to.message or _title(parcel.record)).strip().partition("\n")
     return to.repository.commit(
         Commit(
             parcel.files_in(to.repository.repo_id),
             partial(_card, parcel, to),
             _is_stale,
-            _title(parcel.record),
-            _message(parcel.record),
+            title,
+            f"{text.strip()}\n\n{_sources(parcel.record)}".strip(),
         )
     )
 
@@ -339,7 +345,7 @@ def _config(file: Path) -> Path | bytes:
     try:
         text = file.read_text("utf-8")
         shown = published_config(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return file
     return file if shown == text else shown.encode()
 
@@ -367,7 +373,7 @@ def _title(record: Mapping[str, Any]) -> str:
     return f"Merge {len(record['sources']) - 1} models with hf_tsv ({record['method']})"
 
 
-def _message(record: Mapping[str, Any]) -> str:
+def _sources(record: Mapping[str, Any]) -> str:
     """What it was made of, each at its commit; folders have none."""
     sources = [f"{source['model']}@{source['revision']}" for source in record["sources"] if source["revision"]]
     digest = sha256(json.dumps(record["sources"], sort_keys=True).encode()).hexdigest()[:12]

@@ -23,8 +23,9 @@ from hf_tsv.publishing import (
 )
 from hf_tsv.recipe import Recipe
 from hf_tsv.record import read_record
+from hf_tsv.resources import check_disks
 from hf_tsv.run import Progress
-from hf_tsv.sources import Source, bytes_to_download, described, lock_text, open_sources
+from hf_tsv.sources import Source, Stream, bytes_to_download, bytes_to_stream, described, lock_text, open_sources
 
 UPLOADING = "uploading"
 
@@ -36,6 +37,7 @@ def push(
     create_pr: bool = False,
     private: bool | None = None,
     license: str | None = None,
+    commit_message: str | None = None,
     hub: Hub | None = None,
 ) -> list[Pushed]:
     """Push an output folder to the Hub: a merged model, adapters, or one adapter.
@@ -50,6 +52,7 @@ def push(
         private: Whether a new repository is private; None for private where a source is private or gated, else as its
             owner's settings say. False says that such sources may go public.
         license: The licence to carry, in the Hub's word; None for what follows from the sources.
+        commit_message: What the commit says in its first line, or more; what was done unless given.
         hub: How to reach the Hub.
 
     Raises:
@@ -57,7 +60,7 @@ def push(
         PublishError: licence or privacy forbids it.
         HubError: the Hub refuses or fails; says what was done.
     """
-    pushing = Pushing(repo, create_pr, private, license)
+    pushing = Pushing(repo, create_pr, private, license, commit_message)
     return [deliver(*prepared) for prepared in prepare_push(Path(out), pushing, hub or Hub())]
 
 
@@ -96,12 +99,14 @@ class Preview:
 
     Attributes:
         plan: What it would merge.
-        download_bytes: What it would have to download whole.
+        download_bytes: What it would have to download.
+        stream_bytes: What it would read by byte range.
         targets: Where the output would go, each with what the sources of it say of themselves.
     """
 
     plan: Plan
     download_bytes: int
+    stream_bytes: int
     targets: list[tuple[list[dict[str, Any]], Destination]]
 
 
@@ -110,14 +115,17 @@ def preview(
     pushing: Pushing | None,
     *,
     hub: Hub,
+    out: Path,
     tasks: Sequence[str] | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-    stream: bool = False,
+    stream: Stream = "none",
 ) -> Preview:
     """What a merge, or of these tasks a compression, would do. Nothing is written; errors are those of doing it."""
     sources = open_sources(recipe, hub)
     planned = plan_of(recipe, sources, max_shard_size, hub)
-    return Preview(planned, bytes_to_download(sources, hub, stream=stream), targets(pushing, sources, tasks, hub))
+    downloads, streamed = bytes_to_download(sources, hub, stream=stream), bytes_to_stream(sources, hub, stream)
+    check_disks([(out.parent, 0 if tasks else planned.bytes_out), (hub.cache_dir, downloads)])
+    return Preview(planned, downloads, streamed, targets(pushing, sources, tasks, hub))
 
 
 def targets(

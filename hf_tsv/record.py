@@ -55,7 +55,7 @@ def make_record(
         "arithmetic": {
             "dtype": plan.recipe.dtype,
             "svd": plan.recipe.svd,
-            "fell_back_to_exact": sum(_fallen_back(facts) for facts in tensors.values()),
+            "fell_back": sum(_fallen_back(facts) for facts in tensors.values()),
         },
         "bytes": {"read": plan.bytes_in, "written": plan.bytes_out},
         "seconds": round(seconds, 1),
@@ -169,7 +169,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _fallen_back(facts: Mapping[str, Any]) -> int:
-    """Task matrices of one tensor that the SVD mode asked for could not keep its promise on; experts come in a list."""
+    """Task matrices of one tensor that were not factored by the way that was meant; experts come in a list."""
     told = facts.get("fell_back", 0)
     return sum(number or 0 for number in told) if isinstance(told, list) else told
 

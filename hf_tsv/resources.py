@@ -89,7 +89,7 @@ def check_disks(needed: Sequence[tuple[Path, int]]) -> None:
     problems = []
     for parts in together.values():
         free, total = shutil.disk_usage(_existing(parts[0][0])).free, sum(nbytes for _, nbytes in parts)
-        where = " and ".join(str(folder) for folder, nbytes in parts if nbytes)
+        where = " and ".join(dict.fromkeys(str(folder) for folder, nbytes in parts if nbytes))
         if free < total:
             problems.append(
                 f"{where}: its disk has {size(free)} free, expected at least {size(total)}. Free some, or write"

@@ -158,10 +158,9 @@ def _merge_slice(
         return source.base.to(out_dtype), {"unchanged": True}
     deltas = source.deltas(survey)
     try:
-        with nullcontext() if device == CPU else device:  # where tensors are made that a method doesn't say where
+        # The device is where tensors are made that a method doesn't say where.
+        with naming(step, step.method), nullcontext() if device == CPU else device:
             merged = method(deltas, **step.parameters)
-    except MethodError as error:
-        raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"{step.name}: out of memory. Use fewer --workers") from error
     return merged.reshape(source.base.shape).add_(source.base.to(device)).to(out_dtype).cpu(), deltas.notes
@@ -174,12 +173,19 @@ def _do(plan: Plan, found: Found, sink: Sink, device: torch.device, step: Step) 
 
 
 def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
-    try:
+    with naming(step, step.method):
         for rows in step.slices if share == 1 else step.sample(share):
             for t, delta in enumerate(StoredTensor(plan, step, rows, as_matrix=False).deltas()):
                 survey.observe(t, delta)
+
+
+@contextmanager
+def naming(step: Step, what: str) -> Iterator[None]:
+    """Add the tensor, and what is done with it, to an error."""
+    try:
+        yield
     except MethodError as error:
-        raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error
+        raise MethodError(f"{step.name} {step.info.shape}, {what}: {error}") from error
 
 
 def _survey_key(step: Step) -> object:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.companions import Companions
@@ -146,17 +146,31 @@ def _opened(asked: list[tuple[ModelRef, str | None]], hub: Hub) -> list[Source]:
     return _joined(asked, opened, hub)
 
 
-def fetch(sources: Sequence[Source], hub: Hub, *, stream: bool = False) -> list[Source]:
-    """The same sources with their files on this machine; when streamed, all but their weights.
+Stream = Literal["none", "tasks", "all"]
+
+
+def fetch(
+    sources: Sequence[Source], hub: Hub, *, stream: Stream = "none", came: Callable[[int], None] | None = None
+) -> list[Source]:
+    """The same sources with their files on this machine, but for the weights of those that are streamed.
+
+    `came` is told how many bytes have come since it was last called, from several threads.
 
     Raises:
         HubError: one can't be downloaded.
         ResourceError: the disk is full.
     """
-    folders = {source.pin: hub.download(source.pin, weights=not stream) for source in sources if source.pin}
+    whole = _whole_by_pin(sources, stream)
+    folders = {pin: hub.download(pin, weights=weights, progress=came) for pin, weights in whole.items()}
     asked = [(source.ref, source.task) for source in sources]
-    fetched = {s.ref: _on_disk(s.parts, folders[s.pin], stream) if s.pin else s.parts for s in sources}
+    fetched = {s.ref: _on_disk(s.parts, folders[s.pin], whole[s.pin]) if s.pin else s.parts for s in sources}
     return _joined(asked, fetched, hub)
+
+
+def _whole_by_pin(sources: Sequence[Source], stream: Stream) -> dict[Pinned, bool]:
+    """Whether the weights come along, for everything that comes from the Hub."""
+    wanted = [(s.pin, stream == "none" or (stream == "tasks" and s.task is None)) for s in sources if s.pin]
+    return {pin: any(weights for other, weights in wanted if other == pin) for pin, _ in wanted}
 
 
 def _pinned(refs: Sequence[ModelRef], hub: Hub) -> dict[tuple[str, str | None], Pinned]:
@@ -181,8 +195,8 @@ def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]
     return Parts(model, None if pin else place, pin, adapter, adapter_pin, folder)
 
 
-def _on_disk(parts: Parts, folder: Path, stream: bool) -> Parts:
-    model = parts.model if stream or not parts.model else open_checkpoint(folder, label=parts.model.label)
+def _on_disk(parts: Parts, folder: Path, whole: bool) -> Parts:
+    model = open_checkpoint(folder, label=parts.model.label) if whole and parts.model else parts.model
     return replace(parts, folder=folder, model=model)
 
 
@@ -258,10 +272,15 @@ def _at(path: str | None, pin: Pinned | None) -> str | None:
     return f"{path}@{pin.sha}" if path and pin else path
 
 
-def bytes_to_download(sources: Sequence[Source], hub: Hub, *, stream: bool = False) -> int:
+def bytes_to_download(sources: Sequence[Source], hub: Hub, *, stream: Stream = "none") -> int:
     """How much `fetch` would have to bring."""
-    pins = {source.pin for source in sources if source.pin}
-    return sum(hub.bytes_to_download(pin, weights=not stream) for pin in pins)
+    return sum(hub.bytes_to_download(pin, weights=weights) for pin, weights in _whole_by_pin(sources, stream).items())
+
+
+def bytes_to_stream(sources: Sequence[Source], hub: Hub, stream: Stream) -> int:
+    """How many bytes of weights would be read by range."""
+    pins = [pin for pin, whole in _whole_by_pin(sources, stream).items() if not whole]
+    return sum(hub.files(pin)[file] for pin in pins for file in hub.weights(pin).files)
 
 
 def companions(source: Source, hub: Hub) -> Companions:

@@ -1,6 +1,8 @@
 """One tensor as the base and the fine-tuned models store it, read when it is asked for."""
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from hf_tsv.methods import METHODS, Deltas, Survey
 from hf_tsv.planner import Plan, Step
 from hf_tsv.resources import CPU
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 ARITHMETIC = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -58,7 +62,7 @@ class StoredTensor:
         view = self.view
         halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
         return Deltas(
-            self._delta,
+            self._read_by(self._delta),
             shape=(view.m, view.n) if view else tuple(self.base.shape),
             dtype=self._dtype,
             tasks=self._plan.tasks,
@@ -66,14 +70,23 @@ class StoredTensor:
             is_matrix=view is not None,
             svd=self._plan.recipe.svd,
             survey=survey,
-            base=lambda: self.base.to(self._device).to(self._dtype, copy=True),
-            noise=self._noise,
+            base=self._read_by(lambda: self.base.to(self._device).to(self._dtype, copy=True)),
+            noise=self._read_by(self._noise),
             half=[half and not self._adapter(t) for t, half in enumerate(halves)],
             base_weight=self._step.base_weight,
-            factors=self._factors if view else None,
+            factors=self._read_by(self._factors) if view else None,
             name=self._step.name,
             offset=self._rows[0] * (self._step.info.numel // self._step.info.shape[0]) if self._rows else 0,
         )
+
+    def _read_by(self, read: Callable[_P, _T]) -> Callable[_P, _T]:
+        """The same, by the CPU also while a method runs, which has its device as torch's default."""
+
+        def by_cpu(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            with CPU:
+                return read(*args, **kwargs)
+
+        return read if self._device == CPU else by_cpu
 
     def _adapter(self, t: int) -> AdapterCheckpoint | None:
         return self._plan.adapters[t]

@@ -1,7 +1,10 @@
 """The `hub` fixture: a Hub on loopback, and an environment in which the client can reach no other."""
 
+import atexit
 import os
+import shutil
 from collections.abc import Iterator
+from tempfile import mkdtemp
 
 import pytest
 
@@ -14,18 +17,29 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     HF_HUB_DISABLE_UPDATE_CHECK="1",
     HF_HUB_DISABLE_XET="1",
+    HF_XET_CACHE=mkdtemp(prefix="hf_tsv-xet-"),
+    HF_XET_CLIENT_RETRY_BASE_DELAY="20ms",
+    HF_XET_XORB_COMPRESSION_POLICY="none",  # what the loopback Hub's store reads
 )
 
 from huggingface_hub import close_session, constants, get_session
 
 from .loopback_hub import LoopbackHub
 
+atexit.register(shutil.rmtree, os.environ["HF_XET_CACHE"], ignore_errors=True)
+both_transports = pytest.mark.parametrize("hub", ["lfs", "xet"], indirect=True)
+
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """An empty Hub; calls of the client that name no endpoint go to it as well."""
+def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """An empty Hub; calls of the client that name no endpoint go to it as well. With `both_transports` it is, the
+    second time, one with Xet."""
     get_session()  # made here and once: before 2.0, threads that ask first at the same time leak one
-    with LoopbackHub() as served:
+    xet = getattr(request, "param", "lfs") == "xet"
+    if xet:
+        pytest.importorskip("hf_xet")
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with LoopbackHub(xet=xet) as served:
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, served.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)

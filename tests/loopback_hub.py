@@ -6,8 +6,8 @@
 
 All of it is in memory: repositories are commits, commits are maps from path to blob, large files are an LFS store by
 sha256 that a second port serves as the "CDN". The CDN refuses a request that carries a token, and its links expire
-when told to. Every request is in `hub.log`; `hub.fault(...)` makes the next ones fail. Models only, no Xet: a client
-that uploads needs HF_HUB_DISABLE_XET=1.
+when told to. Every request is in `hub.log`; `hub.fault(...)` makes the next ones fail. Models only. With `xet=True`
+the CDN's port is a Xet store as well, see `loopback_xet`; without, a client that uploads needs HF_HUB_DISABLE_XET=1.
 """
 
 import base64
@@ -27,6 +27,8 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 import yaml
+
+from .loopback_xet import CAS_TOKEN, Cas, token
 
 LFS_PATTERNS = ("*.safetensors", "*.bin", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.gguf", "*.png", "*.model")
 LFS_ABOVE = 10 << 20
@@ -221,7 +223,8 @@ class LoopbackHub:
         log: Every request, oldest first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, xet: bool = False) -> None:
+        self.cas = Cas() if xet else None
         self.users = {
             "hf_alice": User("alice", orgs=("team",)),
             "hf_bob": User("bob"),
@@ -278,13 +281,21 @@ class LoopbackHub:
         self.faults.append(Fault(path, **what))
         return self.faults[-1]
 
+    def stored(self, sha256: str) -> bytes | None:
+        """A large file that was uploaded, one way or the other; None if it wasn't."""
+        return self.objects.get(sha256) or (self.cas.read(sha256) if self.cas else None)
+
+    def xet_hash(self, blob: Blob) -> str | None:
+        return self.cas.hashes.get(blob.sha256) if self.cas and blob.lfs else None
+
     def expire_links(self) -> None:
         self.links += 1
 
     def environment(self, token: str | None = None) -> dict[str, str]:
         """What a subprocess needs to see this Hub, and no other."""
         tokens = {"HF_TOKEN": token} if token else {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
-        return {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **tokens}
+        xet = "0" if self.cas else "1"
+        return {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_XET": xet, "HF_HUB_DISABLE_TELEMETRY": "1", **tokens}
 
     def seen(self, repo_id: str, user: User, *, write: bool = False, content: bool = False) -> Repo:
         """The repository, if this user may do this to it; else what hf.co would answer."""
@@ -374,7 +385,7 @@ def tree(hub: LoopbackHub, request: Request, id: str, rev: str, rest: str) -> Re
     entries: list[dict[str, Any]] = [
         {"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in folders
     ]
-    entries += [entry(path, blob) for path, blob in inside.items()]
+    entries += [entry(hub, path, blob) for path, blob in inside.items()]
     if request.query.get("recursive", "").lower() != "true":
         entries = [e for e in entries if "/" not in e["path"][len(prefix) :]]
     entries.sort(key=lambda e: e["path"])
@@ -389,7 +400,7 @@ def tree(hub: LoopbackHub, request: Request, id: str, rev: str, rest: str) -> Re
 def paths_info(hub: LoopbackHub, request: Request, id: str, rev: str) -> Reply:
     files = hub.seen(id, request.user).resolve(rev).files
     wanted = parse_qs(request.body.decode()).get("paths", [])
-    return Reply.of([entry(path, files[path]) for path in wanted if path in files])
+    return Reply.of([entry(hub, path, files[path]) for path in wanted if path in files])
 
 
 @route("GET", "/api/models/{id}/refs")
@@ -424,6 +435,9 @@ def resolve(hub: LoopbackHub, request: Request, id: str, rev: str, rest: str) ->
         return Reply(blob.data, 200, {**headers, "ETag": f'"{blob.oid}"'}).ranged(request.range)
     link = f"{hub.cdn}/lfs/{blob.sha256}?signature={hub.links}"
     linked = {"X-Linked-Size": str(len(blob.data)), "X-Linked-Etag": f'"{blob.sha256}"', "Location": link}
+    if xet := hub.xet_hash(blob):
+        route = f"{hub.endpoint}/api/models/{id}/xet-read-token/{commit.sha}"
+        linked |= {"X-Xet-Hash": xet, "Link": f'<{route}>; rel="xet-auth"'}
     return Reply(b"", 302, {**headers, **linked})
 
 
@@ -433,15 +447,16 @@ def download(hub: LoopbackHub, request: Request, rest: str) -> Reply:
         raise RefusalError(400, "a token reached the CDN")
     if request.query.get("signature") != str(hub.links):
         raise RefusalError(403, "Request has expired")
-    return Reply(hub.objects[rest], 200, {"ETag": f'"{rest}"', "Accept-Ranges": "bytes"}).ranged(
+    return Reply(hub.stored(rest) or b"", 200, {"ETag": f'"{rest}"', "Accept-Ranges": "bytes"}).ranged(
         request.range if hub.knows_ranges else None
     )
 
 
-def entry(path: str, blob: Blob) -> dict[str, Any]:
+def entry(hub: LoopbackHub, path: str, blob: Blob) -> dict[str, Any]:
     pointer = {"oid": blob.sha256, "size": len(blob.data), "pointerSize": len(blob.pointer)}
-    lfs = {"lfs": pointer} if blob.lfs else {}
-    return {"type": "file", "path": path, "oid": blob.oid, "size": len(blob.data), **lfs}
+    lfs: dict[str, Any] = {"lfs": pointer} if blob.lfs else {}
+    xet = {"xetHash": found} if (found := hub.xet_hash(blob)) else {}
+    return {"type": "file", "path": path, "oid": blob.oid, "size": len(blob.data), **lfs, **xet}
 
 
 def sibling(path: str, blob: Blob, *, sized: bool) -> dict[str, Any]:
@@ -588,6 +603,50 @@ def verify(hub: LoopbackHub, request: Request) -> Reply:
     return Reply.of({})
 
 
+@route("GET", "/api/models/{id}/xet-(?P<rest>read|write)-token/{rev}")
+def xet_token(hub: LoopbackHub, request: Request, id: str, rest: str, rev: str) -> Reply:
+    if hub.cas is None:
+        raise RefusalError(404, "Sorry, we can't find the page you are looking for.")
+    writes = rest == "write"
+    hub.seen(id, request.user, write=writes and "create_pr" not in request.query, content=not writes)
+    told = token(hub.cdn)
+    headers = {"Cas-Url": told["casUrl"], "Access-Token": told["accessToken"], "Token-Expiration": str(told["exp"])}
+    return Reply.of(told, **{f"X-Xet-{name}": value for name, value in headers.items()})
+
+
+def cas_of(hub: LoopbackHub, request: Request) -> Cas:
+    if hub.cas is None or request.headers["Authorization"] != f"Bearer {CAS_TOKEN}":
+        raise RefusalError(401, "no token of the store")
+    return hub.cas
+
+
+@route("POST", "/v1/xorbs/default/(?P<rest>[0-9a-f]{64})")
+def upload_xorb(hub: LoopbackHub, request: Request, rest: str) -> Reply:
+    return Reply.of({"was_inserted": cas_of(hub, request).add_xorb(rest, request.body)})
+
+
+@route("POST", "/v1/shards")
+def upload_shard(hub: LoopbackHub, request: Request) -> Reply:
+    cas_of(hub, request).add_shard(request.body)
+    return Reply.of({"result": 1})
+
+
+@route("GET", "/v1/reconstructions/(?P<rest>[0-9a-f]{64})")
+def reconstruction(hub: LoopbackHub, request: Request, rest: str) -> Reply:
+    begin, end = map(int, (request.range or f"bytes=0-{1 << 60}").removeprefix("bytes=").split("-"))
+    try:
+        return Reply.of(cas_of(hub, request).reconstruction(rest, f"{hub.cdn}/xorbs", begin, end + 1))
+    except IndexError:
+        raise RefusalError(416, "Range Not Satisfiable") from None
+
+
+@route("GET", "/xorbs/(?P<rest>[0-9a-f]{64})")
+def download_xorb(hub: LoopbackHub, request: Request, rest: str) -> Reply:
+    if request.has_token or hub.cas is None:
+        raise RefusalError(400, "a token reached the CDN")
+    return Reply(hub.cas.xorbs[rest].data).ranged(request.range)
+
+
 @route("POST", "/api/models/{id}/commit/{rev}")
 def commit(hub: LoopbackHub, request: Request, id: str, rev: str) -> Reply:
     as_pull = "create_pr" in request.query
@@ -622,9 +681,10 @@ def apply(hub: LoopbackHub, files: dict[str, Blob], kind: str, value: Mapping[st
     if kind == "file":
         files[path] = Blob(base64.b64decode(value["content"]), lfs=False)
     elif kind == "lfsFile":
-        if value["oid"] not in hub.objects:
+        data = hub.stored(value["oid"])
+        if data is None:
             raise RefusalError(400, f"{LOST}: {path}")
-        files[path] = Blob(hub.objects[value["oid"]], lfs=True)
+        files[path] = Blob(data, lfs=True)
     else:
         folder = path.rstrip("/") + "/" if kind == "deletedFolder" else None
         gone = [old for old in files if old == path or (folder and old.startswith(folder))]

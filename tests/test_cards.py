@@ -39,6 +39,7 @@ from hf_tsv.cards import (
     text,
     write_card,
 )
+from hf_tsv.cards._merge import _value
 from hf_tsv.cards._sections import compose
 from hf_tsv.loaders import open_checkpoint
 from hf_tsv.methods import METHODS
@@ -218,7 +219,7 @@ def recipe_card(path: Path, folder: Path) -> str:
     """The card of a bundled recipe's merge, which nobody has run here: from headers alone."""
     planned = plan_of(path)
     models = [planned.recipe.base.text, *(model.ref.text for model in planned.recipe.models)]
-    shas = [None if model.startswith(".") else str(i) * 40 for i, model in enumerate(models)]
+    shas = [None if model.startswith(".") else f"{i:02d}" * 20 for i, model in enumerate(models)]
     tasks = [None, *planned.tasks]
     sources = [source(*one) for one in zip(models, tasks, shas, strict=True)]
     facts = {step.name: {"sha256": "0" * 64} for step in planned.steps}
@@ -242,6 +243,10 @@ GOLDEN = {
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_examples(name: str, tmp_path: Path) -> None:
     assert GOLDEN[name](tmp_path) == (EXAMPLES / f"{name}.md").read_text("utf-8")
+
+
+def test_a_value_that_all_tasks_have_is_told_once() -> None:
+    assert [_value([0.4, 0.4]), _value([0.4, 0.3]), _value([True, True])] == ["0.4", "0.4/0.3", "true"]
 
 
 def header_of(card: str) -> dict[str, Any]:

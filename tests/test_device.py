@@ -13,8 +13,9 @@ from hf_tsv.errors import OutputError, ResourceError
 from hf_tsv.methods import METHODS
 from hf_tsv.resources import device_name, device_named
 from hf_tsv.run import Resources, Silent, merge_step, surveys
+from tests import test_adapter_input
 from tests.absent_device import DEVICE, AbsentDevice
-from tests.models import bert, mixtral, recipe, zoo
+from tests.models import bert, llama, mixtral, recipe, zoo
 
 
 @pytest.fixture
@@ -87,3 +88,12 @@ def test_every_tensor_of_a_model_is_merged_there(tmp_path: Path, method: str) ->
         here = merge_step(plan, step, found(step))[0]
         assert there.device.type == "cpu"
         torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_are_merged_there(tmp_path: Path) -> None:
+    folder = test_adapter_input.zoo(tmp_path, llama, target_modules=["q_proj", "up_proj"])
+    plan = hf_tsv.plan(test_adapter_input.recipe(folder, ["DIR/a1", "DIR/a2"]))
+    for step in plan.merged:
+        with AbsentDevice():
+            there = merge_step(plan, step, None, DEVICE)[0]
+        torch.testing.assert_close(there, merge_step(plan, step)[0], rtol=1e-5, atol=1e-6)

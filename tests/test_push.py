@@ -17,6 +17,7 @@ from hf_tsv.hub import Hub, _client, _errors, _push
 from hf_tsv.outputs import ADAPTERS
 
 from . import models
+from .hub_fixtures import both_transports
 from .loopback_hub import LoopbackHub
 from .test_cli import run
 
@@ -45,7 +46,7 @@ def alice(hub: LoopbackHub, tmp_path: Path) -> Hub:
 
 
 def uploads(hub: LoopbackHub) -> list[str]:
-    return [request.path for request in hub.log if request.method == "PUT" and "/lfs/" in request.path]
+    return [r.path for r in hub.log if r.method == "PUT" or r.path.startswith("/v1/xorbs/")]
 
 
 def writes(hub: LoopbackHub) -> list[str]:
@@ -69,8 +70,12 @@ def push(out: Path, hub: Hub, repo: str = REPO, **options: Any) -> str:
 
 
 class TestPush:
-    def test_one_commit_holds_the_whole_output(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+    @both_transports
+    def test_one_commit_holds_the_whole_output(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         url = push(merged, alice)
+        assert not caplog.messages  # the client has nothing to warn of
         assert commits_of(hub) == ["Merge 3 models with hf_tsv (tsv_m)"]
         assert url.endswith(hub.repos[REPO].resolve("main").sha)
         pushed = files_of(hub)
@@ -80,6 +85,7 @@ class TestPush:
         assert all(pushed[path.name] == path.read_bytes() for path in weights)
         assert ModelCard(pushed["README.md"].decode()).data.license == "mit"
 
+    @both_transports
     def test_again_is_no_commit_and_no_upload(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         url = push(merged, alice)
         hub.log.clear()
@@ -117,6 +123,15 @@ class TestPush:
         assert hub.repos[REPO].private
         assert json.loads(run("push", merged, REPO, *options, "--json").stdout)[0]["changed"] == []
 
+    def test_a_commit_says_what_a_person_says(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
+        push(merged, alice, commit_message="Better\n\nMuch better")
+        commit = hub.repos[REPO].resolve("main")
+        assert commit.title == "Better"
+        assert commit.message.startswith("Much better\n\nhf_tsv 0.1.0, sources ")
+        options = ("--license", "apache-2.0", "--cache-dir", alice.cache_dir, "--commit-message", "Another licence")
+        assert run("push", merged, REPO, *options, "--token", "hf_alice").exit_code == 0
+        assert commits_of(hub) == ["Another licence", "Better"]
+
     def test_stale_weights_go_in_the_same_commit(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         old = ["model.safetensors", "pytorch_model.bin", "adapter_config.json", "task_parts/x.safetensors"]
         kept = ["notes.txt", "figures/model.safetensors", "model.gguf"]
@@ -143,6 +158,7 @@ class TestPush:
             assert f"adapters/{task}/adapter_model.safetensors" in pushed
         assert 'subfolder="adapters/t0"' in pushed["README.md"].decode()
 
+    @both_transports
     def test_pull_request(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
         hub.publish("bob/model", {"config.json": b"{}"})
         url = push(merged, alice, "bob/model", create_pr=True)

@@ -19,6 +19,7 @@ from hf_tsv.errors import HubError
 from hf_tsv.hub import Hub, _push
 
 from . import models
+from .hub_fixtures import both_transports
 from .loopback_hub import LoopbackHub
 from .test_push import REPO, alice, commits_of, files_of, merged, no_waiting, push
 
@@ -34,9 +35,13 @@ def no_waiting_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 
-def uploaded(hub: LoopbackHub) -> list[str]:
-    """What arrived whole in the store."""
-    return [r.path.partition("?")[0] for r in hub.log if r.method == "PUT" and r.status == 200]
+def uploaded_again(hub: LoopbackHub) -> list[str]:
+    """What arrived whole in the store though it was there."""
+    if hub.cas:
+        return hub.cas.again
+    files = [r.path.partition("?")[0] for r in hub.log if r.method == "PUT" and r.status == 200]
+    assert files
+    return [file for i, file in enumerate(files) if file in files[:i]]
 
 
 def assert_pushed(hub: LoopbackHub, out: Path, commits: int = 1) -> None:
@@ -45,7 +50,7 @@ def assert_pushed(hub: LoopbackHub, out: Path, commits: int = 1) -> None:
     stored = files_of(hub)
     for path in out.glob("*.safetensors"):
         assert stored[path.name] == path.read_bytes()
-    assert len(uploaded(hub)) == len(set(uploaded(hub)))
+    assert not uploaded_again(hub)
 
 
 def before_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
@@ -60,6 +65,7 @@ def before_commit(hub: Hub, monkeypatch: pytest.MonkeyPatch, act: Callable[[], o
     monkeypatch.setattr(hub.api, "create_commit", create_commit)
 
 
+@both_transports
 class TestMovedHead:
     def test_others_changed_something_else(
         self, hub: LoopbackHub, alice: Hub, merged: Path, monkeypatch: pytest.MonkeyPatch
@@ -94,6 +100,7 @@ class TestMovedHead:
         assert "old words" not in card
 
 
+@both_transports
 class TestCommit:
     @pytest.mark.parametrize("what", [{"lose_reply": True}, {"drop_after": 10}, {"take_only": 700}, {"status": 503}])
     def test_that_breaks_is_made_once(self, hub: LoopbackHub, alice: Hub, merged: Path, what: dict[str, Any]) -> None:
@@ -118,32 +125,68 @@ class TestCommit:
         push(merged, alice)
         assert [seconds for seconds in waited if seconds > 1] == [7]
 
+
+LFS = ("/preupload/", "objects/batch", "/lfs/[0-9a-f]{64}", COMMIT)
+XET = ("/preupload/", "/xet-write-token/", COMMIT)
+XET_STORE = ("/v1/xorbs/", "/v1/shards")
+
+
+class TestRefused:
+    """Each status has its line, wherever it comes; what was uploaded before isn't uploaded again when it is over."""
+
+    def refused(self, hub: LoopbackHub, alice: Hub, merged: Path, where: str, **what: Any) -> str:
+        hub.fault(where, times=1000, **what)
+        with pytest.raises(HubError) as caught:
+            push(merged, alice)
+        assert not commits_of(hub)
+        hub.faults.clear()
+        push(merged, alice)
+        assert_pushed(hub, merged)
+        return str(caught.value)
+
     @pytest.mark.parametrize(
         ("status", "told"),
         [
             (401, "your token is wrong, expired or revoked (401)"),
             (403, "no room (403: the quota is used up)"),
-            (404, "the quota is used up"),
+            (404, "404: the quota is used up"),
             (409, "others keep changing it (409: "),
             (413, "a file is too large for the Hub (413: "),
+            (429, "too many requests (429)"),
             (500, "the Hub fails (500: "),
+            (503, "the Hub fails (503: "),
         ],
     )
-    @pytest.mark.parametrize("where", [COMMIT, "/preupload/", "objects/batch", "/lfs/[0-9a-f]{64}"])
-    def test_that_is_refused_is_told(
-        self, hub: LoopbackHub, alice: Hub, merged: Path, status: int, told: str, where: str
+    @pytest.mark.parametrize(
+        ("hub", "where"), [("lfs", where) for where in LFS] + [("xet", where) for where in XET], indirect=["hub"]
+    )
+    def test_by_the_hub(self, hub: LoopbackHub, alice: Hub, merged: Path, status: int, told: str, where: str) -> None:
+        said = self.refused(hub, alice, merged, where, status=status, message="the quota is used up")
+        if (status, where) == (404, "/xet-write-token/"):
+            told = "this Hub has no Xet"
+        assert told in said
+        assert "othing was committed" in said or status in (409, 413)
+
+    @pytest.mark.parametrize("hub", ["xet"], indirect=True)
+    @pytest.mark.parametrize("where", XET_STORE)
+    @pytest.mark.parametrize(
+        ("what", "told"),
+        [
+            ({"status": 403}, "(403 Forbidden)"),
+            ({"status": 429}, "(429 Too Many Requests)"),
+            ({"status": 500}, "(500 Internal Server Error)"),
+            ({"take_only": 3}, "(Network error: "),
+        ],
+    )
+    def test_by_the_store_of_xet(
+        self, hub: LoopbackHub, alice: Hub, merged: Path, where: str, what: dict[str, Any], told: str
     ) -> None:
-        hub.fault(where, status=status, message="the quota is used up", times=1000)
-        with pytest.raises(HubError) as caught:
-            push(merged, alice)
-        assert told in str(caught.value)
-        assert "othing was committed" in str(caught.value) or status in (409, 413)
-        assert not commits_of(hub)
-        hub.faults.clear()
-        push(merged, alice)
-        assert_pushed(hub, merged)
+        said = self.refused(hub, alice, merged, where, **what)
+        assert said.startswith(f"{REPO}: the upload over Xet failed {told}")
+        assert said.endswith("Push again; if that goes on, set HF_HUB_DISABLE_XET=1; nothing was committed.")
 
 
+@both_transports
 class TestUpload:
     @pytest.mark.parametrize("seed", range(3))
     def test_connections_cut_at_random_bytes_do_not_show(
@@ -152,7 +195,11 @@ class TestUpload:
         chance = random.Random(seed)
         for _ in range(6):
             how = chance.choice(["take_only", "drop_after"])
-            hub.fault("/lfs/|/commit/|/preupload/|/tree/", skip=chance.randrange(12), **{how: chance.randrange(2000)})
+            hub.fault(
+                "/lfs/|/commit/|/preupload/|/tree/|xet-write|/v1/",
+                skip=chance.randrange(12),
+                **{how: chance.randrange(2000)},
+            )
         push(merged, alice)
         assert_pushed(hub, merged)
 
@@ -176,7 +223,10 @@ def test_a_hub_without_xet_is_explained(hub: LoopbackHub, merged: Path, tmp_path
     with_xet = {**environment(hub), "HF_HUB_DISABLE_XET": "0"}
     done = subprocess.run(command, env=with_xet, capture_output=True, text=True)
     assert done.returncode == 3
-    assert "If it has no Xet, set HF_HUB_DISABLE_XET=1 and push again; nothing was committed." in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        f"{hub.endpoint}: this Hub has no Xet. To upload without, set HF_HUB_DISABLE_XET=1 and push again;"
+        " nothing was committed."
+    )
     assert not commits_of(hub)
 
 
@@ -203,6 +253,8 @@ def assert_no_token(folder: Path, hub: LoopbackHub, said: str) -> None:
     assert not [path for path, data in files_of(hub).items() if b"hf_alice" in data]
 
 
+@pytest.mark.timeout(600 + 60 * KILLS)
+@both_transports
 def test_a_push_that_is_killed_again_and_again(hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
     hub.fault("", delay=0.05, times=10**6)
     options = ["--license", "mit", "--cache-dir", str(tmp_path / "cache")]
@@ -213,6 +265,8 @@ def test_a_push_that_is_killed_again_and_again(hub: LoopbackHub, merged: Path, t
     assert re.search(rf"{REPO}/commit/\w{{40}}", said)
 
 
+@pytest.mark.timeout(600 + 60 * KILLS)
+@both_transports
 def test_a_merge_with_a_push_that_is_killed_again_and_again(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.fault("", delay=0.02, times=10**6)
     recipe = models.recipe(models.zoo(models.bert_wide, tmp_path, tasks=2), tasks=2)

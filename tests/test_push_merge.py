@@ -1,22 +1,26 @@
 """Merging from the Hub and to the Hub, with the real client against a Hub on loopback."""
 
 import json
+import re
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
-from safetensors.torch import load
+import torch
+from safetensors.torch import load, save
 
 import hf_tsv
 from hf_tsv.cards import all_terms
 from hf_tsv.compressed import Compressing
 from hf_tsv.compression import FixedRank
-from hf_tsv.errors import HubError, OutputError, PublishError
+from hf_tsv.errors import CheckpointError, HubError, OutputError, PublishError
 from hf_tsv.hub import Hub
 from hf_tsv.publishing import Pushing
 
 from . import models
+from .hub_fixtures import both_transports
 from .loopback_hub import LoopbackHub
 from .test_cli import run
 from .test_push import REPO, commits_of, files_of, no_waiting, uploads, writes
@@ -65,6 +69,7 @@ def pushed_weights(hub: LoopbackHub, repo_id: str = REPO) -> dict[str, bytes]:
 
 
 class TestPushWhileMerging:
+    @both_transports
     def test_one_commit_with_the_same_bytes(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
         record = merge(recipe, alice, Pushing(REPO))
         assert record["pushed"][0]["url"].endswith(hub.repos[REPO].resolve("main").sha)
@@ -92,6 +97,7 @@ class TestPushWhileMerging:
         merge(recipe, alice, Pushing(REPO), workers=1)
         assert seen
 
+    @both_transports
     def test_again_pushes_what_is_there(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         first = merge(recipe, alice, Pushing(REPO))
         hub.log.clear()
@@ -126,27 +132,53 @@ class TestPushWhileMerging:
         result = run("merge", recipe, *options)
         assert result.exit_code == 0, result.stderr
         assert "Licence: apache-2.0 (all sources have it)." in result.stderr
+        assert f"{REPO} (new, as your settings say): 78.5 kB of weights" in result.stderr
         result = run("compress", recipe, *options[:1], "alice/llama-{task}", *options[2:])
         assert "alice/llama-t2 (new, as your settings say)" in result.stderr
         assert not writes(hub)
         assert not (tmp_path / "out").exists()
 
+    def test_dry_run_looks_at_the_disks(self, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hf_tsv.resources.shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+        result = run("merge", recipe, tmp_path / "out", "--dry-run", "--token", "hf_alice", "--cache-dir", tmp_path)
+        assert result.exit_code == 4
+        assert "its disk has 10 kB free, expected at least" in result.stderr
+
+    def test_a_download_is_watched(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        class Watch:
+            began: ClassVar[list[float]] = []
+            came: ClassVar[list[float]] = []
+
+            def begin(self, total: float) -> None:
+                self.began.append(total)
+
+            def advance(self, work: float, name: str) -> None:
+                if name == "downloading":
+                    self.came.append(work)
+
+        merge(recipe, alice, progress=Watch())
+        assert sum(Watch.came) == Watch.began[0] > sum(len(data) for data in weights(recipe.parent / "out").values())
+
     def test_without_a_folder_it_has_the_repositorys_name(
         self, hub: LoopbackHub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        result = run("merge", recipe, "--push-to-hub", REPO, "--token", "hf_alice", "--cache-dir", tmp_path / "cache")
+        options = ("--token", "hf_alice", "--cache-dir", tmp_path / "cache", "--commit-message", "First")
+        result = run("merge", recipe, "--push-to-hub", REPO, *options)
+        assert commits_of(hub) == ["First"]
         assert (result.exit_code, result.stdout) == (0, "merged\n"), result.stderr
         assert (tmp_path / "merged" / "hf_tsv.json").is_file()
         assert run("merge", recipe).exit_code == 2
         assert run("merge", recipe, "x", "--private").exit_code == 2
+        assert run("merge", recipe, "x", "--commit-message", "x").exit_code == 2
 
     def test_adapters_to_a_repository_each(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
-        pushing, options = Pushing("alice/llama-{task}"), Compressing(FixedRank(4))
+        pushing, options = Pushing("alice/llama-{task}", message="Adapters"), Compressing(FixedRank(4))
         record = hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice)
         assert [one["repo_id"] for one in record["pushed"]] == [f"alice/llama-t{t}" for t in range(3)]
         config = json.loads(files_of(hub, "alice/llama-t1")["adapter_config.json"])
         assert config["base_model_name_or_path"] == "bob/base"
+        assert commits_of(hub, "alice/llama-t1") == ["Adapters"]
         card = files_of(hub, "alice/llama-t1")["README.md"].decode()
         assert "base_model:\n- bob/base\n" in card
         assert "base_model_relation: adapter" in card
@@ -219,6 +251,40 @@ class TestTerms:
         assert hub.repos[REPO].private
 
 
+class TestLock:
+    def test_gives_the_same_bytes_though_every_source_has_moved(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path
+    ) -> None:
+        """A base, fine-tunes of which one is an adapter on a model, and a tokenizer, each from a repository."""
+        options = Compressing(FixedRank(4))
+        hf_tsv.compress(recipe, recipe.parent / "a", options, push_to_hub=Pushing("alice/a-{task}"), hub=alice)
+        text = recipe.read_text().replace("bob/t0", "bob/base@main+alice/a-t0").replace("bob/t1", "hf://bob/t1@main")
+        recipe.write_text(f"{text}tokenizer_source: bob/t2\n")
+        hub.publish("bob/t2", {"tokenizer.json": b"{}"})
+        merge(recipe, alice)
+        first = recipe.parent / "first"
+        (recipe.parent / "out").rename(first)
+        asked = [request.path for request in hub.log]
+        for repo in hub.repos:
+            weights_ = save({"moved": torch.ones(2)})
+            hub.publish(repo, {"model.safetensors": weights_, "tokenizer.json": b"[]", "config.json": b"[]"})
+        hub.log.clear()
+        other = Hub(token="hf_alice", cache_dir=recipe.parent / "other cache")
+        hf_tsv.merge(first / "recipe.lock.yaml", recipe.parent / "out", max_shard_size=30_000, hub=other)
+        asked += [request.path for request in hub.log]
+        once, again = (contents(folder) for folder in (first, recipe.parent / "out"))
+        assert once.keys() == again.keys()
+        own = {"hf_tsv.json", "recipe.yaml", "README.md"}  # what names the recipe, and the seconds it took
+        assert [name for name in once.keys() - own if once[name] != again[name]] == []
+        read = [re.search(r"/(resolve|tree|paths-info)/([^/?]+)", path) for path in asked]
+        assert {found[1] for found in read if found} >= {"resolve", "tree"}
+        assert not [found[0] for found in read if found and not re.fullmatch(r"[0-9a-f]{40}", found[2])]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class TestStream:
     def test_same_bytes_and_no_weights_on_disk(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
         merge(recipe, alice, stream=True)
@@ -244,6 +310,51 @@ class TestStream:
         hub.fault("/lfs/", status=503, skip=12, times=2)
         merge(recipe, alice, stream=True)
         assert weights(recipe.parent / "out") == weights(local / "merged")
+
+    def test_adapters_on_a_streamed_base(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        """What a compression wrote and published is merged; only the adapters, which are small, lie on the disk."""
+        pushing = Pushing("alice/llama-{task}")
+        hf_tsv.compress(recipe, recipe.parent / "adapters", Compressing(FixedRank(4)), push_to_hub=pushing, hub=alice)
+        for task in range(3):
+            recipe.write_text(recipe.read_text().replace(f"bob/t{task}", f"alice/llama-t{task}"))
+        merge(recipe, alice)
+        downloaded, cache = weights(recipe.parent / "out"), recipe.parent / "other"
+        merge(recipe, Hub(token="hf_alice", cache_dir=cache), stream=True, overwrite=True)
+        assert weights(recipe.parent / "out") == downloaded
+        assert {path.name for path in cache.rglob("*.safetensors")} == {"adapter_model.safetensors"}
+
+    def test_compressing_keeps_the_base_alone_on_the_disk(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        options = Compressing(FixedRank(4))
+        hf_tsv.compress(recipe, recipe.parent / "streamed", options, hub=alice, stream=True)
+        cached = {path.relative_to(alice.cache_dir).parts[0] for path in alice.cache_dir.rglob("*.safetensors")}
+        assert cached == {"models--bob--base"}
+        hf_tsv.compress(recipe, recipe.parent / "downloaded", options, hub=alice)
+        one, other = (recipe.parent / name / "adapters" for name in ("streamed", "downloaded"))
+        assert weights(one / "t1") == weights(other / "t1")
+        assert weights(one / "t1")
+
+    def test_merging_into_an_adapter(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        one, other = recipe.parent / "streamed", recipe.parent / "downloaded"
+        hf_tsv.api.merge_as_adapter(recipe, one, rank=2, hub=alice, stream=True)
+        assert not list((alice.cache_dir / "models--bob--t1").rglob("*.safetensors"))
+        hf_tsv.api.merge_as_adapter(recipe, other, rank=2, hub=alice)
+        assert weights(one) == weights(other)
+        assert weights(one)
+
+    def test_dry_run_tells_what_is_read(self, hub: LoopbackHub, recipe: Path, tmp_path: Path) -> None:
+        options = ("--dry-run", "--stream", "--token", "hf_alice", "--cache-dir", tmp_path / "cache")
+        for command in (("merge", recipe), ("compress", recipe)):
+            result = run(*command, tmp_path / "out", *options)
+            assert result.exit_code == 0, result.stderr
+            assert "of weights from the Hub, none of which is kept." in result.stderr
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+    def test_a_quantized_model_is_refused_at_plan_time(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
+        said = json.loads(files_of(hub, "bob/t1")["config.json"]) | {"quantization_config": {"quant_method": "fp8"}}
+        hub.publish("bob/t1", {"config.json": json.dumps(said).encode()})
+        for run_ in (hf_tsv.plan, lambda *_, hub: merge(recipe, hub, stream=True)):
+            with pytest.raises(CheckpointError, match=r"^bob/t1: its config.json says that it is quantized \('fp8'\)"):
+                run_(recipe, hub=alice)
 
 
 def wait_for(found: Any, seconds: float = 20) -> Any:

@@ -271,7 +271,11 @@ def _values(values: Sequence[Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return "/".join(map(_value, value)) if isinstance(value, list | tuple) else str(value).lower()
+    """A parameter as the recipe has it; of one value for each task, those that differ."""
+    if not isinstance(value, list | tuple):
+        return str(value).lower()
+    shown = list(map(_value, value))
+    return shown[0] if len(set(shown)) == 1 else "/".join(shown)
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import CardData
 
 from hf_tsv.methods import METHODS
@@ -100,9 +101,11 @@ def _listed(value: Any) -> list[Any]:
 
 def _header_of(card: str) -> dict[str, Any]:
     """The header as data; empty when it is none."""
+    if not REGEX_YAML_BLOCK.search(card):  # the client would warn
+        return {}
     try:
         return _plain(ModelCard(card, ignore_metadata_errors=True).data)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         return {}
 
 

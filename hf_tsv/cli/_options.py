@@ -21,6 +21,9 @@ Token = Annotated[
     str | None, typer.Option("--token", help="Hub token; better: the variable HF_TOKEN, or `hf auth login`.")
 ]
 CacheDir = Annotated[Path | None, typer.Option("--cache-dir", metavar="DIR", help="Where downloads are kept.")]
+Streamed = Annotated[
+    bool, typer.Option("--stream", help="Read fine-tuned models from the Hub piece by piece, with no copy on disk.")
+]
 PushToHub = Annotated[
     str | None,
     typer.Option("--push-to-hub", metavar="REPO", help="Push the output there; adapters also to user/name-{task}."),
@@ -35,7 +38,12 @@ Private = Annotated[
 License = Annotated[
     str | None, typer.Option("--license", metavar="ID", help="The licence to carry, instead of the sources' own.")
 ]
+CommitMessage = Annotated[
+    str | None,
+    typer.Option("--commit-message", metavar="TEXT", help="Instead of what was done, such as 'Merge 3 models'."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Tensors in work at once; default: one a core.")]
 MaxMemory = Annotated[
     str | None, typer.Option("--max-memory", metavar="SIZE", help="For tensors in work, such as 4GB.")
@@ -69,16 +77,23 @@ def parse_size(text: str, option: str) -> int:
         raise typer.BadParameter(f"{error}, expected something like 4GB", param_hint=option) from None
 
 
-def pushing_of(repo: str | None, create_pr: bool, private: bool | None, license_: str | None) -> "Pushing | None":
+def pushing_of(
+    repo: str | None, create_pr: bool, private: bool | None, license_: str | None, message: str | None
+) -> "Pushing | None":
     """What was asked of a push, None when none was; the options of one need it."""
-    given = {"--create-pr": create_pr or None, "--private/--public": private, "--license": license_}
+    given = {
+        "--create-pr": create_pr or None,
+        "--private/--public": private,
+        "--license": license_,
+        "--commit-message": message,
+    }
     if repo is None:
         if idle := [option for option, value in given.items() if value is not None]:
             raise typer.BadParameter("there is nothing to push without --push-to-hub", param_hint=" / ".join(idle))
         return None
     from hf_tsv.publishing import Pushing
 
-    return Pushing(repo, create_pr, private, license_)
+    return Pushing(repo, create_pr, private, license_, message)
 
 
 def out_or_named(out: Path | None, repo: str | None) -> Path:

@@ -8,6 +8,7 @@ import typer
 
 from hf_tsv.cli._options import (
     CacheDir,
+    CommitMessage,
     CreatePr,
     DryRun,
     Json,
@@ -17,19 +18,22 @@ from hf_tsv.cli._options import (
     PushToHub,
     Quiet,
     RecipeFile,
+    Restart,
+    Streamed,
     Token,
     Workers,
     out_or_named,
     pushing_of,
     recipe_from,
 )
-from hf_tsv.cli._told import WorkProgress, err, out, told
+from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, out, told
 from hf_tsv.errors import size
 
 if TYPE_CHECKING:
     from hf_tsv.compression import RankChoice
     from hf_tsv.hub import Hub
     from hf_tsv.recipe import Recipe
+    from hf_tsv.sources import Stream
 
 PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = {
     None: None,
@@ -70,19 +74,22 @@ def compress(
         Literal["weights", "forward"], typer.Option("--verify", help="What PEFT's reading is compared by.")
     ] = "weights",
     overwrite: Overwrite = False,
+    restart: Restart = False,
     workers: Workers = None,
     dry_run: DryRun = False,
+    stream: Streamed = False,
     push_to_hub: PushToHub = None,
     create_pr: CreatePr = False,
     private: Private = None,
     license_: License = None,
+    commit_message: CommitMessage = None,
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it as meant. Needs the extra
-    hf-tsv\\[adapters]."""
+    """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it as meant. A run that was
+    stopped goes on where it was. Needs the extra hf-tsv\\[adapters]."""
     given = {"budget": budget, "rank": rank, "fraction": fraction, "energy": energy, "error": error}
     chosen = [f"--{option}" for option, value in given.items() if value is not None]
     if len(chosen) > 1:
@@ -102,7 +109,8 @@ def compress(
     from hf_tsv.hub import Hub
     from hf_tsv.pushing import preview as preview_of
 
-    pushing, out_ = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out_, push_to_hub)
+    pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
+    out_ = out_or_named(out_, push_to_hub)
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
     options = compressing(
         loaded,
@@ -114,15 +122,19 @@ def compress(
         together=together,
     )
     if dry_run:
-        return preview(preview_of(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
+        tasks = [model.name for model in loaded.models]
+        streamed: Stream = "tasks" if stream else "none"
+        return preview(preview_of(loaded, pushing, hub=hub, out=out_, tasks=tasks, stream=streamed))
     disable_progress_bars()
-    with WorkProgress("Compressing", quiet=quiet) as progress:
+    with kept_when_interrupted(out_, pushes=pushing is not None), WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(
             loaded,
             out_,
             options,
             overwrite=overwrite,
+            restart=restart,
             workers=workers,
+            stream=stream,
             push_to_hub=pushing,
             hub=hub,
             progress=progress,

@@ -8,6 +8,7 @@ import typer
 
 from hf_tsv.cli._options import (
     CacheDir,
+    CommitMessage,
     CreatePr,
     Device,
     DryRun,
@@ -19,7 +20,9 @@ from hf_tsv.cli._options import (
     PushToHub,
     Quiet,
     RecipeFile,
+    Restart,
     ShardSize,
+    Streamed,
     Svd,
     Token,
     Workers,
@@ -28,9 +31,8 @@ from hf_tsv.cli._options import (
     pushing_of,
     recipe_from,
 )
-from hf_tsv.cli._told import WorkProgress, err, interrupted, told
+from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, told
 from hf_tsv.errors import size
-from hf_tsv.outputs import RECORD_FILE
 
 
 @told
@@ -40,7 +42,7 @@ def merge(
         Path | None, typer.Argument(metavar="OUT", help="The output folder; pushing, its name by default.")
     ] = None,
     overwrite: Overwrite = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")] = False,
+    restart: Restart = False,
     as_: Annotated[
         Literal["checkpoint", "adapter"],
         typer.Option("--as", help="adapter: what the merge changes of the base, for PEFT."),
@@ -49,13 +51,12 @@ def merge(
         int | None, typer.Option("--rank", min=1, help="Of --as adapter; all there is unless given.")
     ] = None,
     dry_run: DryRun = False,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Read weights from the Hub piece by piece, with no copy on disk.")
-    ] = False,
+    stream: Streamed = False,
     push_to_hub: PushToHub = None,
     create_pr: CreatePr = False,
     private: Private = None,
     license_: License = None,
+    commit_message: CommitMessage = None,
     svd: Svd = None,
     max_shard_size: ShardSize = "5GB",
     workers: Workers = None,
@@ -69,10 +70,8 @@ def merge(
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
     if rank and as_ != "adapter":
         raise typer.BadParameter("is for --as adapter", param_hint="--rank")
-    if as_ == "adapter" and (stream or push_to_hub):
-        raise typer.BadParameter(
-            "is for checkpoints; push an adapter by hf-tsv push", param_hint="--stream / --push-to-hub"
-        )
+    if as_ == "adapter" and push_to_hub:
+        raise typer.BadParameter("is for checkpoints; push an adapter by hf-tsv push", param_hint="--push-to-hub")
     if as_ == "adapter" and device != "cpu":
         raise typer.BadParameter("is for checkpoints; adapters are made by the CPU", param_hint="--device")
     memory = memory_of(max_memory)
@@ -85,43 +84,55 @@ def merge(
     from hf_tsv.processes import Process
     from hf_tsv.pushing import preview as preview_of
 
-    pushing, out = pushing_of(push_to_hub, create_pr, private, license_), out_or_named(out, push_to_hub)
+    pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
+    out = out_or_named(out, push_to_hub)
     loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
     if dry_run:
-        return preview(preview_of(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
+        return preview(
+            preview_of(
+                loaded,
+                pushing,
+                hub=hub,
+                out=out,
+                max_shard_size=max_shard_size,
+                stream="none" if not stream else "tasks" if as_ == "adapter" else "all",
+            )
+        )
     disable_progress_bars()
     if as_ == "adapter":
-        with WorkProgress("Merging", quiet=quiet) as progress:
+        with kept_when_interrupted(out), WorkProgress("Merging", quiet=quiet) as progress:
             record = api.merge_as_adapter(
                 loaded,
                 out,
                 rank=rank,
                 overwrite=overwrite,
+                restart=restart,
                 workers=workers,
                 max_memory=memory,
+                stream=stream,
                 hub=hub,
                 progress=progress,
             )
         return show_adapters(record, out, json_=json_)
-    try:
-        leads = not Process.launched().rank
-        with WorkProgress("Merging", quiet=quiet or not leads) as progress:
-            record = api.merge(
-                loaded,
-                out,
-                overwrite=overwrite,
-                restart=restart,
-                max_shard_size=max_shard_size,
-                workers=workers,
-                max_memory=memory,
-                device=device,
-                stream=stream,
-                push_to_hub=pushing,
-                hub=hub,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        interrupted(_kept(out))
+    leads = not Process.launched().rank
+    with (
+        kept_when_interrupted(out, pushes=pushing is not None),
+        WorkProgress("Merging", quiet=quiet or not leads) as progress,
+    ):
+        record = api.merge(
+            loaded,
+            out,
+            overwrite=overwrite,
+            restart=restart,
+            max_shard_size=max_shard_size,
+            workers=workers,
+            max_memory=memory,
+            device=device,
+            stream=stream,
+            push_to_hub=pushing,
+            hub=hub,
+            progress=progress,
+        )
     if not leads:  # the first process speaks for all
         return None
     if json_:
@@ -153,13 +164,3 @@ def _say_storage(record: dict[str, Any]) -> None:
             f"With the {what} of {len(tasks)} tasks ({size(beside)}) {size(merged + beside)}, instead of"
             f" {size(merged * len(tasks))} for a checkpoint each."
         )
-
-
-def _kept(out: Path) -> str:
-    if (out / RECORD_FILE).is_file():
-        return f"Interrupted. {out} is complete; the same command goes on with the push."
-    staging = out.parent / f".{out.name}.hf_tsv"
-    done = sum(max(0, journal.read_bytes().count(b"\n") - 1) for journal in staging.glob("journal*.jsonl"))
-    if not done:
-        return "Interrupted before a tensor was complete. The same command starts again."
-    return f"Interrupted. {done} complete tensors are kept in {staging}; the same command goes on from there."

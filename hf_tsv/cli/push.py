@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, CreatePr, DryRun, Json, License, Private, Quiet, Token
+from hf_tsv.cli._options import CacheDir, CommitMessage, CreatePr, DryRun, Json, License, Private, Quiet, Token
 from hf_tsv.cli._told import err, out, told
 from hf_tsv.errors import size, some
 
@@ -28,6 +28,7 @@ def push(
     create_pr: CreatePr = False,
     private: Private = None,
     license_: License = None,
+    commit_message: CommitMessage = None,
     dry_run: DryRun = False,
     token: Token = None,
     cache_dir: CacheDir = None,
@@ -42,9 +43,9 @@ def push(
     from hf_tsv.publishing import Pushing, deliver
     from hf_tsv.pushing import prepare_push
 
-    if quiet:
+    if quiet or not err.is_terminal:
         disable_progress_bars()
-    pushing = Pushing(repo, create_pr, private, license_)
+    pushing = Pushing(repo, create_pr, private, license_, commit_message)
     prepared = prepare_push(folder, pushing, Hub(token=token, cache_dir=cache_dir))
     if not quiet:
         for parcel, to in prepared:
@@ -60,8 +61,11 @@ def preview(run: "Preview") -> None:
     plan.show(run.plan)
     if run.download_bytes:
         err.print(f"Downloads {size(run.download_bytes)}.", markup=False)
+    if run.stream_bytes:
+        err.print(f"Reads {size(run.stream_bytes)} of weights from the Hub, none of which is kept.", markup=False)
+    uploads = f": {size(run.plan.bytes_out)} of weights" if run.targets and run.targets[0][1].tasks is None else ""
     for terms, to in run.targets:
-        show(terms, to)
+        show(terms, to, uploads)
 
 
 def show(terms: "list[dict[str, Any]]", to: "Destination", sizes: str = "") -> None:

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hf_tsv import __version__
 from hf_tsv.checkpoint import Checkpoint
@@ -38,6 +38,8 @@ from hf_tsv.hub._ranges import Ranges
 from hf_tsv.hub._remote import Fetch, RemoteCheckpoint, Slice, check_index, read_header
 from hf_tsv.hub._repository import ADAPTER_CONFIG, CARD, Weights, weights_of
 from hf_tsv.loaders import SafetensorsCheckpoint
+from hf_tsv.loaders._quantized import check_not_quantized
+from hf_tsv.outputs import MODEL_CONFIG
 
 AT_ONCE = 8  # requests side by side
 PREFLIGHT_WAITS = (0.5, 1.0)  # seconds before further attempts, when a person is waiting
@@ -196,9 +198,15 @@ class Hub:
         """Its weights as a checkpoint: read by byte range, or offline from the cache.
 
         Raises:
-            CheckpointError: it is an adapter, isn't safetensors, or a header or the index contradicts itself.
+            CheckpointError: it is an adapter or quantized, isn't safetensors, or a header or the index contradicts
+                itself.
         """
-        weights = self.weights(pinned)
+        checkpoint = self._opened(pinned, self.weights(pinned))
+        folder = self._snapshot(pinned, [MODEL_CONFIG] if MODEL_CONFIG in self.files(pinned) else [])
+        check_not_quantized(folder, pinned.label, map(checkpoint.info, checkpoint.names()))
+        return checkpoint
+
+    def _opened(self, pinned: Pinned, weights: Weights) -> Checkpoint:
         if weights.kind == "adapter":
             raise CheckpointError(f"{pinned.label}: an adapter, expected a full checkpoint. Merge it in and save that")
         if self.offline:
@@ -299,7 +307,7 @@ class Hub:
         try:
             text = (self._snapshot(pinned, [index]) / index).read_text("utf-8")
             weight_map = dict(json.loads(text)["weight_map"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{where}: no index that can be read, expected a 'weight_map'") from error
         known = {file for file in self.files(pinned) if file.endswith(".safetensors")}
         strange = sorted({str(file) for file in weight_map.values()} - known)
@@ -331,6 +339,14 @@ class Hub:
         return isinstance(found, str)
 
     # ------------------------------------------------------------------------------------------- what went wrong
+
+    def ask(self, path: str) -> None:
+        """Ask the Hub for a path, for the sake of what it answers if it refuses.
+
+        Raises:
+            HfHubHTTPError: that.
+        """
+        hf_raise_for_status(get_session().get(f"{self.api.endpoint}{path}", headers=self._headers))
 
     def _lacking(self, pinned: Pinned, files: list[str]) -> HubError:
         return HubError(f"{pinned.label}: the cache ({self.cache_dir}) lacks {some(files)}. Run it once with network.")

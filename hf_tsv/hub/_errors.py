@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,16 +30,18 @@ TELLABLE = (
     errors.RevisionResolutionError,
     errors.EntryNotFoundError,
     errors.HFValidationError,
-    errors.XetDownloadError,
     json.JSONDecodeError,
     OSError,
+    RuntimeError,  # the Xet library's
 )
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 NOTHING = "then run this again; nothing was downloaded"
 UNTOUCHED, UNTOUCHED_ = "nothing was committed", "Nothing was committed"
-NO_XET = "If it has no Xet, set HF_HUB_DISABLE_XET=1 and push again"
+WITHOUT_XET = "set HF_HUB_DISABLE_XET=1"
 MOVED_OR_TAKEN = (409, 412)
+NOT_SERVED = (404, 405, 501)
+XET_TOKEN = "/xet-write-token/"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
     for wait in RETRY_WAITS if waits is None else waits:
         try:
             return call()
-        except (*TELLABLE, RuntimeError) as error:
+        except TELLABLE as error:
             reason = reason_of(error)
             if not is_transient(reason):
                 raise
@@ -110,15 +113,18 @@ def tell_push(error: Exception, repo_id: str, endpoint: str) -> HubError:
 
 def _push_line(error: BaseException, asked: Asked) -> str:
     where = asked.repo_id
-    if "/xet-write-token/" in str(error):  # the client's Xet library asks for it, and there is no other way around
-        return f"{where}: this Hub doesn't let the client upload over Xet. {NO_XET}; {UNTOUCHED}."
     match error:
+        case errors.HfHubHTTPError() if XET_TOKEN in str(error) and error.response.status_code in NOT_SERVED:
+            return (
+                f"{asked.endpoint}: this Hub has no Xet. To upload without, {WITHOUT_XET} and push again; {UNTOUCHED}."
+            )
         case errors.HFValidationError():
             return f"{where}: no name that the Hub takes, expected user/name of letters, digits, '-', '_' and '.'."
         case errors.OfflineModeIsEnabled():
             return f"{where}: this run is offline (HF_HUB_OFFLINE=1), and pushing needs the network. Unset it."
         case errors.GatedRepoError():
-            return f"{where}: it is gated, and your token can't reach it. Ask for access on its page; {UNTOUCHED}."
+            way_out = f"Ask for access on {asked.endpoint}/{where}"
+            return f"{where}: it is gated, and your token can't reach it. {way_out}; {UNTOUCHED}."
         case errors.RepositoryNotFoundError():
             return f"{where}: the repository is gone, or your token may not see it (private). {UNTOUCHED_}."
         case errors.BadRequestError():
@@ -126,7 +132,7 @@ def _push_line(error: BaseException, asked: Asked) -> str:
         case errors.HfHubHTTPError() if error.response.status_code == 401:
             return f"{asked.endpoint}: your token is wrong, expired or revoked (401). Renew it: {LOG_IN}; {UNTOUCHED}."
         case errors.HfHubHTTPError() if error.response.status_code == 403:
-            return f"{where}: {_forbidden(_said(error))} {UNTOUCHED_}; what was uploaded is not sent again."
+            return f"{where}: {_forbidden(_said(error))} {UNTOUCHED_}."
         case errors.HfHubHTTPError() if error.response.status_code in MOVED_OR_TAKEN:
             way_out = "Push again, or pass --create-pr"
             return f"{where}: others keep changing it ({error.response.status_code}: {_said(error)}). {way_out}."
@@ -137,16 +143,18 @@ def _push_line(error: BaseException, asked: Asked) -> str:
         case httpx.HTTPError():
             why = type(error).__name__
             return f"{asked.endpoint}: can't be reached ({why}). Check the network and push again; {UNTOUCHED}."
-        case OSError() | ValueError():
+        case OSError(errno=int()) | ValueError():
             return f"{where}: {_one_line(error)}. {UNTOUCHED_}."
         case _:
-            return f"{where}: the upload over Xet failed ({_one_line(error)}). {NO_XET}; {UNTOUCHED}."
+            way_out = f"Push again; if that goes on, {WITHOUT_XET}"
+            return f"{where}: the upload over Xet failed ({_status_or_text(error)}). {way_out}; {UNTOUCHED}."
 
 
 def _forbidden(said: str) -> str:
     """Rights, or room: the Hub answers both with 403."""
     if any(word in said.lower() for word in ("quota", "storage", "exceeded")):
-        return f"no room (403: {said}). Free some, push to another owner, or make it public: that is where room is."
+        way_out = "Free some, push to another owner, or make it public, then push again: what is there isn't sent again"
+        return f"no room (403: {said}). {way_out}."
     return f"your token may not write there (403: {said}). Use one that may, or pass --create-pr."
 
 
@@ -156,7 +164,14 @@ def _said(error: errors.HfHubHTTPError) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    unsigned = re.sub(r"(https?://[^\s?]*)\?[^\s)'\"]*", r"\1", str(error))
+    return " ".join(unsigned.split())[:300].rstrip(".") or type(error).__name__
+
+
+def _status_or_text(error: BaseException) -> str:
+    """What the Xet library says, which hides an answer's status in a long line."""
+    status = re.search(r"\b[45]\d\d [A-Z][A-Za-z ]+\b", str(error))
+    return status[0] if status else _one_line(error)
 
 
 def _line(error: BaseException, asked: Asked) -> str:
@@ -179,28 +194,30 @@ def _line(error: BaseException, asked: Asked) -> str:
             return f"{asked.repo_id}: neither a folder nor a Hub id, expected user/name. Check the spelling."
         case errors.FileMetadataError() | json.JSONDecodeError():
             return f"{asked.endpoint}: what answers there isn't the Hub. Look for a proxy or a firewall in between."
-        case errors.XetDownloadError():
-            return f"{asked.label}: the Xet download failed. Set HF_HUB_DISABLE_XET=1 and run this again."
         case errors.HfHubHTTPError():
             return _refused(error, asked)
         case httpx.HTTPError():
             why = type(error).__name__
             return f"{asked.endpoint}: can't be reached ({why}). Check the network, or set HF_HUB_OFFLINE=1."
+        case OSError(errno=int()):
+            return f"{asked.cache}: {error.strerror}. Set another --cache-dir."
         case _:
-            return f"{asked.cache}: {getattr(error, 'strerror', None) or error}. Set another --cache-dir."
+            way_out = f"Run this again; if that goes on, {WITHOUT_XET}"
+            return f"{asked.label}: the download failed ({_status_or_text(error)}). {way_out}."
 
 
 def _gated(error: errors.GatedRepoError, asked: Asked) -> str:
     said = (error.server_message or "").lower()
+    ask = f"Ask for access on {asked.endpoint}/{asked.repo_id}"
     if not asked.has_token:
-        return f"{asked.repo_id}: it is gated and no token was sent. Ask for access on its page, {LOG_IN}, {NOTHING}."
+        return f"{asked.repo_id}: it is gated and no token was sent. {ask}, {LOG_IN}, {NOTHING}."
     if "awaiting" in said:
         way_out = "Wait until its owner grants your request"
         return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
     if "fine-grained" in said:
         way_out = "In the token's settings allow it to read public gated repositories"
         return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
-    return f"{asked.repo_id}: your token can't read it (gated). Ask for access on its page, {NOTHING}."
+    return f"{asked.repo_id}: your token can't read it (gated). {ask}, {NOTHING}."
 
 
 def _not_found(asked: Asked) -> str:

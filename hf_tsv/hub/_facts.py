@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelInfo
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import CardData
 
 from hf_tsv.hub._repository import CARD
@@ -57,8 +58,11 @@ def facts_of_info(info: ModelInfo) -> SourceFacts:
 def facts_of_folder(folder: Path) -> SourceFacts:
     """What the card in a folder says; nothing if there is none, or its header is no YAML."""
     try:
-        return facts_of_card(ModelCard((folder / CARD).read_text("utf-8"), ignore_metadata_errors=True).data)
-    except (OSError, ValueError, yaml.YAMLError):
+        text = (folder / CARD).read_text("utf-8")
+        if not REGEX_YAML_BLOCK.search(text):  # the client would warn
+            return SourceFacts()
+        return facts_of_card(ModelCard(text, ignore_metadata_errors=True).data)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return SourceFacts()
 
 

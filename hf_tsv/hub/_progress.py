@@ -1,7 +1,8 @@
 """How far a download is, without the client's own bars."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 
@@ -29,6 +30,8 @@ class ByteCounter:
 
 class Bar:
     """A tqdm that draws nothing; whatever else the client calls on it does nothing."""
+
+    format_dict: Mapping[str, Any] = MappingProxyType({})  # where the client looks for the speed
 
     def __init__(self, advance: Callable[[int], None] | None) -> None:
         self.n = 0

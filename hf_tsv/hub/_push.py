@@ -18,12 +18,12 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_tsv.errors import HubError, some
 from hf_tsv.hub._client import PREFLIGHT_WAITS, Hub
-from hf_tsv.hub._errors import LOG_IN, TELLABLE, is_transient, reason_of, retried, tell_push, wait_asked
+from hf_tsv.hub._errors import LOG_IN, TELLABLE, XET_TOKEN, is_transient, reason_of, retried, tell_push, wait_asked
 from hf_tsv.hub._repository import CARD
 
 COMMIT_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
 HEAD_MOVED = 412
-PUSHING = (*TELLABLE, RuntimeError, ValueError)  # the client wraps what breaks an upload in one of the last two
+PUSHING = (*TELLABLE, ValueError)  # the client wraps what breaks an upload in a RuntimeError or a ValueError
 
 Content = Path | bytes
 
@@ -243,7 +243,15 @@ class Repository:
         return Pushed(self.repo_id, done.pr_url or done.commit_url, changed)
 
     def _upload(self, adds: list[CommitOperationAdd]) -> None:
-        retried(lambda: self._api.preupload_lfs_files(self.repo_id, adds, create_pr=self._create_pr, free_memory=False))
+        retried(lambda: self._preupload(adds))
+
+    def _preupload(self, adds: list[CommitOperationAdd]) -> None:
+        try:
+            self._api.preupload_lfs_files(self.repo_id, adds, create_pr=self._create_pr, free_memory=False)
+        except OSError as error:
+            if XET_TOKEN in str(error):  # the Xet library doesn't pass on what the Hub answered: ask for it
+                self._hub.ask(f"/api/models/{self.repo_id}{XET_TOKEN}main{'?create_pr=1' * self._create_pr}")
+            raise
 
     def _add(self, path: str, content: Content) -> CommitOperationAdd:
         """The one operation of a path, so that its file is hashed and sent once, even if it has been moved since."""

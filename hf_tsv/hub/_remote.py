@@ -18,7 +18,6 @@ from hf_tsv.loaders._safetensors import MAX_HEADER_BYTES, TORCH_DTYPES, parse_en
 FIRST_READ_BYTES = 100_000  # holds the header of most files, so that one request suffices
 RUN_BYTES = 8 << 20  # of neighbouring tensors in one request
 KEPT_RUNS = 4
-QUANTIZED = (".qweight", ".weight_packed", ".absmax", ".SCB")  # GPTQ and AWQ, compressed-tensors, bitsandbytes
 
 Fetch = Callable[[str, int, memoryview], None]  # (file, first byte, view to fill)
 
@@ -139,7 +138,7 @@ def read_header(fetch: Fetch, file: str, size: int, label: str) -> dict[str, Sli
         head += _read(fetch, file, len(head), 8 + length - len(head))
     try:
         header = json.loads(head[8 : 8 + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: the safetensors header is no JSON. Use another revision") from error
     return _checked(header, file, where, data=8 + length, size=size)
 
@@ -182,8 +181,6 @@ def _checked(header: Any, file: str, where: str, *, data: int, size: int) -> dic
 
 
 def _slice(name: str, entry: Any, file: str, where: str, data: int) -> Slice:
-    if name.endswith(QUANTIZED):
-        raise CheckpointError(f"{where}: quantized weights ({name}), expected floats. Use the model it was made from")
     try:
         info, begin, end = parse_entry(name, entry)
     except ValueError as error:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from hf_tsv.errors import MethodError
 from hf_tsv.linalg import Factors, SvdMode
 
 DRAWN_AT_ONCE = 2**18
@@ -139,6 +141,14 @@ class Deltas(Sequence[Tensor]):
         drawn = [_drawn(min(DRAWN_AT_ONCE, end - b * DRAWN_AT_ONCE), seed, self.tasks[t], self.name, b) for b in blocks]
         start = self.offset - first * DRAWN_AT_ONCE
         return torch.cat(drawn)[start:].reshape(self.shape) if drawn else torch.empty(self.shape)
+
+    @contextmanager
+    def naming(self, t: int) -> Iterator[None]:
+        """Add the task's name to an error that its delta alone is to blame for."""
+        try:
+            yield
+        except MethodError as error:
+            raise MethodError(f"task '{self.tasks[t]}': {error}") from error
 
     def scaled(self, t: int) -> Tensor:
         """w_t delta_t, for methods that have no weights of their own: a weight there is a factor on the change."""
