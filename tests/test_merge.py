@@ -13,7 +13,7 @@ import hf_tsv
 from hf_tsv import planner, run
 from hf_tsv.errors import CheckpointError, HfTsvError, MethodError, OutputError, PlanError, ResourceError
 from hf_tsv.loaders import open_checkpoint
-from hf_tsv.methods import METHODS, Survey
+from hf_tsv.methods import METHODS
 from hf_tsv.planner import Plan, Step
 from hf_tsv.recipe import parse_recipe, pinned_text
 
@@ -355,11 +355,11 @@ def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Make Ctrl-C come after so many tensors; the names of those that were begun."""
     begun: list[str] = []
 
-    def merge_step(plan: Plan, step: Step, survey: Survey | None = None) -> tuple[Tensor, dict[str, Any]]:
+    def merge_step(plan: Plan, step: Step, *more: Any) -> tuple[Tensor, dict[str, Any]]:
         if len(begun) == count:
             raise KeyboardInterrupt
         begun.append(step.name)
-        return MERGE_STEP(plan, step, survey)
+        return MERGE_STEP(plan, step, *more)
 
     monkeypatch.setattr(run, "merge_step", merge_step)
     return begun
