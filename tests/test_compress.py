@@ -122,6 +122,29 @@ def test_a_lora_merged_into_a_bf16_checkpoint_comes_back_at_its_rank(tmp_path: P
     assert record["tasks"]["t0"]["faithful"]["ranks"] == {name: 8}
 
 
+def test_experts_that_are_stored_whole_need_no_bias(tmp_path: Path) -> None:
+    folder = models.zoo(models.mixtral, tmp_path, tasks=1)
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
+    assert record["tasks"]["t0"]["faithful"]["left_out"] == {}
+    hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
+    got, want = open_checkpoint(tmp_path / "restored"), open_checkpoint(folder / "t0")
+    for name in want.names():
+        torch.testing.assert_close(got.read(name), want.read(name), rtol=1e-4, atol=1e-5)
+
+
+def test_a_matrix_without_a_triplet_counts_as_left_out(tmp_path: Path) -> None:
+    folder = models.zoo(models.bert_wide, tmp_path, tasks=1)
+    smallest = sum(p.numel() for p in models.bert_wide().parameters() if p.ndim == 1) * 4
+    record = hf_tsv.compress(
+        models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Budget(smallest + 60_000), profiles=("faithful",))
+    )
+    facts = record["tasks"]["t0"]["faithful"]
+    ranks = facts["ranks"].values()
+    assert any(error == 1.0 for error in facts["errors"].values()), "some matrix gets no triplet"
+    assert ranks
+    assert facts["left_out_share"] == pytest.approx(1 - facts["energy"], abs=0.02)
+
+
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.bert, tmp_path))
     result = run("compress", path, tmp_path / "out", "--rank", "4", "-q")

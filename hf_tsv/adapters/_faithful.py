@@ -145,9 +145,10 @@ class _Planner:
 
     def _is_bias(self, parameter: str) -> bool:
         module = self.architecture.owner(parameter)
+        if not parameter.endswith(".bias") or module.kind not in WITH_BIAS:
+            return False
         weight = f"{module.path}.weight"
-        fits = weight not in self.unfit and not self.architecture.no_factors(weight)
-        return parameter.endswith(".bias") and module.kind in WITH_BIAS and fits
+        return weight not in self.unfit and not self.architecture.no_factors(weight)
 
     def _takes_bias(self, module: Module) -> bool:
         return module.kind in WITH_BIAS and "bias" in module.tensors

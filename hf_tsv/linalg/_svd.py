@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_tsv.linalg._exact import exact_svd, exact_values
 from hf_tsv.linalg._factors import Cut, Factors, Triplets, factors_of
 from hf_tsv.linalg._fast import fast_svd, sketch_svd
-from hf_tsv.linalg._gram import computable, largest_entry, tall
+from hf_tsv.linalg._gram import computable, largest_entry, row_blocks, tall
 
 SvdMode = Literal["exact", "fast", "sketch"]
 
@@ -36,7 +36,8 @@ def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float 
     x = computable(a)
     cut = Cut(min(rank, *a.shape), rtol, floor)
     if cut.rank <= 0 or (cut.drops_zeros and largest_entry(x) == 0):
-        return Factors(a.new_empty(a.shape[0], 0), a.new_empty(0), a.new_empty(0, a.shape[1]), energy=0.0)
+        energy = sum(float(rows.square().sum()) for _, rows in row_blocks(x, torch.float64))
+        return Factors(a.new_empty(a.shape[0], 0), a.new_empty(0), a.new_empty(0, a.shape[1]), energy=energy)
     found = _SOLVERS[mode](tall(x), cut)
     return factors_of(found if x.shape[0] >= x.shape[1] else found.transposed, a)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_tsv.checkpoint import Checkpoint, LowRank, TensorInfo
 from hf_tsv.errors import CheckpointError, some
-from hf_tsv.loaders._adapter_changes import Change, Pair, Places
+from hf_tsv.loaders._adapter_changes import Change, Pair, Places, Value
 from hf_tsv.loaders._adapter_config import CONFIG_FILE, AdapterConfig, read_config
 from hf_tsv.loaders._adapter_keys import changes_of
 from hf_tsv.loaders._folder import STEMS
@@ -159,7 +159,10 @@ class AppliedAdapter:
         change = self._changes[name]
         if change.pair and len(change.keys) == 2:
             return self._product(change.pair, dtype, rows).reshape(base.shape)
-        delta = self._to(change.value, dtype, rows).sub_(base) if change.value else torch.zeros_like(base, dtype=dtype)
+        if change.value:
+            delta = self._value(change.value, rows).to(dtype, copy=True).sub_(base)
+        else:
+            delta = torch.zeros_like(base, dtype=dtype)
         if change.tokens:
             key, at = change.tokens
             first, end = rows or (0, len(base))
@@ -172,6 +175,14 @@ class AppliedAdapter:
         if change.pair:
             delta.add_(self._product(change.pair, dtype, rows).reshape(base.shape))
         return delta
+
+    def _value(self, value: Value, rows: tuple[int, int] | None = None) -> Tensor:
+        first, end = rows or (0, None)
+        if value.rows:
+            first, end = value.rows[0] + first, value.rows[1] if end is None else value.rows[0] + end
+        if value.expert is not None:
+            return self._adapter.tensors.read(value.key, (value.expert, value.expert + 1))[0, first:end]
+        return self._adapter.tensors.read(value.key, None if end is None else (first, end))
 
     def _to(self, key: str, dtype: torch.dtype, rows: tuple[int, int] | None = None) -> Tensor:
         return self._adapter.tensors.read(key, rows).to(dtype)
@@ -228,11 +239,13 @@ class AdapterOnBase(AppliedAdapter):
         if name in self._rest:
             return self._rest[name].nbytes
         change = self._changes.get(name, Change())
+        if change.value and (change.value.rows or change.value.expert is not None):  # a part of what the key holds
+            return self._model.info(name).nbytes
         shared_by = change.pair.experts if change.pair and not change.pair.is_stacked else 1
         return sum(self._adapter.tensors.info(key).nbytes for key in change.keys) // shared_by
 
-    def _is_as_in_base(self, name: str, key: str) -> bool:
+    def _is_as_in_base(self, name: str, value: Value) -> bool:
         """PEFT saves an embedding itself beside the factors of its change, as a rule unchanged."""
-        stored, base = self._adapter.tensors.read(key), self._model.read(name)
+        stored, base = self._value(value), self._model.read(name)
         dtype = torch.promote_types(stored.dtype, base.dtype)
         return stored.shape == base.shape and torch.equal(stored.to(dtype), base.to(dtype))

@@ -33,17 +33,32 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Value:
+    """What stands in a tensor's place.
+
+    Attributes:
+        key: Where it is.
+        expert: Which of the matrices that the key stacks; None where the tensor is all of them.
+        rows: First and past-the-last row of these that are the tensor's; None for all.
+    """
+
+    key: str
+    expert: int | None = None
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Change:
     """What an adapter does to one tensor; where several, in this order.
 
     Attributes:
-        value: Key of the tensor that stands in its place.
+        value: What stands in its place.
         tokens: Key of rows that stand in the place of some, and which these are.
         bias: Key of a vector that is added, and the factor on it.
         pair: Factors of what is added.
     """
 
-    value: str | None = None
+    value: Value | None = None
     tokens: tuple[str, tuple[int, ...]] | None = None
     bias: tuple[str, float] | None = None
     pair: Pair | None = None
@@ -51,7 +66,7 @@ class Change:
     @property
     def keys(self) -> list[str]:
         """Every key that it reads."""
-        found = [self.value, self.tokens and self.tokens[0], self.bias and self.bias[0]]
+        found = [self.value and self.value.key, self.tokens and self.tokens[0], self.bias and self.bias[0]]
         return [key for key in found if key] + ([self.pair.a, self.pair.b] if self.pair else [])
 
 

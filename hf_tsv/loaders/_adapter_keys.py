@@ -17,7 +17,7 @@ from functools import cached_property
 
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import CheckpointError, some
-from hf_tsv.loaders._adapter_changes import Change, Changes, Pair, Place, Places
+from hf_tsv.loaders._adapter_changes import Change, Changes, Pair, Place, Places, Value
 from hf_tsv.loaders._adapter_config import CONFIG_FILE, MERGE_IT, AdapterConfig
 from hf_tsv.loaders._aligned import _first_parts, _swap
 
@@ -161,10 +161,23 @@ class _Mapper:
     def _add_value(self, name: str, key: str) -> None:
         """A tensor of a module that was trained as a whole, or a bias: it stands in the model's place."""
         target = self._find(name)
-        if target is None or self._model.info(target).shape != self._shape(key):
-            self.changes.own[target or _swap(name, *self._prefix)] = key
-        if target is not None:
-            self._add(target, Change(value=key))
+        if target is None:
+            self._add_parts_or_own(_swap(name, *self._prefix), key)
+            return
+        if self._model.info(target).shape != self._shape(key):
+            self.changes.own[target] = key
+        self._add(target, Change(value=Value(key)))
+
+    def _add_parts_or_own(self, name: str, key: str) -> None:
+        """A parameter that the model's files hold in several tensors; or one that the model lacks, of a head."""
+        if name not in self._places:
+            self.changes.own[name] = key
+        for place in self._places.get(name, ()):
+            of_one = self._shape(key)[0 if place.expert is None else 1 :]
+            rows = None if place.rows is None else (place.row, place.row + place.rows)
+            part = of_one if place.rows is None else (min(place.rows, of_one[0] - place.row), *of_one[1:])
+            if self._fits(place.tensor, part):
+                self._add(place.tensor, Change(value=Value(key, place.expert, rows)))
 
     def _add_pair(self, module: str, keys: Sequence[str], *, is_embedding: bool) -> None:
         if not keys:
