@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ import yaml
 import hf_tsv
 from benchmarks.accuracy_report import FINE_TUNED, markdown, plot
 from benchmarks.peers import CACHE
-from benchmarks.speed import RESULTS, machine
+from benchmarks.speed import RESULTS, machine, when
 from benchmarks.text_scores import Bench, Scores
 from benchmarks.text_zoo import prepare_texts
 from hf_tsv import api
@@ -152,7 +151,7 @@ class Results:
 
     def done(self, count: int, job: str) -> None:
         self.told["done"] = sorted({*self.told["done"], f"{count} {job}"})
-        self.told |= {"when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "machine": machine()}
+        self.told |= {"when": when(), "machine": machine()}
         write_text(self._file, json.dumps(self.told, indent=1) + "\n")
 
 
