@@ -197,7 +197,7 @@ def tuned(name: str, bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[str,
 
 def _merged(name: str, bench: Bench, tasks: Sequence[Task]) -> tuple[dict[str, torch.Tensor], Row]:
     started = time.monotonic()
-    state = api.merge_state_dicts(bench.base, {t.name: bench.finetuned[t.name] for t in tasks}, method=name)
+    state = hf_tsv.merge_state_dicts(bench.base, {t.name: bench.finetuned[t.name] for t in tasks}, method=name)
     nothing = {task.name: 0 for task in tasks}
     return state, Row({}, _model_bytes(bench), nothing, seconds=round(time.monotonic() - started, 1))
 
