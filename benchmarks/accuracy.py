@@ -146,7 +146,7 @@ class Results:
     def has(self, count: int, job: str) -> bool:
         return f"{count} {job}" in self.told["done"]
 
-    def put(self, count: int, name: str, row: Row) -> None:
+    def put(self, count: int, name: str, row: NamedTuple) -> None:
         self.told["rows"].setdefault(name, {})[str(count)] = row._asdict()
 
     def done(self, count: int, job: str) -> None:
