@@ -34,6 +34,7 @@ from hf_tsv.restored import load_task
 from hf_tsv.writers import write_text
 
 COUNTS = (4, 8)  # and all
+TEXTS = 100  # test texts a task
 # Fixed before anything was scored: the first four and eight are of several kinds.
 ORDER = (
     *("icd", "supersense", "langid", "pos", "newsgroup", "proglang", "wordlang", "nameorigin"),
@@ -76,7 +77,7 @@ class Job(Protocol):
 
 def main() -> None:
     options = _options()
-    zoo = _ordered(prepare_texts(CACHE / "zoo"))
+    zoo = ordered(prepare_texts(CACHE / "zoo"))
     bench = Bench(zoo, {"test": options.texts, "validation": options.validation})
     results = Results(RESULTS / "accuracy.json", _about(bench))
     counts = sorted({count for count in COUNTS if count < len(zoo.tasks)} | {len(zoo.tasks)})
@@ -105,7 +106,7 @@ def report(told: Mapping[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("--texts", type=int, default=100, help="test texts a task, 500 at most (default: 100)")
+    parser.add_argument("--texts", type=int, default=TEXTS, help="test texts a task, 500 at most (default: 100)")
     parser.add_argument("--validation", type=int, default=24, help="validation texts a task, 300 at most (default: 24)")
     parser.add_argument(
         "--only", nargs="+", help="these jobs, anew: a method, the same with ', tuned', TSV-C, masks or originals"
@@ -113,7 +114,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _ordered(zoo: Zoo) -> Zoo:
+def ordered(zoo: Zoo) -> Zoo:
+    """The zoo with its tasks in the order in which they are taken."""
     return replace(zoo, tasks=tuple(sorted(zoo.tasks, key=lambda task: ORDER.index(task.name))))
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.report import table
+
 BASE, FINE_TUNED = "base", "fine-tuned"
 PLOTTED = (  # in the plot's legend order
     *("base", "linear", "task_arithmetic, tuned", "ties", "tsv_m", "tsv_m, tuned", "iso_c", "iso_c, tuned"),
@@ -122,8 +124,3 @@ def _each(told: Told, count: int) -> str:
     names = [name for name in told["rows"] if accuracies(told, name, count)]
     rows = [(name, *(f"{100 * a:.0f}" for a in accuracies(told, name, count).values())) for name in names]
     return table(("", *_first(told, count)), rows)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

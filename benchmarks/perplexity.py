@@ -19,9 +19,9 @@ from torch import Tensor
 
 import hf_tsv
 from benchmarks.accuracy import Results
-from benchmarks.accuracy_report import table
 from benchmarks.lm_zoo import CONTEXT, SEED, LanguageZoo, prepare_language_models, settings
 from benchmarks.peers import CACHE
+from benchmarks.report import table
 from benchmarks.speed import RESULTS
 from hf_tsv import api
 from hf_tsv.compressed import compressing
@@ -34,7 +34,7 @@ from hf_tsv.restored import load_task
 from hf_tsv.writers import write_text
 
 BASE, FINE_TUNED = "base", "fine-tuned"
-TOKENS = {"test": 768, "validation": 384}  # the first of a domain's text
+TOKENS = {"test": 512, "validation": 256}  # the first of a domain's text
 FACTORS = (0.4, 0.6, 0.8, 1.0, 1.3, 1.6)  # on a whole merged change, chosen on validation texts
 BUDGETS = (0.05, 0.1)  # of the model's bytes, an adapter
 MERGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {

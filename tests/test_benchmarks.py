@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import clip_heads, lm_texts, perplexity, texts
+from benchmarks import clip_heads, lm_texts, peer_accuracy, perplexity, texts
 from benchmarks.accuracy import ORDER, Results, Row
 from benchmarks.accuracy_report import markdown, plot, relative, stored_bytes
 from hf_tsv.demo import data
@@ -200,3 +200,42 @@ class TestLanguageModels:
             "| tsv_m, tuned | 10.00 | 5.00 | 90.0 | 4 | 7 | 1.3 |",
             "| base | 20.00 | 8.00 | 50.0 | 4 |  |  |",
         ]
+
+
+class TestPeers:
+    def test_failures_are_rows_too(self) -> None:
+        cost = {"wall": 3.2, "cpu": 2.9, "peak": 800_000_000, "others": 0.04}
+        told = {
+            "when": "today",
+            "machine": "a machine",
+            "tasks": ["a", "b"],
+            "own": {"a": 0.8, "b": 1.0},
+            "versions": {"mergekit": {"mergekit": "0.1.5"}},
+            "rows": [
+                {"method": "TSV-M", "tool": "hf-tsv", "accuracy": {"a": 0.4, "b": 1.0}, "differs": 0.0, **cost},
+                {"method": "TSV-M", "tool": "other", "accuracy": {"a": 0.8, "b": 1.0}, "differs": 0.012, **cost},
+                {"method": "TSV-M", "tool": "mergekit", "failed": "KeyError"},
+            ],
+        }
+        assert peer_accuracy.markdown(told).splitlines()[-3:] == [
+            "| TSV-M | hf-tsv | 70.0 | 75.0 |  | 3 | 3 | 0.80 | 0.0 |",
+            "| TSV-M | other | 90.0 | 100.0 | 1.2e-02 | 3 | 3 | 0.80 | 0.0 |",
+            "| TSV-M | mergekit | fails: KeyError |  |  |  |  |  |  |",
+        ]
+
+    def test_methods_are_compared_with_ours(self) -> None:
+        first = {c.method: c for c in reversed(peer_accuracy.CONTENDERS)}
+        assert {c.tool for c in first.values()} == {"hf-tsv"}
+
+    def test_mergekit_reads_a_model_of_no_architecture_that_it_defines(self, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setattr(peer_accuracy, "SCRATCH", tmp_path / "scratch")
+        for name in ("base", "icd"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text('{"architectures": ["BertModel"], "hidden_size": 8}')
+            (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+        inputs = peer_accuracy.Inputs(tmp_path / "base", (tmp_path / "icd",))
+        (tmp_path / "scratch" / "adapters" / "adapters-serving" / "icd").mkdir(parents=True)
+        peer_accuracy.make_inputs(inputs)
+        config = json.loads((inputs.for_mergekit[1] / "config.json").read_text())
+        assert config == {"architectures": ["MPNetModel"], "hidden_size": 8}
+        assert (inputs.for_mergekit[1] / "model.safetensors").read_bytes() == b"icd"
