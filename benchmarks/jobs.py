@@ -101,11 +101,11 @@ def _recipe(shape: Shape, folder: Path, method: str, parameters: Mapping[str, An
 
 
 def write_recipe(
-    base: Path, tasks: Sequence[Path], folder: Path, method: str, parameters: Mapping[str, Any], **more: str
+    base: Path | None, tasks: Sequence[Path], folder: Path, method: str, parameters: Mapping[str, Any], **more: str
 ) -> Path:
     """A recipe that both of us read; YAML takes JSON."""
     models = [{"model": str(task), "parameters": {"weight": 1.0}} for task in tasks]
-    recipe = {"merge_method": method, "base_model": str(base), "models": models, **more}
+    recipe = {"merge_method": method, **({"base_model": str(base)} if base else {}), "models": models, **more}
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe | ({"parameters": dict(parameters)} if parameters else {}), indent=2) + "\n")
     return path

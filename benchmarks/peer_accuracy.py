@@ -74,7 +74,8 @@ def ours(method: str, inputs: Inputs, folder: Path, *, adapters: bool = False, *
 
 def mergekit(method: str, parameters: Mapping[str, Any], inputs: Inputs, folder: Path) -> list[str]:
     base, *tasks = inputs.for_mergekit
-    recipe = write_recipe(base, tasks, folder, method, parameters, dtype="float32")
+    with_base = None if method == "linear" else base  # which mergekit would average with the others
+    recipe = write_recipe(with_base, tasks, folder, method, parameters, dtype="float32")
     return [str(Path(MERGEKIT.python).with_name("mergekit-yaml")), str(recipe), str(folder / "out")]
 
 
@@ -124,7 +125,6 @@ def main() -> None:
         "when": when(),
         "machine": machine(),
         "tasks": [task.name for task in inputs.tasks],
-        "own": zoo["accuracy"],
         "versions": {e.name: e.versions() for e in environments},
         "rows": [],
     }
@@ -152,11 +152,12 @@ def _row(contender: Contender, inputs: Inputs) -> dict[str, Any]:
 
 
 def _score(told: dict[str, Any]) -> None:
-    """Add accuracies and differences to the rows, all in one process."""
+    """Add accuracies and differences to the rows, and the fine-tunes' own accuracies, all in one process."""
     done = [c for c, row in zip(CONTENDERS, told["rows"], strict=False) if "failed" not in row]
     first = {c.method: c for c in reversed(done)}
     pairs = [str(_folder(other) / "out") for c in done for other in (c, first[c.method])]
-    scores = iter(json.loads(_python("benchmarks.peer_scores", ",".join(told["tasks"]), *pairs)))
+    found = json.loads(_python("benchmarks.peer_scores", ",".join(told["tasks"]), *pairs))
+    told["own"], scores = found["own"], iter(found["scores"])
     for row in told["rows"]:
         if "failed" not in row:
             row |= next(scores)

@@ -1,12 +1,12 @@
 """What merged checkpoints of the text zoo are worth, in a process of its own.
 
-python -m benchmarks.peer_scores                        prints the zoo's folders and its fine-tunes' accuracies as JSON
-python -m benchmarks.peer_scores TASK,... [OUT LIKE]... prints each OUT's accuracies, and how far it is from its LIKE
+python -m benchmarks.peer_scores                        prints the zoo's folders, made if need be, as JSON
+python -m benchmarks.peer_scores TASK,... [OUT LIKE]... prints the fine-tunes' accuracies, and each OUT's scores
 """
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +16,27 @@ from benchmarks.accuracy import TEXTS, ordered
 from benchmarks.peers import CACHE
 from benchmarks.text_scores import Bench
 from benchmarks.text_zoo import prepare_texts
+from hf_tsv.demo.zoo import Task
 from hf_tsv.loaders import open_checkpoint
 
 
 def main() -> None:
     zoo = ordered(prepare_texts(CACHE / "zoo"))
-    bench = Bench(zoo, {"test": TEXTS})
     if len(sys.argv) == 1:
-        print(json.dumps(originals(bench)))
+        folders = [str(task.finetuned.absolute()) for task in zoo.tasks]
+        print(json.dumps({"base": str(zoo.base.absolute()), "tasks": folders}))
     else:
-        names, folders = sys.argv[1].split(","), [Path(folder) for folder in sys.argv[2:]]
-        pairs = zip(folders[::2], folders[1::2], strict=True)
-        print(json.dumps([scored(bench, out, like, names) for out, like in pairs]))
+        bench, names = Bench(zoo, {"test": TEXTS}), sys.argv[1].split(",")
+        tasks = [task for task in zoo.tasks if task.name in names]
+        own = {task.name: bench.of_state(bench.finetuned[task.name], [task])[task.name] for task in tasks}
+        outs, likes = sys.argv[2::2], sys.argv[3::2]
+        scores = [scored(bench, Path(out), Path(like), tasks) for out, like in zip(outs, likes, strict=True)]
+        print(json.dumps({"own": own, "scores": scores}))
 
 
-def originals(bench: Bench) -> dict[str, Any]:
-    """`base` and `tasks`: the folders; and the `accuracy` of every task's fine-tune on it."""
-    tasks = bench.zoo.tasks
-    return {
-        "base": str(bench.zoo.base.absolute()),
-        "tasks": [str(task.finetuned.absolute()) for task in tasks],
-        "accuracy": {t.name: bench.of_state(bench.finetuned[t.name], [t])[t.name] for t in tasks},
-    }
-
-
-def scored(bench: Bench, out: Path, like: Path, names: list[str]) -> dict[str, Any]:
+def scored(bench: Bench, out: Path, like: Path, tasks: Sequence[Task]) -> dict[str, Any]:
     """`accuracy` by task, and how far the change `differs`: ||change - other change|| / ||other change||, Frobenius,
     over all weights."""
-    tasks = [task for task in bench.zoo.tasks if task.name in names]
     state, other = _state(bench, out), _state(bench, like)
     return {
         "accuracy": bench.of_state(state, tasks),
