@@ -31,10 +31,10 @@ from hf_tsv.publishing import (
 from hf_tsv.pushing import UPLOADING, delivered, is_made, targets
 from hf_tsv.recipe import Recipe
 from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
-from hf_tsv.resources import check_disks
+from hf_tsv.resources import CPU, check_disks, device_name, device_named
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import Source, bytes_to_download, companions, described, fetch, lock_text, open_sources
-from hf_tsv.writers import CheckpointWriter, write_text
+from hf_tsv.writers import CheckpointWriter, full_disk_told, write_text
 
 if TYPE_CHECKING:
     from hf_tsv.compressed import Compressing  # needs transformers and peft
@@ -66,6 +66,7 @@ def merge(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     workers: int | None = None,
     max_memory: int | None = None,
+    device: str = "cpu",
     stream: bool = False,
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
@@ -89,6 +90,8 @@ def merge(
         workers: Tensors in work at once in each process, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given. Of both, the
             processes on one machine get equal shares unless given.
+        device: Where methods compute: `cpu`, `cuda`, or one of several as `cuda:1`. With `cuda` the processes on one
+            machine take its GPUs in turn. Another kind of device rounds differently.
         stream: Read weights from the Hub tensor by tensor instead of downloading their files.
         push_to_hub: Where to push the output: `user/name`, or more exactly.
         hub: How to reach the Hub.
@@ -99,7 +102,8 @@ def merge(
     """
     recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
     process = Process.launched()
-    resources = Resources.of(workers, max_memory, process.local_count)
+    computing = device_named(device, process.rank % process.local_count)
+    resources = Resources.of(workers, max_memory, process.local_count, computing)
     before = stamp(out / RECORD_FILE)
     with Staging(out, leads=not process.rank) as staging, Team(staging.root, process) as team:
         sources = open_sources(recipe, hub)
@@ -119,7 +123,7 @@ def merge(
             planned = plan_of(recipe, sources, max_shard_size)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
-                _help(planned, staging, team, _identity(planned, sources), run_)
+                _help(planned, staging, team, _identity_on(computing, planned, sources), run_)
                 return team.await_output(out / RECORD_FILE, before)
             _merge_into(staging, team, planned, sources, hub, resources, progress, destinations, run_, restart=restart)
     return read_record(out) | ({} if process.rank else delivered(out, destinations, progress))
@@ -140,7 +144,7 @@ def _merge_into(
 ) -> None:
     """Merge fetched sources into OUT, uploading each file of weights when it is finished."""
     started = time.monotonic()
-    identity = _identity(planned, sources)
+    identity = _identity_on(resources.device, planned, sources)
     _go_on_or_start(staging, identity, restart=restart)
     with _discarded_if_wrong(staging):
         with sending(destinations[0] if destinations else None, partial(progress.advance, 0.0, UPLOADING)) as send:
@@ -148,13 +152,14 @@ def _merge_into(
         parts = _write_parts(planned, staging.out)
         _check_unchanged(planned, sources, identity)
     _copy_companions(planned, sources, hub, staging.out)
-    adapters = _write_adapters(planned, staging, sources, resources, progress)
+    adapters = _write_adapters(planned, staging, identity, sources, resources, progress)
     masks = _write_masks(planned, staging, sources, resources, progress)
     record = make_record(
         planned,
         described(sources, hub),
         tensors,
         seconds=time.monotonic() - started,
+        device=resources.device,
         parts=parts,
         adapters=adapters,
         masks=masks,
@@ -173,6 +178,7 @@ def compress(
     options: "Compressing",
     *,
     overwrite: bool = False,
+    restart: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
     push_to_hub: Pushing | str | None = None,
@@ -182,13 +188,15 @@ def compress(
     """Compress every fine-tuned model of a recipe into an adapter; the record.
 
     What takes part are the tensors that the recipe merges; its methods don't matter. OUT appears when every adapter
-    has been loaded back by PEFT and found to be what was meant.
+    has been loaded back by PEFT and found to be what was meant. A run that was stopped goes on where it was, to the
+    same bytes.
 
     Args:
         recipe: A recipe, or the path of its file.
         out: The output folder; it must not exist, or be empty.
         options: How to compress.
         overwrite: Replace an earlier output.
+        restart: Throw an unfinished run's work away.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
         push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression
@@ -209,14 +217,16 @@ def compress(
     tasks = [model.name for model in recipe.models]
     destinations = [to for _, to in targets(push_to_hub, sources, tasks, hub)]
 
-    def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
+    def write(
+        planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
+    ) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return compress_tasks(planned, _folders(sources), folder, base, options, resources, progress)
+        return compress_tasks(planned, _folders(sources), staging, identity, base, options, resources, progress)
 
     if not destinations or not is_made(out, recipe, sources, options.flags):
         _check_place(out, sources, overwrite=overwrite)
         licence = destinations[0].licence if destinations else None
-        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence)
+        _write_adapter_folder(recipe, out, sources, write, options.flags, resources, hub, licence, restart=restart)
     return read_record(out) | delivered(out, destinations, progress)
 
 
@@ -226,6 +236,7 @@ def merge_as_adapter(
     *,
     rank: int | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     workers: int | None = None,
     max_memory: int | None = None,
     hub: Hub | None = None,
@@ -233,11 +244,14 @@ def merge_as_adapter(
 ) -> dict[str, Any]:
     """Merge by a recipe into an adapter on the base model, which PEFT loads; its record.
 
+    A run that was stopped goes on where it was, to the same bytes.
+
     Args:
         recipe: A recipe, or the path of its file.
         out: The adapter's folder; it must not exist, or be empty.
         rank: Most rank of a matrix; as much as the merged change has unless given.
         overwrite: Replace an earlier output.
+        restart: Throw an unfinished run's work away.
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
         hub: How to reach the Hub.
@@ -257,13 +271,15 @@ def merge_as_adapter(
     sources = open_sources(recipe, hub)
     _check_place(out, sources, overwrite=overwrite)
 
-    def write(planned: Plan, sources: Sequence[Source], folder: Path) -> dict[str, Any]:
+    def write(
+        planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
+    ) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return write_as_adapter(planned, folder, base, _folders(sources), rank, resources, progress)
+        return write_as_adapter(planned, staging, identity, base, _folders(sources), rank, resources, progress)
 
     in_float32 = dataclasses.replace(recipe, out_dtype="float32")
     flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
-    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None)
+    _write_adapter_folder(in_float32, out, sources, write, flags, resources, hub, None, restart=restart)
     return read_record(out)
 
 
@@ -271,26 +287,25 @@ def _write_adapter_folder(
     recipe: Recipe,
     out: Path,
     sources: Sequence[Source],
-    write: Callable[[Plan, Sequence[Source], Path], dict[str, Any]],
+    write: Callable[[Plan, Sequence[Source], Staging, Mapping[str, str]], dict[str, Any]],
     flags: Sequence[str],
     resources: Resources,
     hub: Hub,
     licence: Licence | None,
+    *,
+    restart: bool,
 ) -> None:
     """A folder of adapters, which appears when it is complete."""
     started = time.monotonic()
     sources = fetch(sources, hub)
     planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE)
     check_memory(planned, resources)
+    identity = _identity_on(CPU, planned, sources, flags)
     with Staging(out) as staging:
-        staging.discard()
-        try:
-            identity = _identity(planned, sources)
-            tasks = write(planned, sources, staging.out)
+        _go_on_or_start(staging, identity, restart=restart)
+        with _discarded_if_wrong(staging):
+            tasks = write(planned, sources, staging, identity)
             _check_unchanged(planned, sources, identity)
-        except BaseException:
-            staging.remove()
-            raise
         record = make_compression_record(
             planned, described(sources, hub), tasks, flags=flags, seconds=time.monotonic() - started
         )
@@ -339,18 +354,26 @@ def _check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> No
             raise OutputError(f"{out}: holds {source.ref.text}, which the recipe reads. Choose another folder")
 
 
-def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
-    """What has to be the same for an unfinished run to be gone on with."""
+def _identity(planned: Plan, sources: Sequence[Source], flags: Sequence[str] = ()) -> dict[str, str]:
+    """What has to be the same for an unfinished run to be gone on with. `flags`: of the command, where it has any."""
     layout = repr([(shard.file, shard.tensors) for shard in planned.shards])
     models = {("base model" if s.task is None else f"model '{s.task}'"): s.identity for s in sources}
     return {
         "recipe": hashlib.sha256(planned.recipe.text.encode()).hexdigest(),
         **models,
         "shards": hashlib.sha256(layout.encode()).hexdigest(),
+        **({"set of options": " ".join(flags)} if flags else {}),
         "singular value decomposition": planned.recipe.svd,
         "version of hf_tsv's numerics": NUMERICS,
         "version of torch": torch.__version__,
     }
+
+
+def _identity_on(
+    device: torch.device, planned: Plan, sources: Sequence[Source], flags: Sequence[str] = ()
+) -> dict[str, str]:
+    """As `_identity`, on a device: processors of one kind do the same, GPUs of one model."""
+    return _identity(planned, sources, flags) | {"device": "cpu" if device == CPU else device_name(device)}
 
 
 def _check_unchanged(planned: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
@@ -442,7 +465,8 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
         if not parts:
             continue
         files[task] = f"{PARTS}/{task}.safetensors"
-        (out / PARTS).mkdir(exist_ok=True)
+        with full_disk_told(out / PARTS):
+            (out / PARTS).mkdir(exist_ok=True)
         with CheckpointWriter(out, [Shard(files[task], tuple(parts))]) as writer:
             for info in parts:
                 writer.write(info.name, checkpoint.read(info.name))
@@ -451,14 +475,19 @@ def _write_parts(planned: Plan, out: Path) -> dict[str, str]:
 
 
 def _write_adapters(
-    planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
+    planned: Plan,
+    staging: Staging,
+    identity: Mapping[str, str],
+    sources: Sequence[Source],
+    resources: Resources,
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     """The adapters on the merged model that the recipe asks for, if any."""
     if not leaves_residuals(planned):
         return {}
     from hf_tsv.residuals import write_residuals
 
-    return write_residuals(planned, staging.out, str(staging.final), _folders(sources), resources, progress)
+    return write_residuals(planned, staging, identity, _folders(sources), resources, progress)
 
 
 def _write_masks(

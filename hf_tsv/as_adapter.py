@@ -12,6 +12,7 @@ from hf_tsv.adapters import BaseRef
 from hf_tsv.checkpoint import TensorInfo
 from hf_tsv.compressed import compress_tasks, compressing
 from hf_tsv.compression import Energy, FixedRank
+from hf_tsv.journal import Staging
 from hf_tsv.outputs import ADAPTERS
 from hf_tsv.planner import TSV_C, Plan
 from hf_tsv.run import Progress, Resources, merge_step, surveys
@@ -21,7 +22,8 @@ MERGED = "merged"
 
 def write_as_adapter(
     plan: Plan,
-    out: Path,
+    staging: Staging,
+    identity: Mapping[str, str],
     base: BaseRef,
     folders: Mapping[str | None, Path],
     rank: int | None,
@@ -31,11 +33,12 @@ def write_as_adapter(
     """Write what a merge changes of the base as a PEFT adapter, and have PEFT load it.
 
     Its factors are the merged change's leading singular triplets, which no other factors of that rank come nearer to.
-    Every merged tensor is computed three times: for its rank, for its factors, and to check them.
+    Every merged tensor is computed twice: for its rank and for its factors.
 
     Args:
         plan: The merge; its output in float32, so that the change is not rounded to the base's dtype.
-        out: Where the adapter's files come to lie.
+        staging: The run's working folder, in which the adapter's files come to lie in what it publishes.
+        identity: What the run is, for its journal.
         base: What the adapter calls its base.
         folders: Where the base (None) lies.
         rank: Most triplets of a matrix; all that it has unless given. Of LoRA adapters of rank r these are at most T r.
@@ -49,8 +52,8 @@ def write_as_adapter(
     steps = tuple(replace(s, method=TSV_C, weights=(1.0,), parameters={}) if s.is_merged else s for s in plan.steps)
     as_task = replace(plan, tasks=(MERGED,), finetuned=(merged,), steps=steps, parts=())
     options = compressing(plan.recipe, FixedRank(rank) if rank else Energy(1.0), profiles=("faithful",))
-    report = compress_tasks(as_task, folders, out, base, options, resources, progress)
-    folder = out / ADAPTERS["faithful"]
+    report = compress_tasks(as_task, folders, staging, identity, base, options, resources, progress)
+    out, folder = staging.out, staging.out / ADAPTERS["faithful"]
     for file in (folder / MERGED).iterdir():
         file.rename(out / file.name)
     (folder / MERGED).rmdir()

@@ -84,8 +84,7 @@ class Companions:
 def copy_config(source: Path, folder: Path) -> None:
     """A model's configuration into another folder; nothing where it has none."""
     if (source / MODEL_CONFIG).is_file():
-        folder.mkdir(exist_ok=True)
-        shutil.copyfile(source / MODEL_CONFIG, folder / MODEL_CONFIG)
+        _copy(source / MODEL_CONFIG, folder / MODEL_CONFIG)
 
 
 def copy_companions(
@@ -175,4 +174,8 @@ def _declare_dtype(config: Path, dtype: str) -> None:
             k: dtype if k in ("dtype", "torch_dtype") and isinstance(v, str) else changed(v) for k, v in value.items()
         }
 
-    write_text(config, json.dumps(changed(_read_json(config)), indent=2, ensure_ascii=False) + "\n")
+    try:
+        text = json.dumps(changed(_read_json(config)), indent=2, ensure_ascii=False)
+    except RecursionError:
+        raise CheckpointError(f"{config.name} of the base: is nested too deeply to be read. Get it again") from None
+    write_text(config, text + "\n")

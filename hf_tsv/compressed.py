@@ -1,15 +1,16 @@
 """Compress every fine-tune of a recipe into an adapter (TSV-Compress, https://arxiv.org/abs/2412.00081).
 
-Three passes over the tensors, each holding a few of them: singular values, from which the ranks are chosen; then
-factors, written in place; then, adapter by adapter, PEFT's reading is compared with what was meant.
+Two passes over the tensors, each holding a few of them: singular values, from which the ranks are chosen; then
+factors. Both are kept on the disk as they are found. Of what is there the adapters are made, and PEFT's reading of
+each is compared with it.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from hf_tsv.adapters import (
     read_architecture,
     verify_adapter,
 )
+from hf_tsv.checkpoint import ITEM_BYTES, TensorInfo
 from hf_tsv.companions import copy_config
 from hf_tsv.compression import (
     DENSE,
@@ -46,15 +48,19 @@ from hf_tsv.compression import (
     summarize,
 )
 from hf_tsv.errors import MethodError, some
+from hf_tsv.journal import Journal, Staging
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.loaders import TORCH_DTYPES
+from hf_tsv.methods import Deltas
 from hf_tsv.outputs import ADAPTERS, Profile
-from hf_tsv.planner import Plan, Step, TaskPart
+from hf_tsv.planner import STORED, Plan, Step, TaskPart
 from hf_tsv.recipe import Recipe
-from hf_tsv.run import Progress, Resources, each_step, one_thread_each
+from hf_tsv.run import Progress, Resources, Silent, each_step, naming, one_thread_each
+from hf_tsv.staged import Findings, packed, unpacked
 from hf_tsv.stored import StoredTensor
 
 RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
+SPECTRA, FACTORS = "spectra", "factors"  # the stages of a run
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once it is planned
 
 
@@ -149,24 +155,39 @@ class _Task:
     """What is known of one task on the way.
 
     Attributes:
-        spectra: Its changed matrices, by tensor.
-        whole: Tensors that are stored whole: changed and no matrix, or its own alone.
-        whole_bytes: Bytes of these.
+        spectra: Its changed matrices, by tensor, in the plan's order.
+        whole: Bytes of each tensor that is stored whole: changed and no matrix, or its own alone.
         ranks: What is kept of every changed tensor.
+        plans: Of its adapters.
     """
 
     name: str
     spectra: dict[str, Spectrum] = field(default_factory=dict)
-    whole: set[str] = field(default_factory=set)
-    whole_bytes: int = 0
+    whole: dict[str, int] = field(default_factory=dict)
     ranks: dict[str, int | Dense] = field(default_factory=dict)
     plans: dict[Profile, AdapterPlan] = field(default_factory=dict)
+
+    def key(self, step: Step) -> str:
+        """What findings about a tensor go by; a task's name has no slash."""
+        return f"{self.name}/{step.name}"
+
+    def rank_in(self, profile: Profile, name: str) -> int | Dense:
+        """What an adapter gets of a changed tensor: the serving one may get more triplets than were chosen."""
+        if name in self.whole:
+            return DENSE
+        return int(self.plans["serving"].config["r"]) if profile == "serving" else self.ranks.get(name, 0)
+
+    def factored(self, step: Step) -> int | None:
+        """Triplets that have to be computed of a tensor, so many that they do for every profile; None for none."""
+        ranks = [self.rank_in(profile, step.name) for profile in self.plans if step.name in self.spectra]
+        return max((rank for rank in ranks if not isinstance(rank, Dense)), default=None)
 
 
 def compress_tasks(
     plan: Plan,
     folders: Mapping[str | None, Path],
-    out: Path,
+    staging: Staging,
+    identity: Mapping[str, str],
     base: BaseRef,
     options: Compressing,
     resources: Resources,
@@ -174,10 +195,14 @@ def compress_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Write an adapter of every task, and have PEFT read it.
 
+    What an earlier start of the run has found is not computed again. While it works, the factors take room in float32
+    beside the adapters.
+
     Args:
         plan: Which tensors take part: those that it merges.
         folders: Where the base (None) and the fine-tuned models lie.
-        out: Where `adapters/TASK` and `adapters-serving/TASK` come to lie.
+        staging: The run's working folder; `adapters/TASK` and `adapters-serving/TASK` come to lie in what it publishes.
+        identity: What the run is, for its journal.
         base: What the adapters call their base.
         options: How to compress.
         resources: What may be used of the machine.
@@ -190,78 +215,96 @@ def compress_tasks(
         MethodError: a budget too small for what is stored whole, or NaN.
         CheckpointError: transformers and PEFT can't make anything of the base, or PEFT reads an adapter otherwise
             than it was meant; names the modules.
+        OutputError, ResourceError: the working folder can't be written.
     """
     tasks = [_Task(name) for name in plan.tasks]
-    work = 2 * sum(map(plan.work, plan.merged))
-    progress.begin(work)
+    architectures = [_architecture(plan, task.name, folders) for task in tasks]
+    progress.begin(sum(_work_left(plan, Journal.read_done(staging, stage)) for stage in (SPECTRA, FACTORS)))
     with one_thread_each():
-        survey = _Survey(plan, tasks, options)
-        each_step(plan.merged, survey, plan, resources, progress, plan.work)
-        survey.add_parts()
-        architectures = [_architecture(plan, task.name, folders) for task in tasks]
+        with Findings(staging, identity, SPECTRA, _spectra_infos(plan, tasks)) as spectra:
+            _survey(plan, tasks, spectra, options, resources, progress)
         sharing = [tasks] if options.together else [[task] for task in tasks]
         for group in sharing:
             _choose(group, [architectures[tasks.index(task)] for task in group], base, options)
-        reports = _write(plan, tasks, out, resources, progress)
-        _copy_configs(plan, tasks, folders, out)
-        for task, architecture in zip(tasks, architectures, strict=True):
-            for profile in task.plans:
-                folder = out / ADAPTERS[profile] / task.name
-                expected = partial(_expected, plan, task, task.plans[profile])
-                checked = verify_adapter(folder, architecture, expected, forward=options.verify == "forward")
-                reports[task.name][profile]["verified"] = {
-                    "tensors": checked.tensors,
-                    "largest_error": checked.largest_error,
-                    "logits_error": checked.logits_error,
-                }
+        with Findings(staging, identity, FACTORS, _factor_infos(plan, tasks)) as factors:
+            _factor(plan, tasks, factors, resources, progress)
+            reports = _write(plan, tasks, factors, staging.out, resources)
+            _copy_configs(plan, tasks, folders, staging.out)
+            _verify(plan, tasks, factors, architectures, staging.out, options, reports)
     return reports
 
 
-class _Survey:
+def _work_left(plan: Plan, done: Set[str]) -> float:
+    """A tensor counts as done in a stage once it is for one of the tasks: they go together."""
+    tasks = [_Task(name) for name in plan.tasks]
+    return sum(plan.work(step) for step in plan.merged if not any(task.key(step) in done for task in tasks))
+
+
+def _spectra_infos(plan: Plan, tasks: Sequence[_Task]) -> list[TensorInfo]:
+    matrices = [(step, step.view) for step in plan.merged if step.view]
+    return [TensorInfo(task.key(step), (min(view.m, view.n),), "F64") for step, view in matrices for task in tasks]
+
+
+def _survey(
+    plan: Plan,
+    tasks: Sequence[_Task],
+    found: Findings,
+    options: Compressing,
+    resources: Resources,
+    progress: Progress,
+) -> None:
     """The first pass: which tensors each task changed, and the singular values of those that are matrices."""
+    left = [step for step in plan.merged if any(task.key(step) not in found.done for task in tasks)]
+    each_step(left, partial(_observe, plan, tasks, found, options), plan, resources, progress, plan.work)
+    for task in tasks:
+        for step in plan.merged:
+            facts = found.done[task.key(step)]
+            if "spectrum" in facts:
+                task.spectra[step.name] = Spectrum(found.read(task.key(step)), **facts["spectrum"])
+            elif facts["changed"]:
+                task.whole[step.name] = step.info.nbytes
+        task.whole |= {part.info.name: part.info.nbytes for part in plan.parts if part.task == task.name}
 
-    def __init__(self, plan: Plan, tasks: Sequence[_Task], options: Compressing) -> None:
-        self._plan = plan
-        self._tasks = tasks
-        dtype = options.dtype_of_factors
-        self._factor_item = torch.empty(0, dtype=TORCH_DTYPES[dtype]).element_size() if dtype else None
-        self._lock = Lock()
 
-    def __call__(self, step: Step) -> None:
-        slices = _slices(self._plan, step)
-        for t, task in enumerate(self._tasks):
-            if not any(stored.is_changed(t) for stored in slices):
-                continue
-            spectrum = pooled([self._spectrum(step, s, t) for s in slices]) if step.view else None
-            with self._lock:
-                if spectrum is not None and spectrum.full_rank:
-                    task.spectra[step.name] = spectrum
-                else:
-                    task.whole.add(step.name)
-                    task.whole_bytes += step.info.nbytes
+def _observe(plan: Plan, tasks: Sequence[_Task], found: Findings, options: Compressing, step: Step) -> None:
+    slices = _slices(plan, step)
+    for t, task in enumerate(tasks):
+        if task.key(step) in found.done:
+            continue
+        changed = any(stored.is_changed(t) for stored in slices)
+        with naming(step, "compress"):
+            spectrum = pooled([_spectrum(step, s, t, options) for s in slices]) if changed and step.view else None
+        if spectrum is None or not spectrum.full_rank:
+            found.put(task.key(step), None, changed=changed)
+            continue
+        values = torch.zeros(min(spectrum.m, spectrum.n), dtype=torch.float64)
+        values[: len(spectrum.values)] = spectrum.values
+        facts = {f.name: getattr(spectrum, f.name) for f in fields(spectrum) if f.name != "values"}
+        found.put(task.key(step), values, spectrum=facts)
 
-    def add_parts(self) -> None:
-        """A head that only one task has is stored whole."""
-        for part in self._plan.parts:
-            task = next(task for task in self._tasks if task.name == part.task)
-            task.whole.add(part.info.name)
-            task.whole_bytes += part.info.nbytes
 
-    def _spectrum(self, step: Step, stored: StoredTensor, t: int) -> Spectrum:
-        deltas = stored.deltas()
-        known = deltas.factors(t)
-        values = known.s.double() if known else singular_values(deltas[t])
-        item = step.info.nbytes // step.info.numel
-        m, n = deltas.shape
-        return Spectrum(
-            values=values,
-            m=m,
-            n=n,
-            noise=max(deltas.noise(t), 1e-6 * float(values[0]) if len(values) else 0.0),
-            unit=float(stored.base.double().square().mean().sqrt()) or 1.0,
-            factor_item=self._factor_item or item,
-            whole_item=item,
-        )
+def _spectrum(step: Step, stored: StoredTensor, t: int, options: Compressing) -> Spectrum:
+    deltas = stored.deltas()
+    known = deltas.factors(t)
+    values = known.s.double() if known else _values(deltas, t)
+    item = step.info.nbytes // step.info.numel
+    dtype = options.dtype_of_factors
+    m, n = deltas.shape
+    return Spectrum(
+        values=values,
+        m=m,
+        n=n,
+        noise=max(deltas.noise(t), 1e-6 * float(values[0]) if len(values) else 0.0),
+        unit=float(stored.base.double().square().mean().sqrt()) or 1.0,
+        factor_item=ITEM_BYTES[dtype] if dtype else item,
+        whole_item=item,
+    )
+
+
+def _values(deltas: Deltas, t: int) -> Tensor:
+    delta = deltas[t]
+    with deltas.naming(t):
+        return singular_values(delta)
 
 
 def _slices(plan: Plan, step: Step) -> list[StoredTensor]:
@@ -280,7 +323,7 @@ def _architecture(plan: Plan, task: str, folders: Mapping[str | None, Path]) -> 
 
 def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base: BaseRef, options: Compressing) -> None:
     """Choose the ranks and plan the adapters of tasks that share their budgets; until the faithful ones fit."""
-    fixed = sum(task.whole_bytes for task in tasks)
+    fixed = sum(sum(task.whole.values()) for task in tasks)
     budget = None if options.budget is None else options.budget * len(tasks)
     misfits: Misfits = "whole" if budget is None else "sidecar"
     dtype = options.dtype_of_factors
@@ -319,19 +362,46 @@ def _choose_ranks(tasks: Sequence[_Task], options: Compressing, fixed_bytes: int
         task.ranks = {**kept, **dict.fromkeys(task.whole, DENSE)}
 
 
+def _factor_infos(plan: Plan, tasks: Sequence[_Task]) -> list[TensorInfo]:
+    return [
+        TensorInfo(task.key(step), (step.view.count, rank, step.view.m + 1 + step.view.n), STORED[plan.recipe.dtype])
+        for task in tasks
+        for step in plan.merged
+        if step.view and (rank := task.factored(step)) is not None
+    ]
+
+
+def _factor(plan: Plan, tasks: Sequence[_Task], found: Findings, resources: Resources, progress: Progress) -> None:
+    """The second pass: factors of every changed matrix that isn't stored whole."""
+
+    def left(step: Step) -> list[tuple[int, _Task, int]]:
+        ranks = ((t, task, task.factored(step)) for t, task in enumerate(tasks) if task.key(step) not in found.done)
+        return [(t, task, rank) for t, task, rank in ranks if rank is not None]
+
+    def do(step: Step) -> None:
+        slices = _slices(plan, step)
+        for t, task, rank in left(step):
+            with naming(step, "compress"):
+                made = [_factors(stored, t, rank) for stored in slices]
+            facts = {"kept": [len(f.s) for f in made], "energies": [f.energy for f in made]}
+            found.put(task.key(step), packed(made, rank), **facts, fell_back=sum(f.fell_back for f in made))
+
+    each_step(list(filter(left, plan.merged)), do, plan, resources, progress, plan.work)
+    found.sync()
+
+
 def _write(
-    plan: Plan, tasks: Sequence[_Task], out: Path, resources: Resources, progress: Progress
+    plan: Plan, tasks: Sequence[_Task], found: Findings, out: Path, resources: Resources
 ) -> dict[str, dict[str, Any]]:
-    """The second pass: factors of every changed tensor, into every adapter that holds them."""
+    """Put every changed tensor into every adapter that holds it."""
     with ExitStack() as open_files:
-        writers = {
-            (t, profile): open_files.enter_context(
-                AdapterWriter(out / ADAPTERS[profile] / task.name, planned, plan.base)
-            )
-            for t, task in enumerate(tasks)
-            for profile, planned in task.plans.items()
-        }
-        each_step(plan.merged, partial(_put, plan, tasks, writers), plan, resources, progress, plan.work)
+        writers: dict[tuple[int, Profile], AdapterWriter] = {}
+        for t, task in enumerate(tasks):
+            for profile, planned in task.plans.items():
+                folder = out / ADAPTERS[profile] / task.name
+                shutil.rmtree(folder, ignore_errors=True)  # of an earlier start, perhaps with another PEFT
+                writers[t, profile] = open_files.enter_context(AdapterWriter(folder, planned, plan.base))
+        each_step(plan.merged, partial(_put, plan, tasks, found, writers), plan, resources, Silent(), plan.work)
         for part in plan.parts:
             for (t, _), writer in writers.items():
                 if tasks[t].name == part.task:
@@ -345,9 +415,31 @@ def _write(
                 "left_out": dict(report.left_out),
                 "in_sidecar": list(report.in_sidecar),
                 "left_out_share": report.left_out_share,
-                **_facts(tasks[t]),
+                **_facts(plan, tasks[t], found),
             }
     return reports
+
+
+def _verify(
+    plan: Plan,
+    tasks: Sequence[_Task],
+    found: Findings,
+    architectures: Sequence[Architecture],
+    out: Path,
+    options: Compressing,
+    reports: Mapping[str, dict[str, Any]],
+) -> None:
+    """Compare PEFT's reading of every adapter with what was meant, and report how near it comes."""
+    for task, architecture in zip(tasks, architectures, strict=True):
+        for profile, planned in task.plans.items():
+            expected = partial(_expected, plan, task, planned, found)
+            folder = out / ADAPTERS[profile] / task.name
+            checked = verify_adapter(folder, architecture, expected, forward=options.verify == "forward")
+            reports[task.name][profile]["verified"] = {
+                "tensors": checked.tensors,
+                "largest_error": checked.largest_error,
+                "logits_error": checked.logits_error,
+            }
 
 
 def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | None, Path], out: Path) -> None:
@@ -358,54 +450,60 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
             copy_config(folders[task.name], out / ADAPTERS[profile] / task.name)
 
 
-def _facts(task: _Task) -> dict[str, Any]:
+def _facts(plan: Plan, task: _Task, found: Findings) -> dict[str, Any]:
     summary: Compression[str] = summarize(task.spectra, {name: task.ranks.get(name, 0) for name in task.spectra})
-    return {"energy": summary.energy, "errors": dict(summary.errors), "ranks": _plain(task.ranks)}
+    fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
+    return {
+        "energy": summary.energy,
+        "errors": dict(summary.errors),
+        "ranks": _plain(task.ranks),
+        **({"fell_back": fell_back} if fell_back else {}),
+    }
 
 
 def _plain(ranks: Mapping[str, int | Dense]) -> dict[str, int | str]:
     return {name: rank.value if isinstance(rank, Dense) else rank for name, rank in sorted(ranks.items())}
 
 
-def _put(plan: Plan, tasks: Sequence[_Task], writers: Mapping[tuple[int, Profile], AdapterWriter], step: Step) -> None:
-    for t, task in enumerate(tasks):
-        if step.name not in task.ranks and step.name not in task.spectra:
-            continue
-        change = _change(plan, task, step, t, _largest_rank(task, step.name))
-        for (owner, _), writer in writers.items():
-            if owner == t:
-                writer.put(step.name, change)
+def _put(
+    plan: Plan,
+    tasks: Sequence[_Task],
+    found: Findings,
+    writers: Mapping[tuple[int, Profile], AdapterWriter],
+    step: Step,
+) -> None:
+    for (t, profile), writer in writers.items():
+        if step.name in tasks[t].ranks or step.name in tasks[t].spectra:
+            writer.put(step.name, _change(plan, tasks[t], profile, found, step))
 
 
-def _largest_rank(task: _Task, name: str) -> int | Dense:
-    """Enough for every profile: the serving one may ask for more triplets than were chosen."""
-    rank = task.ranks.get(name, 0)
-    serving = task.plans.get("serving")
-    return max(rank, int(serving.config["r"])) if serving and not isinstance(rank, Dense) else rank
-
-
-def _change(plan: Plan, task: _Task, step: Step, t: int, rank: int | Dense) -> Change:
-    slices = _slices(plan, step)
-    if isinstance(rank, Dense) or step.name in task.whole:
-        values = [stored.value(t) for stored in slices]
+def _change(plan: Plan, task: _Task, profile: Profile, found: Findings, step: Step) -> Change:
+    rank = task.rank_in(profile, step.name)
+    if isinstance(rank, Dense) or step.view is None:
+        t = plan.tasks.index(task.name)
+        values = [stored.value(t) for stored in _slices(plan, step)]
         return WholeChange((torch.cat(values) if len(values) > 1 else values[0]).to(TORCH_DTYPES[step.info.dtype]))
-    return LowRankChange([_factors(stored, t, rank) for stored in slices])
+    key = task.key(step)
+    facts = found.done[key]
+    matrices = unpacked(found.read(key)[:, :rank], step.view.m, facts["kept"], facts["energies"])
+    return LowRankChange(matrices)
 
 
 def _factors(stored: StoredTensor, t: int, rank: int) -> Factors:
     deltas = stored.deltas()
     if known := deltas.factors(t):
         return Factors(known.u[:, :rank], known.s[:rank], known.vh[:rank], energy=known.energy)
-    return truncated_svd(deltas[t], rank, floor=deltas.noise(t))
+    delta = deltas[t]
+    with deltas.naming(t):
+        return truncated_svd(delta, rank, floor=deltas.noise(t))
 
 
 def _part(plan: Plan, part: TaskPart) -> Tensor:
     return plan.finetuned[plan.tasks.index(part.task)].read(part.info.name)
 
 
-def _expected(plan: Plan, task: _Task, planned: AdapterPlan, name: str) -> Tensor:
-    """What the adapter should make of one tensor, computed again, in float32."""
-    t = plan.tasks.index(task.name)
+def _expected(plan: Plan, task: _Task, planned: AdapterPlan, found: Findings, name: str) -> Tensor:
+    """What the adapter should make of one tensor, in float32."""
     for part in plan.parts:
         if (part.task, part.info.name) == (task.name, name):
             return _part(plan, part)
@@ -413,8 +511,7 @@ def _expected(plan: Plan, task: _Task, planned: AdapterPlan, name: str) -> Tenso
     base = plan.base.read(name)
     if name not in planned.held or not step.is_merged:
         return base
-    rank = int(planned.config["r"]) if planned.profile == "serving" else task.ranks.get(name, 0)
-    change = _change(plan, task, step, t, rank)
+    change = _change(plan, task, planned.profile, found, step)
     if isinstance(change, WholeChange):
         return change.value
     deltas = [(f.u * f.s) @ f.vh for f in change.matrices]

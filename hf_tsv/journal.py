@@ -4,6 +4,7 @@
 
     lock            held by the run; a second run on the same OUT refuses
     journal.jsonl   first line: what the run is; then one line a complete tensor
+    scratch/        what only the run itself reads again
     out/            becomes OUT by one rename when everything is there
 
 `processes.py` says what else lies there when several processes write one output.
@@ -23,6 +24,7 @@ from hf_tsv.errors import OutputError
 from hf_tsv.outputs import RECORD_FILE
 from hf_tsv.writers import CheckpointWriter, full_disk_told
 
+MERGED = "merged"  # the stage of a run that writes the model's own files
 SYNC_BYTES, SYNC_SECONDS = 256 * 2**20, 1.0  # at most so much is done again after a crash, whichever comes first
 
 
@@ -38,6 +40,7 @@ class Staging:
         self.leads = leads
         self.root = out.parent / f".{out.name}.hf_tsv"
         self.out = self.root / "out"
+        self.scratch = self.root / "scratch"
         self._lock: int | None = None
         self._is_removed = False
 
@@ -63,7 +66,8 @@ class Staging:
         with full_disk_told(self.root):
             for journal in self.root.glob("journal*.jsonl"):
                 journal.unlink()
-            shutil.rmtree(self.out, ignore_errors=True)
+            for folder in (self.out, self.scratch):
+                shutil.rmtree(folder, ignore_errors=True)
             self.out.mkdir()
 
     def remove(self) -> None:
@@ -104,25 +108,32 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 class Journal:
     """Which tensors are complete. A tensor's line is written only after its bytes are on the disk.
 
-    Each process of a run has a journal of its own; the first one's takes the others' in.
+    Each process of a run has a journal of its own; the first one's takes the others' in. A run with several stages has
+    one object for each, on the same file.
 
     Attributes:
         done: By name, what was noted of each complete tensor: checksum, rank, seconds.
     """
 
     def __init__(
-        self, staging: Staging, writer: CheckpointWriter, identity: Mapping[str, str], *, rank: int = 0
+        self,
+        staging: Staging,
+        writer: CheckpointWriter,
+        identity: Mapping[str, str],
+        *,
+        rank: int = 0,
+        stage: str = MERGED,
     ) -> None:
-        self._root = staging.root
+        self._root, self._stage = staging.root, stage
         self._path = staging.root / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
         self._writer = writer
         self._pending: list[str] = []
         self._pending_bytes = 0
         self._synced = time.monotonic()
         self._lock = Lock()
-        self.done = _but(_entries(self._path), writer.made_anew)
+        self.done = _but(_entries(self._path, stage), writer.made_anew)
         with full_disk_told(self._path):
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab", buffering=0)
         if not self._path.stat().st_size:
             _sync_folder(staging.out)
             self._append([json.dumps(dict(identity))])
@@ -132,8 +143,8 @@ class Journal:
     def take_in(self, but: Collection[str] = ()) -> None:
         """Make what the other processes have noted this journal's own, except for these tensors."""
         for path in sorted(self._root.glob("journal-*.jsonl")):
-            entries = _but(_entries(path), but)
-            self._append([json.dumps(entry) for entry in entries.values()])
+            entries = _but(_entries(path, self._stage), but)
+            self._append(list(map(self._line, entries.values())))
             self.done |= entries
             path.unlink()
 
@@ -143,11 +154,16 @@ class Journal:
         lines = _complete_lines(staging.root / "journal.jsonl")
         return _parsed(staging.root / "journal.jsonl", lines[:1])[0] if lines else None
 
+    @staticmethod
+    def read_done(staging: Staging, stage: str) -> set[str]:
+        """The names noted in one stage of the run that left this folder."""
+        return set(_entries(staging.root / "journal.jsonl", stage))
+
     def note(self, entry: Mapping[str, Any], nbytes: int) -> None:
         """Note a written tensor; it counts once the next sync has gone through."""
         with self._lock:
             self.done[entry["name"]] = dict(entry)
-            self._pending.append(json.dumps(entry))
+            self._pending.append(self._line(entry))
             self._pending_bytes += nbytes
             due = self._pending_bytes >= SYNC_BYTES or time.monotonic() - self._synced >= SYNC_SECONDS
         if due:
@@ -156,11 +172,11 @@ class Journal:
     def sync(self) -> None:
         """Data first, then the lines that say it is there."""
         with self._lock:
-            lines, self._pending, self._pending_bytes = self._pending, [], 0
             self._synced = time.monotonic()
-            if lines:
+            if self._pending:
                 self._writer.sync()
-                self._append(lines)
+                self._append(self._pending)
+                self._pending, self._pending_bytes = [], 0
 
     def __enter__(self) -> "Journal":
         return self
@@ -171,22 +187,32 @@ class Journal:
         finally:
             self._file.close()
 
-    def _append(self, lines: list[str]) -> None:
+    def _line(self, entry: Mapping[str, Any]) -> str:
+        return json.dumps({**entry, "stage": self._stage})
+
+    def _append(self, lines: Sequence[str]) -> None:
+        """All of the lines, or, where the disk is full, none: half a line would spoil the next one."""
+        data, end = memoryview("".join(line + "\n" for line in lines).encode()), self._file.seek(0, os.SEEK_END)
         with full_disk_told(self._path):
-            self._file.write("".join(line + "\n" for line in lines))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                while data:
+                    data = data[self._file.write(data) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(end)
+                raise
 
 
 def _but(entries: Mapping[str, dict[str, Any]], names: Collection[str]) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in entries.items() if name not in names}
 
 
-def _entries(path: Path) -> dict[str, dict[str, Any]]:
+def _entries(path: Path, stage: str) -> dict[str, dict[str, Any]]:
     lines = _complete_lines(path)
     if path.exists():  # a torn last line would swallow the next one
         os.truncate(path, sum(len(line) + 1 for line in lines))
-    return {entry.get("name", ""): entry for entry in _parsed(path, lines[1:])}
+    entries = _parsed(path, lines[1:])
+    return {entry.get("name", ""): entry for entry in entries if entry.pop("stage", None) == stage}
 
 
 def _parsed(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:

@@ -339,7 +339,7 @@ def _config(file: Path) -> Path | bytes:
     try:
         text = file.read_text("utf-8")
         shown = published_config(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return file
     return file if shown == text else shown.encode()
 

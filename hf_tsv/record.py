@@ -15,10 +15,11 @@ from hf_tsv.errors import OutputError
 from hf_tsv.methods import METHODS
 from hf_tsv.outputs import CARD_FILE, RECORD_FILE
 from hf_tsv.planner import Plan, Step
+from hf_tsv.resources import CPU, device_name
 from hf_tsv.writers import write_text
 
 FORMAT = 1
-NUMERICS = "2"  # counts up whenever the same inputs give other bits than before
+NUMERICS = "3"  # counts up whenever the same inputs give other bits than before
 _CHUNK = 2**22
 
 
@@ -28,6 +29,7 @@ def make_record(
     tensors: Mapping[str, Mapping[str, Any]],
     *,
     seconds: float,
+    device: torch.device = CPU,
     parts: Mapping[str, str],
     adapters: Mapping[str, Mapping[str, Any]],
     masks: Mapping[str, Any],
@@ -39,20 +41,21 @@ def make_record(
         sources: One mapping a source, the base first: role, task name, model, revision, fingerprint.
         tensors: What the run noted of each output tensor: checksum, rank, seconds and what else the method told.
         seconds: Wall time of the merge.
+        device: Where methods computed.
         parts: File of each task's own tensors.
         adapters: By task and profile, what was written of adapters on the merged model.
         masks: What was written of masks beside it.
     """
     return {
         "format": FORMAT,
-        "versions": versions(),
+        "versions": versions(device),
         "sources": [dict(source) for source in sources],
         "method": plan.recipe.merge_method,
         "methods": {name: {"paper": METHODS[name].paper} for name in sorted({s.method for s in plan.merged})},
         "arithmetic": {
             "dtype": plan.recipe.dtype,
             "svd": plan.recipe.svd,
-            "fell_back_to_exact": sum(_fallen_back(facts) for facts in tensors.values()),
+            "fell_back": sum(_fallen_back(facts) for facts in tensors.values()),
         },
         "bytes": {"read": plan.bytes_in, "written": plan.bytes_out},
         "seconds": round(seconds, 1),
@@ -165,19 +168,19 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def _fallen_back(facts: Mapping[str, Any]) -> int:
-    """Task matrices of one tensor that the SVD mode asked for could not keep its promise on; experts come in a list."""
+    """Task matrices of one tensor that were not factored by the way that was meant; experts come in a list."""
     told = facts.get("fell_back", 0)
     return sum(number or 0 for number in told) if isinstance(told, list) else told
 
 
-def versions() -> dict[str, str]:
+def versions(device: torch.device = CPU) -> dict[str, str]:
     """What the bits of an output depend on besides recipe and sources, and the version of Python."""
     return {
         "hf_tsv": __version__,
         "numerics": NUMERICS,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "processor": device_name(device),
     }
 
 

@@ -16,6 +16,7 @@ from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint, TensorInfo
 from hf_tsv.compressed import compress_tasks, compressing
 from hf_tsv.compression import Budget, RankChoice, rank_choice
 from hf_tsv.errors import PlanError
+from hf_tsv.journal import Staging
 from hf_tsv.loaders import open_checkpoint
 from hf_tsv.planner import KEEP, TSV_C, Plan, Step
 from hf_tsv.run import Progress, Resources
@@ -56,8 +57,8 @@ def check_residuals(plan: Plan) -> None:
 
 def write_residuals(
     plan: Plan,
-    merged: Path,
-    name: str,
+    staging: Staging,
+    identity: Mapping[str, str],
     folders: Mapping[str | None, Path],
     resources: Resources,
     progress: Progress,
@@ -66,8 +67,8 @@ def write_residuals(
 
     Args:
         plan: The merge.
-        merged: The merged model: weights and configuration.
-        name: What the adapters call it.
+        staging: The run's working folder, with the merged model: weights and configuration.
+        identity: What the run is, for its journal.
         folders: Where the fine-tuned models lie, by task.
         resources: What may be used of the machine.
         progress: Told of the work done.
@@ -78,7 +79,8 @@ def write_residuals(
     Raises:
         PlanError: as `rules_of`.
     """
-    rules, shared = rules_of(plan), open_checkpoint(merged)
+    rules, merged = rules_of(plan), staging.out
+    shared, base = open_checkpoint(merged), BaseRef(str(staging.final))
 
     def on_merged(step: Step) -> Step:
         info = shared.info(step.name)
@@ -87,7 +89,7 @@ def write_residuals(
     finetuned = tuple(_Whole(c) if isinstance(c, AdapterCheckpoint) else c for c in plan.finetuned)
     left = replace(plan, base=shared, finetuned=finetuned, steps=tuple(map(on_merged, plan.steps)))
     options = compressing(plan.recipe, rules)
-    return compress_tasks(left, {**folders, None: merged}, merged, BaseRef(name), options, resources, progress)
+    return compress_tasks(left, {**folders, None: merged}, staging, identity, base, options, resources, progress)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,16 @@
 
 import ctypes
 import os
+import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from hf_tsv.errors import ResourceError, size
 
+CPU = torch.device("cpu")
 SHARE_OF_FREE_MEMORY = 0.7
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -17,10 +21,42 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_memory() -> int | None:
-    """Bytes that a run may take unless told otherwise: most of what is free; None where that can't be known."""
-    known = [free for free in (_available(), _cgroup_room()) if free is not None]
+def default_memory(device: torch.device | None = None) -> int | None:
+    """Bytes that a run may take unless told otherwise: most of what is free, on the device too; None where unknown."""
+    known = [free for free in (_available(), _cgroup_room(), _device_room(device)) if free is not None]
     return int(min(known) * SHARE_OF_FREE_MEMORY) if known else None
+
+
+def device_named(name: str, local_rank: int = 0) -> torch.device:
+    """Where tensors are merged: `cpu`, `cuda`, or one of several as `cuda:1`.
+
+    With `cuda` the processes on one machine take its GPUs in turn.
+
+    Raises:
+        ResourceError: torch has no such device, or one that can't do float64.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "cpu":
+        return CPU
+    if device.type != "cuda":
+        raise ResourceError(f"--device {name}: expected cpu, cuda or cuda:N; others have no arithmetic in float64")
+    count = torch.cuda.device_count()
+    if not count:
+        raise ResourceError(f"--device {name}: torch {torch.__version__} sees no GPU here. Leave --device out")
+    index = local_rank % count if device.index is None else device.index
+    if index >= count:
+        raise ResourceError(f"--device {name}: expected cuda:0 to cuda:{count - 1}. Choose one of these")
+    return torch.device("cuda", index)
+
+
+def device_name(device: torch.device) -> str:
+    """What bits depend on beside torch: processors of another kind may round sums differently."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def reuse_freed_memory() -> None:
@@ -73,6 +109,10 @@ def _available() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _device_room(device: torch.device | None) -> int | None:
+    return torch.cuda.mem_get_info(device)[0] if device is not None and device.type == "cuda" else None
 
 
 def _cgroup_room() -> int | None:

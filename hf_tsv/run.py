@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv.loaders import TORCH_DTYPES
 from hf_tsv.methods import METHODS, Survey
 from hf_tsv.planner import Plan, Step
-from hf_tsv.resources import default_memory, reuse_freed_memory, usable_cores
+from hf_tsv.resources import CPU, default_memory, reuse_freed_memory, usable_cores
 from hf_tsv.stored import ARITHMETIC, StoredTensor
 
 
@@ -52,16 +52,21 @@ class Resources:
     Attributes:
         workers: Steps in work at once, each on one processor core.
         max_memory: Bytes that the steps in work may take together, None for no limit.
+        device: Where methods compute; tensors are read, looked over and written by the CPU.
     """
 
     workers: int
     max_memory: int | None = None
+    device: torch.device = CPU
 
     @classmethod
-    def of(cls, workers: int | None, max_memory: int | None, sharers: int = 1) -> "Resources":
+    def of(
+        cls, workers: int | None, max_memory: int | None, sharers: int = 1, device: torch.device = CPU
+    ) -> "Resources":
         """What is given, and for the rest all cores and most of the free memory, or a fair share of them."""
-        memory = default_memory()
-        return cls(workers or max(1, usable_cores() // sharers), max_memory or (memory and memory // sharers))
+        memory = default_memory(device)
+        workers = workers or max(1, usable_cores() // sharers)
+        return cls(workers, max_memory or (memory and memory // sharers), device)
 
 
 def run(
@@ -78,7 +83,7 @@ def run(
     progress.begin(sum(map(plan.work, steps)) + sum(_touched(group) for group, _ in needed.values()))
     with one_thread_each():
         found = _made(plan, needed, resources, progress)
-        do = partial(_do, plan, found, sink)
+        do = partial(_do, plan, found, sink, resources.device)
         each_step(steps, do, plan, resources, progress, plan.work, in_order=in_order)
 
 
@@ -115,19 +120,21 @@ def check_memory(plan: Plan, resources: Resources) -> None:
         )
 
 
-def merge_step(plan: Plan, step: Step, survey: Survey | None = None) -> tuple[Tensor, dict[str, Any]]:
-    """One output tensor in its output dtype, and what the method noted about it.
+def merge_step(
+    plan: Plan, step: Step, survey: Survey | None = None, device: torch.device = CPU
+) -> tuple[Tensor, dict[str, Any]]:
+    """One output tensor in its output dtype, merged on the device and held by the CPU; what the method noted about it.
 
     Raises:
         MethodError: NaN or infinity in a delta, or a method that can't merge it; names tensor and task.
     """
     if step.slices == [None]:
-        return _merge_slice(plan, step, survey, None)
+        return _merge_slice(plan, step, survey, None, device)
     survey = survey or _survey_of_tensor(plan, step)
     out = torch.empty(step.info.shape, dtype=TORCH_DTYPES[step.out.dtype])
     told: list[dict[str, Any]] = []
     for rows in filter(None, step.slices):
-        out[rows[0] : rows[1]], notes = _merge_slice(plan, step, survey, rows)
+        out[rows[0] : rows[1]], notes = _merge_slice(plan, step, survey, rows, device)
         told.append(notes)
     return out, _notes_of_slices(told)
 
@@ -140,9 +147,9 @@ def _notes_of_slices(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _merge_slice(
-    plan: Plan, step: Step, survey: Survey | None, rows: tuple[int, int] | None
+    plan: Plan, step: Step, survey: Survey | None, rows: tuple[int, int] | None, device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
-    source = StoredTensor(plan, step, rows)
+    source = StoredTensor(plan, step, rows, device=device)
     out_dtype = TORCH_DTYPES[step.out.dtype]
     if not step.is_merged:
         return source.base.to(out_dtype), {}
@@ -151,27 +158,34 @@ def _merge_slice(
         return source.base.to(out_dtype), {"unchanged": True}
     deltas = source.deltas(survey)
     try:
-        merged = method(deltas, **step.parameters)
-    except MethodError as error:
-        raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error
+        # The device is where tensors are made that a method doesn't say where.
+        with naming(step, step.method), nullcontext() if device == CPU else device:
+            merged = method(deltas, **step.parameters)
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"{step.name}: out of memory. Use fewer --workers") from error
-    return merged.reshape(source.base.shape).add_(source.base).to(out_dtype), deltas.notes
+    return merged.reshape(source.base.shape).add_(source.base.to(device)).to(out_dtype).cpu(), deltas.notes
 
 
-def _do(plan: Plan, found: Found, sink: Sink, step: Step) -> None:
+def _do(plan: Plan, found: Found, sink: Sink, device: torch.device, step: Step) -> None:
     started = time.perf_counter()
-    tensor, notes = merge_step(plan, step, found(step))
+    tensor, notes = merge_step(plan, step, found(step), device)
     sink.put(step, tensor, {**notes, "seconds": round(time.perf_counter() - started, 3)})
 
 
 def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
-    try:
+    with naming(step, step.method):
         for rows in step.slices if share == 1 else step.sample(share):
             for t, delta in enumerate(StoredTensor(plan, step, rows, as_matrix=False).deltas()):
                 survey.observe(t, delta)
+
+
+@contextmanager
+def naming(step: Step, what: str) -> Iterator[None]:
+    """Add the tensor, and what is done with it, to an error."""
+    try:
+        yield
     except MethodError as error:
-        raise MethodError(f"{step.name} {step.info.shape}, {step.method}: {error}") from error
+        raise MethodError(f"{step.name} {step.info.shape}, {what}: {error}") from error
 
 
 def _survey_key(step: Step) -> object:

@@ -1,6 +1,8 @@
 """One tensor as the base and the fine-tuned models store it, read when it is asked for."""
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +12,10 @@ from hf_tsv.checkpoint import HALVES, AdapterCheckpoint
 from hf_tsv.errors import MethodError
 from hf_tsv.methods import METHODS, Deltas, Survey
 from hf_tsv.planner import Plan, Step
+from hf_tsv.resources import CPU
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 ARITHMETIC = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -22,8 +27,21 @@ class StoredTensor:
         view: How it is cut into task matrices; None when the step's method sees tensors as they are.
     """
 
-    def __init__(self, plan: Plan, step: Step, rows: tuple[int, int] | None, *, as_matrix: bool | None = None) -> None:
-        """`as_matrix` says whether it is cut into task matrices, where that isn't for the step's method to say."""
+    def __init__(
+        self,
+        plan: Plan,
+        step: Step,
+        rows: tuple[int, int] | None,
+        *,
+        as_matrix: bool | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        """
+        Args:
+            as_matrix: Whether it is cut into task matrices, where that isn't for the step's method to say.
+            device: Where deltas are.
+        """
+        self._device = device
         self._plan = plan
         self._step = step
         self._rows = rows
@@ -44,7 +62,7 @@ class StoredTensor:
         view = self.view
         halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
         return Deltas(
-            self._delta,
+            self._read_by(self._delta),
             shape=(view.m, view.n) if view else tuple(self.base.shape),
             dtype=self._dtype,
             tasks=self._plan.tasks,
@@ -52,14 +70,23 @@ class StoredTensor:
             is_matrix=view is not None,
             svd=self._plan.recipe.svd,
             survey=survey,
-            base=lambda: self.base.to(self._dtype, copy=True),
-            noise=self._noise,
+            base=self._read_by(lambda: self.base.to(self._device).to(self._dtype, copy=True)),
+            noise=self._read_by(self._noise),
             half=[half and not self._adapter(t) for t, half in enumerate(halves)],
             base_weight=self._step.base_weight,
-            factors=self._factors if view else None,
+            factors=self._read_by(self._factors) if view else None,
             name=self._step.name,
             offset=self._rows[0] * (self._step.info.numel // self._step.info.shape[0]) if self._rows else 0,
         )
+
+    def _read_by(self, read: Callable[_P, _T]) -> Callable[_P, _T]:
+        """The same, by the CPU also while a method runs, which has its device as torch's default."""
+
+        def by_cpu(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            with CPU:
+                return read(*args, **kwargs)
+
+        return read if self._device == CPU else by_cpu
 
     def _adapter(self, t: int) -> AdapterCheckpoint | None:
         return self._plan.adapters[t]
@@ -82,28 +109,29 @@ class StoredTensor:
 
     def _delta(self, t: int) -> Tensor:
         if adapter := self._adapter(t):
-            delta = adapter.delta(self._step.name, self.base, self._dtype, self._rows)
+            delta = adapter.delta(self._step.name, self.base, self._dtype, self._rows).to(self._device)
         else:
-            delta = self._taken(t).to(self._dtype).sub_(self._wide_base if self._rows else self.base)
+            base = self._wide_base if self._rows else self.base.to(self._device)
+            delta = self._taken(t).to(self._device).to(self._dtype).sub_(base)
         self._check_finite(t, delta)
         return delta.reshape(self.view.m, self.view.n) if self.view else delta
 
     @cached_property
     def _wide_base(self) -> Tensor:
         """Widened once for all tasks, which a piece has the memory for."""
-        return self.base.to(self._dtype)
+        return self.base.to(self._device).to(self._dtype)
 
     def _factors(self, t: int) -> linalg.Factors | None:
         adapter, view = self._adapter(t), self.view
         if adapter is None or view is None:
             return None
         if not adapter.is_changed(self._step.name):
-            nothing = self.base.new_empty(0, dtype=self._dtype)
+            nothing = self.base.new_empty(0, dtype=self._dtype, device=self._device)
             return linalg.Factors(nothing.reshape(view.m, 0), nothing, nothing.reshape(0, view.n), energy=0.0)
         found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
         if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
             return None
-        b, a = found.b.to(self._dtype), found.a.to(self._dtype)
+        b, a = (factor.to(self._device).to(self._dtype) for factor in (found.b, found.a))
         self._check_finite(t, b, a)
         return linalg.factored_svd(b, a, found.scale)
 

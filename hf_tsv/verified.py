@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_tsv.checkpoint import TensorInfo
@@ -18,7 +19,7 @@ from hf_tsv.outputs import CARD_FILE, LOCK_FILE, RECORD_FILE
 from hf_tsv.planner import Plan, Step, make_plan
 from hf_tsv.recipe import load_recipe
 from hf_tsv.record import read_record, sha256_of, versions
-from hf_tsv.resources import usable_cores
+from hf_tsv.resources import device_named, usable_cores
 from hf_tsv.run import Progress, Resources, Silent, check_memory, run
 from hf_tsv.sources import Source, fetch, open_sources
 from hf_tsv.writers import METADATA, bytes_of, layout
@@ -58,6 +59,7 @@ def verify(
     recipe: str | Path | None = None,
     workers: int | None = None,
     max_memory: int | None = None,
+    device: str = "cpu",
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -71,6 +73,7 @@ def verify(
         recipe: A copy of the lock file that names the sources where they are now, should they have moved.
         workers: Tensors in work at once; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        device: Where to merge them, as for `merge`.
         hub: How to reach the Hub.
         progress: Told of the work done, of the reading and of the merging in turn.
 
@@ -79,11 +82,12 @@ def verify(
     """
     out, progress = Path(out), progress or Silent()
     record, found = _record(out), Verification()
+    resources = Resources.of(workers, max_memory, device=device_named(device))
     _compare_tensors(out, record, found, progress)
     _compare_files(out, record, found)
     if sample != 0:
         try:
-            _merge_again(out, record, found, sample, seed, recipe, workers, max_memory, hub or Hub(), progress)
+            _merge_again(out, record, found, sample, seed, recipe, resources, hub or Hub(), progress)
         except HfTsvError as error:
             found.not_checked += [f"not merged again: {problem}" for problem in error.problems]
             found.not_checked.append(
@@ -184,8 +188,7 @@ def _merge_again(
     sample: int | None,
     seed: int,
     recipe: str | Path | None,
-    workers: int | None,
-    max_memory: int | None,
+    resources: Resources,
     hub: Hub,
     progress: Progress,
 ) -> None:
@@ -197,9 +200,8 @@ def _merge_again(
     plan = make_plan(locked, sources[0].checkpoint, [source.checkpoint for source in sources[1:]])
     steps = [step for step in plan.steps if step.name in record["tensors"]]
     chosen = steps if sample is None else random.Random(seed).sample(steps, min(sample, len(steps)))
-    resources = Resources.of(workers, max_memory)
     check_memory(plan, resources)
-    found.notes += [*_other_sources(record, sources), *_other_versions(record)]
+    found.notes += [*_other_sources(record, sources), *_other_versions(record, resources.device)]
     again = _Again(record["tensors"])
     run(plan, chosen, again, resources, progress)
     found.recomputed = sorted(step.name for step in chosen)
@@ -235,8 +237,8 @@ def _other_sources(record: Mapping[str, Any], sources: Sequence[Source]) -> list
     ]
 
 
-def _other_versions(record: Mapping[str, Any]) -> list[str]:
-    now, then = versions(), record["versions"]
+def _other_versions(record: Mapping[str, Any], device: torch.device) -> list[str]:
+    now, then = versions(device), record["versions"]
     return [
         f"made with {what} {then[what]}, merged again with {now[what]}: another one may round differently"
         for what in ("numerics", "torch", "processor")

@@ -153,7 +153,7 @@ def full_disk_told(path: Path) -> Iterator[None]:
     """Turn what the operating system says of a write into a told error.
 
     Raises:
-        ResourceError: the disk or the quota is full.
+        ResourceError: the disk or the quota is full, or the file too large.
         OutputError: the place can't be written.
     """
     try:
@@ -161,6 +161,11 @@ def full_disk_told(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"{path}: the disk is full. Free some room and run the same command again") from error
+        if error.errno == errno.EFBIG:
+            raise ResourceError(
+                f"{path}: is larger than its file system or a limit allows (ulimit -f). Raise that, or write elsewhere;"
+                " a model also in smaller files, by --max-shard-size"
+            ) from error
         raise OutputError(f"{path}: can't be written: {error.strerror}") from error
 
 

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
+
+# A busy machine is no fault of the code.
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")
 
 pytest_plugins = ["tests.hub_fixtures"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from hf_tsv.cli import app
+from hf_tsv.cli import _told, app
 from hf_tsv.cli._options import parse_size
 from hf_tsv.methods import METHODS
 
@@ -126,10 +127,19 @@ def test_help_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(number: int, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verb", "number", "code", "file"),
+    [
+        ("merge", signal.SIGINT, 130, "model.safetensors"),
+        ("merge", signal.SIGTERM, 143, "model.safetensors"),
+        ("compress", signal.SIGINT, 130, "adapters/t0/adapter_model.safetensors"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
+    verb: str, number: int, code: int, file: str, tmp_path: Path
+) -> None:
     recipe = models.recipe(models.zoo(models.bert_wide, tmp_path))
-    command = [sys.executable, "-m", "hf_tsv", "merge", str(recipe), str(tmp_path / "out"), "--workers", "1"]
+    command = [sys.executable, "-m", "hf_tsv", verb, str(recipe), str(tmp_path / "out"), "--workers", "1"]
     journal = tmp_path / ".out.hf_tsv" / "journal.jsonl"
     process = subprocess.Popen(
         command,
@@ -138,15 +148,30 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(number: int, code
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
     )
-    while not journal.exists() and process.poll() is None:
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 1) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert said.startswith("Interrupted")
+    kept = re.search(r"^Interrupted. (\d+) complete tensors are kept in .*the same command goes on", said, re.MULTILINE)
+    assert kept, said
+    assert int(kept[1]) == journal.read_bytes().count(b"\n") - 1
     assert not (tmp_path / "out").exists()
     assert subprocess.run(command, check=False).returncode == 0
     subprocess.run([*command[:5], str(tmp_path / "whole")], check=True)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "model.safetensors"
-    ).read_bytes()
+    assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("clock", "rate"), [(10.0, "12.0 steps/min"), (0.5, "4.0 steps/s")])
+def test_progress_tells_rate_and_time_left(
+    clock: float, rate: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(_told, "SECONDS_BETWEEN_LINES", clock / 2)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with _told.WorkProgress("Merging", quiet=False) as progress:
+        progress.begin(40)
+        for name in "ab":
+            now[0] += clock / 2
+            progress.advance(5, name)
+    assert capsys.readouterr().err == f"Merging: 25%, {rate}, about {3 * clock:.0f} s left\n"

@@ -141,7 +141,7 @@ PRICES = [10 ** (exponent / 10) for exponent in range(-50, 40)]
 
 
 class TestBudget:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.lists(matrices, min_size=1, max_size=4), st.integers(0, 1200))
     def test_no_allocation_beats_it_by_more_than_the_item_left_out(self, found: list[Spectrum], budget: int) -> None:
         """Its gain is at least that of every allocation which is optimal for the bytes it takes and fits; the one
@@ -155,7 +155,7 @@ class TestBudget:
         assert total(gain, spectra, got) >= max(g for g, paid in priced if paid <= budget) * (1 - 1e-9)
         assert optimum <= min((g for g, paid in priced if paid > budget), default=optimum) * (1 + 1e-9)
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(st.lists(matrices, min_size=1, max_size=4), st.integers(0, 1200))
     def test_without_wholes_what_is_missed_is_less_than_one_triplet(self, found: list[Spectrum], budget: int) -> None:
         spectra = {str(i): Spectrum(a.values, a.m, a.n, whole_item=100) for i, a in enumerate(found)}
@@ -167,7 +167,7 @@ class TestBudget:
         ]
         assert best(spectra, budget) - total(gain, spectra, got) <= max(following) + 1e-9
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.lists(matrices, min_size=1, max_size=4), st.integers(0, 600), st.integers(0, 600))
     def test_more_bytes_never_keep_less(self, found: list[Spectrum], budget: int, more: int) -> None:
         """Up to the item that did not fit: what is kept of a smaller budget is at most one item above."""

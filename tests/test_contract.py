@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_tsv.methods import METHODS, Deltas, MergeMethod
+from tests.absent_device import DEVICE, AbsentDevice
 
 # Beside the defaults, what brings out more of a method than they do.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -105,6 +106,16 @@ class TestEveryMethod:
             assert torch.equal(
                 merge(_piece(rows, offset, survey)), whole[offset // deltas[0][0].numel() :][: rows.shape[1]]
             )
+
+    def test_computes_where_its_deltas_are(self, merge: Case, deltas: Tensor) -> None:
+        with AbsentDevice():
+            there = Deltas.of(deltas.to(DEVICE), weights=[0.5, 1.0, 1.5, 2.0][: len(deltas)])
+            with DEVICE:
+                merged = merge(there)
+            assert merged.device == DEVICE
+            merged = merged.cpu()
+        here = merge(Deltas.of(deltas, weights=there.weights))
+        torch.testing.assert_close(merged, here, rtol=1e-4, atol=1e-4)
 
     def test_says_what_it_does_and_where_it_is_from(self, merge: Case) -> None:
         method = merge.method

@@ -170,6 +170,7 @@ class TestHeaders:
         ("no header", b"\xff" * 20, "not a safetensors file, or cut short (20 bytes). Use another revision"),
         ("too short", b"abc", "not a safetensors file, or cut short (3 bytes). Use another revision"),
         ("no JSON", handmade(b"{no"), "the safetensors header is no JSON. Use another revision"),
+        ("nested", handmade(b"[" * 100_000), "the safetensors header is no JSON. Use another revision"),
         ("no mapping", handmade([1]), "the safetensors header is no mapping. Use another revision"),
         ("overlap", handmade({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 2, 6)}, b"123456"),
          "tensors 'a' and 'b' overlap. Use another revision"),
@@ -189,6 +190,7 @@ class TestHeaders:
         assert str(caught.value) == f"{REPO}/model.safetensors: {message}"
 
     INDEXES = (
+        (b"[" * 100_000, "/model.safetensors.index.json: no index that can be read, expected a 'weight_map'"),
         (b"{", "/model.safetensors.index.json: no index that can be read, expected a 'weight_map'"),
         (b'{"weight_map": {"a": "../../b.safetensors"}}',
          "/model.safetensors.index.json: the repository doesn't hold ../../b.safetensors. Use another revision"),

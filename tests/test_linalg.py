@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -104,7 +104,6 @@ def degenerate(draw: st.DrawFn) -> Tensor:
 class TestTruncatedSvd:
     @pytest.mark.parametrize("mode", MODES)
     @given(a=degenerate(), rank=st.integers(1, 12))
-    @settings(deadline=None)
     def test_any_matrix_gives_a_valid_svd(self, a: Tensor, rank: int, mode: SvdMode) -> None:
         f = truncated_svd(a, rank, mode=mode)
         assert_orthonormal(f.u)
@@ -113,7 +112,6 @@ class TestTruncatedSvd:
         assert_close(f.u.T @ a @ f.vh.T, f.s.diag(), rtol=1e-5, atol=3e-6 * float(a.abs().max()) + 1e-30)
 
     @given(a=degenerate(), rank=st.integers(1, 12))
-    @settings(deadline=None)
     def test_keeps_what_stands_above_rounding_and_no_more(self, a: Tensor, rank: int) -> None:
         s = torch.linalg.svdvals(a.double())
         f = truncated_svd(a, rank)
@@ -298,7 +296,6 @@ class TestWhateverLapackDoes:
 
 class TestSingularValues:
     @given(a=degenerate())
-    @settings(deadline=None)
     def test_any_matrix(self, a: Tensor) -> None:
         s = singular_values(a)
         assert s.dtype == torch.float64
@@ -324,7 +321,6 @@ def polar_reference(a: Tensor, tolerance: float = 1e-7) -> Tensor:
 
 class TestNearestOrthogonal:
     @given(a=degenerate())
-    @settings(deadline=None)
     def test_any_matrix_gives_a_partial_isometry(self, a: Tensor) -> None:
         x = nearest_orthogonal(a)
         assert x.shape == a.shape

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hf_tsv
+from hf_tsv.compressed import Compressing
+from hf_tsv.compression import FixedRank
 from hf_tsv.errors import MethodError, PlanError, RecipeError
 from hf_tsv.loaders import open_checkpoint
 
@@ -66,6 +68,21 @@ def test_residuals_give_the_fine_tunes_back(tmp_path: Path) -> None:
         restored = weights(tmp_path / f"r{t}")
         for name in want:
             torch.testing.assert_close(restored[name], want[name], rtol=1e-4, atol=1e-5)
+
+
+def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
+    """An adapter's change is known against the base; what is left of it, against the merged model."""
+    folder = models.zoo(models.llama, tmp_path, tasks=2)
+    hf_tsv.compress(models.recipe(folder, tasks=2), tmp_path / "small", Compressing(FixedRank(3)))
+    listed = "".join(f"  - {{model: {folder}/base+{tmp_path}/small/adapters/t{t}, name: t{t}}}\n" for t in range(2))
+    text = f"merge_method: tsv_m\nbase_model: {folder}/base\nmodels:\n{listed}residuals: {{energy: 1.0}}\n"
+    (tmp_path / "adapters.yaml").write_text(text)
+    hf_tsv.merge(tmp_path / "adapters.yaml", tmp_path / "out")
+    for t in range(2):
+        hf_tsv.restore(tmp_path / "small", f"t{t}", tmp_path / f"r{t}")
+        got, want = adapted(tmp_path / "out", f"t{t}"), weights(tmp_path / f"r{t}")
+        for name in want:
+            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_stopped_run_finds_its_merge_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def model_class_of(config_folder: Path) -> tuple[Any, Any]:
     try:
         names = json.loads(path.read_text("utf-8")).get("architectures") or ["none"]
         config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: no configuration that transformers can read: {error}") from error
     model_class = getattr(transformers, names[0], None)
     if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):

@@ -82,6 +82,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """A configuration; empty if there is none, or none that can be read, which is no reason to lose a merge."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

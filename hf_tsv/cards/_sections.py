@@ -102,7 +102,7 @@ def _header_of(card: str) -> dict[str, Any]:
     """The header as data; empty when it is none."""
     try:
         return _plain(ModelCard(card, ignore_metadata_errors=True).data)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, yaml.YAMLError):
         return {}
 
 

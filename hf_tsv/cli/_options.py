@@ -36,10 +36,12 @@ License = Annotated[
     str | None, typer.Option("--license", metavar="ID", help="The licence to carry, instead of the sources' own.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of hf-tsv.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Tensors in work at once; default: one a core.")]
 MaxMemory = Annotated[
     str | None, typer.Option("--max-memory", metavar="SIZE", help="For tensors in work, such as 4GB.")
 ]
+Device = Annotated[str, typer.Option("--device", help="Where methods compute: cpu, cuda or cuda:1.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from hf_tsv.errors import HfTsvError
+from hf_tsv.outputs import RECORD_FILE
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +69,25 @@ def interrupted(message: str) -> NoReturn:
     os._exit(code)
 
 
+@contextmanager
+def kept_when_interrupted(out: Path, *, pushes: bool = False) -> Iterator[None]:
+    """Say, when a run that writes OUT, and maybe pushes it, is stopped, what of it is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted(_kept(out, pushes=pushes))
+
+
+def _kept(out: Path, *, pushes: bool) -> str:
+    staging = out.parent / f".{out.name}.hf_tsv"
+    done = sum(max(0, journal.read_bytes().count(b"\n") - 1) for journal in staging.glob("journal*.jsonl"))
+    if done:
+        return f"Interrupted. {done} complete tensors are kept in {staging}; the same command goes on from there."
+    if pushes and (out / RECORD_FILE).is_file():
+        return f"Interrupted. {out} is complete; the same command goes on with the push."
+    return "Interrupted before a tensor was complete. The same command starts again."
+
+
 class WorkProgress:
     """A bar on a terminal, a line now and then elsewhere, nothing when quiet. Counts work, so its time is honest."""
 
@@ -75,25 +97,33 @@ class WorkProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._total = self._done = 0.0
+        self._steps = 0
         self._started = self._spoken = time.monotonic()
 
     def begin(self, total: float) -> None:
-        self._total, self._done = total, 0.0
+        self._total, self._done, self._steps = total, 0.0, 0
         self._started = self._spoken = time.monotonic()
         if not self._quiet and err.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[name]}", style="dim"), console=err, transient=True)
-            self._task = self._bar.add_task(self._label, total=total, name="")
+            self._bar = Progress(*columns, TextColumn("{task.fields[now]}", style="dim"), console=err, transient=True)
+            self._task = self._bar.add_task(self._label, total=total, now="")
             self._bar.start()
 
     def advance(self, work: float, name: str) -> None:
         self._done += work
+        self._steps += work > 0
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, name=name)
+            self._bar.update(self._task, completed=self._done, now=f"{self._rate()}  {name}")
         elif not self._quiet and self._done and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
             self._spoken = time.monotonic()
             left = (self._spoken - self._started) * (self._total / self._done - 1)
-            err.print(f"{self._label}: {self._done / self._total:.0%}, about {left:.0f} s left", markup=False)
+            share = f"{self._done / self._total:.0%}"
+            err.print(f"{self._label}: {share}, {self._rate()}, about {left:.0f} s left", markup=False)
+
+    def _rate(self) -> str:
+        """Steps a second, or a minute where they are slow."""
+        rate = self._steps / max(1e-3, time.monotonic() - self._started)
+        return f"{rate:.1f} steps/s" if rate >= 1 else f"{60 * rate:.1f} steps/min"
 
     def __enter__(self) -> "WorkProgress":
         return self

@@ -17,13 +17,14 @@ from hf_tsv.cli._options import (
     PushToHub,
     Quiet,
     RecipeFile,
+    Restart,
     Token,
     Workers,
     out_or_named,
     pushing_of,
     recipe_from,
 )
-from hf_tsv.cli._told import WorkProgress, err, out, told
+from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, out, told
 from hf_tsv.errors import size
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def compress(
         Literal["weights", "forward"], typer.Option("--verify", help="What PEFT's reading is compared by.")
     ] = "weights",
     overwrite: Overwrite = False,
+    restart: Restart = False,
     workers: Workers = None,
     dry_run: DryRun = False,
     push_to_hub: PushToHub = None,
@@ -81,8 +83,8 @@ def compress(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it as meant. Needs the extra
-    hf-tsv\\[adapters]."""
+    """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it as meant. A run that was
+    stopped goes on where it was. Needs the extra hf-tsv\\[adapters]."""
     given = {"budget": budget, "rank": rank, "fraction": fraction, "energy": energy, "error": error}
     chosen = [f"--{option}" for option, value in given.items() if value is not None]
     if len(chosen) > 1:
@@ -116,12 +118,13 @@ def compress(
     if dry_run:
         return preview(preview_of(loaded, pushing, hub=hub, tasks=[model.name for model in loaded.models]))
     disable_progress_bars()
-    with WorkProgress("Compressing", quiet=quiet) as progress:
+    with kept_when_interrupted(out_, pushes=pushing is not None), WorkProgress("Compressing", quiet=quiet) as progress:
         record = api.compress(
             loaded,
             out_,
             options,
             overwrite=overwrite,
+            restart=restart,
             workers=workers,
             push_to_hub=pushing,
             hub=hub,

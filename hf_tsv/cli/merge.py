@@ -9,6 +9,7 @@ import typer
 from hf_tsv.cli._options import (
     CacheDir,
     CreatePr,
+    Device,
     DryRun,
     Json,
     License,
@@ -18,6 +19,7 @@ from hf_tsv.cli._options import (
     PushToHub,
     Quiet,
     RecipeFile,
+    Restart,
     ShardSize,
     Svd,
     Token,
@@ -27,9 +29,8 @@ from hf_tsv.cli._options import (
     pushing_of,
     recipe_from,
 )
-from hf_tsv.cli._told import WorkProgress, err, interrupted, told
+from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, told
 from hf_tsv.errors import size
-from hf_tsv.outputs import RECORD_FILE
 
 
 @told
@@ -39,7 +40,7 @@ def merge(
         Path | None, typer.Argument(metavar="OUT", help="The output folder; pushing, its name by default.")
     ] = None,
     overwrite: Overwrite = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run's work away.")] = False,
+    restart: Restart = False,
     as_: Annotated[
         Literal["checkpoint", "adapter"],
         typer.Option("--as", help="adapter: what the merge changes of the base, for PEFT."),
@@ -59,6 +60,7 @@ def merge(
     max_shard_size: ShardSize = "5GB",
     workers: Workers = None,
     max_memory: MaxMemory = None,
+    device: Device = "cpu",
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -71,6 +73,8 @@ def merge(
         raise typer.BadParameter(
             "is for checkpoints; push an adapter by hf-tsv push", param_hint="--stream / --push-to-hub"
         )
+    if as_ == "adapter" and device != "cpu":
+        raise typer.BadParameter("is for checkpoints; adapters are made by the CPU", param_hint="--device")
     memory = memory_of(max_memory)
     from huggingface_hub.utils import disable_progress_bars
 
@@ -87,36 +91,38 @@ def merge(
         return preview(preview_of(loaded, pushing, hub=hub, max_shard_size=max_shard_size, stream=stream))
     disable_progress_bars()
     if as_ == "adapter":
-        with WorkProgress("Merging", quiet=quiet) as progress:
+        with kept_when_interrupted(out), WorkProgress("Merging", quiet=quiet) as progress:
             record = api.merge_as_adapter(
                 loaded,
                 out,
                 rank=rank,
                 overwrite=overwrite,
+                restart=restart,
                 workers=workers,
                 max_memory=memory,
                 hub=hub,
                 progress=progress,
             )
         return show_adapters(record, out, json_=json_)
-    try:
-        leads = not Process.launched().rank
-        with WorkProgress("Merging", quiet=quiet or not leads) as progress:
-            record = api.merge(
-                loaded,
-                out,
-                overwrite=overwrite,
-                restart=restart,
-                max_shard_size=max_shard_size,
-                workers=workers,
-                max_memory=memory,
-                stream=stream,
-                push_to_hub=pushing,
-                hub=hub,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        interrupted(_kept(out))
+    leads = not Process.launched().rank
+    with (
+        kept_when_interrupted(out, pushes=pushing is not None),
+        WorkProgress("Merging", quiet=quiet or not leads) as progress,
+    ):
+        record = api.merge(
+            loaded,
+            out,
+            overwrite=overwrite,
+            restart=restart,
+            max_shard_size=max_shard_size,
+            workers=workers,
+            max_memory=memory,
+            device=device,
+            stream=stream,
+            push_to_hub=pushing,
+            hub=hub,
+            progress=progress,
+        )
     if not leads:  # the first process speaks for all
         return None
     if json_:
@@ -148,13 +154,3 @@ def _say_storage(record: dict[str, Any]) -> None:
             f"With the {what} of {len(tasks)} tasks ({size(beside)}) {size(merged + beside)}, instead of"
             f" {size(merged * len(tasks))} for a checkpoint each."
         )
-
-
-def _kept(out: Path) -> str:
-    if (out / RECORD_FILE).is_file():
-        return f"Interrupted. {out} is complete; the same command goes on with the push."
-    staging = out.parent / f".{out.name}.hf_tsv"
-    done = sum(max(0, journal.read_bytes().count(b"\n") - 1) for journal in staging.glob("journal*.jsonl"))
-    if not done:
-        return "Interrupted before a tensor was complete. The same command starts again."
-    return f"Interrupted. {done} complete tensors are kept in {staging}; the same command goes on from there."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, MaxMemory, Quiet, Token, Workers, memory_of
+from hf_tsv.cli._options import CacheDir, Device, Json, MaxMemory, Quiet, Token, Workers, memory_of
 from hf_tsv.cli._told import WorkProgress, err, told
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def verify(
     ] = None,
     workers: Workers = None,
     max_memory: MaxMemory = None,
+    device: Device = "cpu",
     token: Token = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
@@ -46,6 +47,7 @@ def verify(
             recipe=recipe,
             workers=workers,
             max_memory=memory,
+            device=device,
             hub=Hub(token=token, cache_dir=cache_dir),
             progress=progress,
         )

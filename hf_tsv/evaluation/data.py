@@ -113,7 +113,7 @@ def read_head(suite: Suite, task: Labelled) -> Head | None:
             labels = json.loads((file.metadata() or {}).get("labels", "[]"))
             bias = file.get_tensor("bias") if "bias" in names else None
             head = Head(file.get_tensor("weight"), bias, tuple(labels), file_sha256(path))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DataError(f"{suite.where(task)}: the head {path} can't be read: {error}.") from None
     if head.weight.ndim != 2 or (head.bias is not None and head.bias.shape != head.weight.shape[:1]):
         raise DataError(
@@ -151,7 +151,7 @@ def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{suite.where(task)}: {path} is of no known kind, expected {', '.join(_READERS)}.")
     try:
         rows = read(_text(suite, task, path))
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{suite.where(task)}: {path} can't be read: {error}.") from None
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{suite.where(task)}: expected in {path} one mapping of columns to values an example.")

@@ -61,6 +61,6 @@ def _read(path: Path) -> dict[str, Score]:
         try:
             kept = json.loads(line)
             known[kept["key"]] = Score(float(kept["score"]), int(kept["examples"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return known

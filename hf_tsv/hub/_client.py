@@ -299,7 +299,7 @@ class Hub:
         try:
             text = (self._snapshot(pinned, [index]) / index).read_text("utf-8")
             weight_map = dict(json.loads(text)["weight_map"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{where}: no index that can be read, expected a 'weight_map'") from error
         known = {file for file in self.files(pinned) if file.endswith(".safetensors")}
         strange = sorted({str(file) for file in weight_map.values()} - known)

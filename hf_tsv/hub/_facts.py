@@ -58,7 +58,7 @@ def facts_of_folder(folder: Path) -> SourceFacts:
     """What the card in a folder says; nothing if there is none, or its header is no YAML."""
     try:
         return facts_of_card(ModelCard((folder / CARD).read_text("utf-8"), ignore_metadata_errors=True).data)
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return SourceFacts()
 
 

@@ -139,7 +139,7 @@ def read_header(fetch: Fetch, file: str, size: int, label: str) -> dict[str, Sli
         head += _read(fetch, file, len(head), 8 + length - len(head))
     try:
         header = json.loads(head[8 : 8 + length])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: the safetensors header is no JSON. Use another revision") from error
     return _checked(header, file, where, data=8 + length, size=size)
 

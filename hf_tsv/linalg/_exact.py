@@ -28,7 +28,7 @@ def exact_svd(a: Tensor, cut: Cut) -> Triplets:
     try:
         return _by_gram(a, cut)
     except LinAlgError:
-        return _by_svd(a, cut)
+        return _by_svd(a, cut)._replace(fell_back=True)
 
 
 def exact_values(a: Tensor) -> Tensor:
@@ -61,6 +61,11 @@ def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         MethodError: NaN or infinity in a, or both failed.
     """
+    return _proven_svd(a)[0]
+
+
+def _proven_svd(a: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
+    """As `dense_svd`, and whether divide and conquer failed."""
     check_finite(a)
     x = a.double()
     for solve in (_divide_and_conquer, _qr_iteration):
@@ -70,7 +75,7 @@ def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             continue
         residual = (torch.mm(u * s, vh) - x).abs().max()
         if residual <= 1e-10 * s[0] and is_orthonormal(u, 1e-10) and is_orthonormal(vh.T, 1e-10):
-            return u, s, vh
+            return (u, s, vh), solve is not _divide_and_conquer
     raise MethodError("no singular value decomposition converged, expected one in float64. Leave this tensor out")
 
 
@@ -109,9 +114,9 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
 
 
 def _by_svd(a: Tensor, cut: Cut) -> Triplets:
-    u, s, vh = dense_svd(a)
+    (u, s, vh), fell_back = _proven_svd(a)
     k = cut.kept(s)
-    return Triplets(u[:, :k], s[:k], vh[:k].T, float(s.square().sum()), values=s)
+    return Triplets(u[:, :k], s[:k], vh[:k].T, float(s.square().sum()), values=s, fell_back=fell_back)
 
 
 def roots(squares: Tensor) -> Tensor:

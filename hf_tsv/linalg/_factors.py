@@ -18,7 +18,8 @@ class Factors:
     Attributes:
         energy: Squared Frobenius norm of the whole matrix; None where it isn't known.
         values: All singular values of the matrix, float64, where they came for nothing.
-        fell_back: Whether the mode asked for could not keep its promise here, so that `exact` was used.
+        fell_back: Whether the mode asked for could not keep its promise here, so that `exact` was used; or, in that,
+            LAPACK failed at first, so that a slower of its routines was.
         error: What `fast` can't exclude: rms angle between the vectors and the true subspace. `nearest_orthogonal`
             takes it. 0 in the other modes.
     """

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from hf_tsv.linalg._exact import exact_svd, is_orthonormal, roots
 from hf_tsv.linalg._factors import Cut, Triplets
-from hf_tsv.linalg._gram import gram, largest_entry, leading_eigenpairs
+from hf_tsv.linalg._gram import gram, largest_entry, leading_eigenpairs, symmetric
 from hf_tsv.linalg._lapack import LinAlgError
 
 ALLOWED = 2e-4  # rms angle between the vectors found and the true subspace
 _SPARE = 0.25  # share of vectors found beyond the rank: they take up what would mix into the ones kept
-_OUTSTANDING = 50.0  # times the square of the last value of a block
+_DROWNED = 5e-4  # rounding of a Gram matrix, in units of the gaps between its values: vectors move by a seventh of it
+_OUTSTANDING = 50.0  # times the last value of a block: below that three steps of subspace iteration don't find a vector
 _BLOCK = 32  # vectors that the Krylov space grows by
 
 Basis = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # matrix, rank -> basis of right vectors and its image
@@ -23,8 +24,9 @@ Bound = Callable[[Tensor, Triplets, Tensor], float]
 def fast_svd(a: Tensor, cut: Cut) -> Triplets:
     """Leading triplets of a tall matrix (p, q) within `ALLOWED`, or those of `exact_svd`.
 
-    The eigenvectors of a Gram matrix in float32 lose what is small next to the largest eigenvalue. A Rayleigh-Ritz
-    step on the matrix itself wins most of it back, and the residual it leaves tells what is still missing.
+    The eigenvectors of a Gram matrix in float32 lose what is small next to the largest eigenvalue: where that is much,
+    the largest directions are taken out first. A Rayleigh-Ritz step on the matrix itself wins most of the rest back,
+    and the residual it leaves tells what is still missing.
     """
     found = None if a.dtype == torch.float64 else _attempt(a, cut, _gram_basis, _angle)
     if found is None or not found.error <= ALLOWED:
@@ -36,9 +38,10 @@ def sketch_svd(a: Tensor, cut: Cut) -> Triplets:
     """Triplets of a tall matrix (p, q) with nearly the energy of the leading ones; no promise on their digits.
 
     From a block Krylov space of twice the rank (Musco and Musco 2015). Where that is more than half of all
-    there is, the Gram matrix in float32 costs less.
+    there is, or the matrix much taller than wide, the Gram matrix in float32 costs less.
     """
-    basis_of = _krylov_basis if 4 * cut.rank <= a.shape[1] else _gram_basis
+    (p, q), rank = a.shape, cut.rank
+    basis_of = _krylov_basis if 4 * rank <= q and p <= 8 * q else _gram_basis
     return _attempt(a, cut, basis_of, _unchecked) or exact_svd(a, cut)._replace(fell_back=True)
 
 
@@ -62,40 +65,44 @@ def _attempt(a: Tensor, cut: Cut, basis_of: Basis, error_of: Bound) -> Triplets 
 
 
 def _gram_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Leading right vectors by Gram matrix, (q, rank and a few), and their image under x.
-
-    The largest directions are taken out first: next to their squares float32 would lose the rest.
-    """
+    """Leading right vectors by Gram matrix, (q, rank and a few), and their image under x."""
     size = min(x.shape[1], rank + int(_SPARE * rank) + 8)
-    top = _outstanding(x, min(size, _BLOCK))
-    rest = x - (x @ top) @ top.T
-    _, basis = leading_eigenpairs(gram(rest, x.dtype), size - top.shape[1])
+    product = gram(x, x.dtype)
+    top = _outstanding(product, min(size, _BLOCK))
+    if top.shape[1]:
+        product = gram(x - (x @ top) @ top.T, x.dtype)
+    _, basis = leading_eigenpairs(product, size - top.shape[1])
     basis = torch.linalg.qr(torch.cat([top, basis], dim=1))[0]
     return basis, x @ basis
 
 
-def _outstanding(x: Tensor, size: int) -> Tensor:
-    """Those of the leading right vectors that stand far above the `size`-th, so that two steps of subspace iteration
-    find them: what was half a vector would mix up the rest."""
-    basis = _start(x, size)
-    for _ in range(2):
-        basis = torch.linalg.qr(x.T @ (x @ basis))[0]
-    squares, rotation = leading_eigenpairs(gram(x @ basis), size)
-    return basis @ rotation[:, squares > _OUTSTANDING * squares[-1]].to(x.dtype)
+def _outstanding(product: Tensor, size: int) -> Tensor:
+    """The leading eigenvectors (q, few) beside whose values the rounding of the Gram matrix drowns the rest, if so.
+
+    The rounding is eps times the largest value. What it does to the vectors depends on the gaps between values, for
+    which the mean of those beyond the first `size` stands.
+    """
+    full = symmetric(product)
+    basis = _random(full, size)
+    for _ in range(3):
+        basis = torch.linalg.qr(full @ basis)[0]
+    values, rotation = leading_eigenpairs((basis.T @ full @ basis).double(), size)
+    rest = (float(full.trace()) - float(values.sum())) / max(1, len(full) - size)
+    drowned = torch.finfo(full.dtype).eps * float(values[0]) > _DROWNED * rest
+    return basis @ rotation[:, drowned & (values > _OUTSTANDING * values[-1])].to(full.dtype)
 
 
-def _start(x: Tensor, size: int) -> Tensor:
-    """Orthonormal (q, size): a random combination of the rows."""
-    random = torch.randn(x.shape[0], size, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
-    basis: Tensor = torch.linalg.qr(x.T @ random.to(x.device))[0]
-    return basis
+def _random(like: Tensor, size: int) -> Tensor:
+    """(rows of like, size), the same on every device."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(like), size, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
 
 
 def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Orthonormal basis of span(b, x^T x b, (x^T x)^2 b, ...), (q, twice the rank), and its image; b is random."""
     (p, q), size = x.shape, min(x.shape[1], 2 * rank + _BLOCK)
     basis, image = x.new_empty(size, q).T, x.new_empty(size, p).T
-    block = _start(x, _BLOCK)
+    block = x.T @ _random(x, _BLOCK)
     for at in range(0, size, _BLOCK):
         for _ in range(2):  # once leaves rounding errors that the division by a small norm blows up
             block = torch.linalg.qr(block - basis[:, :at] @ (basis[:, :at].T @ block))[0]

@@ -26,8 +26,13 @@ def gram(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     return out
 
 
+def symmetric(upper: Tensor) -> Tensor:
+    """The symmetric matrix of which the upper triangle is given, as `gram` leaves it."""
+    return upper.triu() + upper.triu(1).T
+
+
 def times(a: Tensor, b: Tensor) -> Tensor:
-    """a b for a tall matrix a (p, q) and a float64 matrix b (q, k): in float64, rounded once to a's dtype."""
+    """a b for a tall matrix a (p, q) and a matrix b (q, k): in b's dtype, rounded once to a's."""
     out = new_matrix(a, a.shape[0], b.shape[1], a.dtype)
     for where, rows in row_blocks(a, b.dtype):
         out[where] = rows @ b

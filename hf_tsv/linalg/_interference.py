@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_tsv.linalg._factors import Factors
-from hf_tsv.linalg._gram import gram
+from hf_tsv.linalg._gram import gram, symmetric
 from hf_tsv.linalg._polar import nearest_orthogonal
 
 
@@ -76,15 +76,11 @@ def overlaps(factors: Sequence[Factors]) -> tuple[Tensor, Tensor, Tensor]:
     ranks = torch.tensor([len(f.s) for f in factors])
     task = torch.arange(len(factors)).repeat_interleave(ranks)
     others = (task[:, None] != task).to(factors[0].s.device)
-    left = _symmetric(gram(torch.cat([f.u for f in factors], dim=1))) * others
-    right = _symmetric(gram(torch.cat([f.vh for f in factors]).T)) * others
+    left = symmetric(gram(torch.cat([f.u for f in factors], dim=1))) * others
+    right = symmetric(gram(torch.cat([f.vh for f in factors]).T)) * others
     return left, torch.cat([f.s for f in factors]).double(), right
 
 
 def _defect(u: Tensor) -> Tensor:
     """u^T u - I in float64."""
-    return _symmetric(gram(u)) - torch.eye(u.shape[1], dtype=torch.float64, device=u.device)
-
-
-def _symmetric(upper: Tensor) -> Tensor:
-    return upper.triu() + upper.triu(1).T
+    return symmetric(gram(u)) - torch.eye(u.shape[1], dtype=torch.float64, device=u.device)

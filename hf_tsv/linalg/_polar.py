@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from hf_tsv.linalg._exact import checked_gram, dense_svd
-from hf_tsv.linalg._gram import computable, gram, leading_eigenpairs, tall, times
+from hf_tsv.linalg._gram import computable, gram, leading_eigenpairs, symmetric, tall, times
 from hf_tsv.linalg._lapack import LinAlgError
 
 ALLOWED = 1e-3  # relative error of a polar factor that stems from its argument's
 COARSE = 1e-3  # of the largest singular value; its square is ten roundings of a Gram matrix in float32
+EVEN = 0.1  # of the largest singular value: from there on a product in float32 is as good as one in float64
 RESOLVED = 1e-7  # of the largest singular value; its square is a hundred roundings of the Gram matrix
 
 
@@ -76,8 +77,9 @@ def _by_gram(a: Tensor, tolerance: float, error: float) -> Tensor:
     k = int((squares > tolerance**2 * squares[0]).sum())
     _check_amplified(error, squares[:k].sqrt())
     quarter = vectors[:, :k] * squares[:k] ** -0.25
-    polar = times(a, quarter @ quarter.T)
-    if not _is_partial_isometry(polar, rank=k):
+    root = symmetric(gram(quarter.T))
+    polar = times(a, root.to(a.dtype) if squares[k - 1] > EVEN**2 * squares[0] else root)
+    if not _is_partial_isometry(polar, vectors[:, :k]):
         raise LinAlgError("the eigenvectors are wrong")
     return polar
 
@@ -89,13 +91,14 @@ def _by_svd(a: Tensor, tolerance: float, error: float) -> Tensor:
     return torch.mm(p * kept, qh).to(a.dtype)
 
 
-def _is_partial_isometry(x: Tensor, rank: int) -> bool:
-    """Whether x^T x is a projector on `rank` directions, as far as a few random vectors see: a gross error shows."""
-    probe = torch.randn(x.shape[1], 4, generator=torch.Generator().manual_seed(0)).to(x)
-    once = x.T @ (x @ probe)
-    twice = x.T @ (x @ once)
-    size = float(torch.linalg.vector_norm(x, dim=1).square().sum(dtype=torch.float64))  # no copy in float64
-    return abs(size - rank) < 0.5 and bool((twice - once).norm() <= 1e-2 * probe.norm())
+def _is_partial_isometry(x: Tensor, directions: Tensor) -> bool:
+    """Whether x^T x projects on these orthonormal columns, as far as a few random vectors see: a gross error shows."""
+    probe = torch.randn(x.shape[1], 4, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
+    seen = x.T @ (x @ probe)
+    wanted = directions @ (directions.T @ probe.double())
+    lengths = torch.linalg.vector_norm(x, dim=1 if x.is_contiguous() else 0)  # as it lies in memory, and no copy
+    size = float(lengths.square().sum(dtype=torch.float64))
+    return abs(size - directions.shape[1]) < 0.5 and bool((seen - wanted).norm() <= 1e-2 * probe.norm())
 
 
 def _check_amplified(error: float, d: Tensor) -> None:

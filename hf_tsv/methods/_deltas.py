@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from hf_tsv.errors import MethodError
 from hf_tsv.linalg import Factors, SvdMode
 
 DRAWN_AT_ONCE = 2**18
@@ -140,6 +142,14 @@ class Deltas(Sequence[Tensor]):
         start = self.offset - first * DRAWN_AT_ONCE
         return torch.cat(drawn)[start:].reshape(self.shape) if drawn else torch.empty(self.shape)
 
+    @contextmanager
+    def naming(self, t: int) -> Iterator[None]:
+        """Add the task's name to an error that its delta alone is to blame for."""
+        try:
+            yield
+        except MethodError as error:
+            raise MethodError(f"task '{self.tasks[t]}': {error}") from error
+
     def scaled(self, t: int) -> Tensor:
         """w_t delta_t, for methods that have no weights of their own: a weight there is a factor on the change."""
         return self[t].mul_(self.weights[t])
@@ -162,7 +172,8 @@ class Deltas(Sequence[Tensor]):
 
 def _drawn(count: int, *key: object) -> Tensor:
     digest = blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.rand(count, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.rand(count, generator=generator, device="cpu").to(torch.get_default_device())
 
 
 def per_task(value: float | Sequence[float], num_tasks: int) -> tuple[float, ...]:

@@ -81,7 +81,7 @@ def smallest(values: Tensor, count: int) -> Tensor:
     if count <= 0:
         return torch.zeros_like(values, dtype=torch.bool)
     place = min(count, values.numel()) - 1
-    last = float(np.partition(values.numpy(), place)[place])  # ten times as fast as torch.kthvalue
+    last = float(np.partition(values.cpu().numpy(), place)[place])  # ten times as fast as torch.kthvalue
     mask = values < last
     ties = (values == last).nonzero().flatten()
     mask[ties[: count - int(mask.sum())]] = True

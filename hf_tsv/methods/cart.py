@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_tsv.linalg import truncated_svd
 from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import merge_method
-from hf_tsv.methods._spectral import mean_of_rest, scaled_deltas
+from hf_tsv.methods._spectral import mean_of_rest
 
 
 @merge_method(
@@ -37,7 +37,9 @@ def cart(
     mean = deltas.weighted_sum().div_(len(deltas.active))
     rank = math.ceil(rank_fraction * min(deltas.shape))
     merged = mean.clone()
-    for delta in scaled_deltas(deltas):
-        own = truncated_svd(delta.sub_(mean), rank, mode=deltas.svd)
+    for t in deltas.active:
+        delta = deltas.scaled(t).sub_(mean)
+        with deltas.naming(t):
+            own = truncated_svd(delta, rank, mode=deltas.svd)
         merged.addmm_(own.u * own.s, own.vh, alpha=scale)
     return merged

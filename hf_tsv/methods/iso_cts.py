@@ -66,4 +66,5 @@ def _own(deltas: Deltas, t: int, common: Tensor, rank: int, tolerance: float) ->
     """A task's leading triplets outside the common space, as far as they stand above what subtracting it left."""
     delta = deltas.scaled(t)
     floor = tolerance * float(torch.linalg.vector_norm(delta))
-    return truncated_svd(delta - common @ (common.T @ delta), rank, rtol=tolerance, floor=floor)
+    with deltas.naming(t):
+        return truncated_svd(delta - common @ (common.T @ delta), rank, rtol=tolerance, floor=floor)

@@ -107,7 +107,9 @@ def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut, mode: SvdMode) -> Fac
         return replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank])
     rtol = 0.0 if cut == "none" else NUMERICAL_RANK
     floor = deltas.noise(t) if cut == "noise" or (cut == "auto" and deltas.is_half(t)) else 0.0
-    return truncated_svd(deltas[t], rank, mode=mode, rtol=rtol, floor=floor)
+    delta = deltas[t]
+    with deltas.naming(t):
+        return truncated_svd(delta, rank, mode=mode, rtol=rtol, floor=floor)
 
 
 def _notes(tasks: Sequence[Factors]) -> dict[str, Any]:
