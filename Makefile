@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench bench-speed bench-accuracy clean
+.PHONY: demo test lint bench bench-speed bench-accuracy bench-perplexity bench-peers clean
 
 demo: .venv/demo
 	.venv/bin/hf-tsv demo
@@ -32,13 +32,19 @@ lint: .venv/dev
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
-bench: bench-speed bench-accuracy
+bench: bench-speed bench-accuracy bench-perplexity bench-peers
 
 bench-speed: .venv/dev
 	.venv/bin/python -m benchmarks.speed
 
 bench-accuracy: .venv/demo .venv/dev
 	.venv/bin/python -m benchmarks.accuracy
+
+bench-perplexity: .venv/demo .venv/dev
+	.venv/bin/python -m benchmarks.perplexity
+
+bench-peers: .venv/demo .venv/dev
+	.venv/bin/python -m benchmarks.peer_accuracy
 
 clean:
 	rm -rf .venv .demo build dist

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ import yaml
 import hf_tsv
 from benchmarks.accuracy_report import FINE_TUNED, markdown, plot
 from benchmarks.peers import CACHE
-from benchmarks.speed import RESULTS, machine
+from benchmarks.speed import RESULTS, machine, when
 from benchmarks.text_scores import Bench, Scores
 from benchmarks.text_zoo import prepare_texts
 from hf_tsv import api
@@ -35,6 +34,7 @@ from hf_tsv.restored import load_task
 from hf_tsv.writers import write_text
 
 COUNTS = (4, 8)  # and all
+TEXTS = 100  # test texts a task
 # Fixed before anything was scored: the first four and eight are of several kinds.
 ORDER = (
     *("icd", "supersense", "langid", "pos", "newsgroup", "proglang", "wordlang", "nameorigin"),
@@ -77,7 +77,7 @@ class Job(Protocol):
 
 def main() -> None:
     options = _options()
-    zoo = _ordered(prepare_texts(CACHE / "zoo"))
+    zoo = ordered(prepare_texts(CACHE / "zoo"))
     bench = Bench(zoo, {"test": options.texts, "validation": options.validation})
     results = Results(RESULTS / "accuracy.json", _about(bench))
     counts = sorted({count for count in COUNTS if count < len(zoo.tasks)} | {len(zoo.tasks)})
@@ -106,7 +106,7 @@ def report(told: Mapping[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("--texts", type=int, default=100, help="test texts a task, 500 at most (default: 100)")
+    parser.add_argument("--texts", type=int, default=TEXTS, help="test texts a task, 500 at most (default: 100)")
     parser.add_argument("--validation", type=int, default=24, help="validation texts a task, 300 at most (default: 24)")
     parser.add_argument(
         "--only", nargs="+", help="these jobs, anew: a method, the same with ', tuned', TSV-C, masks or originals"
@@ -114,7 +114,8 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _ordered(zoo: Zoo) -> Zoo:
+def ordered(zoo: Zoo) -> Zoo:
+    """The zoo with its tasks in the order in which they are taken."""
     return replace(zoo, tasks=tuple(sorted(zoo.tasks, key=lambda task: ORDER.index(task.name))))
 
 
@@ -147,12 +148,12 @@ class Results:
     def has(self, count: int, job: str) -> bool:
         return f"{count} {job}" in self.told["done"]
 
-    def put(self, count: int, name: str, row: Row) -> None:
+    def put(self, count: int, name: str, row: NamedTuple) -> None:
         self.told["rows"].setdefault(name, {})[str(count)] = row._asdict()
 
     def done(self, count: int, job: str) -> None:
         self.told["done"] = sorted({*self.told["done"], f"{count} {job}"})
-        self.told |= {"when": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "machine": machine()}
+        self.told |= {"when": when(), "machine": machine()}
         write_text(self._file, json.dumps(self.told, indent=1) + "\n")
 
 
@@ -198,7 +199,7 @@ def tuned(name: str, bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[str,
 
 def _merged(name: str, bench: Bench, tasks: Sequence[Task]) -> tuple[dict[str, torch.Tensor], Row]:
     started = time.monotonic()
-    state = api.merge_state_dicts(bench.base, {t.name: bench.finetuned[t.name] for t in tasks}, method=name)
+    state = hf_tsv.merge_state_dicts(bench.base, {t.name: bench.finetuned[t.name] for t in tasks}, method=name)
     nothing = {task.name: 0 for task in tasks}
     return state, Row({}, _model_bytes(bench), nothing, seconds=round(time.monotonic() - started, 1))
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.report import table
+
 BASE, FINE_TUNED = "base", "fine-tuned"
 PLOTTED = (  # in the plot's legend order
     *("base", "linear", "task_arithmetic, tuned", "ties", "tsv_m", "tsv_m, tuned", "iso_c", "iso_c, tuned"),
@@ -22,10 +24,10 @@ def markdown(told: Told) -> str:
             f" Versions: {versions}. Seed {told['seed']}; the first {told['test_texts']} test texts and"
             f" {told['validation_texts']} validation texts of every task.\n",
             "## The tasks\n",
-            _table(("task", "labels", "texts", "base", "fine-tuned"), _tasks(told)),
+            table(("task", "labels", "texts", "base", "fine-tuned"), _tasks(told)),
             "## All methods\n",
             "Mean accuracy in %; in brackets: mean of the accuracies relative to the fine-tuned models', in %.\n",
-            _table(("", *(f"{n} tasks" for n in counts(told)), "MB in all", "s", "factor"), _means(told)),
+            table(("", *(f"{n} tasks" for n in counts(told)), "MB in all", "s", "factor"), _means(told)),
             *(line for count in counts(told) for line in (f"## {count} tasks, one by one\n", _each(told, count))),
         ]
     )
@@ -121,9 +123,4 @@ def _mean(told: Told, name: str) -> Sequence[str]:
 def _each(told: Told, count: int) -> str:
     names = [name for name in told["rows"] if accuracies(told, name, count)]
     rows = [(name, *(f"{100 * a:.0f}" for a in accuracies(told, name, count).values())) for name in names]
-    return _table(("", *_first(told, count)), rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return table(("", *_first(told, count)), rows)

@@ -1,7 +1,7 @@
 """Who merges what, and what it is compared with."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def mergekit(method: str, **parameters: Any) -> Command:
 
 def fusion_bench(shape: Shape, folder: Path) -> list[str]:
     """TSV-M from Python, as FusionBench's documentation does it."""
-    return _runner(FUSION_BENCH.python, "fusion_bench_tsv_m.py", shape, folder)
+    return _runner(FUSION_BENCH.python, "fusion_bench_merge.py", shape, folder, "tsv_m")
 
 
 def bare_loop(shape: Shape, folder: Path) -> list[str]:
@@ -92,14 +92,20 @@ def bare_loop(shape: Shape, folder: Path) -> list[str]:
     return _runner(OURS.python, "bare_loop.py", shape, folder)
 
 
-def _runner(python: str, script: str, shape: Shape, folder: Path) -> list[str]:
-    return [python, str(RUNNERS / script), str(folder / "out"), str(shape.base), *map(str, shape.tasks)]
+def _runner(python: str, script: str, shape: Shape, folder: Path, *before: str) -> list[str]:
+    return [python, str(RUNNERS / script), *before, str(folder / "out"), str(shape.base), *map(str, shape.tasks)]
 
 
 def _recipe(shape: Shape, folder: Path, method: str, parameters: Mapping[str, Any], **more: str) -> Path:
+    return write_recipe(shape.base, shape.tasks, folder, method, parameters, **more)
+
+
+def write_recipe(
+    base: Path | None, tasks: Sequence[Path], folder: Path, method: str, parameters: Mapping[str, Any], **more: str
+) -> Path:
     """A recipe that both of us read; YAML takes JSON."""
-    models = [{"model": str(task), "parameters": {"weight": 1.0}} for task in shape.tasks]
-    recipe = {"merge_method": method, "base_model": str(shape.base), "models": models, **more}
+    models = [{"model": str(task), "parameters": {"weight": 1.0}} for task in tasks]
+    recipe = {"merge_method": method, **({"base_model": str(base)} if base else {}), "models": models, **more}
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe | ({"parameters": dict(parameters)} if parameters else {}), indent=2) + "\n")
     return path

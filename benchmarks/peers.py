@@ -60,3 +60,4 @@ FUSION_BENCH = Environment(
     "fusion-bench", "fusion-bench==0.2.33", ("fusion-bench", "torch", "transformers", "safetensors")
 )
 MERGEKIT = Environment("mergekit", "mergekit==0.1.5", ("mergekit", "torch", "transformers", "safetensors"))
+PEFT = Environment("peft", "peft==0.21.2", ("peft", "torch", "transformers", "safetensors"))

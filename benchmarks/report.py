@@ -23,7 +23,7 @@ def _job(result: Mapping[str, Any]) -> str:
     head = ("", "wall s", "CPU s", "peak GB", "error", "rounding alone", "misrounded", "cores others used")
     second = ("", "times as fast (wall)", "times less CPU", "peak, as a share of the other's")
     return f"## {result['title']}\n\n{result['when']}, {runs} runs in turns: median (least to most).\n\n" + "\n".join(
-        [_table(head, costs), _table(second, ratios)]
+        [table(head, costs), table(second, ratios)]
     )
 
 
@@ -88,7 +88,7 @@ def _spread(values: Sequence[float], form: str) -> str:
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table without the columns that no row fills."""
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
     lines = [head, ["---"] * len(head), *rows]

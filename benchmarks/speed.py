@@ -38,7 +38,7 @@ def main() -> None:
     try:
         for name in options.only or (*JOBS, "one_matrix"):
             _say(f"{name}:")
-            told["jobs"][name] = {"when": _when(), **_measured(name, options)}
+            told["jobs"][name] = {"when": when(), **_measured(name, options)}
             file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
             (results / "speed.md").write_text(markdown(told), encoding="utf-8")
     finally:
@@ -131,7 +131,7 @@ def _python(module: str, *arguments: str) -> str:
     ).stdout
 
 
-def _when() -> str:
+def when() -> str:
     """The date, and what state of the code it is."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()

