@@ -44,9 +44,9 @@ TUNED = ("tsv_m", "task_arithmetic", "iso_c", "iso_cts", "ties", "consensus_ta")
 FACTORS = (0.2, 0.35, 0.6, 0.8, 1.0, 1.3)
 BUDGETS = (0.025, 0.05, 0.1)  # of the fine-tuned model's bytes, an adapter
 READ_BY_PEFT, RESTORED_FROM = "adapter_model*", "*.safetensors"  # of an adapter's folder
-MASKED = {"tall_mask": {}, "tall_mask, TIES": {"of": "ties"}, "emr": {}}
+MASKED = {"tall_mask": {}, "tall_mask, TIES": {"of": "ties"}, "emr": {}, "magnitude_mask": {}}
 FIRST = ("linear", "task_arithmetic", "ties", "tsv_m", "iso_c", "iso_cts")  # measured before the others
-NO_MERGE = ("base", "tsv_c", "tall_mask", "emr", "slerp", "nuslerp")  # no merged model, or of fewer than four tasks
+NO_MERGE = ("base", "tsv_c", "tall_mask", "emr", "magnitude_mask", "slerp", "nuslerp")  # or of fewer than four tasks
 
 
 class Row(NamedTuple):

@@ -21,7 +21,6 @@ from hf_tsv.compressed import Compressing
 from hf_tsv.compression import FixedRank
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.linalg import _exact, _lapack
-from hf_tsv.methods import Survey
 from hf_tsv.planner import Plan, Step
 
 from . import models
@@ -33,11 +32,11 @@ def after(count: int, do: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have something happen to the world before tensor number `count`."""
     begun: list[str] = []
 
-    def merge_step(plan: Plan, step: Step, survey: Survey | None = None) -> Any:
+    def merge_step(plan: Plan, step: Step, *more: Any) -> Any:
         begun.append(step.name)
         if len(begun) == count:
             do()
-        return MERGE_STEP(plan, step, survey)
+        return MERGE_STEP(plan, step, *more)
 
     monkeypatch.setattr(run, "merge_step", merge_step)
 

@@ -34,7 +34,7 @@ def test_before_every_write(verb: str, tmp_path: Path) -> None:
     found = json.loads(results.read_text())
     whole = found.pop("whole")
     assert "adapters/t0/adapter_model.safetensors" in whole
-    assert len(found) > 10
+    assert len(found) >= 9
     for moment, happened in found.items():
         assert happened["codes"] == [4, 0], (moment, happened["told"])
         assert "the disk is full. Free some room and run the same command again" in happened["told"], moment

@@ -24,6 +24,7 @@ from .hub_fixtures import both_transports
 from .loopback_hub import LoopbackHub
 from .test_cli import run
 from .test_push import REPO, commits_of, files_of, no_waiting, uploads, writes
+from .test_vocabulary import bpe
 
 __all__ = ["no_waiting"]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -260,7 +261,10 @@ class TestLock:
         hf_tsv.compress(recipe, recipe.parent / "a", options, push_to_hub=Pushing("alice/a-{task}"), hub=alice)
         text = recipe.read_text().replace("bob/t0", "bob/base@main+alice/a-t0").replace("bob/t1", "hf://bob/t1@main")
         recipe.write_text(f"{text}tokenizer_source: bob/t2\n")
-        hub.publish("bob/t2", {"tokenizer.json": b"{}"})
+        bpe().save_pretrained(recipe.parent / "tokenizer")
+        tokenizer = (recipe.parent / "tokenizer" / "tokenizer.json").read_bytes()
+        for name in ("bob/base", "bob/t2"):
+            hub.publish(name, {"tokenizer.json": tokenizer})
         merge(recipe, alice)
         first = recipe.parent / "first"
         (recipe.parent / "out").rename(first)
