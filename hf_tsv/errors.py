@@ -98,3 +98,11 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    for limit, length, unit in ((100, 1, "s"), (100 * 60, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"

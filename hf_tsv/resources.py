@@ -1,9 +1,11 @@
 """What the machine has: processor cores, memory, disk."""
 
 import ctypes
+import math
 import os
 import platform
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,19 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 def usable_cores() -> int:
     """Processor cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def operations_per_second() -> float:
+    """What one core does of a product of float64 matrices, measured for some hundredths of a second."""
+    n, fastest, before = 512, math.inf, torch.get_num_threads()
+    factor = torch.ones(n, n, dtype=torch.float64)
+    torch.set_num_threads(1)
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(factor, factor)
+        fastest = min(fastest, time.perf_counter() - started)
+    torch.set_num_threads(before)
+    return 2.0 * n**3 / fastest
 
 
 def default_memory(device: torch.device | None = None) -> int | None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv.loaders import TORCH_DTYPES
 from hf_tsv.methods import METHODS, Survey
-from hf_tsv.planner import Plan, Step
-from hf_tsv.resources import CPU, default_memory, reuse_freed_memory, usable_cores
+from hf_tsv.planner import TOUCHED, Plan, Step
+from hf_tsv.resources import CPU, default_memory, operations_per_second, reuse_freed_memory, usable_cores
 from hf_tsv.stored import ARITHMETIC, StoredTensor
 
 
@@ -80,11 +80,17 @@ def run(
         HfTsvError: a source can't be read, holds NaN or infinity, or can't be merged; or the output is full.
     """
     needed = _surveys(plan, steps)
-    progress.begin(sum(map(plan.work, steps)) + sum(_touched(group) for group, _ in needed.values()))
+    progress.begin(_work(plan, steps, needed))
     with one_thread_each():
         found = _made(plan, needed, resources, progress)
         do = partial(_do, plan, found, sink, resources.device)
         each_step(steps, do, plan, resources, progress, plan.work, in_order=in_order)
+
+
+def estimated_seconds(plan: Plan, cores: int) -> float:
+    """About how long a merge takes so many of this machine's cores, by the exact SVD and without downloads."""
+    work = _work(plan, plan.steps, _surveys(plan, plan.steps))
+    return max(work / cores, *map(plan.work, plan.steps)) / operations_per_second()
 
 
 def surveys(
@@ -221,12 +227,13 @@ def _survey_of_tensor(plan: Plan, step: Step) -> Survey | None:
     return survey
 
 
-def _touched(steps: Iterable[Step]) -> float:
-    return sum(map(_step_touched, steps))
+def _work(plan: Plan, steps: Sequence[Step], needed: Mapping[object, tuple[list[Step], Survey]]) -> float:
+    """Of the steps, and of the surveys that they need."""
+    return sum(map(plan.work, steps)) + sum(sum(map(_step_touched, group)) for group, _ in needed.values())
 
 
 def _step_touched(step: Step) -> float:
-    return 10.0 * step.info.numel * max(1, len(step.weights))
+    return TOUCHED * step.info.numel * max(1, len(step.weights))
 
 
 def each_step(

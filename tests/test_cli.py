@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from hf_tsv.cli import _told, app
 from hf_tsv.cli._options import parse_size
 from hf_tsv.methods import METHODS
+from hf_tsv.resources import operations_per_second
 
 from . import models
 
@@ -37,6 +38,21 @@ def test_merge_as_json(tmp_path: Path) -> None:
     assert data["out"] == str(tmp_path / "out")
     assert data["arithmetic"]["svd"] == "fast"
     assert "svd: fast" in (tmp_path / "out" / "recipe.lock.yaml").read_text()
+
+
+def test_a_plan_estimates_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = models.recipe(models.zoo(models.bert, tmp_path))
+    monkeypatch.setattr("hf_tsv.resources.usable_cores", lambda: 2)
+    seconds = []
+    for rate, told in ((1e5, " min of merging"), (1e3, " h of merging")):
+        monkeypatch.setattr("hf_tsv.run.operations_per_second", lambda rate=rate: rate)
+        assert f"{told} on this machine's 2 core(s)" in " ".join(run("plan", path).stdout.split())
+        seconds.append(json.loads(run("plan", path, "--json").stdout)["seconds"])
+    assert seconds[1] == pytest.approx(100 * seconds[0], rel=0.01)
+
+
+def test_a_core_does_some_operations() -> None:
+    assert 1e7 < operations_per_second() < 1e13
 
 
 def test_plan_writes_nothing(tmp_path: Path) -> None:

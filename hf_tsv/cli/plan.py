@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, recipe_from
 from hf_tsv.cli._told import err, out, told
-from hf_tsv.errors import size
+from hf_tsv.errors import duration, size
 
 if TYPE_CHECKING:
     from hf_tsv.planner import Plan
@@ -40,6 +40,9 @@ def show(planned: "Plan") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from hf_tsv.resources import usable_cores
+    from hf_tsv.run import estimated_seconds
+
     table = Table("", "tensor", "shape", "kind", "method", box=None, pad_edge=False, header_style="bold")
     table.columns[0].justify = "right"
     table.columns[1].overflow = "fold"
@@ -52,11 +55,13 @@ def show(planned: "Plan") -> None:
         out.print(f"task part of {part.task}: {part.info.name} {part.info.shape}", markup=False)
     counts = Counter(step.method for step in planned.steps)
     made = ", ".join(f"{number} by {method}" for method, number in counts.most_common() if method != "base")
-    largest = max(map(planned.working_bytes, planned.steps))
+    largest, cores = max(map(planned.working_bytes, planned.steps)), usable_cores()
+    seconds = estimated_seconds(planned, cores)
     out.print(
         f"\n{len(planned.steps)} tensors: {made}, {counts['base']} kept from the base."
         f" Reads {size(planned.bytes_in)}, writes {size(planned.bytes_out)} in {len(planned.shards)} file(s);"
-        f" the largest tensor takes {size(largest)} of memory at work.",
+        f" the largest tensor takes {size(largest)} of memory at work. About {duration(seconds)} of merging on this"
+        f" machine's {cores} core(s).",
         markup=False,
     )
     for warning in planned.warnings:
@@ -65,8 +70,12 @@ def show(planned: "Plan") -> None:
 
 def as_data(planned: "Plan") -> dict[str, Any]:
     """The plan for machines."""
+    from hf_tsv.resources import usable_cores
+    from hf_tsv.run import estimated_seconds
+
     return {
         "tasks": planned.tasks,
+        "seconds": round(estimated_seconds(planned, usable_cores()), 1),
         "bytes_in": planned.bytes_in,
         "bytes_out": planned.bytes_out,
         "working_bytes": max(map(planned.working_bytes, planned.steps)),
