@@ -46,7 +46,8 @@ BUDGETS = (0.025, 0.05, 0.1)  # of the fine-tuned model's bytes, an adapter
 READ_BY_PEFT, RESTORED_FROM = "adapter_model*", "*.safetensors"  # of an adapter's folder
 MASKED = {"tall_mask": {}, "tall_mask, TIES": {"of": "ties"}, "emr": {}, "magnitude_mask": {}}
 FIRST = ("linear", "task_arithmetic", "ties", "tsv_m", "iso_c", "iso_cts")  # measured before the others
-NO_MERGE = ("base", "tsv_c", "tall_mask", "emr", "magnitude_mask", "slerp", "nuslerp")  # or of fewer than four tasks
+NO_MERGE = ("base", "tsv_c", "tall_mask", "emr", "magnitude_mask")
+ELSEWHERE = ("slerp", "nuslerp", "core_space")  # of two models; of adapters, for it factors full fine-tunes many times
 
 
 class Row(NamedTuple):
@@ -162,7 +163,7 @@ def _jobs(only: Sequence[str] | None) -> Iterator[tuple[str, Job, bool]]:
 
     The field's usual methods come first: a run that is stopped has them.
     """
-    others = [name for name in METHODS if name not in (*FIRST, *NO_MERGE)]
+    others = [name for name in METHODS if name not in (*FIRST, *NO_MERGE, *ELSEWHERE)]
     every: list[tuple[str, Job, bool]] = [
         ("originals", originals, True),
         *((name, partial(merged, name), False) for name in FIRST),
