@@ -23,7 +23,7 @@ from benchmarks.speed import RESULTS, machine, when
 from benchmarks.text_scores import Bench, Scores
 from benchmarks.text_zoo import prepare_texts
 from hf_tsv import api
-from hf_tsv.compressed import compressing
+from hf_tsv.compressing import compressing
 from hf_tsv.compression import Budget
 from hf_tsv.demo.train import SEED
 from hf_tsv.demo.zoo import Task, Zoo
@@ -221,7 +221,7 @@ def compressed(bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[str, Row]]
         with _folder() as out:
             recipe = _recipe(bench, tasks, "tsv_c")
             started = time.monotonic()
-            api.compress(recipe, out, compressing(recipe, Budget(int(share * _model_bytes(bench)))))
+            hf_tsv.compress(recipe, out, compressing(recipe, Budget(int(share * _model_bytes(bench)))))
             seconds = round(time.monotonic() - started, 1)
             folders = {task.name: out / "adapters" / task.name for task in tasks}
             restored = {task.name: bench.of_model(load_task(out, task.name), task) for task in tasks}

@@ -23,12 +23,11 @@ from benchmarks.lm_zoo import CONTEXT, SEED, LanguageZoo, prepare_language_model
 from benchmarks.peers import CACHE
 from benchmarks.report import table
 from benchmarks.speed import RESULTS
-from hf_tsv import api
-from hf_tsv.compressed import compressing
+from hf_tsv.compressing import compressing
 from hf_tsv.compression import Budget
 from hf_tsv.evaluation.data import read_examples
 from hf_tsv.evaluation.scoring import perplexity
-from hf_tsv.evaluation.suite import Suite, load_suite
+from hf_tsv.evaluation.suite import Perplexity, Suite, load_suite
 from hf_tsv.recipe import parse_recipe
 from hf_tsv.restored import load_task
 from hf_tsv.writers import write_text
@@ -122,8 +121,9 @@ class Bench:
         """Perplexity on one domain, as `hf-tsv eval` has it."""
         suite = self._suites[split]
         (task,) = (task for task in suite.file.tasks if task.name == domain)
-        examples = read_examples(suite, task)  # type: ignore[arg-type]
-        return perplexity(model, self._loaded[1], task, examples, suite, lambda share: None).value  # type: ignore[arg-type]
+        assert isinstance(task, Perplexity)
+        examples = read_examples(suite, task)
+        return perplexity(model, self._loaded[1], task, examples, suite, lambda share: None).value
 
 
 Job = Callable[[Bench], Row]
@@ -215,7 +215,7 @@ def compressed(share: float, bench: Bench) -> Row:
     with tempfile.TemporaryDirectory(dir=CACHE / "lm-zoo") as folder:
         out = Path(folder) / "out"
         started = time.monotonic()
-        api.compress(recipe, out, compressing(recipe, Budget(int(share * bench.nbytes))))
+        hf_tsv.compress(recipe, out, compressing(recipe, Budget(int(share * bench.nbytes))))
         seconds = round(time.monotonic() - started, 1)
         sizes = [file.stat().st_size for file in out.glob("adapters/*/*.safetensors")]
         scores = {name: bench.of_model(load_task(out, name), name) for name in bench.zoo.domains}

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hf_tsv.api import compress, merge, merge_as_adapter, plan
+    from hf_tsv.adapting import compress, merge_as_adapter
+    from hf_tsv.api import merge, plan
     from hf_tsv.errors import HfTsvError
     from hf_tsv.hub import Hub
     from hf_tsv.in_memory import merge_modules, merge_state_dicts
@@ -42,10 +43,12 @@ _HOMES = {
     "Hub": "hf_tsv.hub",
     "Pushing": "hf_tsv.publishing",
     "Verification": "hf_tsv.verified",
+    "compress": "hf_tsv.adapting",
     "evaluate": "hf_tsv.measuring",
     "inspect": "hf_tsv.measuring",
     "load_recipe": "hf_tsv.recipe",
     "load_task": "hf_tsv.restored",
+    "merge_as_adapter": "hf_tsv.adapting",
     "merge_modules": "hf_tsv.in_memory",
     "merge_state_dicts": "hf_tsv.in_memory",
     "push": "hf_tsv.pushing",

@@ -1,28 +1,23 @@
 """The verbs: what the command line calls, and users of Python."""
 
-import dataclasses
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from hf_tsv.cards import Licence, write_card
+from hf_tsv.cards import write_card
 from hf_tsv.checkpoint import Shard
 from hf_tsv.companions import copy_companions, copy_licences, most_common_template
-from hf_tsv.errors import DOWNLOADING, CheckpointError, MethodError, OutputError
 from hf_tsv.hub import Hub
-from hf_tsv.inputs import loaded, plan_of
-from hf_tsv.journal import Journal, Staging, check_output
+from hf_tsv.inputs import loaded, plan_of, watched
+from hf_tsv.journal import Journal, Staging
 from hf_tsv.outputs import LOCK_FILE, PARTS, RECIPE_FILE, RECORD_FILE
-from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, Step, check_on_base, leaves_masks, leaves_residuals
-from hf_tsv.processes import Process, Team, check_alone, stamp
+from hf_tsv.planner import DEFAULT_SHARD_SIZE, Plan, Step, leaves_masks, leaves_residuals
+from hf_tsv.processes import Process, Team, stamp
 from hf_tsv.publishing import (
     Destination,
     Pushing,
@@ -30,8 +25,8 @@ from hf_tsv.publishing import (
 )
 from hf_tsv.pushing import UPLOADING, delivered, is_made, targets
 from hf_tsv.recipe import Recipe
-from hf_tsv.record import NUMERICS, checksums, make_compression_record, make_record, read_record, write_record
-from hf_tsv.resources import CPU, check_disks, device_name, device_named
+from hf_tsv.record import checksums, make_record, read_record, write_record
+from hf_tsv.resources import check_disks, device_named
 from hf_tsv.run import Progress, Resources, Silent, Sink, check_memory, run
 from hf_tsv.sources import (
     Source,
@@ -40,14 +35,13 @@ from hf_tsv.sources import (
     companions,
     described,
     fetch,
+    folders_of,
     lock_text,
     open_sources,
     tokenizer_companions,
 )
+from hf_tsv.unfinished import check_place, check_unchanged, discarded_if_wrong, go_on_or_start, identity_on
 from hf_tsv.writers import CheckpointWriter, full_disk_told, write_text
-
-if TYPE_CHECKING:
-    from hf_tsv.compressed import Compressing  # needs transformers and peft
 
 
 def plan(
@@ -120,7 +114,7 @@ def merge(
         planned = plan_of(recipe, sources, max_shard_size, hub)
         destinations = [to for _, to in targets(push_to_hub, sources, None, hub)]
         if not destinations or not is_made(out, recipe, sources, [shard.file for shard in planned.shards]):
-            _check_place(out, sources, overwrite=overwrite)
+            check_place(out, sources, overwrite=overwrite)
             check_memory(planned, resources)
             streamed: Stream = "all" if stream else "none"
             downloads = bytes_to_download(sources, hub, stream=streamed)
@@ -130,11 +124,11 @@ def merge(
 
                 check_residuals(planned)
             in_order = stream or bool(destinations)
-            sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
+            sources = fetch(sources, hub, stream=streamed, came=watched(downloads, progress))
             planned = plan_of(recipe, sources, max_shard_size, hub)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
-                _help(planned, staging, team, _identity_on(computing, planned, sources), run_)
+                _help(planned, staging, team, identity_on(computing, planned, sources), run_)
                 return team.await_output(out / RECORD_FILE, before)
             _merge_into(staging, team, planned, sources, hub, resources, progress, destinations, run_, restart=restart)
     return read_record(out) | ({} if process.rank else delivered(out, destinations, progress))
@@ -155,13 +149,13 @@ def _merge_into(
 ) -> None:
     """Merge fetched sources into OUT, uploading each file of weights when it is finished."""
     started = time.monotonic()
-    identity = _identity_on(resources.device, planned, sources)
-    _go_on_or_start(staging, identity, restart=restart)
-    with _discarded_if_wrong(staging):
+    identity = identity_on(resources.device, planned, sources)
+    go_on_or_start(staging, identity, restart=restart)
+    with discarded_if_wrong(staging):
         with sending(destinations[0] if destinations else None, partial(progress.advance, 0.0, UPLOADING)) as send:
             tensors = _write_shared(planned, staging, team, identity, run_, send)
         parts = _write_parts(planned, staging.out)
-        _check_unchanged(planned, sources, identity)
+        check_unchanged(planned, sources, identity)
     _copy_companions(planned, sources, hub, staging.out)
     adapters = _write_adapters(planned, staging, identity, sources, resources, progress)
     masks = _write_masks(planned, staging, sources, resources, progress)
@@ -181,187 +175,6 @@ def _merge_into(
     write_record(record, staging.out)
     write_card(record, staging.out, licence=destinations[0].licence if destinations else None)
     staging.publish()
-
-
-def compress(
-    recipe: Recipe | str | Path,
-    out: str | Path,
-    options: "Compressing",
-    *,
-    overwrite: bool = False,
-    restart: bool = False,
-    workers: int | None = None,
-    max_memory: int | None = None,
-    stream: bool = False,
-    push_to_hub: Pushing | str | None = None,
-    hub: Hub | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Compress every fine-tuned model of a recipe into an adapter; the record.
-
-    What takes part are the tensors that the recipe merges; its methods don't matter. OUT appears when every adapter
-    has been loaded back by PEFT and found to be what was meant. A run that was stopped goes on where it was, to the
-    same bytes.
-
-    Args:
-        recipe: A recipe, or the path of its file.
-        out: The output folder; it must not exist, or be empty.
-        options: How to compress.
-        overwrite: Replace an earlier output.
-        restart: Throw an unfinished run's work away.
-        workers: Tensors in work at once, one processor core each; all cores unless given.
-        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
-        stream: Read the fine-tuned models' weights from the Hub tensor by tensor, once for each of the passes, instead
-            of downloading their files. The base's are downloaded: PEFT loads them.
-        push_to_hub: Where to push the adapters, as in `push`, or more exactly. An OUT that holds this very compression
-            already is pushed as it is; the record then says under `pushed` where.
-        hub: How to reach the Hub.
-        progress: Told of the work done.
-
-    Raises:
-        HfTsvError: anything a person can mend.
-    """
-    from hf_tsv.adapters import BaseRef
-    from hf_tsv.compressed import compress_tasks
-
-    recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
-    check_alone(out)
-    resources = Resources.of(workers, max_memory)
-    sources = open_sources(recipe, hub)
-    tasks = [model.name for model in recipe.models]
-    destinations = [to for _, to in targets(push_to_hub, sources, tasks, hub)]
-
-    def write(
-        planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
-    ) -> dict[str, Any]:
-        base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return compress_tasks(
-            planned, _folders(sources), staging, identity, base, options, resources, progress, in_order=stream
-        )
-
-    if not destinations or not is_made(out, recipe, sources, options.flags):
-        _check_place(out, sources, overwrite=overwrite)
-        licence = destinations[0].licence if destinations else None
-        _write_adapter_folder(
-            recipe,
-            out,
-            sources,
-            write,
-            options.flags,
-            resources,
-            hub,
-            licence,
-            progress,
-            restart=restart,
-            stream=stream,
-        )
-    return read_record(out) | delivered(out, destinations, progress)
-
-
-def merge_as_adapter(
-    recipe: Recipe | str | Path,
-    out: str | Path,
-    *,
-    rank: int | None = None,
-    overwrite: bool = False,
-    restart: bool = False,
-    workers: int | None = None,
-    max_memory: int | None = None,
-    stream: bool = False,
-    hub: Hub | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Merge by a recipe into an adapter on the base model, which PEFT loads; its record.
-
-    A run that was stopped goes on where it was, to the same bytes.
-
-    Args:
-        recipe: A recipe, or the path of its file.
-        out: The adapter's folder; it must not exist, or be empty.
-        rank: Most rank of a matrix; as much as the merged change has unless given.
-        overwrite: Replace an earlier output.
-        restart: Throw an unfinished run's work away.
-        workers: Tensors in work at once, one processor core each; all cores unless given.
-        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
-        stream: As in `compress`.
-        hub: How to reach the Hub.
-        progress: Told of the work done.
-
-    Raises:
-        HfTsvError: anything a person can mend.
-    """
-    from hf_tsv.adapters import BaseRef
-    from hf_tsv.as_adapter import write_as_adapter
-
-    recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
-    if recipe.residuals is not None or TSV_C in recipe.methods:
-        raise OutputError(f"{out}: an adapter can't carry others, expected a recipe without tsv_c and residuals")
-    check_alone(out)
-    resources = Resources.of(workers, max_memory)
-    sources = open_sources(recipe, hub)
-    _check_place(out, sources, overwrite=overwrite)
-
-    def write(
-        planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
-    ) -> dict[str, Any]:
-        base = BaseRef(sources[0].ref.path, sources[0].revision)
-        return write_as_adapter(
-            planned, staging, identity, base, _folders(sources), rank, resources, progress, in_order=stream
-        )
-
-    in_float32 = dataclasses.replace(recipe, out_dtype="float32")
-    flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
-    _write_adapter_folder(
-        in_float32, out, sources, write, flags, resources, hub, None, progress, restart=restart, stream=stream
-    )
-    return read_record(out)
-
-
-def _watched(downloads: int, progress: Progress) -> Callable[[int], None]:
-    """What tells a person of a download of so many bytes."""
-    if downloads:
-        progress.begin(downloads)
-    return lambda nbytes: progress.advance(nbytes, DOWNLOADING)
-
-
-def _write_adapter_folder(
-    recipe: Recipe,
-    out: Path,
-    sources: Sequence[Source],
-    write: Callable[[Plan, Sequence[Source], Staging, Mapping[str, str]], dict[str, Any]],
-    flags: Sequence[str],
-    resources: Resources,
-    hub: Hub,
-    licence: Licence | None,
-    progress: Progress,
-    *,
-    restart: bool,
-    stream: bool,
-) -> None:
-    """A folder of adapters, which appears when it is complete."""
-    started = time.monotonic()
-    streamed: Stream = "tasks" if stream else "none"
-    downloads = bytes_to_download(sources, hub, stream=streamed)
-    check_disks([(hub.cache_dir, downloads)])
-    sources = fetch(sources, hub, stream=streamed, came=_watched(downloads, progress))
-    planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE, hub)
-    check_on_base(planned, "adapters are put on")
-    check_memory(planned, resources)
-    identity = _identity_on(CPU, planned, sources, flags)
-    with Staging(out) as staging:
-        _go_on_or_start(staging, identity, restart=restart)
-        with _discarded_if_wrong(staging):
-            tasks = write(planned, sources, staging, identity)
-            _check_unchanged(planned, sources, identity)
-        record = make_compression_record(
-            planned, described(sources, hub), tasks, flags=flags, seconds=time.monotonic() - started
-        )
-        write_text(staging.out / RECIPE_FILE, recipe.text)
-        write_text(staging.out / LOCK_FILE, lock_text(recipe, sources))
-        record["checksums"] = checksums(staging.out, record.get("files", ()))
-        write_record(record, staging.out)
-        write_card(record, staging.out, licence=licence)
-        staging.publish()
 
 
 class _Files:
@@ -392,74 +205,6 @@ class _Files:
             self._left[file].remove(step.name)
         if not self._left[file]:
             self._finished(file)
-
-
-def _check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    check_output(out, overwrite=overwrite)
-    for source in sources:
-        if source.folder and source.folder.resolve().is_relative_to(out.resolve()):
-            raise OutputError(f"{out}: holds {source.ref.text}, which the recipe reads. Choose another folder")
-
-
-def _identity(planned: Plan, sources: Sequence[Source], flags: Sequence[str] = ()) -> dict[str, str]:
-    """What has to be the same for an unfinished run to be gone on with. `flags`: of the command, where it has any."""
-    layout = repr([(shard.file, shard.tensors) for shard in planned.shards])
-    models = {("base model" if s.task is None else f"model '{s.task}'"): s.identity for s in sources}
-    return {
-        "recipe": hashlib.sha256(planned.recipe.text.encode()).hexdigest(),
-        **models,
-        "shards": hashlib.sha256(layout.encode()).hexdigest(),
-        **({"set of options": " ".join(flags)} if flags else {}),
-        **({"vocabulary": planned.vocabulary.fingerprint} if planned.vocabulary else {}),
-        "singular value decomposition": planned.recipe.svd,
-        "version of hf_tsv's numerics": NUMERICS,
-        "version of torch": torch.__version__,
-    }
-
-
-def _identity_on(
-    device: torch.device, planned: Plan, sources: Sequence[Source], flags: Sequence[str] = ()
-) -> dict[str, str]:
-    """As `_identity`, on a device: processors of one kind do the same, GPUs of one model."""
-    return _identity(planned, sources, flags) | {"device": "cpu" if device == CPU else device_name(device)}
-
-
-def _check_unchanged(planned: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
-    """Whether the sources still are what they were when the run began: else what was merged is a mixture.
-
-    Raises:
-        CheckpointError: one is another now.
-    """
-    changed = [what for what, identity in _identity(planned, sources).items() if before[what] != identity]
-    if changed:
-        raise CheckpointError(
-            f"{', '.join(changed)}: changed while it was read, so that what was merged is of no use and was thrown"
-            " away. Run it again when nothing writes there any more"
-        )
-
-
-def _go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bool) -> None:
-    before = None if restart else Journal.read_identity(staging)
-    if before is None:
-        staging.discard()
-        return
-    keys = dict.fromkeys((*before, *identity))
-    changed = [key for key in keys if before.get(key) != identity.get(key)]
-    if changed:
-        raise OutputError(
-            f"{staging.final}: an unfinished run lies in {staging.root}, but another {', another '.join(changed)}"
-            " is asked for now. Pass --restart to throw it away, or go back to what it was"
-        )
-
-
-@contextmanager
-def _discarded_if_wrong(staging: Staging) -> Iterator[None]:
-    """Keep an interrupted run's work, but not that of one that can't be finished with these sources."""
-    try:
-        yield
-    except (CheckpointError, MethodError):
-        staging.remove()
-        raise
 
 
 _Run = Callable[[Plan, Sequence[Step], Sink], None]
@@ -535,7 +280,7 @@ def _write_adapters(
         return {}
     from hf_tsv.residuals import write_residuals
 
-    return write_residuals(planned, staging, identity, _folders(sources), resources, progress)
+    return write_residuals(planned, staging, identity, folders_of(sources), resources, progress)
 
 
 def _write_masks(
@@ -546,11 +291,7 @@ def _write_masks(
         return {}
     from hf_tsv.masked import write_masks
 
-    return write_masks(planned, staging.out, _folders(sources), resources, progress)
-
-
-def _folders(sources: Sequence[Source]) -> dict[str | None, Path]:
-    return {source.task: source.folder for source in sources if source.folder}
+    return write_masks(planned, staging.out, folders_of(sources), resources, progress)
 
 
 def _copy_companions(planned: Plan, sources: Sequence[Source], hub: Hub, out: Path) -> None:

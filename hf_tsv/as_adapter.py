@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hf_tsv.adapters import BaseRef
 from hf_tsv.checkpoint import TensorInfo
-from hf_tsv.compressed import compress_tasks, compressing
+from hf_tsv.compressed import compress_tasks
+from hf_tsv.compressing import compressing
 from hf_tsv.compression import Energy, FixedRank
 from hf_tsv.journal import Staging
 from hf_tsv.outputs import ADAPTERS

@@ -1,13 +1,15 @@
 """What every verb begins with: the recipe, and the plan of it from opened models."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from hf_tsv.errors import DOWNLOADING
 from hf_tsv.hub import Hub
 from hf_tsv.matching import match_vocabularies
 from hf_tsv.planner import Plan, make_plan
 from hf_tsv.recipe import Recipe, load_recipe
+from hf_tsv.run import Progress
 from hf_tsv.sources import Source, tokenizer_folder, tokenizers_look_alike
 
 
@@ -32,3 +34,10 @@ def plan_of(recipe: Recipe, sources: Sequence[Source], max_shard_size: int | str
         vocabulary=matched.vocabulary,
         clashes=matched.clashes,
     )
+
+
+def watched(downloads: int, progress: Progress) -> Callable[[int], None]:
+    """What tells a person of a download of so many bytes."""
+    if downloads:
+        progress.begin(downloads)
+    return lambda nbytes: progress.advance(nbytes, DOWNLOADING)

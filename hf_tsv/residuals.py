@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hf_tsv.adapters import BaseRef, check_installed
 from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint, TensorInfo
-from hf_tsv.compressed import compress_tasks, compressing
+from hf_tsv.compressed import compress_tasks
+from hf_tsv.compressing import compressing
 from hf_tsv.compression import Budget, RankChoice, rank_choice
 from hf_tsv.errors import PlanError
 from hf_tsv.journal import Staging

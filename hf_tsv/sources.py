@@ -283,6 +283,11 @@ def bytes_to_stream(sources: Sequence[Source], hub: Hub, stream: Stream) -> int:
     return sum(hub.files(pin)[file] for pin in pins for file in hub.weights(pin).files)
 
 
+def folders_of(sources: Sequence[Source]) -> dict[str | None, Path]:
+    """Where those lie that are on this machine, by task; the base under None."""
+    return {source.task: source.folder for source in sources if source.folder}
+
+
 def companions(source: Source, hub: Hub) -> Companions:
     """What lies beside a fetched source's weights. A folder of the Hub's cache may hold other programs' files too."""
     if source.folder is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
@@ -80,10 +81,12 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32, **options: object) -> Path:
+def save(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
     """`save_pretrained`, without its progress bars."""
     tf.utils.logging.disable_progress_bar()
-    model.to(dtype).save_pretrained(folder, **options)  # type: ignore[operator]
+    assert isinstance(model, tf.PreTrainedModel)
+    model.to(dtype=dtype)
+    model.save_pretrained(folder, **options)
     return folder
 
 
@@ -96,12 +99,12 @@ def perturbed(model: nn.Module, seed: int, size: float = 0.02) -> nn.Module:
     return model
 
 
-def zoo(make: Callable[[], nn.Module], folder: Path, tasks: int = 3, **options: object) -> Path:
+def zoo(make: Callable[[], nn.Module], folder: Path, tasks: int = 3, **options: Any) -> Path:
     """A base model and fine-tunes of it in `folder`: base, t0, t1, ..."""
     for name, seed in [("base", None), *((f"t{t}", t + 1) for t in range(tasks))]:
         torch.manual_seed(0)
         model = make()
-        save(model if seed is None else perturbed(model, seed), folder / name, **options)  # type: ignore[arg-type]
+        save(model if seed is None else perturbed(model, seed), folder / name, **options)
     return folder
 
 

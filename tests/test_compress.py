@@ -12,7 +12,7 @@ from peft import PeftModel
 
 import hf_tsv
 from hf_tsv import compressed
-from hf_tsv.compressed import Compressing
+from hf_tsv.compressing import Compressing
 from hf_tsv.compression import Budget, Energy, FixedRank, Fraction
 from hf_tsv.errors import MethodError, OutputError
 from hf_tsv.loaders import open_checkpoint

@@ -72,7 +72,7 @@ def test_a_started_run_stays_on_its_device(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         hf_tsv.merge(path, tmp_path / "out", workers=1)
     monkeypatch.setattr("hf_tsv.api.device_named", lambda name, rank: torch.device("cuda", 0))
-    monkeypatch.setattr("hf_tsv.api.device_name", lambda device: "a GPU")
+    monkeypatch.setattr("hf_tsv.unfinished.device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**10, 10**10))
     with pytest.raises(OutputError, match="an unfinished run lies in .* another device is asked for now"):
         hf_tsv.merge(path, tmp_path / "out", device="cuda")

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 import hf_tsv
 from hf_tsv import api, measuring
 from hf_tsv.cli import app
-from hf_tsv.compressed import Compressing
+from hf_tsv.compressing import Compressing
 from hf_tsv.compression import Budget, Fraction
 from hf_tsv.errors import CheckpointError, HfTsvError, RecipeError
 from hf_tsv.evaluation import Contestant, load_suite
@@ -172,7 +172,7 @@ def test_adapters_of_a_compression(tmp_path: Path) -> None:
         models.save(models.perturbed(models.bert_classifier(), t, 0.3 * t), tmp_path / name)
     words, rows = tokenizer(tmp_path / "base"), examples(tmp_path, 3)
     recipe = models.recipe(tmp_path, tasks=1)
-    api.compress(recipe, tmp_path / "out", Compressing(Fraction(1.0)))
+    hf_tsv.compress(recipe, tmp_path / "out", Compressing(Fraction(1.0)))
     found = measuring.evaluate(tmp_path / "out", suite(tmp_path, text_task()))["tasks"]["t0"]["scores"]
     by_hand = accuracy_by_hand(loaded(tmp_path / "t0"), words, rows)
     assert found["adapter"] == found["finetuned"] == by_hand != found["base"]
@@ -458,7 +458,7 @@ def test_what_peft_does_not_load_counts_in_the_restored_model(tmp_path: Path) ->
     Image.new("RGB", (16, 16), (200, 30, 90)).save(tmp_path / "0.png")
     save_file({"weight": torch.eye(4, 32)}, tmp_path / "head.safetensors")
     (tmp_path / "data.json").write_text(json.dumps([{"image": "0.png", "label": 1}]))
-    record = api.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Budget(10**6)))
+    record = hf_tsv.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Budget(10**6)))
     assert record["tasks"]["t0"]["faithful"]["in_sidecar"]
     task = {"name": "t0", "kind": "image-classification", "data": "data.json", "head": "head.safetensors"}
     found = measuring.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]

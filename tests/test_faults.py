@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import hf_tsv
 from hf_tsv import compressed, linalg, run
 from hf_tsv.cli import _told, app
-from hf_tsv.compressed import Compressing
+from hf_tsv.compressing import Compressing
 from hf_tsv.compression import FixedRank
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.linalg import _exact, _lapack

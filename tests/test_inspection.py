@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from hf_tsv import api, measuring
+import hf_tsv
+from hf_tsv import measuring
 from hf_tsv.cli import app
 from hf_tsv.inspection import measure, render_page
 from hf_tsv.linalg import (
@@ -149,7 +150,7 @@ def test_whose_the_changed_weights_are(tmp_path: Path, monkeypatch: pytest.Monke
         for whose, count in (("catastrophic", used == 0), ("selfish", used == 1), ("shared", used > 1)):
             assert found["weights"][whose] == pytest.approx(float(count[changed].double().mean()), abs=1e-3)
     noted = [
-        entry["used_by"] for entry in api.merge(recipe, tmp_path / "out")["tensors"].values() if "used_by" in entry
+        entry["used_by"] for entry in hf_tsv.merge(recipe, tmp_path / "out")["tensors"].values() if "used_by" in entry
     ]
     used_by = [sum(_flat(entry)[c] for entry in noted) for c in range(4)]
     for whose, count in (("catastrophic", used_by[0]), ("selfish", used_by[1]), ("shared", sum(used_by[2:]))):
@@ -296,11 +297,11 @@ def test_too_little_memory_is_told(tmp_path: Path) -> None:
 
 def test_adapters_are_inspected_from_their_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
-    from hf_tsv.compressed import Compressing
+    from hf_tsv.compressing import Compressing
     from hf_tsv.compression import FixedRank
 
     recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=2), tasks=2)
-    api.compress(recipe, tmp_path / "out", Compressing(FixedRank(3)))
+    hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(3)))
     of_adapters = tmp_path / "adapters.yaml"
     entries = "".join(f"  - model: {tmp_path}/base+{tmp_path}/out/adapters/t{t}\n" for t in range(2))
     of_adapters.write_text(f"merge_method: tsv_m\nbase_model: {tmp_path}/base\nmodels:\n{entries}")

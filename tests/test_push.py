@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import hf_tsv
-from hf_tsv.compressed import Compressing
+from hf_tsv.compressing import Compressing
 from hf_tsv.compression import FixedRank
 from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.hub import Hub, _client, _errors, _push

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hf_tsv
-from hf_tsv.compressed import Compressing
+from hf_tsv.compressing import Compressing
 from hf_tsv.compression import FixedRank
 from hf_tsv.errors import MethodError, PlanError, RecipeError
 from hf_tsv.loaders import open_checkpoint

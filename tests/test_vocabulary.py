@@ -15,7 +15,7 @@ from torch import Tensor
 
 import hf_tsv
 from hf_tsv import planner, vocabulary
-from hf_tsv.compressed import Compressing
+from hf_tsv.compressing import Compressing
 from hf_tsv.compression import FixedRank
 from hf_tsv.errors import OutputError, PlanError
 from hf_tsv.hub import Hub

@@ -103,9 +103,9 @@ def compress(
         raise typer.BadParameter("needs --budget", param_hint="--together")
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_tsv import api
+    from hf_tsv import adapting
     from hf_tsv.cli.push import preview
-    from hf_tsv.compressed import compressing
+    from hf_tsv.compressing import compressing
     from hf_tsv.hub import Hub
     from hf_tsv.pushing import preview as preview_of
 
@@ -127,7 +127,7 @@ def compress(
         return preview(preview_of(loaded, pushing, hub=hub, out=out_, tasks=tasks, stream=streamed))
     disable_progress_bars()
     with kept_when_interrupted(out_, pushes=pushing is not None), WorkProgress("Compressing", quiet=quiet) as progress:
-        record = api.compress(
+        record = adapting.compress(
             loaded,
             out_,
             options,

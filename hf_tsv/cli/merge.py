@@ -77,7 +77,7 @@ def merge(
     memory = memory_of(max_memory)
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_tsv import api
+    from hf_tsv import adapting, api
     from hf_tsv.cli.compress import show_adapters
     from hf_tsv.cli.push import preview
     from hf_tsv.hub import Hub
@@ -101,7 +101,7 @@ def merge(
     disable_progress_bars()
     if as_ == "adapter":
         with kept_when_interrupted(out), WorkProgress("Merging", quiet=quiet) as progress:
-            record = api.merge_as_adapter(
+            record = adapting.merge_as_adapter(
                 loaded,
                 out,
                 rank=rank,
