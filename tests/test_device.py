@@ -11,8 +11,10 @@ import hf_tsv.writers
 from hf_tsv.cli import app
 from hf_tsv.errors import OutputError, ResourceError
 from hf_tsv.methods import METHODS
+from hf_tsv.record import versions
 from hf_tsv.resources import device_name, device_named
 from hf_tsv.run import Resources, Silent, merge_step, surveys
+from hf_tsv.verified import _other_versions
 from tests import test_adapter_input
 from tests.absent_device import DEVICE, AbsentDevice
 from tests.models import bert, llama, mixtral, recipe, zoo
@@ -42,6 +44,12 @@ class TestNames:
 
     def test_bits_depend_on_the_model_of_gpu(self) -> None:
         assert device_name(torch.device("cuda", 1)) == "GPU of cuda:1"
+
+    def test_the_record_names_it_and_a_merge_elsewhere_is_noted(self) -> None:
+        made = {"versions": versions(torch.device("cuda", 1))}
+        assert made["versions"]["processor"] == "GPU of cuda:1"
+        assert _other_versions(made, torch.device("cuda", 1)) == []
+        assert "made with processor GPU of cuda:1" in _other_versions(made, torch.device("cpu"))[0]
 
     def test_its_memory_is_the_limit(self) -> None:
         assert Resources.of(1, None, device=torch.device("cuda", 1)).max_memory == 700

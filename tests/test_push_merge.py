@@ -339,9 +339,9 @@ class TestStream:
 
     def test_merging_into_an_adapter(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         one, other = recipe.parent / "streamed", recipe.parent / "downloaded"
-        hf_tsv.adapting.merge_as_adapter(recipe, one, rank=2, hub=alice, stream=True)
+        hf_tsv.merge_as_adapter(recipe, one, rank=2, hub=alice, stream=True)
         assert not list((alice.cache_dir / "models--bob--t1").rglob("*.safetensors"))
-        hf_tsv.adapting.merge_as_adapter(recipe, other, rank=2, hub=alice)
+        hf_tsv.merge_as_adapter(recipe, other, rank=2, hub=alice)
         assert weights(one) == weights(other)
         assert weights(one)
 
