@@ -260,7 +260,12 @@ def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base:
             task.plans["faithful"] = faithful
         if "serving" in options.profiles:
             task.plans["serving"] = plan_serving(
-                architecture, task.ranks, base=base, rank=options.serving_rank, factor_dtype=dtype
+                architecture,
+                {**dict.fromkeys(task.spectra, 0), **task.ranks},
+                base=base,
+                rank=options.serving_rank,
+                most_bytes=options.budget,
+                factor_dtype=dtype,
             )
 
 
@@ -339,7 +344,7 @@ def _write(
                 "left_out": dict(report.left_out),
                 "in_sidecar": list(report.in_sidecar),
                 "left_out_share": report.left_out_share,
-                **_facts(plan, tasks[t], found),
+                **_facts(plan, tasks[t], profile, found),
             }
     return reports
 
@@ -374,13 +379,14 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
             copy_config(folders[task.name], out / ADAPTERS[profile] / task.name)
 
 
-def _facts(plan: Plan, task: _Task, found: Findings) -> dict[str, Any]:
-    summary: Compression[str] = summarize(task.spectra, {name: task.ranks.get(name, 0) for name in task.spectra})
+def _facts(plan: Plan, task: _Task, profile: Profile, found: Findings) -> dict[str, Any]:
+    ranks: Mapping[str, int | Dense] = task.ranks if profile == "faithful" else task.plans[profile].ranks
+    summary: Compression[str] = summarize(task.spectra, {name: ranks.get(name, 0) for name in task.spectra})
     fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
     return {
         "energy": summary.energy,
-        "errors": dict(summary.errors),
-        "ranks": _plain(task.ranks),
+        "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in ranks},
+        "ranks": _plain(ranks),
         **({"fell_back": fell_back} if fell_back else {}),
     }
 
