@@ -6,9 +6,10 @@ each is compared with it.
 """
 
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -242,8 +243,9 @@ def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base:
     budget = None if options.budget is None else options.budget * len(tasks)
     misfits: Misfits = "whole" if budget is None else "sidecar"
     dtype = options.dtype_of_factors
+    by_task = {task.name: architecture for task, architecture in zip(tasks, architectures, strict=True)}
     for attempt in range(ATTEMPTS):
-        _choose_ranks(tasks, options, fixed)
+        _choose_ranks(tasks, by_task, options, fixed)
         planned = [
             plan_adapter(architecture, task.ranks, base=base, factor_dtype=dtype, misfits=misfits)
             for task, architecture in zip(tasks, architectures, strict=True)
@@ -269,17 +271,42 @@ def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base:
             )
 
 
-def _choose_ranks(tasks: Sequence[_Task], options: Compressing, fixed_bytes: int) -> None:
+def _choose_ranks(
+    tasks: Sequence[_Task], architectures: Mapping[str, Architecture], options: Compressing, fixed_bytes: int
+) -> None:
     spectra = {(task.name, name): spectrum for task in tasks for name, spectrum in task.spectra.items()}
     chosen: dict[tuple[str, str], int | Dense] = {}
     for rule in options.rules:
         own = {key: spectrum for key, spectrum in spectra.items() if options.rule_of(key[1]) == rule}
-        before = fixed_bytes + sum(spectra[key].bytes_at(rank) for key, rank in chosen.items())
-        shared = Budget(rule.nbytes * len(tasks)) if isinstance(rule, Budget) else rule
-        chosen |= choose_ranks(own, shared, fixed_bytes=before)
+        if isinstance(rule, Budget):
+            before = fixed_bytes + sum(spectra[key].bytes_at(rank) for key, rank in chosen.items())
+            chosen |= _choose_within(Budget(rule.nbytes * len(tasks)), own, architectures, before)
+        else:
+            chosen |= choose_ranks(own, rule)
     for task in tasks:
         kept = {name: rank for (owner, name), rank in chosen.items() if owner == task.name and rank}
         task.ranks = {**kept, **dict.fromkeys(task.whole, DENSE)}
+
+
+def _choose_within(
+    budget: Budget,
+    spectra: Mapping[tuple[str, str], Spectrum],
+    architectures: Mapping[str, Architecture],
+    fixed_bytes: int,
+) -> dict[tuple[str, str], int | Dense]:
+    """Ranks under a budget at PEFT's prices, and one rank for what PEFT gives one: experts of a layer."""
+    groups: defaultdict[tuple[str, str], dict[tuple[str, str], Spectrum]] = defaultdict(dict)
+    for (task, name), spectrum in spectra.items():
+        place = architectures[task].place(name)
+        priced = replace(spectrum, rank_numbers=place.rank_numbers) if place.low_rank else spectrum
+        groups[task, place.group][task, name] = priced
+    sums = {group: pooled(list(members.values())) for group, members in groups.items()}
+    ranks = choose_ranks(sums, budget, fixed_bytes=fixed_bytes)
+    return {
+        key: rank if isinstance(rank := ranks[group], Dense) else min(rank, spectrum.full_rank)
+        for group, members in groups.items()
+        for key, spectrum in members.items()
+    }
 
 
 def _factor_infos(plan: Plan, tasks: Sequence[_Task]) -> list[TensorInfo]:
