@@ -1,4 +1,4 @@
-"""Which tensor of a model each key of a LoRA adapter changes, and how. Reads headers only.
+"""Which tensor of a model each key of a LoRA adapter changes, and how. Reads headers, and weights that look tied.
 
 PEFT names a key by the module's path in the bare model: `base_model.model.PATH.lora_A.weight`. What it stores for each
 kind of module, and how that makes the change of the module's weight:
@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+
+import torch
 
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import CheckpointError, some
@@ -110,6 +112,7 @@ class _Mapper:
         self._keys = _Keys(tensors.names())
         self._held = frozenset(model.names())
         self._places: Places = {}
+        self._tied: dict[str, str] = {}  # names that the model's files lack, to the tensor that is held for them
         self._why_no_places: tuple[str, ...] = ()
         self._prefix = self._best_prefix()
         if places and not (all(map(self._weights, self._keys.modules)) and all(map(self._find, self._keys.values))):
@@ -170,7 +173,7 @@ class _Mapper:
 
     def _add_parts_or_own(self, name: str, key: str) -> None:
         """A parameter that the model's files hold in several tensors; or one that the model lacks, of a head."""
-        if name not in self._places:
+        if name not in self._places and not self._is_copy(name, key):
             self.changes.own[name] = key
         for place in self._places.get(name, ()):
             of_one = self._shape(key)[0 if place.expert is None else 1 :]
@@ -249,7 +252,9 @@ class _Mapper:
 
     def _look_up(self, places: Callable[[], Places]) -> None:
         try:
-            self._places = places()
+            found = places()
+            self._places = {name: held for name, held in found.items() if not any(place.is_tied for place in held)}
+            self._tied = {name: held[0].tensor for name, held in found.items() if held and held[0].is_tied}
         except CheckpointError as error:  # tells only where it matters: a head that the model lacks is no mistake
             self._why_no_places = error.problems
 
@@ -332,6 +337,12 @@ class _Mapper:
         if gate_up is None or down is None:
             return False
         return self._stored_shape(gate_up)[2:] == (2 * self._stored_shape(down)[1],)
+
+    def _is_copy(self, name: str, key: str) -> bool:
+        """Whether a tensor is stored once more, under a name that the model ties to it: PEFT needs every copy."""
+        held = self._tied.get(name)
+        others = [other for known, other in self._keys.values.items() if held and self._find(known) == held]
+        return any(torch.equal(self._tensors.read(key), self._tensors.read(other)) for other in others)
 
     def _is_tied_head(self, a: Shape, b: Shape) -> bool:
         """Whether a head's factors are an embedding's: PEFT saves both, the files of a tied model hold one weight."""
