@@ -47,8 +47,8 @@ class AdapterPlan:
     @cached_property
     def ranks(self) -> Mapping[str, int | Dense]:
         """What the files keep of each changed tensor: so many triplets, or DENSE for its exact new value."""
-        whole = {name: DENSE for slot in (*self.slots, *self.rest) for name in slot.awaited}
-        return whole | self.factored
+        whole: dict[str, int | Dense] = {name: DENSE for slot in (*self.slots, *self.rest) for name in slot.awaited}
+        return {**whole, **self.factored}
 
     @cached_property
     def factored(self) -> Mapping[str, int]:
