@@ -617,6 +617,12 @@ def test_nan(method: str, sick: str, at_fault: str, tmp_path: Path) -> None:
     )
 
 
+def test_what_peft_saves_by_default_is_worth_no_note(tmp_path: Path) -> None:
+    folder = zoo(tmp_path, models.llama, **ATTENTION)
+    assert json.loads((folder / "a1/adapter_config.json").read_text())["init_lora_weights"] is True
+    assert not hf_tsv.plan(recipe(folder, ["DIR/a1"])).warnings
+
+
 def test_what_is_worth_a_note(tmp_path: Path) -> None:
     biased = lora("mlp.up") | {"mlp.up.lora_B.bias": torch.ones(6)}
     folder = by_hand(tmp_path, biased, base_model_name_or_path="org/other", use_news=True, inference_mode=True)
