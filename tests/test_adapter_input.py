@@ -80,6 +80,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         models.mixtral,
         {"target_modules": [], "target_parameters": ["experts.down_proj"], "rank_pattern": {"experts.down_proj": 2}},
     ),
+    # So PEFT writes what it makes of `target_modules: [q_proj, down_proj]` where the experts are stacked.
+    "down of the experts by its last name": (
+        models.mixtral,
+        {"target_modules": ["q_proj"], "target_parameters": ["down_proj"]},
+    ),
     "experts in one tensor": (
         gpt_oss,
         {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},

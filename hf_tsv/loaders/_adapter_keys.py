@@ -193,7 +193,7 @@ class _Mapper:
         elif weights := self._weights(module):
             self._add_factors(module, weights, keys, made, is_embedding=is_embedding)
         elif not (self._config.ensure_weight_tying and self._is_tied_head(*map(self._shape, keys))):
-            self._lost += self._names_of(module)
+            self._lost += self._parameters_of(module) or [f"{_owner(module)}.weight"]
 
     def _add_bias(self, module: str, key: str) -> None:
         name = f"{_owner(module)}.bias"
@@ -266,16 +266,17 @@ class _Mapper:
         places = self._places.get(name, ())
         return places[0].tensor if len(places) == 1 and places[0].rows is None else None
 
-    def _names_of(self, module: str) -> list[str]:
-        """The parameters that the factors of a module may belong to."""
+    def _parameters_of(self, module: str) -> list[str]:
+        """The parameters that the factors of a module may belong to: a bare `down_proj` is any module's."""
         owner = _owner(module)
-        return [f"{owner}.{leaf}" for leaf in self._config.parameters_of(owner)] or [f"{owner}.weight"]
+        return [f"{owner}.{leaf}" for leaf in self._config.parameters_of(owner)]
 
     def _weights(self, module: str) -> list[_Weight]:
-        """Those of them that the model has."""
+        """Those of them that the model has, or the module's own weight."""
+        named = [weight for name in self._parameters_of(module) if (weight := self._weight(name, is_parameter=True))]
+        if named:
+            return named
         owner = _owner(module)
-        if self._config.parameters_of(owner):
-            return [weight for name in self._names_of(module) if (weight := self._weight(name, is_parameter=True))]
         weight = self._weight(f"{owner}.weight") or self._weight(f"{owner}.in_proj_weight")
         return [weight] if weight else []
 
@@ -294,7 +295,8 @@ class _Mapper:
 
     def _best_prefix(self) -> tuple[str, str]:
         """The first component to drop from names, or to add, so that most are the model's; none among equals."""
-        wanted = {name for module in self._keys.modules for name in self._names_of(module)} | self._keys.values.keys()
+        wanted = {name for module in self._keys.modules for name in self._parameters_of(module)}
+        wanted |= {f"{_owner(module)}.weight" for module in self._keys.modules} | self._keys.values.keys()
         held = self._held | self._places.keys()
         drops, adds = ((part, "") for part in _first_parts(wanted)), (("", part) for part in _first_parts(set(held)))
         options = [("", ""), *drops, *adds]
