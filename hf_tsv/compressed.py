@@ -413,23 +413,13 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
 
 
 def _facts(plan: Plan, task: _Task, profile: Profile, found: Findings) -> dict[str, Any]:
-<<<<<<< HEAD
     kept = task.kept_in(profile)
     summary: Compression[str] = summarize(task.spectra, {name: kept.get(name, 0) for name in task.spectra})
     fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
     return {
         "energy": summary.energy,
-        "errors": dict(summary.errors),
+        "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in kept},
         "ranks": _plain(kept),
-=======
-    ranks: Mapping[str, int | Dense] = task.ranks if profile == "faithful" else task.plans[profile].ranks
-    summary: Compression[str] = summarize(task.spectra, {name: ranks.get(name, 0) for name in task.spectra})
-    fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
-    return {
-        "energy": summary.energy,
-        "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in ranks},
-        "ranks": _plain(ranks),
->>>>>>> 7de8ca93a12ccdf5b84dbe78d052acd1f4983a87
         **({"fell_back": fell_back} if fell_back else {}),
     }
 

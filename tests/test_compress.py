@@ -11,10 +11,7 @@ import torch
 import transformers as tf
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-<<<<<<< HEAD
 from torch import nn
-=======
->>>>>>> 7de8ca93a12ccdf5b84dbe78d052acd1f4983a87
 
 import hf_tsv
 from hf_tsv import compressed
@@ -370,8 +367,8 @@ def test_a_profile_tells_of_itself_alone(tmp_path: Path) -> None:
     embedding, layer, norm = (f"model.{n}.weight" for n in ("embed_tokens", "layers.0.mlp.up_proj", "norm"))
     ranks = {name: [facts[profile]["ranks"].get(name) for profile in facts] for name in (embedding, layer, norm)}
     assert ranks == {embedding: [4, None], layer: [4, 32], norm: ["dense", None]}
-    errors = {name: facts["serving"]["errors"][name] for name in (embedding, layer)}
-    assert errors == {embedding: 1.0, layer: pytest.approx(0.0, abs=1e-6)}
+    assert facts["serving"]["errors"][layer] < 1e-6
+    assert embedding not in facts["serving"]["errors"]
     assert facts["serving"]["energy"] > 0.7 > facts["faithful"]["energy"]
     card = (tmp_path / "out/adapters-serving/t0/README.md").read_text()
     assert "mlp.up_proj.weight` | 2 | 32 |" in card

@@ -45,7 +45,6 @@ class AdapterPlan:
         return frozenset(name for slot in self.slots for name in slot.awaited)
 
     @cached_property
-<<<<<<< HEAD
     def ranks(self) -> Mapping[str, int | Dense]:
         """What the files keep of each changed tensor: so many triplets, or DENSE for its exact new value."""
         whole: dict[str, int | Dense] = {name: DENSE for slot in (*self.slots, *self.rest) for name in slot.awaited}
@@ -54,10 +53,6 @@ class AdapterPlan:
     @cached_property
     def factored(self) -> Mapping[str, int]:
         """The ranks of the tensors that are stored as factors."""
-=======
-    def ranks(self) -> dict[str, int]:
-        """The ranks of the changed tensors that are stored as factors."""
->>>>>>> 7de8ca93a12ccdf5b84dbe78d052acd1f4983a87
         ranks = {slot.name: slot.rank for slot in self.rest if slot.rank is not None}
         return ranks | {source.name: source.rank for s in self.slots if isinstance(s, LoraSlot) for source in s.sources}
 
