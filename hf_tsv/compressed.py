@@ -66,7 +66,7 @@ class _Task:
     Attributes:
         spectra: Its changed matrices, by tensor, in the plan's order.
         whole: Bytes of each tensor that is stored whole: changed and no matrix, or its own alone.
-        ranks: What is kept of every changed tensor.
+        ranks: What was chosen to be kept of every changed tensor.
         plans: Of its adapters.
     """
 
@@ -81,10 +81,16 @@ class _Task:
         return f"{self.name}/{step.name}"
 
     def rank_in(self, profile: Profile, name: str) -> int | Dense:
-        """What an adapter gets of a changed tensor: the serving one may get more triplets than were chosen."""
-        if name in self.whole:
-            return DENSE
-        return int(self.plans["serving"].config["r"]) if profile == "serving" else self.ranks.get(name, 0)
+        """What an adapter gets of a changed tensor: other than was chosen where PEFT, or a server, takes no such."""
+        return DENSE if name in self.whole else self.plans[profile].ranks.get(name, 0)
+
+    def kept_in(self, profile: Profile) -> dict[str, int | Dense]:
+        """What an adapter holds of each tensor, in its sidecar as well; without what fills up factors with zeros."""
+        most = {name: spectrum.full_rank for name, spectrum in self.spectra.items()}
+        return {
+            name: rank if isinstance(rank, Dense) else min(rank, most.get(name, rank))
+            for name, rank in self.plans[profile].ranks.items()
+        }
 
     def factored(self, step: Step) -> int | None:
         """Triplets that have to be computed of a tensor, so many that they do for every profile; None for none."""
@@ -407,13 +413,13 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
 
 
 def _facts(plan: Plan, task: _Task, profile: Profile, found: Findings) -> dict[str, Any]:
-    ranks: Mapping[str, int | Dense] = task.ranks if profile == "faithful" else task.plans[profile].ranks
-    summary: Compression[str] = summarize(task.spectra, {name: ranks.get(name, 0) for name in task.spectra})
+    kept = task.kept_in(profile)
+    summary: Compression[str] = summarize(task.spectra, {name: kept.get(name, 0) for name in task.spectra})
     fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
     return {
         "energy": summary.energy,
-        "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in ranks},
-        "ranks": _plain(ranks),
+        "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in kept},
+        "ranks": _plain(kept),
         **({"fell_back": fell_back} if fell_back else {}),
     }
 

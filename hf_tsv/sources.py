@@ -249,12 +249,16 @@ def _places(model: Checkpoint, parts: Parts, hub: Hub) -> Callable[[], Places]:
         folder = parts.folder or (hub.download(parts.pin, weights=False) if parts.pin else None)
         if folder is None:
             return {}
-        located = read_architecture({name: model.info(name) for name in model.names()}, folder).located
+        architecture = read_architecture({name: model.info(name) for name in model.names()}, folder)
         found: dict[str, list[Place]] = {}
-        for tensor, pieces in located.pieces.items():
+        for tensor, pieces in architecture.located.pieces.items():
             if len(pieces) == 1 and not pieces[0].first:
                 piece = pieces[0]
                 found.setdefault(piece.parameter, []).append(Place(tensor, piece.expert, piece.row, piece.rows))
+        tied = {name: names for name, names in architecture.aliases.items() if name not in found}
+        for name, names in tied.items():
+            held = [place for other in names for place in found.get(other, ()) if not place.is_tied]
+            found |= {name: [replace(place, is_tied=True) for place in held]}
         return found
 
     return find

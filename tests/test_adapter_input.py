@@ -80,6 +80,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         models.mixtral,
         {"target_modules": [], "target_parameters": ["experts.down_proj"], "rank_pattern": {"experts.down_proj": 2}},
     ),
+    # So PEFT writes what it makes of `target_modules: [q_proj, down_proj]` where the experts are stacked.
+    "down of the experts by its last name": (
+        models.mixtral,
+        {"target_modules": ["q_proj"], "target_parameters": ["down_proj"]},
+    ),
     "experts in one tensor": (
         gpt_oss,
         {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
@@ -615,6 +620,12 @@ def test_nan(method: str, sick: str, at_fault: str, tmp_path: Path) -> None:
         f"mlp.up.weight (6, 4), {method}: the weights of {at_fault} hold NaN or infinity. Get them again, or leave"
         " them out"
     )
+
+
+def test_what_peft_saves_by_default_is_worth_no_note(tmp_path: Path) -> None:
+    folder = zoo(tmp_path, models.llama, **ATTENTION)
+    assert json.loads((folder / "a1/adapter_config.json").read_text())["init_lora_weights"] is True
+    assert not hf_tsv.plan(recipe(folder, ["DIR/a1"])).warnings
 
 
 def test_what_is_worth_a_note(tmp_path: Path) -> None:

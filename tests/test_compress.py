@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import hf_tsv
 from hf_tsv import compressed
@@ -181,6 +183,49 @@ def test_a_matrix_without_a_triplet_counts_as_left_out(tmp_path: Path) -> None:
     assert facts["left_out_share"] == pytest.approx(1 - facts["energy"], abs=0.02)
 
 
+@pytest.mark.parametrize("make", [lambda: models.llama(tied=True), models.t5], ids=["llama", "t5"])
+def test_copies_of_tied_weights_are_no_tensors_of_their_own(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    """PEFT needs an embedding under each of its names. The checkpoint holds it once, and so does what is made of it."""
+    folder = models.zoo(make, tmp_path, tasks=1)
+    hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
+    hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
+    assert set(open_checkpoint(tmp_path / "restored").names()) == set(open_checkpoint(folder / "base").names())
+    (folder / "t0").rename(folder / "full")
+    (tmp_path / "out/adapters/t0").rename(folder / "t0")
+    assert not hf_tsv.merge(models.recipe(folder, tasks=1), tmp_path / "merged")["task_parts"]
+
+
+def test_a_head_that_was_trained_apart_from_a_tied_embedding_stays(tmp_path: Path) -> None:
+    folder = models.zoo(lambda: models.llama(tied=True), tmp_path, tasks=1)
+    hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
+    file = tmp_path / "out/adapters/t0/adapter_model.safetensors"
+    stored = load_file(file)
+    stored["base_model.model.lm_head.weight"] += 1
+    save_file(stored, file, metadata={"format": "pt"})
+    hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
+    assert "lm_head.weight" in open_checkpoint(tmp_path / "restored").names()
+
+
+def test_outputs_that_are_equal_but_for_roundings_are_equal(tmp_path: Path) -> None:
+    """Jamba's own forward pass in PEFT's wrapping, adapter off, differs from the bare model's in the last digits."""
+    sizes = models.SMALL | {"mamba_d_state": 4, "mamba_dt_rank": 4, "use_mamba_kernels": False, "num_experts": 4}
+    period = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
+    config = tf.JambaConfig(vocab_size=64, num_key_value_heads=2, pad_token_id=0, **sizes, **period)
+    folder = models.zoo(lambda: models.perturbed(tf.JambaForCausalLM(config), 99, 0.05), tmp_path, tasks=1)
+    record = hf_tsv.compress(
+        models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(4), verify="forward")
+    )
+    assert record["tasks"]["t0"]["faithful"]["verified"]["logits_error"] < 1e-4
+
+
+def test_a_dry_run_tells_of_adapters(tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.llama, tmp_path, tasks=2), "ties", tasks=2)
+    result = run("compress", recipe, tmp_path / "out", "--rank", "3", "--dry-run")
+    assert "21 tensors go into 2 adapter(s) as far as they were changed, with --rank 3" in result.stdout
+    assert "ties" not in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.bert, tmp_path))
     result = run("compress", path, tmp_path / "out", "--rank", "4", "-q")
@@ -314,12 +359,32 @@ def test_who_is_done_first_does_not_decide_a_tie(tmp_path: Path, monkeypatch: py
     assert outs[0] == outs[1]
 
 
-def test_a_profile_gets_its_own_rank_of_a_matrix_that_peft_does_not_factor(tmp_path: Path) -> None:
-    """More triplets for the serving adapter don't show in the faithful one, whose sidecar holds this matrix."""
-    recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=1), tasks=1)
-    options = Compressing(FixedRank(4), profiles=("faithful", "serving"), serving_rank=16)
-    record = hf_tsv.compress(recipe, tmp_path / "out", options)
-    assert record["tasks"]["t0"]["faithful"]["ranks"]["embeddings.position_embeddings.weight"] == 4
+def test_a_profile_tells_of_itself_alone(tmp_path: Path) -> None:
+    """The serving adapter has more triplets of the layers than the faithful one, and nothing of the embeddings."""
+    recipe = models.recipe(models.zoo(models.llama, tmp_path, tasks=1), tasks=1)
+    options = Compressing(FixedRank(4), profiles=("faithful", "serving"), serving_rank=64)
+    facts = hf_tsv.compress(recipe, tmp_path / "out", options)["tasks"]["t0"]
+    embedding, layer, norm = (f"model.{n}.weight" for n in ("embed_tokens", "layers.0.mlp.up_proj", "norm"))
+    ranks = {name: [facts[profile]["ranks"].get(name) for profile in facts] for name in (embedding, layer, norm)}
+    assert ranks == {embedding: [4, None], layer: [4, 32], norm: ["dense", None]}
+    assert facts["serving"]["errors"][layer] < 1e-6
+    assert embedding not in facts["serving"]["errors"]
+    assert facts["serving"]["energy"] > 0.7 > facts["faithful"]["energy"]
+    card = (tmp_path / "out/adapters-serving/t0/README.md").read_text()
+    assert "mlp.up_proj.weight` | 2 | 32 |" in card
+    assert "embed_tokens" not in card
+    assert "Of the faithful adapters." in (tmp_path / "out/README.md").read_text()
+
+
+def test_what_is_stored_whole_is_exact(tmp_path: Path) -> None:
+    """PEFT holds no factors of tied embeddings: the bytes are the whole's, and so is what they hold."""
+    folder = models.zoo(lambda: models.llama(tied=True), tmp_path, tasks=1)
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(4)))
+    name = "model.embed_tokens.weight"
+    stored = load_file(tmp_path / "out/adapters/t0/adapter_model.safetensors")
+    assert torch.equal(stored[f"base_model.model.{name}"], load_file(folder / "t0/model.safetensors")[name])
+    facts = record["tasks"]["t0"]["faithful"]
+    assert (facts["ranks"][name], facts["errors"][name]) == ("dense", 0.0)
 
 
 class TestRestore:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from hf_tsv.adapters._architecture import Architecture
 from hf_tsv.adapters._slots import LoraSlot, RestSlot, Slot
 from hf_tsv.checkpoint import Shard
+from hf_tsv.compression import DENSE, Dense
 from hf_tsv.loaders import REST_FILE
 from hf_tsv.writers import METADATA, layout
 
@@ -44,8 +45,14 @@ class AdapterPlan:
         return frozenset(name for slot in self.slots for name in slot.awaited)
 
     @cached_property
-    def ranks(self) -> dict[str, int]:
-        """The ranks of the changed tensors that are stored as factors."""
+    def ranks(self) -> Mapping[str, int | Dense]:
+        """What the files keep of each changed tensor: so many triplets, or DENSE for its exact new value."""
+        whole: dict[str, int | Dense] = {name: DENSE for slot in (*self.slots, *self.rest) for name in slot.awaited}
+        return {**whole, **self.factored}
+
+    @cached_property
+    def factored(self) -> Mapping[str, int]:
+        """The ranks of the tensors that are stored as factors."""
         ranks = {slot.name: slot.rank for slot in self.rest if slot.rank is not None}
         return ranks | {source.name: source.rank for s in self.slots if isinstance(s, LoraSlot) for source in s.sources}
 

@@ -62,7 +62,7 @@ class AdapterWriter:
         self._shapes = {name: base.info(name).shape for name in base.names()}
         self._files = CheckpointWriter(folder, plan.files)
         self._slots = _by_name((*plan.slots, *plan.rest))
-        self._ranks = plan.ranks
+        self._ranks = plan.factored
         self._missing = {id(slot): set(slot.awaited) for slot in (*plan.slots, *plan.rest)}
         self._uses = Counter({name: len(slots) for name, slots in self._slots.items()})
         self._waiting: dict[str, Change] = {}

@@ -1,7 +1,7 @@
 """The card of adapters made by TSV-Compress: of one, or of a folder of them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def _contents(
         "has_licences": any(place["licence"] for source in sources for place in source["places"]),
         "licence_said": licence_said(record, licence),
         "has_folders": any(not place["url"] for source in sources for place in source["places"]),
-        "ranks": list(_ranks(record)),
+        "ranks": list(_ranks(record, [key for key in places if key[1] == profile])),
+        "ranks_of": profile if len({profile for _, profile in places}) > 1 else "",
         "warnings": [without_folders(warning) for warning in record["warnings"]],
         "recipe": published_lock(record, folder),
         "merges": len(sources) - 1 if merges else 0,
@@ -121,11 +122,11 @@ def _adapter(record: Mapping[str, Any], task: str, profile: str, place: str) -> 
     }
 
 
-def _ranks(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """By module type, how many tensors there are, and between which ranks they lie."""
+def _ranks(record: Mapping[str, Any], adapters: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """By module type, how many tensors these adapters hold, and between which ranks they lie."""
     found: dict[str, list[int | str]] = {}
-    for profiles in record["tasks"].values():
-        for name, rank in next(iter(profiles.values()))["ranks"].items():
+    for task, profile in adapters:
+        for name, rank in record["tasks"][task][profile]["ranks"].items():
             found.setdefault(group_of(name), []).append(rank)
     for name, ranks in found.items():
         numbers = sorted({rank for rank in ranks if isinstance(rank, int)})

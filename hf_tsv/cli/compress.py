@@ -127,7 +127,7 @@ def compress(
     if dry_run:
         tasks = [model.name for model in loaded.models]
         streamed: Stream = "tasks" if stream else "none"
-        return preview(preview_of(loaded, pushing, hub=hub, out=out_, tasks=tasks, stream=streamed))
+        return preview(preview_of(loaded, pushing, hub=hub, out=out_, tasks=tasks, stream=streamed), options)
     disable_progress_bars()
     with kept_when_interrupted(out_, pushes=pushing is not None), WorkProgress("Compressing", quiet=quiet) as progress:
         record = adapting.compress(
@@ -180,7 +180,7 @@ def _show(record: dict[str, Any]) -> None:
         "of the checkpoint",
         "energy kept",
         "largest error",
-        "not loaded by PEFT",
+        "left out",
     ):
         table.add_column(column, justify="left" if column in ("task", "adapter") else "right")
     for task, profiles in record["tasks"].items():

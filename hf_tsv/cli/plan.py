@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, recipe_from
@@ -37,22 +39,10 @@ def plan(
 
 def show(planned: "Plan") -> None:
     """The plan as a table by module type, and what it costs."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from hf_tsv.resources import usable_cores
     from hf_tsv.run import estimated_seconds
 
-    table = Table("", "tensor", "shape", "kind", "method", box=None, pad_edge=False, header_style="bold")
-    table.columns[0].justify = "right"
-    table.columns[1].overflow = "fold"
-    for group in planned.groups():
-        first, count = group.steps[0], len(group.steps)
-        name, shape = group.name if count > 1 else first.name, "x".join(map(str, first.info.shape))
-        table.add_row(*map(escape, (f"{count} x", name, shape, first.kind, _method(first))))
-    out.print(table)
-    for part in planned.parts:
-        out.print(f"task part of {part.task}: {part.info.name} {part.info.shape}", markup=False)
+    _show_tensors(planned)
     counts = Counter(step.method for step in planned.steps)
     made = ", ".join(f"{number} by {method}" for method, number in counts.most_common() if method != "base")
     largest, cores = max(map(planned.working_bytes, planned.steps)), usable_cores()
@@ -66,6 +56,35 @@ def show(planned: "Plan") -> None:
     )
     for warning in planned.warnings:
         err.print(f"Note: {warning}", style="yellow", markup=False)
+
+
+def show_compression(planned: "Plan", flags: Sequence[str]) -> None:
+    """What a compression by these flags takes up of a plan, whose methods don't matter to it."""
+    steps = tuple(replace(s, method="tsv_c", parameters={}) if s.is_merged else s for s in planned.steps)
+    _show_tensors(replace(planned, steps=steps))
+    out.print(
+        f"\n{len(planned.merged)} tensors go into {len(planned.tasks)} adapter(s) as far as they were changed, with"
+        f" {' '.join(flags)}; {len(steps) - len(planned.merged)} stay as in the base.",
+        markup=False,
+    )
+    for warning in planned.warnings:
+        err.print(f"Note: {warning}", style="yellow", markup=False)
+
+
+def _show_tensors(planned: "Plan") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", "tensor", "shape", "kind", "method", box=None, pad_edge=False, header_style="bold")
+    table.columns[0].justify = "right"
+    table.columns[1].overflow = "fold"
+    for group in planned.groups():
+        first, count = group.steps[0], len(group.steps)
+        name, shape = group.name if count > 1 else first.name, "x".join(map(str, first.info.shape))
+        table.add_row(*map(escape, (f"{count} x", name, shape, first.kind, _method(first))))
+    out.print(table)
+    for part in planned.parts:
+        out.print(f"task part of {part.task}: {part.info.name} {part.info.shape}", markup=False)
 
 
 def as_data(planned: "Plan") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hf_tsv.cli._told import err, out, told
 from hf_tsv.errors import size, some
 
 if TYPE_CHECKING:
+    from hf_tsv.compressing import Compressing
     from hf_tsv.hub import Pushed
     from hf_tsv.publishing import Destination
     from hf_tsv.pushing import Preview
@@ -54,11 +55,14 @@ def push(
         report((deliver(*one) for one in prepared), json_=json_)
 
 
-def preview(run: "Preview") -> None:
-    """What a run would do: the plan, and where its output would go."""
+def preview(run: "Preview", compressing: "Compressing | None" = None) -> None:
+    """What a merge, or a compression, would do: the plan, and where its output would go."""
     from hf_tsv.cli import plan
 
-    plan.show(run.plan)
+    if compressing:
+        plan.show_compression(run.plan, compressing.flags)
+    else:
+        plan.show(run.plan)
     if run.download_bytes:
         err.print(f"Downloads {size(run.download_bytes)}.", markup=False)
     if run.stream_bytes:

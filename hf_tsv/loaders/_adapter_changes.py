@@ -94,12 +94,14 @@ class Place:
         expert: Which of the parameter's stacked matrices it is of; None where it stacks none.
         row: Where its first row lies in the parameter, or in the expert's matrix.
         rows: How many of the parameter's rows it holds; None where it is the whole parameter.
+        is_tied: Whether it is held for another parameter, which the model keeps equal to this one.
     """
 
     tensor: str
     expert: int | None = None
     row: int = 0
     rows: int | None = None
+    is_tied: bool = False
 
 
 Places = Mapping[str, Sequence[Place]]  # by the parameter's name in the model

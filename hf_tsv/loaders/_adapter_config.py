@@ -30,8 +30,8 @@ _NOT_PLAIN = {
 # These only say how training began; any other word changes the base's weights when PEFT loads the adapter.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _OF_NO_CONSEQUENCE = {
-    *("inference_mode", "auto_mapping", "runtime_config", "loftq_config", "eva_config", "corda_config"),
-    *("lora_ga_config", "velora_config"),
+    *("inference_mode", "init_lora_weights", "auto_mapping", "runtime_config", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "velora_config"),
 }
 
 T = TypeVar("T")

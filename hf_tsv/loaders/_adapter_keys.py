@@ -1,4 +1,4 @@
-"""Which tensor of a model each key of a LoRA adapter changes, and how. Reads headers only.
+"""Which tensor of a model each key of a LoRA adapter changes, and how. Reads headers, and weights that look tied.
 
 PEFT names a key by the module's path in the bare model: `base_model.model.PATH.lora_A.weight`. What it stores for each
 kind of module, and how that makes the change of the module's weight:
@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+
+import torch
 
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import CheckpointError, some
@@ -110,6 +112,7 @@ class _Mapper:
         self._keys = _Keys(tensors.names())
         self._held = frozenset(model.names())
         self._places: Places = {}
+        self._tied: dict[str, str] = {}  # names that the model's files lack, to the tensor that is held for them
         self._why_no_places: tuple[str, ...] = ()
         self._prefix = self._best_prefix()
         if places and not (all(map(self._weights, self._keys.modules)) and all(map(self._find, self._keys.values))):
@@ -170,7 +173,7 @@ class _Mapper:
 
     def _add_parts_or_own(self, name: str, key: str) -> None:
         """A parameter that the model's files hold in several tensors; or one that the model lacks, of a head."""
-        if name not in self._places:
+        if name not in self._places and not self._is_copy(name, key):
             self.changes.own[name] = key
         for place in self._places.get(name, ()):
             of_one = self._shape(key)[0 if place.expert is None else 1 :]
@@ -190,7 +193,7 @@ class _Mapper:
         elif weights := self._weights(module):
             self._add_factors(module, weights, keys, made, is_embedding=is_embedding)
         elif not (self._config.ensure_weight_tying and self._is_tied_head(*map(self._shape, keys))):
-            self._lost += self._names_of(module)
+            self._lost += self._parameters_of(module) or [f"{_owner(module)}.weight"]
 
     def _add_bias(self, module: str, key: str) -> None:
         name = f"{_owner(module)}.bias"
@@ -249,7 +252,9 @@ class _Mapper:
 
     def _look_up(self, places: Callable[[], Places]) -> None:
         try:
-            self._places = places()
+            found = places()
+            self._places = {name: held for name, held in found.items() if not any(place.is_tied for place in held)}
+            self._tied = {name: held[0].tensor for name, held in found.items() if held and held[0].is_tied}
         except CheckpointError as error:  # tells only where it matters: a head that the model lacks is no mistake
             self._why_no_places = error.problems
 
@@ -261,16 +266,17 @@ class _Mapper:
         places = self._places.get(name, ())
         return places[0].tensor if len(places) == 1 and places[0].rows is None else None
 
-    def _names_of(self, module: str) -> list[str]:
-        """The parameters that the factors of a module may belong to."""
+    def _parameters_of(self, module: str) -> list[str]:
+        """The parameters that the factors of a module may belong to: a bare `down_proj` is any module's."""
         owner = _owner(module)
-        return [f"{owner}.{leaf}" for leaf in self._config.parameters_of(owner)] or [f"{owner}.weight"]
+        return [f"{owner}.{leaf}" for leaf in self._config.parameters_of(owner)]
 
     def _weights(self, module: str) -> list[_Weight]:
-        """Those of them that the model has."""
+        """Those of them that the model has, or the module's own weight."""
+        named = [weight for name in self._parameters_of(module) if (weight := self._weight(name, is_parameter=True))]
+        if named:
+            return named
         owner = _owner(module)
-        if self._config.parameters_of(owner):
-            return [weight for name in self._names_of(module) if (weight := self._weight(name, is_parameter=True))]
         weight = self._weight(f"{owner}.weight") or self._weight(f"{owner}.in_proj_weight")
         return [weight] if weight else []
 
@@ -289,7 +295,8 @@ class _Mapper:
 
     def _best_prefix(self) -> tuple[str, str]:
         """The first component to drop from names, or to add, so that most are the model's; none among equals."""
-        wanted = {name for module in self._keys.modules for name in self._names_of(module)} | self._keys.values.keys()
+        wanted = {name for module in self._keys.modules for name in self._parameters_of(module)}
+        wanted |= {f"{_owner(module)}.weight" for module in self._keys.modules} | self._keys.values.keys()
         held = self._held | self._places.keys()
         drops, adds = ((part, "") for part in _first_parts(wanted)), (("", part) for part in _first_parts(set(held)))
         options = [("", ""), *drops, *adds]
@@ -332,6 +339,12 @@ class _Mapper:
         if gate_up is None or down is None:
             return False
         return self._stored_shape(gate_up)[2:] == (2 * self._stored_shape(down)[1],)
+
+    def _is_copy(self, name: str, key: str) -> bool:
+        """Whether a tensor is stored once more, under a name that the model ties to it: PEFT needs every copy."""
+        held = self._tied.get(name)
+        others = [other for known, other in self._keys.values.items() if held and self._find(known) == held]
+        return any(torch.equal(self._tensors.read(key), self._tensors.read(other)) for other in others)
 
     def _is_tied_head(self, a: Shape, b: Shape) -> bool:
         """Whether a head's factors are an embedding's: PEFT saves both, the files of a tied model hold one weight."""
