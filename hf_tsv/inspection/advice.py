@@ -120,8 +120,8 @@ def _dominance(tasks: Sequence[Mapping[str, Any]]) -> str:
     if longest["norm"] > LONG * middle:
         return (
             f"Task {_q(longest)} dominates: its task vector is {longest['norm'] / middle:.2g} times as long as the"
-            f" others' median ({longest['norm']:.3g} against {middle:.3g}). A weight of {middle / longest['norm']:.2g} evens"
-            " that out."
+            f" others' median ({longest['norm']:.3g} against {middle:.3g}). A weight of"
+            f" {middle / longest['norm']:.2g} evens that out."
         )
     return (
         f"No task dominates: the longest task vector, of {_q(longest)}, is"
