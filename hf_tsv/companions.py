@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_tsv.errors import CheckpointError
 from hf_tsv.outputs import CARD_FILE, LOCK_FILE, MASKS, MODEL_CONFIG, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
+from hf_tsv.tokenizer import has_tokenizer
 from hf_tsv.writers import full_disk_told, write_text
 
 SIDE_FILE_MAX_BYTES = 100_000_000  # above every tokenizer, below every weight file that matters
@@ -102,14 +103,16 @@ def copy_companions(
     Args:
         base: The base model's.
         out: Where the merged weights lie.
-        tokenizer: Whose tokenizer goes along, with what texts start and end with; the base's or another model's.
+        tokenizer: Whose tokenizer goes along, with what texts start and end with; the base's or another model's. The
+            base's stays where that model has none.
         dtype: The dtype that all float weights now have, written into the configuration; None leaves it.
         template: Jinja text of a chat template that replaces the tokenizer's.
         rows: What the configuration calls the vocabulary's size, and what it is now.
     """
     theirs = [] if tokenizer == base else [f for f in tokenizer.files if _is_tokenizer(f) or f == GENERATION_CONFIG]
+    replaced = tokenizer != base and has_tokenizer(tokenizer.folder)  # without one its rows are the base's tokens
     for file in base.files:
-        if tokenizer == base or not (_is_tokenizer(file) or file in theirs):
+        if file not in theirs and not (replaced and _is_tokenizer(file)):
             _copy(base.folder / file, out / file)
     for file in theirs:
         _copy(tokenizer.folder / file, out / file)

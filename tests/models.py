@@ -24,6 +24,11 @@ def vit() -> nn.Module:
     return tf.ViTForImageClassification(tf.ViTConfig(image_size=16, patch_size=4, num_labels=5, **SMALL))
 
 
+def bare_vit() -> nn.Module:
+    """With modules named alike in each other: embeddings, and in it patch_embeddings."""
+    return tf.ViTModel(tf.ViTConfig(image_size=16, patch_size=4, **SMALL))
+
+
 def clip() -> nn.Module:
     text = {"vocab_size": 60, "max_position_embeddings": 12, **SMALL}
     vision = {"image_size": 16, "patch_size": 8, **SMALL}

@@ -39,7 +39,19 @@ from hf_tsv.errors import CheckpointError, MethodError
 from hf_tsv.linalg import truncated_svd
 from hf_tsv.loaders import REST_FILE, open_checkpoint, read_sidecar
 from hf_tsv.modules import kind_of, matrix_view
-from tests.models import ARCHITECTURES, INPUTS, SMALL, TOKENS, bert, bert_classifier, llama, perturbed, save, zoo
+from tests.models import (
+    ARCHITECTURES,
+    INPUTS,
+    SMALL,
+    TOKENS,
+    bare_vit,
+    bert,
+    bert_classifier,
+    llama,
+    perturbed,
+    save,
+    zoo,
+)
 
 BASE = BaseRef("org/base", "0" * 40)
 Ranks = dict[str, int | Dense]
@@ -104,13 +116,14 @@ MORE = {
     "whisper": ARCHITECTURES["whisper"],
     "gpt-oss": gpt_oss,
     "bare-llama": bare_llama,
+    "bare-vit": bare_vit,
     "convnext": convnext,
     "regnet": regnet,
 }
 
 
 def inputs_of(name: str) -> dict[str, Tensor]:
-    return {"clip-vision": INPUTS["vit"], **INPUTS}.get(name, {"input_ids": TOKENS})
+    return {"clip-vision": INPUTS["vit"], "bare-vit": INPUTS["vit"], **INPUTS}.get(name, {"input_ids": TOKENS})
 
 
 class Pair:

@@ -22,7 +22,7 @@ ALLOWED = {
     "writers": set(),
     "journal": {"writers"},
     "processes": {"writers"},
-    "companions": {"writers"},
+    "companions": {"tokenizer", "writers"},
     "recipe": {"compression", "linalg", "methods", "modules"},
     "tokenizer": {"writers"},
     "vocabulary": {"loaders", "recipe", "tokenizer"},

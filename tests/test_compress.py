@@ -1,6 +1,7 @@
 """Whole compressions: adapters that PEFT loads, and that are inputs again."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from hf_tsv import compressed
 from hf_tsv.compressing import Compressing
 from hf_tsv.compression import Budget, Energy, FixedRank, Fraction
 from hf_tsv.errors import MethodError, OutputError
-from hf_tsv.loaders import open_checkpoint
+from hf_tsv.loaders import open_checkpoint, read_header
 
 from . import models
 from .methods.test_tsv_m import error
@@ -438,3 +439,11 @@ class TestRestore:
         result = run("restore", tmp_path / "out", tmp_path / "x", "--task", "t9")
         assert result.exit_code == 1
         assert "Its tasks: t0, t1, t2" in result.stderr
+
+
+@pytest.mark.parametrize("how", ["weights", "forward"])
+def test_a_model_that_changed_nothing_gets_an_empty_adapter(tmp_path: Path, how: str) -> None:
+    models.zoo(models.bert, tmp_path, tasks=1)
+    shutil.copytree(tmp_path / "base", tmp_path / "t0", dirs_exist_ok=True)
+    run("compress", models.recipe(tmp_path, "linear", tasks=1), tmp_path / "out", "--verify", how)
+    assert not read_header(tmp_path / "out" / "adapters" / "t0" / "adapter_model.safetensors")

@@ -255,6 +255,38 @@ def test_stacks_of_layers_go_by_what_tells_them_apart(tmp_path: Path) -> None:
     }
 
 
+def test_layers_go_by_depth_not_by_name(tmp_path: Path) -> None:
+    for seed, model in enumerate(("base", "t0")):
+        (tmp_path / model).mkdir()
+        draw = torch.Generator().manual_seed(seed)
+        names = [f"{stack}.layers.{i}.w.weight" for stack in ("b", "a") for i in range(12)]
+        tensors = {name: torch.randn(4, 4, generator=draw) for name in names} | {"z": torch.randn(3, generator=draw)}
+        save_file(tensors, tmp_path / model / "model.safetensors", metadata={"format": "pt"})
+    layers = measuring.inspect(models.recipe(tmp_path, tasks=1))["layers"]
+    assert [layer["layer"] for layer in layers] == [*range(12), *range(12), None]  # the file has a.layers.10 before .2
+
+
+@pytest.mark.parametrize("tasks", [2, 4])
+def test_a_long_task_is_measured_against_the_others(tmp_path: Path, tasks: int) -> None:
+    models.zoo(models.bert, tmp_path, tasks=tasks)
+    fine = load_file(tmp_path / "t0" / "model.safetensors")
+    rewrite(tmp_path, "t1", lambda name, v: v + 20 * (fine[name] - v) if v.is_floating_point() else v)
+    summary = measuring.inspect(models.recipe(tmp_path, tasks=tasks))
+    norms = [task["norm"] for task in summary["per_task"]]
+    others = sorted(norms)[(tasks - 1) // 2]
+    (told,) = (line for line in summary["advice"] if "dominates" in line)
+    assert told.startswith("Task 't1' dominates")
+    assert told.endswith(f"A weight of {others / norms[1]:.2g} evens that out.")
+
+
+def test_opposite_tasks_are_told(tmp_path: Path) -> None:
+    models.zoo(models.bert, tmp_path, tasks=2)
+    fine = load_file(tmp_path / "t0" / "model.safetensors")
+    rewrite(tmp_path, "t1", lambda name, value: 2 * value - fine[name])
+    told = measuring.inspect(models.recipe(tmp_path, tasks=2))["advice"]
+    assert any(line.startswith("'t0' and 't1' undo each other (cosine -1.000)") for line in told)
+
+
 def test_names_are_never_markup_or_script(tmp_path: Path) -> None:
     summary = measuring.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
     evil = "</script><img src=x onerror=alert(1)><!--"

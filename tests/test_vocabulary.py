@@ -373,6 +373,17 @@ def test_a_models_vocabulary_brings_its_template_and_the_ids_of_its_ends(zoo: Pa
     assert talk == "<|im_start|>the cat<|im_end|>"
 
 
+def test_the_vocabulary_of_a_model_without_a_tokenizer_is_the_bases(zoo: Path) -> None:
+    shutil.copytree(zoo / "base", zoo / "t0", dirs_exist_ok=True)
+    for file in (zoo / "t0").glob("tokenizer*"):
+        file.unlink()
+    (zoo / "t0" / "generation_config.json").write_text('{"eos_token_id": 2, "max_length": 9}')
+    hf_tsv.merge(recipe(zoo, "t0"), zoo / "out")
+    for file in (zoo / "base").glob("tokenizer*"):
+        assert (zoo / "out" / file.name).read_bytes() == file.read_bytes()
+    assert tf.GenerationConfig.from_pretrained(zoo / "out").max_length == 9
+
+
 @pytest.mark.parametrize("source", [None, "base", "union"])
 def test_no_tokenizer_is_told_with_the_way_out(zoo: Path, source: str | None) -> None:
     (zoo / "t0" / "tokenizer.json").write_text("{}")

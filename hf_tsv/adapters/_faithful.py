@@ -197,6 +197,8 @@ class _Planner:
             return "PEFT can't hold what belongs to the model itself, outside of its modules"
         if module.has_layers or module.is_container:
             return f"PEFT could hold it only with all layers of {path}"
+        if inner := next((p for p in self.architecture.modules if p.startswith(f"{path}.") and p.endswith(path)), ""):
+            return f"PEFT would store {inner} whole a second time, in {path} and named like it, and can't load that"
         missing = [key for key in self.architecture.state_under(path) if not self.architecture.sources_of(key)]
         return f"{path} would have to be stored whole, but the checkpoint lacks {missing[0]}" if missing else ""
 

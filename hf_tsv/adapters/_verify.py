@@ -6,6 +6,7 @@ loaded back, and the weights that come out are compared with the base's plus the
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hf_tsv.adapters._plan import ADAPTER_FILE
 from hf_tsv.adapters._skeleton import model_class_of, quiet
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.errors import CheckpointError
-from hf_tsv.loaders import TORCH_DTYPES, SafetensorsCheckpoint, open_checkpoint, read_sidecar
+from hf_tsv.loaders import TORCH_DTYPES, SafetensorsCheckpoint, open_checkpoint, read_header, read_sidecar
 
 ADAPTER = "default"  # PEFT's name for the one adapter
 MOST_TOLD = 5
@@ -93,7 +94,7 @@ class _Check:
         adapted = self._load_adapter(model)
         self._compare_unmerged(adapted)
         unmerged = self._adapted_outputs(adapted, inputs)
-        with adapted.disable_adapter():
+        with adapted.disable_adapter() if read_header(self.folder / ADAPTER_FILE) else nullcontext():
             disabled = _outputs(adapted, inputs)
         merged = self._merge(adapted)
         state = merged.state_dict()

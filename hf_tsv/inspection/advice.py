@@ -7,7 +7,7 @@ from typing import Any
 from hf_tsv.errors import size
 
 # Where advice changes. Judgement, not theory: a sentence tells its number, so that a reader can judge otherwise.
-LONG = 1.5  # times the median norm: a task that outweighs the others
+LONG = 1.5  # times the others' median norm: a task that outweighs them
 DUPLICATE = 0.9  # cosine of two task vectors that are nearly the same change
 ALIKE = 0.5  # mean cosine from which averaging loses little
 LOW_RANK = 0.25  # of the smaller side, in the median matrix
@@ -29,6 +29,7 @@ def advice(summary: Mapping[str, Any]) -> list[str]:
             _method(summary, changed),
             *_where(summary),
             *_duplicates(summary),
+            *_opposites(summary),
             _dominance(changed),
             _owners(summary),
         ]
@@ -102,15 +103,25 @@ def _duplicates(summary: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def _opposites(summary: Mapping[str, Any]) -> Iterator[str]:
+    cosines = summary["total"]["cosines"]
+    for i, j in _pairs(len(cosines)):
+        if cosines[i][j] <= -ALIKE:
+            yield (
+                f"{_pair(summary, i, j)} undo each other (cosine {cosines[i][j]:.3f}): no sum or average does both."
+                " Leave one out, or keep them apart by tsv_c."
+            )
+
+
 def _dominance(tasks: Sequence[Mapping[str, Any]]) -> str:
     longest = max(tasks, key=lambda task: task["norm"])
     shortest = min(tasks, key=lambda task: task["norm"])
-    middle = median(task["norm"] for task in tasks)
+    middle = median(task["norm"] for task in tasks if task is not longest)
     if longest["norm"] > LONG * middle:
         return (
             f"Task {_q(longest)} dominates: its task vector is {longest['norm'] / middle:.2g} times as long as the"
-            f" median's ({longest['norm']:.3g} against {middle:.3g}). A weight of {middle / longest['norm']:.2g} evens"
-            " that out."
+            f" others' median ({longest['norm']:.3g} against {middle:.3g}). A weight of"
+            f" {middle / longest['norm']:.2g} evens that out."
         )
     return (
         f"No task dominates: the longest task vector, of {_q(longest)}, is"

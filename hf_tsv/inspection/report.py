@@ -38,7 +38,7 @@ def summarize(inspection: Inspection) -> dict[str, Any]:
         "per_task": [_task(inspection, t) for t in range(len(inspection.tasks))],
         "total": _facts(inspection.tensors),
         "groups": [_named(group, stacks) | _facts(group) | _of_one_shape(group) for group in groups],
-        "layers": [_named(layer, stacks) | _facts(layer) for layer in layers],
+        "layers": [_named(layer, stacks) | _facts(layer) for layer in _by_depth(layers)],
         "cells": [_named(cell, stacks) | _facts(cell) | _of_one_shape(cell) for cell in cells],
     }
     return summary | {"advice": advice(summary)}
@@ -61,6 +61,14 @@ def _gathered(tensors: Iterable[Inspected], key: Any) -> list[list[Inspected]]:
     for one in tensors:
         found.setdefault(key(one), []).append(one)
     return list(found.values())
+
+
+def _by_depth(layers: Sequence[list[Inspected]]) -> list[list[Inspected]]:
+    """Stack by stack, layer 2 before layer 10: files hold them by name."""
+    names = [layer_of(layer[0].info.name) for layer in layers]
+    stacks = list(dict.fromkeys(stack for stack, _ in names))
+    order = sorted(range(len(layers)), key=lambda i: (stacks.index(names[i][0]), names[i][1] or 0))
+    return [layers[i] for i in order]
 
 
 def _named(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> dict[str, Any]:
