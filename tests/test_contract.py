@@ -90,6 +90,11 @@ class TestEveryMethod:
     def test_twice_the_change_merges_to_twice_the_change(self, merge: Case, deltas: Tensor) -> None:
         torch.testing.assert_close(merge(2 * deltas), 2 * merge(deltas), rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("power", [-90, 80])
+    def test_the_size_of_the_change_does_not_matter(self, merge: Case, deltas: Tensor, power: int) -> None:
+        merged = merge(deltas * 2.0**power) * 2.0**-power
+        torch.testing.assert_close(merged, merge(deltas), rtol=1e-4, atol=1e-4)
+
     def test_weights_scale_with_their_tasks(self, merge: Case, deltas: Tensor) -> None:
         """A task of weight 0 has no say where weights are factors; its delta may be anything."""
         silenced = deltas.clone()
