@@ -14,7 +14,7 @@ from hf_tsv.journal import Staging
 from hf_tsv.outputs import LOCK_FILE, RECIPE_FILE
 from hf_tsv.planner import DEFAULT_SHARD_SIZE, TSV_C, Plan, check_on_base
 from hf_tsv.processes import check_alone
-from hf_tsv.publishing import Pushing
+from hf_tsv.publishing import Destination, Pushing
 from hf_tsv.pushing import delivered, is_made, targets
 from hf_tsv.recipe import Recipe
 from hf_tsv.record import checksums, make_compression_record, read_record, write_record
@@ -84,23 +84,20 @@ def compress(
             planned, folders_of(sources), staging, identity, base, options, resources, progress, in_order=stream
         )
 
-    if not destinations or not is_made(out, recipe, sources, options.flags):
-        check_place(out, sources, overwrite=overwrite)
-        licence = destinations[0].licence if destinations else None
-        _write_adapter_folder(
-            recipe,
-            out,
-            sources,
-            write,
-            options.flags,
-            resources,
-            hub,
-            licence,
-            progress,
-            restart=restart,
-            stream=stream,
-        )
-    return read_record(out) | delivered(out, destinations, progress)
+    return _written_and_pushed(
+        recipe,
+        out,
+        sources,
+        write,
+        options.flags,
+        resources,
+        hub,
+        destinations,
+        progress,
+        overwrite=overwrite,
+        restart=restart,
+        stream=stream,
+    )
 
 
 def merge_as_adapter(
@@ -113,6 +110,7 @@ def merge_as_adapter(
     workers: int | None = None,
     max_memory: int | None = None,
     stream: bool = False,
+    push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -129,6 +127,7 @@ def merge_as_adapter(
         workers: Tensors in work at once, one processor core each; all cores unless given.
         max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
         stream: As in `compress`.
+        push_to_hub: As in `compress`.
         hub: How to reach the Hub.
         progress: Told of the work done.
 
@@ -144,7 +143,7 @@ def merge_as_adapter(
     check_alone(out)
     resources = Resources.of(workers, max_memory)
     sources = open_sources(recipe, hub)
-    check_place(out, sources, overwrite=overwrite)
+    destinations = [to for _, to in targets(push_to_hub, sources, None, hub)]
 
     def write(
         planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
@@ -156,17 +155,55 @@ def merge_as_adapter(
 
     in_float32 = dataclasses.replace(recipe, out_dtype="float32")
     flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
-    _write_adapter_folder(
-        in_float32, out, sources, write, flags, resources, hub, None, progress, restart=restart, stream=stream
+    return _written_and_pushed(
+        in_float32,
+        out,
+        sources,
+        write,
+        flags,
+        resources,
+        hub,
+        destinations,
+        progress,
+        overwrite=overwrite,
+        restart=restart,
+        stream=stream,
     )
-    return read_record(out)
+
+
+Write = Callable[[Plan, Sequence[Source], Staging, Mapping[str, str]], dict[str, Any]]
+
+
+def _written_and_pushed(
+    recipe: Recipe,
+    out: Path,
+    sources: Sequence[Source],
+    write: Write,
+    flags: Sequence[str],
+    resources: Resources,
+    hub: Hub,
+    destinations: Sequence[Destination],
+    progress: Progress,
+    *,
+    overwrite: bool,
+    restart: bool,
+    stream: bool,
+) -> dict[str, Any]:
+    """Write the folder, unless it is there and only wants pushing, and push it; the record."""
+    if not destinations or not is_made(out, recipe, sources, flags):
+        check_place(out, sources, overwrite=overwrite)
+        licence = destinations[0].licence if destinations else None
+        _write_adapter_folder(
+            recipe, out, sources, write, flags, resources, hub, licence, progress, restart=restart, stream=stream
+        )
+    return read_record(out) | delivered(out, destinations, progress)
 
 
 def _write_adapter_folder(
     recipe: Recipe,
     out: Path,
     sources: Sequence[Source],
-    write: Callable[[Plan, Sequence[Source], Staging, Mapping[str, str]], dict[str, Any]],
+    write: Write,
     flags: Sequence[str],
     resources: Resources,
     hub: Hub,

@@ -6,9 +6,10 @@ each is compared with it.
 """
 
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -242,8 +243,9 @@ def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base:
     budget = None if options.budget is None else options.budget * len(tasks)
     misfits: Misfits = "whole" if budget is None else "sidecar"
     dtype = options.dtype_of_factors
+    by_task = {task.name: architecture for task, architecture in zip(tasks, architectures, strict=True)}
     for attempt in range(ATTEMPTS):
-        _choose_ranks(tasks, options, fixed)
+        _choose_ranks(tasks, by_task, options, fixed)
         planned = [
             plan_adapter(architecture, task.ranks, base=base, factor_dtype=dtype, misfits=misfits)
             for task, architecture in zip(tasks, architectures, strict=True)
@@ -260,21 +262,51 @@ def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base:
             task.plans["faithful"] = faithful
         if "serving" in options.profiles:
             task.plans["serving"] = plan_serving(
-                architecture, task.ranks, base=base, rank=options.serving_rank, factor_dtype=dtype
+                architecture,
+                {**dict.fromkeys(task.spectra, 0), **task.ranks},
+                base=base,
+                rank=options.serving_rank,
+                most_bytes=options.budget,
+                factor_dtype=dtype,
             )
 
 
-def _choose_ranks(tasks: Sequence[_Task], options: Compressing, fixed_bytes: int) -> None:
+def _choose_ranks(
+    tasks: Sequence[_Task], architectures: Mapping[str, Architecture], options: Compressing, fixed_bytes: int
+) -> None:
     spectra = {(task.name, name): spectrum for task in tasks for name, spectrum in task.spectra.items()}
     chosen: dict[tuple[str, str], int | Dense] = {}
     for rule in options.rules:
         own = {key: spectrum for key, spectrum in spectra.items() if options.rule_of(key[1]) == rule}
-        before = fixed_bytes + sum(spectra[key].bytes_at(rank) for key, rank in chosen.items())
-        shared = Budget(rule.nbytes * len(tasks)) if isinstance(rule, Budget) else rule
-        chosen |= choose_ranks(own, shared, fixed_bytes=before)
+        if isinstance(rule, Budget):
+            before = fixed_bytes + sum(spectra[key].bytes_at(rank) for key, rank in chosen.items())
+            chosen |= _choose_within(Budget(rule.nbytes * len(tasks)), own, architectures, before)
+        else:
+            chosen |= choose_ranks(own, rule)
     for task in tasks:
         kept = {name: rank for (owner, name), rank in chosen.items() if owner == task.name and rank}
         task.ranks = {**kept, **dict.fromkeys(task.whole, DENSE)}
+
+
+def _choose_within(
+    budget: Budget,
+    spectra: Mapping[tuple[str, str], Spectrum],
+    architectures: Mapping[str, Architecture],
+    fixed_bytes: int,
+) -> dict[tuple[str, str], int | Dense]:
+    """Ranks under a budget at PEFT's prices, and one rank for what PEFT gives one: experts of a layer."""
+    groups: defaultdict[tuple[str, str], dict[tuple[str, str], Spectrum]] = defaultdict(dict)
+    for (task, name), spectrum in spectra.items():
+        place = architectures[task].place(name)
+        priced = replace(spectrum, rank_numbers=place.rank_numbers) if place.low_rank else spectrum
+        groups[task, place.group][task, name] = priced
+    sums = {group: pooled(list(members.values())) for group, members in groups.items()}
+    ranks = choose_ranks(sums, budget, fixed_bytes=fixed_bytes)
+    return {
+        key: rank if isinstance(rank := ranks[group], Dense) else min(rank, spectrum.full_rank)
+        for group, members in groups.items()
+        for key, spectrum in members.items()
+    }
 
 
 def _factor_infos(plan: Plan, tasks: Sequence[_Task]) -> list[TensorInfo]:
@@ -339,7 +371,7 @@ def _write(
                 "left_out": dict(report.left_out),
                 "in_sidecar": list(report.in_sidecar),
                 "left_out_share": report.left_out_share,
-                **_facts(plan, tasks[t], found),
+                **_facts(plan, tasks[t], profile, found),
             }
     return reports
 
@@ -374,13 +406,14 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
             copy_config(folders[task.name], out / ADAPTERS[profile] / task.name)
 
 
-def _facts(plan: Plan, task: _Task, found: Findings) -> dict[str, Any]:
-    summary: Compression[str] = summarize(task.spectra, {name: task.ranks.get(name, 0) for name in task.spectra})
+def _facts(plan: Plan, task: _Task, profile: Profile, found: Findings) -> dict[str, Any]:
+    ranks: Mapping[str, int | Dense] = task.ranks if profile == "faithful" else task.plans[profile].ranks
+    summary: Compression[str] = summarize(task.spectra, {name: ranks.get(name, 0) for name in task.spectra})
     fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
     return {
         "energy": summary.energy,
-        "errors": dict(summary.errors),
-        "ranks": _plain(task.ranks),
+        "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in ranks},
+        "ranks": _plain(ranks),
         **({"fell_back": fell_back} if fell_back else {}),
     }
 

@@ -20,7 +20,8 @@ class Compressing:
         how: The rule for the ranks, or that of each tensor by name. One budget at most is among them, and all share it.
         factor_dtype: Of the factors, as safetensors names it; None for bf16 under a budget, else each tensor's own.
         profiles: `faithful` holds all that PEFT can, `serving` what servers of many adapters read.
-        serving_rank: Of all factors in the serving profile.
+        serving_rank: Of all factors in the serving profile; None for the largest that a budget has room for or,
+            without one, the smallest that holds what the rule chose, 128 at most.
         verify: How far PEFT's reading of each adapter is compared with what was meant.
         together: Whether tasks share their budgets, so that one that changed more of the model gets more bytes.
     """
@@ -28,7 +29,7 @@ class Compressing:
     how: RankChoice | Mapping[str, RankChoice]
     factor_dtype: str | None = None
     profiles: tuple[Profile, ...] = ("faithful",)
-    serving_rank: int = 64
+    serving_rank: int | None = None
     verify: Literal["weights", "forward"] = "weights"
     together: bool = False
 
@@ -55,7 +56,7 @@ class Compressing:
     def flags(self) -> list[str]:
         """The command line's words for it."""
         rule = [word for rule in self.rules for word in (f"--{RULES[type(rule)]}", *map(str, astuple(rule)))]
-        serving = ["--serving-rank", str(self.serving_rank)] if "serving" in self.profiles else []
+        serving = ["--serving-rank", str(self.serving_rank)] if self.serving_rank else []
         dtype = [f"--factor-dtype={name}" for name, stored in STORED.items() if stored == self.factor_dtype]
         together = ["--together"] if self.together else []
         profile = "both" if len(self.profiles) > 1 else self.profiles[0]
@@ -89,7 +90,7 @@ def compressing(
         how,
         factor_dtype=STORED[dtype] if dtype else None,
         profiles=profiles or tuple(said.get("profiles", ("faithful",))),
-        serving_rank=serving_rank or said.get("rank", 64),
+        serving_rank=serving_rank or said.get("rank"),
         verify=verify,
         together=together,
     )

@@ -202,6 +202,8 @@ def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
 
     Its j-th energy is the sum of theirs, in their own units; a triplet of it costs one of each.
     """
+    if len(spectra) == 1:
+        return spectra[0]
     width = max((spectrum.full_rank for spectrum in spectra), default=0)
     energies = torch.zeros(width, dtype=torch.float64)
     for spectrum in spectra:

@@ -35,7 +35,7 @@ from hf_tsv.adapters._names import Located
 from hf_tsv.adapters._skeleton import quiet
 from hf_tsv.checkpoint import TensorInfo
 from hf_tsv.compression import DENSE, Dense
-from hf_tsv.errors import CheckpointError
+from hf_tsv.errors import CheckpointError, MethodError
 from hf_tsv.linalg import truncated_svd
 from hf_tsv.loaders import REST_FILE, open_checkpoint, read_sidecar
 from hf_tsv.modules import kind_of, matrix_view
@@ -427,7 +427,7 @@ class TestServing:
     @pytest.fixture
     def served(self, pairs: Pairs, tmp_path: Path) -> Iterator[tuple[Pair, AdapterPlan, AdapterReport, Path]]:
         pair = pairs("llama")
-        changed = [n for n in pair.headers if "layers.1" not in n or "mlp" not in n]
+        changed = {n: 12 for n in pair.headers if "layers.1" not in n or "mlp" not in n}
         plan = plan_serving(pair.architecture, changed, base=BASE, rank=8, factor_dtype="BF16")
         with AdapterWriter(tmp_path, plan, pair.base) as writer:
             for name in changed:
@@ -478,7 +478,7 @@ class TestServing:
 
     def test_a_whole_change_is_factored(self, pairs: Pairs, tmp_path: Path) -> None:
         pair, name = pairs("llama"), "model.layers.0.mlp.up_proj.weight"
-        plan = plan_serving(pair.architecture, [name], base=BASE, rank=16)
+        plan = plan_serving(pair.architecture, {name: DENSE}, base=BASE, rank=16)
         assert plan.config["target_modules"] == ["gate_proj", "up_proj"]  # servers fuse the two
         with AdapterWriter(tmp_path, plan, pair.base) as writer:
             writer.put(name, WholeChange(pair.finetuned.read(name)))
@@ -487,9 +487,24 @@ class TestServing:
 
     def test_nothing_to_serve_is_told(self, pairs: Pairs) -> None:
         with pytest.raises(CheckpointError, match="expected a change of a linear module in the layers"):
-            plan_serving(pairs("llama").architecture, ["model.norm.weight"], base=BASE, rank=8)
-        with pytest.raises(ValueError, match="got 7"):
-            plan_serving(pairs("llama").architecture, pairs("llama").headers, base=BASE, rank=7)
+            plan_serving(pairs("llama").architecture, {"model.norm.weight": DENSE}, base=BASE, rank=8)
+        with pytest.raises(MethodError, match="expected a rank of 8, 16, 32, 64, 128 but got 7"):
+            plan_serving(pairs("llama").architecture, dict.fromkeys(pairs("llama").headers, 4), base=BASE, rank=7)
+
+    @pytest.mark.parametrize(("chosen", "rank"), [(0, 8), (8, 8), (9, 16), (33, 64), (500, 128), (DENSE, 128)])
+    def test_the_rank_holds_what_was_chosen(self, pairs: Pairs, chosen: int | Dense, rank: int) -> None:
+        changed = {"model.layers.0.mlp.up_proj.weight": chosen, "model.layers.1.self_attn.q_proj.weight": 3}
+        plan = plan_serving(pairs("llama").architecture, changed, base=BASE)
+        assert plan.config["r"] == rank
+        assert set(plan.ranks.values()) == {rank}
+
+    def test_a_budget_is_used_and_kept(self, pairs: Pairs) -> None:
+        architecture, changed = pairs("llama").architecture, dict.fromkeys(pairs("llama").headers, 4)
+        sizes = {rank: plan_serving(architecture, changed, base=BASE, rank=rank).nbytes for rank in (8, 16, 32)}
+        for most, rank in [(sizes[16], 16), (sizes[32] - 1, 16), (sizes[32], 32)]:
+            assert plan_serving(architecture, changed, base=BASE, most_bytes=most).config["r"] == rank
+        with pytest.raises(MethodError, match=f"expected {sizes[8] - 1} bytes but it takes {sizes[8]} at rank 8"):
+            plan_serving(architecture, changed, base=BASE, most_bytes=sizes[8] - 1)
 
 
 class TestVerification:

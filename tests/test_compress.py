@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 import hf_tsv
 from hf_tsv import compressed
@@ -106,6 +107,41 @@ def test_a_serving_adapter_has_one_rank_everywhere(tmp_path: Path) -> None:
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (8, 8, {})
     assert 0 < record["tasks"]["t0"]["serving"]["left_out_share"] < 1
     assert record["tasks"]["t0"]["serving"]["left_out"]
+
+
+def test_experts_share_a_rank_of_which_nothing_is_lost(tmp_path: Path) -> None:
+    """PEFT gives the experts of a layer one rank: a budget spent on each by itself buys zeros for the others."""
+    folder = models.zoo(models.mixtral, tmp_path, tasks=1)
+    weights = load_file(folder / "t0" / "model.safetensors")
+    base = load_file(folder / "base" / "model.safetensors")
+    for name in weights:  # one expert changed more than the others
+        if "experts.2." in name:
+            weights[name] = base[name] + 5 * (weights[name] - base[name])
+    save_file(weights, folder / "t0" / "model.safetensors", {"format": "pt"})
+    budget = sum(tensor.nbytes for tensor in base.values()) // 4
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Budget(budget)))
+    facts = record["tasks"]["t0"]["faithful"]
+    assert budget * 0.97 < facts["bytes"] <= budget
+    tensors = load_file(tmp_path / "out/adapters/t0/adapter_model.safetensors")
+    experts = [tensor for name, tensor in tensors.items() if "experts" in name and "lora_A" in name]
+    assert experts
+    for tensor in experts:
+        assert bool(tensor.any(dim=1).all())
+
+
+def test_each_adapter_is_reported_for_itself(tmp_path: Path) -> None:
+    path = models.recipe(models.zoo(models.llama, tmp_path))
+    record = hf_tsv.compress(path, tmp_path / "out", Compressing(FixedRank(4), profiles=("faithful", "serving")))
+    faithful, serving = record["tasks"]["t0"].values()
+    base, task = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "t0"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = torch.linalg.svdvals((task[name] - base[name]).double())
+    assert json.loads((tmp_path / "out/adapters-serving/t0/adapter_config.json").read_text())["r"] == 8
+    for facts, rank in ((faithful, 4), (serving, 8)):
+        assert facts["ranks"][name] == rank
+        assert facts["errors"][name] == pytest.approx(float(values[rank:].norm() / values.norm()), rel=1e-4)
+    assert "model.embed_tokens.weight" not in serving["errors"]
+    assert serving["energy"] == pytest.approx(1 - serving["left_out_share"], abs=0.01)
 
 
 def test_a_lora_merged_into_a_bf16_checkpoint_comes_back_at_its_rank(tmp_path: Path) -> None:

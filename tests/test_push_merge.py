@@ -188,6 +188,22 @@ class TestPushWhileMerging:
         assert hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice) == record
         assert not writes(hub)
 
+    def test_a_merge_as_an_adapter(
+        self, hub: LoopbackHub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        options = ("--as", "adapter", "--rank", "4", "--push-to-hub", REPO)
+        options += ("--token", "hf_alice", "--cache-dir", tmp_path / "cache", "--quiet")
+        for _ in range(2):  # the second finds all done
+            result = run("merge", recipe, *options)
+            assert result.exit_code == 0, result.stderr
+            assert f"Pushed to {hub.endpoint}/{REPO}" in result.stderr.replace("\n", "")
+        assert len(commits_of(hub)) == 1
+        files, written = files_of(hub), tmp_path / "merged" / "adapter_model.safetensors"
+        assert files["adapter_model.safetensors"] == written.read_bytes()
+        assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "bob/base"
+        assert not [path for path in files if path.startswith("model")]
+
 
 class TestTerms:
     def test_licences_and_notices_come_along(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:

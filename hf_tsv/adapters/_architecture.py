@@ -31,14 +31,12 @@ class Place:
         group: Tensors of one group should have one rank, for PEFT gives them the largest: the experts of a layer.
             Else the tensor's own name.
         rank_numbers: Numbers that one triplet of it takes.
-        whole_numbers: Numbers that it takes when it is stored whole: a tied tensor once for each of its modules.
         why: Why it can't be factors, empty when it can.
     """
 
     low_rank: bool
     group: str
     rank_numbers: int
-    whole_numbers: int
     why: str = ""
 
 
@@ -120,14 +118,13 @@ class Architecture:
         info = self.headers[name]
         pieces = self.located.pieces.get(name)
         if not pieces:
-            return Place(False, name, sum(info.shape[:2]), info.numel, self.located.nowhere[name])
+            return Place(False, name, sum(info.shape[:2]), self.located.nowhere[name])
         whys = [self.no_factors(piece.parameter) for piece in pieces]
         first = pieces[0]
         return Place(
             low_rank=not any(whys),
             group=f"{first.parameter}:{first.row}" if len(self.sources[first.parameter]) > 1 else name,
             rank_numbers=sum(map(self._rank_numbers, pieces)),
-            whole_numbers=info.numel * len(self.aliases.get(first.parameter, (first.parameter,))),
             why=next(filter(None, whys), ""),
         )
 

@@ -44,6 +44,12 @@ class AdapterPlan:
         return frozenset(name for slot in self.slots for name in slot.awaited)
 
     @cached_property
+    def ranks(self) -> dict[str, int]:
+        """The ranks of the changed tensors that are stored as factors."""
+        ranks = {slot.name: slot.rank for slot in self.rest if slot.rank is not None}
+        return ranks | {source.name: source.rank for s in self.slots if isinstance(s, LoraSlot) for source in s.sources}
+
+    @cached_property
     def files(self) -> tuple[Shard, ...]:
         made: list[tuple[str, Sequence[Slot]]] = [(ADAPTER_FILE, self.slots), (REST_FILE, self.rest)]
         shards = (Shard(file, tuple(info for slot in slots for info in slot.infos)) for file, slots in made)

@@ -5,14 +5,16 @@ has it. So: linear modules of the layers only, one rank, alpha = rank, no patter
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from hf_tsv.adapters._architecture import Architecture
 from hf_tsv.adapters._modules import Module
 from hf_tsv.adapters._plan import AdapterPlan, BaseRef
 from hf_tsv.adapters._probe import unlike_peft
 from hf_tsv.adapters._slots import PREFIX, LoraSlot, Source
-from hf_tsv.errors import CheckpointError, some
+from hf_tsv.compression import Dense
+from hf_tsv.errors import CheckpointError, MethodError, some
 
 SERVING_RANKS = (8, 16, 32, 64, 128)  # what all of them have kernels for
 # Servers that fuse these into one matrix want factors of all or of none.
@@ -21,27 +23,32 @@ FUSED = (frozenset({"q_proj", "k_proj", "v_proj"}), frozenset({"gate_proj", "up_
 
 def plan_serving(
     architecture: Architecture,
-    changed: Collection[str],
+    changed: Mapping[str, int | Dense],
     *,
     base: BaseRef,
-    rank: int,
+    rank: int | None = None,
+    most_bytes: int | None = None,
     factor_dtype: str | None = None,
 ) -> AdapterPlan:
     """Decide which linear modules go into an adapter for servers.
 
     Args:
         architecture: The base model.
-        changed: The tensors of the checkpoint that the fine-tune changed.
+        changed: The tensors of the checkpoint that the fine-tune changed, and the ranks chosen for them.
         base: What the adapter says its base is.
-        rank: Of every factor, one of `SERVING_RANKS`; smaller changes are filled up with zeros, larger ones cut.
+        rank: Of every factor, one of `SERVING_RANKS`; smaller changes are filled up with zeros, larger ones cut. None
+            for the largest that `most_bytes` has room for or, without it, the smallest that holds the chosen ranks.
+        most_bytes: Of the adapter, where the rank isn't given.
         factor_dtype: As safetensors names it; None for each base tensor's own.
 
     Raises:
-        ValueError: another rank.
+        MethodError: another rank, or `most_bytes` has no room for the smallest.
         CheckpointError: no weight of a linear module in the layers was changed, or PEFT reads something else.
     """
-    if rank not in SERVING_RANKS:
-        raise ValueError(f"expected a rank of {', '.join(map(str, SERVING_RANKS))} but got {rank}")
+    if rank not in (None, *SERVING_RANKS):
+        raise MethodError(
+            f"the serving adapter: expected a rank of {', '.join(map(str, SERVING_RANKS))} but got {rank}"
+        )
     by_leaf = _leaves(architecture)
     targets = _targets(by_leaf, architecture, changed)
     if not targets:
@@ -50,9 +57,28 @@ def plan_serving(
             f" but got {some(sorted(changed))}. Use the faithful profile"
         )
     modules = [module for leaf in sorted(targets) for module in by_leaf[leaf]]
-    slots = tuple(_slot(architecture, module, changed, rank, factor_dtype) for module in modules)
-    held = frozenset(name for slot in slots for name in slot.awaited)
-    config = {
+
+    def of_rank(rank: int) -> AdapterPlan:
+        slots = tuple(_slot(architecture, module, changed, rank, factor_dtype) for module in modules)
+        held = frozenset(name for slot in slots for name in slot.awaited)
+        left_out = dict.fromkeys(sorted(set(changed) - held), "no weight of a linear module of the layers")
+        return AdapterPlan("serving", slots, (), left_out, _config(architecture, base, targets, rank))
+
+    if rank is not None:
+        plan = of_rank(rank)
+    elif most_bytes is not None:
+        plan = _largest_within(most_bytes, of_rank)
+    else:
+        wanted = max(_wanted(architecture, module, changed) for module in modules)
+        plan = of_rank(next((rank for rank in SERVING_RANKS if rank >= wanted), SERVING_RANKS[-1]))
+    unlike = unlike_peft(architecture, plan)
+    if unlike.keys:
+        raise CheckpointError(f"{architecture.folder}: PEFT would read other tensors: {some(sorted(unlike.keys))}")
+    return plan
+
+
+def _config(architecture: Architecture, base: BaseRef, targets: Collection[str], rank: int) -> dict[str, Any]:
+    return {
         "peft_type": "LORA",
         "base_model_name_or_path": base.name,
         **({"revision": base.revision} if base.revision else {}),
@@ -64,12 +90,25 @@ def plan_serving(
         "alpha_pattern": {},
         "target_modules": sorted(targets),
     }
-    left_out = dict.fromkeys(sorted(set(changed) - held), "no weight of a linear module of the layers")
-    plan = AdapterPlan("serving", slots, (), left_out, config)
-    unlike = unlike_peft(architecture, plan)
-    if unlike.keys:
-        raise CheckpointError(f"{architecture.folder}: PEFT would read other tensors: {some(sorted(unlike.keys))}")
-    return plan
+
+
+def _largest_within(most_bytes: int, of_rank: Callable[[int], AdapterPlan]) -> AdapterPlan:
+    plans = [of_rank(rank) for rank in SERVING_RANKS]
+    fitting = [plan for plan in plans if plan.nbytes <= most_bytes]
+    if not fitting:
+        raise MethodError(
+            f"the serving adapter: expected {most_bytes} bytes but it takes {plans[0].nbytes} at rank"
+            f" {SERVING_RANKS[0]}. Raise the budget, or use the faithful profile"
+        )
+    return fitting[-1]
+
+
+def _wanted(architecture: Architecture, module: Module, changed: Mapping[str, int | Dense]) -> int:
+    """The rank that holds what was chosen for the tensors that a module is made of."""
+    sources = architecture.sources_of(f"{module.path}.weight")
+    ranks = [changed[name] for name, _ in sources if name in changed]
+    whole = any(isinstance(rank, Dense) for rank in ranks)
+    return SERVING_RANKS[-1] if whole else len(sources) * max((r for r in ranks if not isinstance(r, Dense)), default=0)
 
 
 def _leaves(architecture: Architecture) -> dict[str, list[Module]]:

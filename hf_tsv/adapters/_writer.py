@@ -11,7 +11,7 @@ import torch
 
 from hf_tsv.adapters._changes import Change, LowRankChange, WholeChange, factored
 from hf_tsv.adapters._plan import CONFIG_FILE, AdapterPlan
-from hf_tsv.adapters._slots import LoraSlot, RestSlot, Slot
+from hf_tsv.adapters._slots import Slot
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.writers import CheckpointWriter, full_disk_told, write_text
 
@@ -62,7 +62,7 @@ class AdapterWriter:
         self._shapes = {name: base.info(name).shape for name in base.names()}
         self._files = CheckpointWriter(folder, plan.files)
         self._slots = _by_name((*plan.slots, *plan.rest))
-        self._ranks = _planned_ranks((*plan.slots, *plan.rest))
+        self._ranks = plan.ranks
         self._missing = {id(slot): set(slot.awaited) for slot in (*plan.slots, *plan.rest)}
         self._uses = Counter({name: len(slots) for name, slots in self._slots.items()})
         self._waiting: dict[str, Change] = {}
@@ -161,9 +161,3 @@ def _by_name(slots: Sequence[Slot]) -> dict[str, list[Slot]]:
         for name in slot.awaited:
             found[name].append(slot)
     return dict(found)
-
-
-def _planned_ranks(slots: Sequence[Slot]) -> dict[str, int]:
-    """The ranks of the tensors that are stored as factors."""
-    ranks = {slot.name: slot.rank for slot in slots if isinstance(slot, RestSlot) and slot.rank is not None}
-    return ranks | {source.name: source.rank for s in slots if isinstance(s, LoraSlot) for source in s.sources}

@@ -65,7 +65,10 @@ def compress(
         Literal["faithful", "serving", "both"] | None,
         typer.Option("--profile", help="faithful: all that PEFT holds; serving: what vLLM and others read."),
     ] = None,
-    serving_rank: Annotated[int | None, typer.Option("--serving-rank", help="8, 16, 32, 64 or 128.")] = None,
+    serving_rank: Annotated[
+        Literal["8", "16", "32", "64", "128"] | None,
+        typer.Option("--serving-rank", help="As large as the budget allows, else as the rule needs, unless given."),
+    ] = None,
     factor_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option("--factor-dtype", help="bfloat16 under a budget, else the model's own, unless given."),
@@ -116,7 +119,7 @@ def compress(
         loaded,
         _rule(loaded, hub, given),
         profiles=PROFILES[profile],
-        serving_rank=serving_rank,
+        serving_rank=int(serving_rank) if serving_rank else None,
         factor_dtype=factor_dtype,
         verify=verify,
         together=together,

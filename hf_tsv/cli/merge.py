@@ -70,8 +70,6 @@ def merge(
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
     if rank and as_ != "adapter":
         raise typer.BadParameter("is for --as adapter", param_hint="--rank")
-    if as_ == "adapter" and push_to_hub:
-        raise typer.BadParameter("is for checkpoints; push an adapter by hf-tsv push", param_hint="--push-to-hub")
     if as_ == "adapter" and device != "cpu":
         raise typer.BadParameter("is for checkpoints; adapters are made by the CPU", param_hint="--device")
     memory = memory_of(max_memory)
@@ -100,7 +98,7 @@ def merge(
         )
     disable_progress_bars()
     if as_ == "adapter":
-        with kept_when_interrupted(out), WorkProgress("Merging", quiet=quiet) as progress:
+        with kept_when_interrupted(out, pushes=pushing is not None), WorkProgress("Merging", quiet=quiet) as progress:
             record = adapting.merge_as_adapter(
                 loaded,
                 out,
@@ -110,6 +108,7 @@ def merge(
                 workers=workers,
                 max_memory=memory,
                 stream=stream,
+                push_to_hub=pushing,
                 hub=hub,
                 progress=progress,
             )
