@@ -103,6 +103,11 @@ class TestEveryMethod:
         merged = [merge(Deltas.of(d, weights=weights)) for d in (deltas, silenced)]
         torch.testing.assert_close(merged[0], merged[1], rtol=1e-4, atol=1e-4)
 
+    def test_weights_of_0_alone_merge_to_no_change(self, merge: Case, deltas: Tensor) -> None:
+        silent = Deltas.of(deltas, weights=[0.0] * len(deltas))
+        if merge.method.name not in ("linear", "karcher", "nuslerp", "slerp"):  # whose weights are shares, or none
+            assert not merge(silent).any()
+
     def test_a_piece_of_a_tensor_is_merged_as_in_the_whole(self, merge: Case, deltas: Tensor) -> None:
         if not merge.method.elementwise(merge.parameters):
             return

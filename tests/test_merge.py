@@ -404,6 +404,10 @@ class TestInMemory:
         torch.testing.assert_close(merged.state_dict()[name], want, rtol=1e-5, atol=1e-6)
         assert merged.lm_head.weight is merged.transformer.wte.weight
 
+    def test_a_weight_of_no_task_is_told(self) -> None:
+        with pytest.raises(HfTsvError, match="^weights: no task 'b', expected 'a'$"):
+            hf_tsv.merge_state_dicts({"w": torch.ones(2)}, {"a": {"w": torch.ones(2)}}, weights={"b": 2.0})
+
     def test_an_unknown_parameter_is_told(self) -> None:
         with pytest.raises(HfTsvError, match="unknown parameter 'lamda' for tsv_m. Did you mean 'scale'?"):
             hf_tsv.merge_state_dicts({"w": torch.ones(2)}, {"a": {"w": torch.ones(2)}}, lamda=1)

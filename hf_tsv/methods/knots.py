@@ -47,6 +47,8 @@ def knots(
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
     tasks, densities = deltas.active, per_task(density, len(deltas))
+    if not tasks:
+        return deltas.zeros()
     shared = _shared(deltas, tasks, tolerance)
     if not shared.s.numel():
         return deltas.zeros()
