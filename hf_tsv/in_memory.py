@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
-from hf_tsv.errors import MethodError
+from hf_tsv.errors import MethodError, RecipeError
 from hf_tsv.loaders import MemoryCheckpoint
 from hf_tsv.planner import Step, leaves_masks, leaves_residuals, make_plan
 from hf_tsv.recipe import Recipe, parse_recipe
@@ -42,10 +42,12 @@ def merge_state_dicts(
         A new state dict with the base's names, dtypes and shapes, on the CPU.
 
     Raises:
-        RecipeError: an unknown method or parameter.
+        RecipeError: an unknown method, parameter or task.
         PlanError: names or shapes that don't fit.
         MethodError: NaN or infinity.
     """
+    if strange := sorted(set(weights or {}) - set(finetuned)):
+        raise RecipeError(f"weights: no task {strange[0]!r}, expected {', '.join(map(repr, finetuned))}")
     recipe = _recipe_of(list(finetuned), method, weights or {}, dtype, svd, parameters)
     planned = make_plan(
         recipe,

@@ -21,7 +21,7 @@ from hf_tsv.methods import METHODS, Deltas, per_task
 from hf_tsv.outputs import MASKS, MODEL_CONFIG
 from hf_tsv.planner import MASKED, Plan, Step
 from hf_tsv.run import Found, Progress, Resources, Silent, each_step, one_thread_each, surveys
-from hf_tsv.stored import StoredTensor
+from hf_tsv.stored import StoredTensor, change
 from hf_tsv.writers import CheckpointWriter, full_disk_told
 
 
@@ -176,15 +176,15 @@ def _write(
     for rows in step.slices:
         stored = StoredTensor(plan, step, rows)
         deltas = stored.deltas(surveyed(step))
-        change = merged.read(step.name, rows).to(deltas.dtype).sub_(stored.base)
-        count = torch.zeros(change.shape, dtype=torch.int32)
+        moved = change(merged.read(step.name, rows), stored.base, deltas.dtype)
+        count = torch.zeros(moved.shape, dtype=torch.int32)
         for t in tasks:
             delta = deltas.scaled(t)
-            mask = _mask(step, deltas, t, delta, change)
+            mask = _mask(step, deltas, t, delta, moved)
             bits[t].add(mask)
             count += mask
-            rescalers[t].add(delta, change)
-        use += Use.of(count, change != 0, len(plan.tasks))
+            rescalers[t].add(delta, moved)
+        use += Use.of(count, moved != 0, len(plan.tasks))
     for writer, packer in zip(writers, bits, strict=True):
         writer.write(step.name, packer.finish())
     found[step.name] = _Counts(tuple(packer.ones for packer in bits), use, tuple(rescalers))

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint, Shard, TensorInfo
 from hf_tsv.compression import rank_choice
 from hf_tsv.errors import MethodError, PlanError, some
-from hf_tsv.methods import METHODS
+from hf_tsv.methods import METHODS, Deltas
 from hf_tsv.modules import Depths, Kind, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view
 from hf_tsv.recipe import Recipe, Rule
 from hf_tsv.vocabulary import Vocabulary
@@ -271,6 +272,7 @@ class _Planner:
         self.problems: list[str] = []
         self.kinds: dict[str, Kind] = {}
         self._clashes = clashes
+        self._checked: set[object] = set()
         self._depth = Depths(base.names())
         self._held = [frozenset(checkpoint.names()) for checkpoint in finetuned]
 
@@ -293,8 +295,7 @@ class _Planner:
             self.problems.append(
                 f"{name}: {method.name} takes at most {method.max_tasks} models, got {len(self.tasks)}"
             )
-        if method.name == TSV_C:
-            self._check_rule(rule)
+        self._check_rule(rule)
         view = _view(info, kind, rule)
         return Step(info, out, kind, method.name, parameters, rule.weights, view, rule.base_weight)
 
@@ -308,10 +309,17 @@ class _Planner:
         return self.recipe.wrong_layers(self._depth.layers)
 
     def _check_rule(self, rule: Rule) -> None:
+        key = (rule.method, repr(rule.parameters), rule.weights, rule.base_weight)
+        if key in self._checked:
+            return
+        self._checked.add(key)
         try:
-            rank_choice(rule.parameters, num_tasks=len(self.tasks), checkpoint_bytes=1)
+            if rule.method == TSV_C:
+                rank_choice(rule.parameters, num_tasks=len(self.tasks), checkpoint_bytes=1)
+            elif not METHODS[rule.method].survey:  # which would take its time, and refuses nothing
+                _merge_nothing(rule)
         except MethodError as error:
-            problem = f"{self.recipe.where(rule.line)}: tsv_c: {error}"
+            problem = f"{self.recipe.where(rule.line)}: {rule.method}: {error}"
             if problem not in self.problems:
                 self.problems.append(problem)
 
@@ -383,6 +391,13 @@ def _kept_on_another_base(recipe: Recipe, vocabulary: Vocabulary | None) -> list
         f"{recipe.source}: {' and '.join(ways)} keep what is a task's own by the base's rows, expected these in the"
         " output. Write tokenizer_source: base, without pad_to_multiple_of"
     ]
+
+
+def _merge_nothing(rule: Rule) -> None:
+    """Whatever a method has against parameters or weights it says where nothing is changed, too."""
+    deltas = Deltas.of(torch.zeros(len(rule.weights), 1), weights=rule.weights)
+    deltas.base_weight = rule.base_weight
+    METHODS[rule.method](deltas, **rule.parameters)
 
 
 def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:

@@ -162,7 +162,7 @@ def _merge_slice(
     if not step.is_merged:
         return source.base.to(out_dtype), {}
     method = METHODS[step.method]
-    if not method.of_weights and not source.changed():
+    if not (method.of_weights and source.base_is_finite) and not source.changed():
         return source.base.to(out_dtype), {"unchanged": True}
     deltas = source.deltas(survey)
     try:
@@ -171,7 +171,9 @@ def _merge_slice(
             merged = method(deltas, **step.parameters)
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"{step.name}: out of memory. Use fewer --workers") from error
-    return merged.reshape(source.base.shape).add_(source.base.to(device)).to(out_dtype).cpu(), deltas.notes
+    wide = torch.promote_types(merged.dtype, source.base.dtype)
+    merged = merged.reshape(source.base.shape).to(wide)
+    return merged.add_(source.base.to(device)).to(out_dtype).cpu(), deltas.notes
 
 
 def _do(plan: Plan, found: Found, sink: Sink, device: torch.device, step: Step) -> None:

@@ -20,6 +20,12 @@ _T = TypeVar("_T")
 ARITHMETIC = {"float32": torch.float32, "float64": torch.float64}
 
 
+def change(value: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
+    """value - base, rounded to dtype once: what is equal in float64 differs by nothing. May take value's memory."""
+    wide = torch.promote_types(torch.promote_types(value.dtype, base.dtype), dtype)
+    return value.to(wide).sub_(base).to(dtype)
+
+
 class StoredTensor:
     """One tensor (or one expert of it) as the base and the fine-tuned models store it.
 
@@ -110,18 +116,23 @@ class StoredTensor:
         return stored
 
     def _delta(self, t: int) -> Tensor:
-        if adapter := self._adapter(t):
-            delta = adapter.delta(self._step.name, self.base, self._dtype, self._rows).to(self._device)
-        else:
-            base = self._wide_base if self._rows else self.base.to(self._device)
-            delta = self._taken(t).to(self._device).to(self._dtype).sub_(base)
-        self._check_finite(t, delta)
+        if self.base_is_finite or self.is_changed(t):
+            delta = self._change(t)
+            self._check_finite(t, delta)
+        else:  # minus infinity in a mask that all models have
+            delta = torch.zeros(self.base.shape, dtype=self._dtype, device=self._device)
         return delta.reshape(self.view.m, self.view.n) if self.view else delta
+
+    def _change(self, t: int) -> Tensor:
+        if adapter := self._adapter(t):
+            return adapter.delta(self._step.name, self.base, self._dtype, self._rows).to(self._device)
+        base = self._wide_base if self._rows else self.base.to(self._device)
+        return change(self._taken(t).to(self._device), base, self._dtype)
 
     @cached_property
     def _wide_base(self) -> Tensor:
         """Widened once for all tasks, which a piece has the memory for."""
-        return self.base.to(self._device).to(self._dtype)
+        return self.base.to(self._device).to(torch.promote_types(self.base.dtype, self._dtype))
 
     def _factors(self, t: int) -> linalg.Factors | None:
         adapter, view = self._adapter(t), self.view
@@ -154,13 +165,14 @@ class StoredTensor:
 
     def _check_finite(self, t: int, *tensors: Tensor) -> None:
         """An adapter's change shows nothing of the base, which is therefore looked at itself."""
-        if self._base_is_finite and all(map(_is_finite, tensors)):
+        if self.base_is_finite and all(map(_is_finite, tensors)):
             return
-        at_fault = f"task '{self._plan.tasks[t]}'" if self._base_is_finite else self._plan.base.label
+        at_fault = f"task '{self._plan.tasks[t]}'" if self.base_is_finite else self._plan.base.label
         raise MethodError(f"the weights of {at_fault} hold NaN or infinity. Get them again, or leave them out")
 
     @cached_property
-    def _base_is_finite(self) -> bool:
+    def base_is_finite(self) -> bool:
+        """Whether no entry of the base's is NaN or infinite."""
         return _is_finite(self.base)
 
     def _noise(self, t: int) -> float:

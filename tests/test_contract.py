@@ -90,6 +90,11 @@ class TestEveryMethod:
     def test_twice_the_change_merges_to_twice_the_change(self, merge: Case, deltas: Tensor) -> None:
         torch.testing.assert_close(merge(2 * deltas), 2 * merge(deltas), rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("power", [-90, 80])
+    def test_the_size_of_the_change_does_not_matter(self, merge: Case, deltas: Tensor, power: int) -> None:
+        merged = merge(deltas * 2.0**power) * 2.0**-power
+        torch.testing.assert_close(merged, merge(deltas), rtol=1e-4, atol=1e-4)
+
     def test_weights_scale_with_their_tasks(self, merge: Case, deltas: Tensor) -> None:
         """A task of weight 0 has no say where weights are factors; its delta may be anything."""
         silenced = deltas.clone()
@@ -97,6 +102,11 @@ class TestEveryMethod:
         weights = [1.0] * (len(deltas) - 1) + [0.0]
         merged = [merge(Deltas.of(d, weights=weights)) for d in (deltas, silenced)]
         torch.testing.assert_close(merged[0], merged[1], rtol=1e-4, atol=1e-4)
+
+    def test_weights_of_0_alone_merge_to_no_change(self, merge: Case, deltas: Tensor) -> None:
+        silent = Deltas.of(deltas, weights=[0.0] * len(deltas))
+        if merge.method.name not in ("linear", "karcher", "nuslerp", "slerp"):  # whose weights are shares, or none
+            assert not merge(silent).any()
 
     def test_a_piece_of_a_tensor_is_merged_as_in_the_whole(self, merge: Case, deltas: Tensor) -> None:
         if not merge.method.elementwise(merge.parameters):

@@ -100,6 +100,15 @@ def test_no_folder(tmp_path: Path) -> None:
     assert message(tmp_path / "x") == "the model: no such folder. Give a folder, or a Hub id such as org/name"
 
 
+def test_shards_without_an_index(tmp_path: Path) -> None:
+    for i in (1, 2):
+        (tmp_path / f"model-0000{i}-of-00002.safetensors").touch()
+    assert message(tmp_path) == (
+        "the model: 2 safetensors files (model-00001-of-00002.safetensors, ...) without an index, expected"
+        " model.safetensors.index.json beside them. Get it from where they are from"
+    )
+
+
 def test_no_weights(tmp_path: Path) -> None:
     assert message(tmp_path) == (
         "the model: no safetensors weights in it, expected model.safetensors or model.safetensors.index.json"

@@ -383,6 +383,19 @@ class TestInMemory:
         )
         assert merged["w"].tolist() == [4.0, 4.0, 4.0]
 
+    @pytest.mark.parametrize("method", ["tsv_m", "ties", "knots"])
+    def test_in_float64_a_task_that_changes_nothing_has_no_say(self, method: str) -> None:
+        base = {"w": torch.randn(40, 30, dtype=torch.float64), "b": torch.randn(40, dtype=torch.float64)}
+        tuned = {"a": {n: v + 0.01 * torch.randn_like(v) for n, v in base.items()}, "frozen": base}
+        merged, want = (hf_tsv.merge_state_dicts(base, tuned, method=method, dtype=d) for d in ("float32", "float64"))
+        assert all(error(merged[n] - base[n], want[n] - base[n]) < 1e-5 for n in base)
+
+    @pytest.mark.parametrize("method", ["tsv_m", "ties", "linear"])
+    def test_a_mask_of_minus_infinity_that_all_models_have_stays(self, method: str) -> None:
+        base = {"w": torch.randn(4, 4), "mask": torch.full((4, 4), float("-inf")).triu(1)}
+        tuned = {t: base | {"w": torch.randn(4, 4)} for t in "ab"}
+        assert torch.equal(hf_tsv.merge_state_dicts(base, tuned, method=method)["mask"], base["mask"])
+
     def test_modules(self) -> None:
         base, *tuned = (models.perturbed(models.gpt2(), seed) for seed in range(3))
         merged = hf_tsv.merge_modules(base, {"a": tuned[0], "b": tuned[1]}, method="task_arithmetic", scale=0.5)
@@ -390,6 +403,10 @@ class TestInMemory:
         want = base.state_dict()[name] * 0 + sum(m.state_dict()[name] for m in tuned) / 2
         torch.testing.assert_close(merged.state_dict()[name], want, rtol=1e-5, atol=1e-6)
         assert merged.lm_head.weight is merged.transformer.wte.weight
+
+    def test_a_weight_of_no_task_is_told(self) -> None:
+        with pytest.raises(HfTsvError, match="^weights: no task 'b', expected 'a'$"):
+            hf_tsv.merge_state_dicts({"w": torch.ones(2)}, {"a": {"w": torch.ones(2)}}, weights={"b": 2.0})
 
     def test_an_unknown_parameter_is_told(self) -> None:
         with pytest.raises(HfTsvError, match="unknown parameter 'lamda' for tsv_m. Did you mean 'scale'?"):

@@ -134,3 +134,23 @@ def test_shards_are_planned_from_headers() -> None:
     planned = make_plan(parse_recipe(HEAD), Headers(BASE), [Headers(BASE), Headers(BASE)], max_shard_size=1700)
     assert [shard.file for shard in planned.shards] == [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
     assert [info.name for shard in planned.shards for info in shard.tensors] == list(BASE)
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "told"),
+    [
+        ("task_arithmetic", ("2", "-2"), "can't be normalized. Set normalize: false"),
+        ("linear", ("[1, 1, 0.5]", "[1, 1, -0.5]"), "can't be normalized. Set normalize: false"),
+        ("karcher", ("1", "-1"), "there is no mean. Leave them out, or make them positive"),
+    ],
+)
+def test_weights_that_a_method_refuses_are_told_once(method: str, weights: tuple[str, str], told: str) -> None:
+    """Before anything is downloaded."""
+    models = "".join(f"  - {{model: ./{n}, parameters: {{weight: {w}}}}}\n" for n, w in zip("ab", weights, strict=True))
+    normalize = "parameters: {normalize: true}\n" if method == "task_arithmetic" else ""
+    with pytest.raises(PlanError) as caught:
+        plan(f"base_model: ./base\nmodels:\n{models}{normalize}merge_method: {method}\n")
+    line = 5 + bool(normalize)
+    assert [str(problem).count("the weights sum to 0") for problem in caught.value.problems] == [1]
+    assert str(caught.value).startswith(f"recipe.yaml:{line}: {method}: the weights sum to 0, so ")
+    assert str(caught.value).endswith(told)

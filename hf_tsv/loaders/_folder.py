@@ -72,4 +72,9 @@ def _why_none(folder: Path) -> str:
         )
     if any(folder.glob("*.gguf")):
         return "GGUF weights, expected safetensors. Load the model with transformers (gguf_file=...) and save it"
+    if shards := sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter")):
+        return (
+            f"{len(shards)} safetensors files ({shards[0]}, ...) without an index, expected"
+            " model.safetensors.index.json beside them. Get it from where they are from"
+        )
     return "no safetensors weights in it, expected model.safetensors or model.safetensors.index.json"

@@ -16,7 +16,7 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 def inner_along(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """<a, b> of every vector along a dimension, which stays with size 1; float64."""
-    return (a * b).sum(dim, keepdim=True, dtype=torch.float64)
+    return a.to(torch.float64, copy=True).mul_(b).sum(dim, keepdim=True)
 
 
 def slerp_coefficients(cos: Tensor, t: float, is_straight: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,5 +28,5 @@ def slerp_coefficients(cos: Tensor, t: float, is_straight: Tensor) -> tuple[Tens
 
 def cosine(product: Tensor, squared_a: Tensor, squared_b: Tensor) -> Tensor:
     """cos of the angle; 0 where one of the vectors is zero."""
-    norms = (squared_a * squared_b).sqrt()
+    norms = squared_a.sqrt() * squared_b.sqrt()
     return torch.where(norms > 0, product / norms.masked_fill(norms == 0, 1.0), 0.0).clamp(-1, 1)

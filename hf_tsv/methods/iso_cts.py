@@ -65,6 +65,6 @@ def _ranks(side: int, num_tasks: int, fraction: float) -> tuple[int, int]:
 def _own(deltas: Deltas, t: int, common: Tensor, rank: int, tolerance: float) -> Factors:
     """A task's leading triplets outside the common space, as far as they stand above what subtracting it left."""
     delta = deltas.scaled(t)
-    floor = tolerance * float(torch.linalg.vector_norm(delta))
+    floor = tolerance * float(torch.linalg.vector_norm(delta, dtype=torch.float64))
     with deltas.naming(t):
         return truncated_svd(delta - common @ (common.T @ delta), rank, rtol=tolerance, floor=floor)

@@ -47,6 +47,8 @@ def knots(
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
     tasks, densities = deltas.active, per_task(density, len(deltas))
+    if not tasks:
+        return deltas.zeros()
     shared = _shared(deltas, tasks, tolerance)
     if not shared.s.numel():
         return deltas.zeros()
@@ -102,8 +104,8 @@ def _by_columns(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Share
     for i in range(num_tasks):
         tall = deltas[tasks[i]].double()
         for j in range(i + 1):
-            gram[i, :, j] = tall.T @ deltas[tasks[j]].double()
-            gram[j, :, i] = gram[i, :, j].T
+            product = tall.T @ deltas[tasks[j]].double()
+            gram[i, :, j], gram[j, :, i] = product, product.T
     s, v = _leading(gram.reshape(num_tasks * n, -1), tolerance)
     vhs: Sequence[Tensor] = [part.T.to(deltas.dtype) for part in torch.split(v, n)]
 

@@ -44,9 +44,9 @@ def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, sc
 
 def _selected(deltas: Deltas, share: float) -> Tensor:
     """Mask of the share of the entries that aren't the same for all tasks that varies most."""
-    mean, variance = deltas.zeros(), deltas.zeros()
+    mean, variance = deltas.zeros(), deltas.zeros().double()  # squares of what float32 holds need its exponents
     for t in deltas.active:
         mean.add_(deltas.scaled(t), alpha=1 / len(deltas.active))
     for t in deltas.active:
-        variance.add_(deltas.scaled(t).sub_(mean).square_())
+        variance.add_(deltas.scaled(t).sub_(mean).double().square_())
     return largest(variance, int(int(variance.count_nonzero()) * share))

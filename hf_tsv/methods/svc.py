@@ -52,6 +52,6 @@ def svc(
 def _projections(merged: Factors, delta: Tensor) -> Tensor:
     """p_r of one task for every direction r, (k,) float64; 0 where the task has nothing there."""
     response = merged.u.T @ delta  # (k, n)
-    squares = response.square().sum(1, dtype=torch.float64)
+    squares = torch.linalg.vector_norm(response, dim=1, dtype=torch.float64).square()
     products = merged.s * (merged.vh * response).sum(1, dtype=torch.float64)
     return torch.where(squares > 0, products / squares.masked_fill(squares == 0, 1.0), 0.0)

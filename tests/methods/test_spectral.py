@@ -161,6 +161,11 @@ def test_knots_of_a_tall_matrix_goes_by_the_other_gram_matrix() -> None:
     close(METHODS["knots"](tall, density=0.4), knots(tall, 0.4))
 
 
+def test_knots_of_one_column() -> None:
+    column = torch.randn(3, 30, 1, generator=torch.Generator().manual_seed(0))
+    close(METHODS["knots"](column, inside="dare_linear", density=1.0), column.double().sum(0))
+
+
 def test_knots_with_everything_kept_and_added_is_the_sum(matrices: Tensor) -> None:
     close(METHODS["knots"](matrices, inside="dare_linear", density=1.0), matrices.double().sum(0))
 
