@@ -203,7 +203,12 @@ def make_plan(
     """
     planner = _Planner(recipe, base, finetuned, clashes or {})
     steps = [planner.step(name) for name in base.names()]
-    problems = [*planner.problems, *planner.wrong_layers(), *recipe.unmatched_filters(planner.kinds.items())]
+    problems = [
+        *planner.misfits(),
+        *planner.problems,
+        *planner.wrong_layers(),
+        *recipe.unmatched_filters(planner.kinds.items()),
+    ]
     if not problems and not any(step.is_merged or step.why == ASKED_FOR for step in steps):
         problems.append(planner.nothing_merges())
     problems += [*_kept_in_two_ways(recipe), *_kept_on_another_base(recipe, vocabulary)]
@@ -259,6 +264,9 @@ def plan_shards(tensors: Sequence[TensorInfo], max_shard_size: int | str, stem: 
     )
 
 
+FEW = 8  # problems of a model that are told one by one however few tensors it has
+
+
 class _Planner:
     """Collects what is wrong on the way, so that all of it is told at once."""
 
@@ -270,6 +278,7 @@ class _Planner:
         self.tasks = tuple(model.name for model in recipe.models)
         self.finetuned = tuple(finetuned)
         self.problems: list[str] = []
+        self._misfits: dict[str, list[str]] = {task: [] for task in self.tasks}
         self.kinds: dict[str, Kind] = {}
         self._clashes = clashes
         self._checked: set[object] = set()
@@ -285,8 +294,8 @@ class _Planner:
         rule = self.recipe.rule_at(name, kind, self._depth(name))
         if rule.method == KEEP:
             return Step(info, out, kind, KEEP, {}, (), None, why=ASKED_FOR)
-        if name not in self._clashes and (problem := self._misfit(info)):
-            self.problems.append(problem)
+        if name not in self._clashes:
+            self._check_fit(info)
         method, parameters = METHODS[rule.method], dict(rule.parameters)
         if not (method.of_weights or method.survey or any(_may_change(c, name) for c in self.finetuned)):
             return Step(info, out, kind, KEEP, {}, (), None, why="no adapter changes it")
@@ -328,20 +337,24 @@ class _Planner:
             return f"{info.dtype} is not merged"
         return "" if any(info.name in held for held in self._held) else "in no fine-tuned model"
 
-    def _misfit(self, info: TensorInfo) -> str:
-        """What keeps a tensor from being merged, empty when nothing does."""
+    def _check_fit(self, info: TensorInfo) -> None:
+        """Note what keeps a tensor from being merged, of the first task at fault."""
         for task, checkpoint, held in zip(self.tasks, self.finetuned, self._held, strict=True):
-            if info.name not in held:
-                return (
-                    f"{info.name}: '{task}' doesn't have it, but others do. Keep the base's weight by an override"
-                    f" with merge_method: base, or leave '{task}' out"
+            if problem := _misfit(info, task, checkpoint, held):
+                self._misfits[task].append(problem)
+                return
+
+    def misfits(self) -> Iterable[str]:
+        """What doesn't fit; of a task that fits hardly anywhere one line."""
+        for task, problems in self._misfits.items():
+            if len(problems) > max(FEW, len(self.kinds) // 2):
+                label = self.finetuned[self.tasks.index(task)].label
+                yield (
+                    f"'{task}': {label} doesn't fit {len(problems)} of the {len(self.kinds)} tensors of"
+                    f" {self.base.label}, expected a fine-tune of it. Check the model's name. The first: {problems[0]}"
                 )
-            theirs = checkpoint.info(info.name)
-            if theirs.shape != info.shape:
-                return _shape_conflict(info, theirs, task)
-            if not theirs.is_float:
-                return f"{info.name}: '{task}' stores it as {theirs.dtype}, expected a float. Is it quantized?"
-        return ""
+            else:
+                yield from problems
 
     def nothing_merges(self) -> str:
         ours = next(iter(self.base.names()), "nothing")
@@ -367,6 +380,13 @@ class _Planner:
         absent = [step.name for step in steps if step.why == "in no fine-tuned model"]
         if absent:
             yield f"in no fine-tuned model, so they stay as the base has them: {some(absent)}"
+        embeddings = {step.info.shape: step.name for step in steps if step.kind == "embedding"}
+        for part in self.parts(steps):
+            if kind_of(part.info) == "head" and (tied := embeddings.get(part.info.shape)):
+                yield (
+                    f"{part.info.name}: '{part.task}' has a head of its own, where the base's is {tied}: so is the"
+                    " merged model's"
+                )
         small = [step.name for step in steps if _is_shared_out(step, len(self.tasks))]
         if small:
             yield (f"each task keeps rank 1 of what has fewer rows or columns than there are tasks: {some(small)}")
@@ -417,6 +437,23 @@ def _may_change(checkpoint: Checkpoint, name: str) -> bool:
 def _bytes_in(checkpoint: Checkpoint, name: str) -> int:
     """What is read of a fine-tuned model to know one tensor's change."""
     return checkpoint.nbytes(name) if isinstance(checkpoint, AdapterCheckpoint) else checkpoint.info(name).nbytes
+
+
+def _misfit(info: TensorInfo, task: str, checkpoint: Checkpoint, held: frozenset[str]) -> str:
+    """What keeps a task's tensor from being merged with the base's, empty when nothing does."""
+    if info.name not in held:
+        return (
+            f"{info.name}: '{task}' doesn't have it, but others do. Keep the base's weight by an override"
+            f" with merge_method: base, or leave '{task}' out"
+        )
+    theirs = checkpoint.info(info.name)
+    if theirs.shape != info.shape:
+        return _shape_conflict(info, theirs, task)
+    return (
+        ""
+        if theirs.is_float
+        else f"{info.name}: '{task}' stores it as {theirs.dtype}, expected a float. Is it quantized?"
+    )
 
 
 def _shape_conflict(info: TensorInfo, theirs: TensorInfo, task: str) -> str:

@@ -17,7 +17,7 @@ from hf_tsv.loaders import TORCH_DTYPES
 from hf_tsv.methods import METHODS, Survey
 from hf_tsv.planner import TOUCHED, Plan, Step
 from hf_tsv.resources import CPU, default_memory, operations_per_second, reuse_freed_memory, usable_cores
-from hf_tsv.stored import ARITHMETIC, StoredTensor
+from hf_tsv.stored import ARITHMETIC, StoredTensor, is_finite
 
 
 class Sink(Protocol):
@@ -160,10 +160,10 @@ def _merge_slice(
     source = StoredTensor(plan, step, rows, device=device)
     out_dtype = TORCH_DTYPES[step.out.dtype]
     if not step.is_merged:
-        return source.base.to(out_dtype), {}
+        return _stored_as(out_dtype, source.base, source, step), {}
     method = METHODS[step.method]
     if not (method.of_weights and source.base_is_finite) and not source.changed():
-        return source.base.to(out_dtype), {"unchanged": True}
+        return _stored_as(out_dtype, source.base, source, step), {"unchanged": True}
     deltas = source.deltas(survey)
     try:
         # The device is where tensors are made that a method doesn't say where.
@@ -173,7 +173,21 @@ def _merge_slice(
         raise ResourceError(f"{step.name}: out of memory. Use fewer --workers") from error
     wide = torch.promote_types(merged.dtype, source.base.dtype)
     merged = merged.reshape(source.base.shape).to(wide)
-    return merged.add_(source.base.to(device)).to(out_dtype).cpu(), deltas.notes
+    return _stored_as(out_dtype, merged.add_(source.base.to(device)), source, step).cpu(), deltas.notes
+
+
+def _stored_as(dtype: torch.dtype, result: Tensor, source: StoredTensor, step: Step) -> Tensor:
+    """
+    Raises:
+        MethodError: the base is finite, and this isn't.
+    """
+    stored = result.to(dtype)
+    if stored is not source.base and source.base_is_finite and not is_finite(stored):
+        raise MethodError(
+            f"{step.name} {step.info.shape}, {step.method}: the result is too large for {step.out.dtype}, expected"
+            " finite numbers. Lower weights or scale, or write a wider out_dtype"
+        )
+    return stored
 
 
 def _do(plan: Plan, found: Found, sink: Sink, device: torch.device, step: Step) -> None:

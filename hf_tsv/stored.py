@@ -165,7 +165,7 @@ class StoredTensor:
 
     def _check_finite(self, t: int, *tensors: Tensor) -> None:
         """An adapter's change shows nothing of the base, which is therefore looked at itself."""
-        if self.base_is_finite and all(map(_is_finite, tensors)):
+        if self.base_is_finite and all(map(is_finite, tensors)):
             return
         at_fault = f"task '{self._plan.tasks[t]}'" if self.base_is_finite else self._plan.base.label
         raise MethodError(f"the weights of {at_fault} hold NaN or infinity. Get them again, or leave them out")
@@ -173,7 +173,7 @@ class StoredTensor:
     @cached_property
     def base_is_finite(self) -> bool:
         """Whether no entry of the base's is NaN or infinite."""
-        return _is_finite(self.base)
+        return is_finite(self.base)
 
     def _noise(self, t: int) -> float:
         if self._adapter(t) or not self.view:
@@ -182,6 +182,6 @@ class StoredTensor:
         return linalg.rounding_edge(stored.reshape(self.view.m, self.view.n), stored.dtype)
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """A sum is the cheapest look at every element; only when it is odd is a closer one worth its time."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -522,8 +522,9 @@ class TestOffline:
     def test_what_was_never_seen_is_told(self, hub: LoopbackHub, cache: Path) -> None:
         offline = Hub(cache_dir=cache, offline=True)
         assert told(offline, (REPO, None), (REPO, "0" * 40)).splitlines() == [
-            f"{REPO}: not in the cache ({cache}), and this run is offline. Run it once with network.",
-            f"{REPO}@{'0' * 40}: not in the cache ({cache}), and this run is offline. Run it once with network.",
+            f"{name}: no folder here, and not in the cache ({cache}), and this run is offline. Run it once with"
+            " network."
+            for name in (REPO, f"{REPO}@{'0' * 40}")
         ]
 
     def test_an_incomplete_snapshot_is_told(self, hub: LoopbackHub, reader: Hub, cache: Path) -> None:
@@ -672,8 +673,8 @@ class TestPreflight:
             " Check the spelling, or ask its owner for access, then run this again; nothing was downloaded."
         )
         assert told(Hub(token=False, cache_dir=cache), ("alice/secret", None)) == (
-            "alice/secret: no such repository, or it is private and no token was sent. Check the spelling,"
-            " or log in with `hf auth login` or set HF_TOKEN, then run this again; nothing was downloaded."
+            "alice/secret: no folder here, and no such repository, or it is private and no token was sent. Check the"
+            " spelling, or log in with `hf auth login` or set HF_TOKEN, then run this again; nothing was downloaded."
         )
 
     def test_private_and_mine(self, hub: LoopbackHub, cache: Path) -> None:

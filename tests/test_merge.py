@@ -11,7 +11,15 @@ from torch import Tensor
 
 import hf_tsv
 from hf_tsv import planner, run
-from hf_tsv.errors import CheckpointError, HfTsvError, MethodError, OutputError, PlanError, ResourceError
+from hf_tsv.errors import (
+    CheckpointError,
+    HfTsvError,
+    MethodError,
+    OutputError,
+    PlanError,
+    RecipeError,
+    ResourceError,
+)
 from hf_tsv.loaders import open_checkpoint
 from hf_tsv.methods import METHODS
 from hf_tsv.planner import Plan, Step
@@ -238,6 +246,18 @@ def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path: Path) -> Non
     assert len({(out / "model.safetensors").read_bytes() for out in outs}) == 1
 
 
+def test_a_head_that_the_base_ties_is_told(tmp_path: Path) -> None:
+    folder = models.zoo(lambda: models.llama(tied=True), tmp_path)
+    untied = models.llama()
+    models.save(untied, folder / "t1")
+    planned = hf_tsv.plan(models.recipe(folder))
+    assert [part.info.name for part in planned.parts] == ["lm_head.weight"]
+    assert planned.warnings == (
+        "lm_head.weight: 't1' has a head of its own, where the base's is model.embed_tokens.weight: so is the merged"
+        " model's",
+    )
+
+
 class TestMistakes:
     """Each is told in a line, and nothing is written."""
 
@@ -295,6 +315,30 @@ class TestMistakes:
             models.save(models.gpt2(), folder / f"t{t}")
         models.recipe(folder)
         assert "nothing in it would be merged" in self.told(tmp_path, PlanError)
+
+    def test_one_model_of_another_base(self, tmp_path: Path) -> None:
+        folder = models.zoo(models.bert, tmp_path)
+        models.save(models.bert_wide(), folder / "t1")
+        models.recipe(folder)
+        told = self.told(tmp_path, PlanError)
+        assert told.startswith("'t1': DIR/t1 doesn't fit 39 of the 39 tensors of DIR/base, expected a fine-tune of it.")
+        assert len(told.splitlines()) == 1
+
+    @pytest.mark.parametrize("more", ["parameters: {scale: 1e38}\n", "parameters: {scale: 1e7}\nout_dtype: float16\n"])
+    def test_a_result_that_overflows(self, more: str, tmp_path: Path) -> None:
+        folder = models.zoo(models.bert, tmp_path)
+        for t in range(3):
+            models.save(models.perturbed(models.bert(), t, 100.0), folder / f"t{t}")
+        models.recipe(folder, "task_arithmetic", more=more)
+        assert "the result is too large for F" in self.told(tmp_path, MethodError)
+
+    def test_a_file_as_a_model(self, tmp_path: Path) -> None:
+        folder = models.zoo(models.bert, tmp_path)
+        path = models.recipe(folder)
+        path.write_text(path.read_text().replace(f"{folder}/t1", f"{folder}/t1/model.safetensors"))
+        assert "t1/model.safetensors' is a file, expected the folder that it lies in" in self.told(
+            tmp_path, RecipeError
+        )
 
     def test_every_broken_model(self, tmp_path: Path) -> None:
         folder = models.zoo(models.bert, tmp_path)

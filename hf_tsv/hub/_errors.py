@@ -228,13 +228,13 @@ def _not_found(asked: Asked) -> str:
         user = f" of {asked.user!r}" if asked.user else ""
         fact = f"your token{user} finds no such repository, or may not see it (private)"
     else:
-        fact = "no such repository, or it is private and no token was sent"
+        fact = "no folder here, and no such repository, or it is private and no token was sent"
     return f"{asked.repo_id}: {fact}. Check the spelling, or {way_out}, {NOTHING}."
 
 
 def _not_cached(error: BaseException, asked: Asked) -> str:
-    what = "not wholly in" if isinstance(error, errors.IncompleteSnapshotError) else "not in"
-    return f"{asked.label}: {what} the cache ({asked.cache}), and this run is offline. Run it once with network."
+    what = "not wholly" if isinstance(error, errors.IncompleteSnapshotError) else "no folder here, and not"
+    return f"{asked.label}: {what} in the cache ({asked.cache}), and this run is offline. Run it once with network."
 
 
 def _refused(error: errors.HfHubHTTPError, asked: Asked) -> str:

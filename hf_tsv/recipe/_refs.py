@@ -88,6 +88,14 @@ def _folder(path: str, beside: Path | None) -> str | None:
         return None
 
 
+def _is_file(path: str, beside: Path | None) -> bool:
+    try:
+        here = Path(path).expanduser()
+        return here.is_file() or bool(beside and (beside / here).is_file())
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def _cut(text: str, sign: str, folder: Path | None) -> tuple[str, str, str]:
     """`text` cut in two at the sign behind the longest name of a folder, or else at the first sign."""
     at = [i for i, letter in enumerate(text) if letter == sign]
@@ -107,6 +115,8 @@ def _source(part: str, text: str, folder: Path | None) -> tuple[str, str | None]
         raise RecipeError(f"nothing follows '@' in '{text}', expected a branch, tag or commit.")
     if at and (is_local(path) or _folder(path, folder)):
         raise RecipeError(f"'{path}' is a path, and only models on the Hub have revisions. Leave '@{revision}' out.")
+    if _is_file(path, folder):
+        raise RecipeError(f"'{path}' is a file, expected the folder that it lies in.")
     if not is_local(path) and not _is_hub_id(path):
         raise RecipeError(f"'{text}' is neither a folder here nor a Hub id, expected org/name[@revision][+adapter].")
     return path, revision or None
