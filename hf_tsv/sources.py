@@ -210,6 +210,11 @@ def _joined(asked: Sequence[tuple[ModelRef, str | None]], opened: Mapping[ModelR
     base_parts = opened[base_ref]
     if base_parts.model is None:
         raise CheckpointError(f"{base_ref}: an adapter, expected a model as the base. Write MODEL+{base_ref}")
+    if base_parts.pin and base_parts.pin.folder:
+        raise CheckpointError(
+            f"{base_ref}: a folder in a repository, expected a whole one as the base, which others load by its name."
+            " Download it and name the folder on this machine"
+        )
     base = _whole(base_parts.model, base_parts, hub)
     found = {base_ref: base}
     problems: list[str] = []
@@ -236,7 +241,7 @@ def _whole(model: Checkpoint, parts: Parts, hub: Hub) -> Checkpoint:
 def _is_same(ref: ModelRef, parts: Parts, other_ref: ModelRef, other: Parts) -> bool:
     """Whether two references name the same model, whatever adapters are on top."""
     if parts.pin and other.pin:
-        return (parts.pin.repo_id, parts.pin.sha) == (other.pin.repo_id, other.pin.sha)
+        return replace(parts.pin, revision_asked=None) == replace(other.pin, revision_asked=None)
     return not parts.pin and not other.pin and Path(ref.path).expanduser().samefile(Path(other_ref.path).expanduser())
 
 

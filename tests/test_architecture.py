@@ -7,8 +7,9 @@ import hf_tsv
 
 PACKAGE = Path(hf_tsv.__file__).parent
 
-GROUND = {"errors", "checkpoint", "bundled", "outputs", "__init__"}
+GROUND = {"addresses", "errors", "checkpoint", "bundled", "outputs", "__init__"}
 ALLOWED = {
+    "addresses": set(),
     "errors": set(),
     "checkpoint": set(),
     "bundled": set(),

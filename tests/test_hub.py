@@ -341,6 +341,8 @@ class TestWhatARepositoryHolds:
         (["model.Q4_K_M.gguf"],
          "GGUF weights (model.Q4_K_M.gguf), expected safetensors. Use the model it was quantised from"),
         (["unet/diffusion_pytorch_model.safetensors", "model_index.json"],
+         "weights in folders of it only (unet), expected one model. Put its folder behind the repository's name"),
+        (["unet/diffusion_pytorch_model.bin", "model_index.json"],
          "a diffusers pipeline, expected one model. Save the component you want (its unet/ or transformer/) alone"),
         (["adapter_config.json", "adapter_model.bin"],
          "an adapter with adapter_model.bin, expected adapter_model.safetensors"),

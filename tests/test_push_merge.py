@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load, save
 
 import hf_tsv
 from hf_tsv.cards import all_terms
 from hf_tsv.compressing import Compressing
 from hf_tsv.compression import FixedRank
-from hf_tsv.errors import CheckpointError, HubError, OutputError, PublishError
+from hf_tsv.errors import CheckpointError, HfTsvError, HubError, OutputError, PublishError
 from hf_tsv.hub import Hub
 from hf_tsv.publishing import Pushing
 
@@ -203,6 +204,59 @@ class TestPushWhileMerging:
         assert files["adapter_model.safetensors"] == written.read_bytes()
         assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "bob/base"
         assert not [path for path in files if path.startswith("model")]
+
+    def test_adapters_in_folders_of_one_are_models_of_recipes(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path, tmp_path: Path
+    ) -> None:
+        made = tmp_path / "made"
+        hf_tsv.compress(recipe, made, Compressing(FixedRank(4)), push_to_hub="alice/all", hub=alice)
+        sha = hub.repos["alice/all"].resolve("main").sha
+        names = ("alice/all/adapters/t0@main", "hf://alice/all/adapters/t1", f"bob/base+alice/all/adapters/t2@{sha}")
+        listed = "".join(f"  - model: {name}\n" for name in names)
+        text = f"merge_method: tsv_m\nbase_model: bob/base\nmodels:\n{listed}"
+        (tmp_path / "folders.yaml").write_text(text)
+        local = "merge_method: tsv_m\nbase_model: bob/base\nmodels:\n" + "".join(
+            f"  - model: {made}/adapters/t{t}\n" for t in range(3)
+        )
+        (tmp_path / "local.yaml").write_text(local)
+        hf_tsv.merge(tmp_path / "local.yaml", tmp_path / "local", hub=alice)
+        record = hf_tsv.merge(tmp_path / "folders.yaml", tmp_path / "out", hub=alice)
+        assert weights(tmp_path / "out") == weights(tmp_path / "local")
+        assert [source["task"] for source in record["sources"]] == [None, "t0", "t1", "t2"]
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert f"/alice/all/tree/{sha}/adapters/t0" in card
+        assert ModelCard(card).data.base_model == ["bob/base", "alice/all"]
+        hf_tsv.merge(tmp_path / "out" / "recipe.lock.yaml", tmp_path / "again", hub=alice)
+        offline = Hub(cache_dir=alice.cache_dir, offline=True)
+        hf_tsv.merge(tmp_path / "folders.yaml", tmp_path / "offline", hub=offline)
+        assert weights(tmp_path / "again") == weights(tmp_path / "offline") == weights(tmp_path / "local")
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("alice/all", r"weights in folders of it only \(adapters/t0, adapters/t1\), .* Put its folder behind"),
+            ("alice/all/adapters/t9", r"no folder 'adapters/t9' in it, expected one of adapters/t0, adapters/t1"),
+            ("alice/all/../t9", "neither a folder here nor a Hub id, expected org/name"),
+        ],
+    )
+    @pytest.mark.usefixtures("recipe")
+    def test_folders_that_are_none(self, name: str, told: str, hub: LoopbackHub, alice: Hub, tmp_path: Path) -> None:
+        hub.publish("alice/all", {f"adapters/t{t}/adapter_model.safetensors": b"x" for t in range(2)})
+        path = tmp_path / "x.yaml"
+        path.write_text(f"merge_method: linear\nbase_model: bob/base\nmodels:\n  - model: {name}\n")
+        with pytest.raises(HfTsvError, match=told):
+            hf_tsv.plan(path, hub=alice)
+
+    def test_a_base_is_a_whole_repository(self, hub: LoopbackHub, alice: Hub, recipe: Path, tmp_path: Path) -> None:
+        base = {f"sub/{path}": data for path, data in files_of(hub, "bob/base").items()}
+        hub.publish("bob/nested", base)
+        path = tmp_path / "x.yaml"
+        path.write_text("merge_method: linear\nbase_model: bob/nested/sub\nmodels:\n  - model: bob/t1\n")
+        with pytest.raises(HfTsvError, match="a folder in a repository, expected a whole one as the base"):
+            hf_tsv.plan(path, hub=alice)
+        path.write_text("merge_method: linear\nbase_model: bob/base\nmodels:\n  - model: bob/nested/sub\n")
+        hf_tsv.merge(path, tmp_path / "out", hub=alice, stream=True)
+        assert weights(tmp_path / "out")
 
 
 class TestTerms:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from hf_tsv.addresses import in_repository
 from hf_tsv.bundled import bundled
 from hf_tsv.cards._licences import Licence, inherited
 from hf_tsv.cards._loading import Loading, loading
@@ -50,7 +51,8 @@ def provenance(record: Mapping[str, Any], folder: Path, licence: Licence | None)
     terms = all_terms(record)
     chosen = licence or inherited(terms).licence
     return {
-        "base_model": list(dict.fromkeys(one_line(path) for path, revision in found if revision)) or None,
+        "base_model": list(dict.fromkeys(one_line(in_repository(path)[0]) for path, revision in found if revision))
+        or None,
         "license": chosen and one_line(chosen.id),
         "license_name": chosen and chosen.name and one_line(chosen.name),
         "license_link": chosen and chosen.link and one_line(chosen.link),
@@ -183,10 +185,11 @@ def source_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _place(path: str, revision: str | None, terms: Mapping[str, Any]) -> dict[str, Any]:
     """A Hub id, or a folder's last part: where it lies on somebody's machine is nobody's business."""
+    repo_id, folder = in_repository(path)
     return {
         "name": path if revision else folder_name(path),
         "revision": revision,
-        "url": f"{HUB}/{path}/tree/{revision}" if revision else None,
+        "url": "/".join(filter(None, (HUB, repo_id, "tree", revision, folder))) if revision else None,
         "licence": terms.get("license_name") or terms.get("license"),
     }
 

@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hf_tsv import __version__
+from hf_tsv.addresses import in_repository
 from hf_tsv.checkpoint import Checkpoint
 from hf_tsv.companions import side_files
 from hf_tsv.errors import CheckpointError, HfTsvError, HubError, some
@@ -36,7 +37,7 @@ from hf_tsv.hub._facts import SourceFacts, facts_of_folder, facts_of_info
 from hf_tsv.hub._progress import ByteCounter
 from hf_tsv.hub._ranges import Ranges
 from hf_tsv.hub._remote import Fetch, RemoteCheckpoint, Slice, check_index, read_header
-from hf_tsv.hub._repository import ADAPTER_CONFIG, CARD, Weights, weights_of
+from hf_tsv.hub._repository import ADAPTER_CONFIG, CARD, Weights, in_folder, weights_of
 from hf_tsv.loaders import SafetensorsCheckpoint
 from hf_tsv.loaders._quantized import check_not_quantized
 from hf_tsv.outputs import MODEL_CONFIG
@@ -47,23 +48,29 @@ PREFLIGHT_WAITS = (0.5, 1.0)  # seconds before further attempts, when a person i
 
 @dataclass(frozen=True)
 class Pinned:
-    """A model repository at one commit.
+    """A model repository, or a folder in one, at one commit.
 
     Attributes:
         repo_id: Its id, `user/name`.
         revision_asked: The branch, tag or commit that was asked for, None for the default branch.
         sha: The commit it stood for, 40 hexadecimal digits.
+        folder: Where in the repository the model lies; its files are told as seen from there.
     """
 
     repo_id: str
     revision_asked: str | None
     sha: str
+    folder: str = ""
 
     @property
     def label(self) -> str:
         """What a message calls it."""
-        asked = self.revision_asked
-        return self.repo_id if asked is None else f"{self.repo_id}@{asked[:7] if asked == self.sha else asked}"
+        asked, path = self.revision_asked, "/".join(filter(None, (self.repo_id, self.folder)))
+        return path if asked is None else f"{path}@{asked[:7] if asked == self.sha else asked}"
+
+    def within(self, file: str) -> str:
+        """Where in the repository one of its files lies."""
+        return f"{self.folder}/{file}" if self.folder else file
 
 
 class Hub:
@@ -106,9 +113,10 @@ class Hub:
     # ------------------------------------------------------------------------------------- which, and may I
 
     def preflight(self, sources: Iterable[tuple[str, str | None]]) -> list[Pinned]:
-        """Check that every source can be read, and pin it: `(repo_id, revision)` in, its commit out, in that order.
+        """Check that every source can be read, and pin it: `(path, revision)` in, its commit out, in that order.
 
-        Downloads nothing. All sources are asked before a problem is told.
+        A path is a repository's id, with or without a folder in it. Downloads nothing. All sources are asked before a
+        problem is told.
 
         Raises:
             HubError: some can't be read: one line for each problem.
@@ -122,12 +130,13 @@ class Hub:
             raise HubError(dict.fromkeys(problems))
         return [pinned for source in asked if isinstance(pinned := found[source], Pinned)]
 
-    def pin(self, repo_id: str, revision: str | None = None) -> Pinned:
+    def pin(self, path: str, revision: str | None = None) -> Pinned:
         """The commit that a branch, a tag or nothing stands for now; when offline, for what it last stood.
 
         Raises:
             HubError: there is no such repository or revision, or offline: it was never seen.
         """
+        repo_id, folder = in_repository(path)
         with self._telling(repo_id, revision):
             resolved = retried(
                 lambda: self.api.resolve_revision(
@@ -135,7 +144,7 @@ class Hub:
                 ),
                 PREFLIGHT_WAITS,
             )
-        return Pinned(repo_id, revision, resolved.resolved)
+        return Pinned(repo_id, revision, resolved.resolved, folder)
 
     def _checked(self, source: tuple[str, str | None]) -> Pinned | HfTsvError:
         try:
@@ -143,28 +152,34 @@ class Hub:
         except HfTsvError as error:
             return error
 
-    def _check_offline(self, repo_id: str, revision: str | None) -> Pinned:
-        pinned = self.pin(repo_id, revision)
+    def _check_offline(self, path: str, revision: str | None) -> Pinned:
+        pinned = self.pin(path, revision)
         self._cached_folder(pinned)
         return pinned
 
-    def _check_access(self, repo_id: str, revision: str | None) -> Pinned:
+    def _check_access(self, path: str, revision: str | None) -> Pinned:
         """Anyone sees what a gated repository holds, so seeing it says nothing about reading it: both are asked."""
+        repo_id, folder = in_repository(path)
         timeout = constants.HF_HUB_ETAG_TIMEOUT  # the only one of these calls that takes a timeout goes first
         with self._telling(repo_id, revision):
             info = retried(lambda: self.api.model_info(repo_id, revision=revision, timeout=timeout), PREFLIGHT_WAITS)
             retried(lambda: self.api.auth_check(repo_id), PREFLIGHT_WAITS)
         cached = self.pin(repo_id, revision)  # the cache learns what the revision stands for, for offline runs
-        pinned = Pinned(repo_id, revision, info.sha or cached.sha)
+        pinned = Pinned(repo_id, revision, info.sha or cached.sha, folder)
         self._infos[pinned] = info
         return pinned
 
     # ------------------------------------------------------------------------------------------ what is in it
 
     def files(self, pinned: Pinned) -> Mapping[str, int]:
-        """Every file of the repository and its size in bytes."""
+        """Every file and its size in bytes.
+
+        Raises:
+            CheckpointError: the repository has no such folder.
+        """
         if pinned not in self._files:
-            self._files[pinned] = self._cached_files(pinned) if self.offline else self._listed_files(pinned)
+            found = self._cached_files(pinned) if self.offline else self._listed_files(pinned)
+            self._files[pinned] = in_folder(found, pinned.folder, pinned.repo_id)
         return self._files[pinned]
 
     def weights(self, pinned: Pinned) -> Weights:
@@ -214,7 +229,7 @@ class Hub:
             files = [folder / file for file in weights.files]
             return SafetensorsCheckpoint(files, label=pinned.label, index=weights.weight_map)
         fetch = self._fetch(pinned)
-        identity = f"{pinned.repo_id}@{pinned.sha}"
+        identity = f"{replace(pinned, revision_asked=None).label}@{pinned.sha}"
         return RemoteCheckpoint(self._read_headers(pinned, fetch), fetch, label=pinned.label, fingerprint=identity)
 
     def facts(self, pinned: Pinned) -> SourceFacts:
@@ -272,18 +287,19 @@ class Hub:
     def _snapshot(
         self, pinned: Pinned, wanted: list[str], progress: Callable[[int], None] | None = None, *, local: bool = False
     ) -> Path:
-        """The snapshot's folder with these files in it."""
+        """The model's folder in the snapshot, with these files in it."""
         with self._telling(pinned.repo_id, pinned.revision_asked):
-            return Path(
+            snapshot = Path(
                 self.api.snapshot_download(  # retries by itself, as the listing of files does
                     pinned.repo_id,
                     revision=pinned.sha,
                     cache_dir=self.cache_dir,
-                    allow_patterns=[escape(file) for file in wanted],
+                    allow_patterns=[escape(pinned.within(file)) for file in wanted],
                     local_files_only=local or self.offline,
                     tqdm_class=cast("Any", ByteCounter(progress).bar),
                 )
             )
+        return snapshot / pinned.folder
 
     def _listed_files(self, pinned: Pinned) -> dict[str, int]:
         with self._telling(pinned.repo_id, pinned.revision_asked):
@@ -297,7 +313,7 @@ class Hub:
             return {entry.path: entry.size for entry in tree}
         except CachedRepoTreeNotFoundError:
             self._partial.add(pinned)
-            folder = self._cached_folder(pinned)
+            folder = self._cached_folder(replace(pinned, folder=""))
             found = [path for path in folder.rglob("*") if path.is_file()]
             return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
 
@@ -330,12 +346,14 @@ class Hub:
 
         def fetch(file: str, begin: int, view: memoryview) -> None:
             with self._telling(pinned.repo_id, pinned.revision_asked):
-                ranges.read_into(file, begin, view)
+                ranges.read_into(pinned.within(file), begin, view)
 
         return fetch
 
     def _is_cached(self, pinned: Pinned, file: str) -> bool:
-        found = try_to_load_from_cache(pinned.repo_id, file, cache_dir=self.cache_dir, revision=pinned.sha)
+        found = try_to_load_from_cache(
+            pinned.repo_id, pinned.within(file), cache_dir=self.cache_dir, revision=pinned.sha
+        )
         return isinstance(found, str)
 
     # ------------------------------------------------------------------------------------------- what went wrong

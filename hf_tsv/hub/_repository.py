@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from typing import Literal
 
 from hf_tsv.companions import OTHER_WEIGHTS, PICKLES, matches
-from hf_tsv.errors import CheckpointError
+from hf_tsv.errors import CheckpointError, some
 from hf_tsv.loaders import REST_FILE
 from hf_tsv.loaders._folder import STEMS
 
@@ -36,6 +36,26 @@ class Weights:
     weight_map: Mapping[str, str] = field(default_factory=dict)
 
 
+def in_folder(files: Mapping[str, int], folder: str, repo_id: str) -> dict[str, int]:
+    """The files in a folder of a repository and their sizes, as seen from there.
+
+    Raises:
+        CheckpointError: it has no such folder; names those with weights.
+    """
+    if not folder:
+        return dict(files)
+    found = {path.removeprefix(f"{folder}/"): size for path, size in files.items() if path.startswith(f"{folder}/")}
+    if not found:
+        known = _folders_with_weights(files)
+        expected = f", expected one of {some(known)}" if known else ""
+        raise CheckpointError(f"{repo_id}: no folder {folder!r} in it{expected}. Correct what follows the name")
+    return found
+
+
+def _folders_with_weights(files: Collection[str]) -> list[str]:
+    return sorted({path.rpartition("/")[0] for path in files if path.endswith(".safetensors") and "/" in path})
+
+
 def weights_of(files: Collection[str], label: str) -> Weights:
     """What a repository's weights are, by its file names; a single file goes before an index, as in transformers.
 
@@ -53,6 +73,11 @@ def weights_of(files: Collection[str], label: str) -> Weights:
     lone = [file for file in files if fnmatch(file, "*.safetensors") and "/" not in file]
     if len(lone) == 1 and lone[0] != ADAPTER_WEIGHTS:
         return Weights("model", (lone[0],))
+    if folders := _folders_with_weights(files):
+        raise CheckpointError(
+            f"{label}: weights in folders of it only ({some(folders)}), expected one model. Put its folder behind the"
+            " repository's name"
+        )
     raise CheckpointError(f"{label}: {_why_none(files)}")
 
 

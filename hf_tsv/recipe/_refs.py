@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub.errors import HfUriError, HFValidationError
 from huggingface_hub.utils import parse_hf_uri, validate_repo_id
 
+from hf_tsv.addresses import in_repository
 from hf_tsv.errors import RecipeError
 
 _FOLDER = re.compile(r"[./~]")  # what no Hub id begins with
@@ -16,17 +17,19 @@ _FOLDER = re.compile(r"[./~]")  # what no Hub id begins with
 class ModelRef:
     """A model as a recipe names it: `path[@revision][+adapter[@revision]]`.
 
-    `path` and `adapter` are each a Hub id, an `hf://` URI, the address of a page on the Hub, or a folder.
+    `path` and `adapter` are each a Hub id, with or without a folder in the repository behind it, an `hf://` URI, the
+    address of a page on the Hub, or a folder.
 
     ModelRef.parse("org/name")                     a Hub id
     ModelRef.parse("org/name@v1.0")                at a branch, tag or commit
     ModelRef.parse("org/name+org/adapter@main")    with an adapter on top
+    ModelRef.parse("org/name/checkpoints/3@v1")    a folder in a repository
     ModelRef.parse("./folder")                     a local folder
 
     Attributes:
-        path: Hub id or folder of the model.
+        path: Hub id, perhaps with a folder in the repository, or folder of the model.
         revision: Branch, tag or commit on the Hub, None for the default branch.
-        adapter: Hub id or folder of the adapter on top, if any.
+        adapter: The same of the adapter on top, if any.
         adapter_revision: Branch, tag or commit of the adapter.
         text: The reference as it was written.
     """
@@ -118,16 +121,19 @@ def _source(part: str, text: str, folder: Path | None) -> tuple[str, str | None]
     if _is_file(path, folder):
         raise RecipeError(f"'{path}' is a file, expected the folder that it lies in.")
     if not is_local(path) and not _is_hub_id(path):
-        raise RecipeError(f"'{text}' is neither a folder here nor a Hub id, expected org/name[@revision][+adapter].")
+        raise RecipeError(
+            f"'{text}' is neither a folder here nor a Hub id, expected org/name[/folder][@revision][+adapter]."
+        )
     return path, revision or None
 
 
 def _is_hub_id(path: str) -> bool:
+    repo_id, folder = in_repository(path)
     try:
-        validate_repo_id(path)
+        validate_repo_id(repo_id)
     except HFValidationError:
         return False
-    return True
+    return repo_id == path or all(re.fullmatch(r"(?!\.{1,2}$)[^\\/:*?]+", part) for part in folder.split("/"))
 
 
 def _from_uri(uri: str) -> tuple[str, str | None]:
@@ -135,6 +141,7 @@ def _from_uri(uri: str) -> tuple[str, str | None]:
         found = parse_hf_uri(uri)
     except HfUriError as error:
         raise RecipeError(f"'{uri}' is no address of a model: {error}") from None
-    if found.type != "model" or found.path_in_repo:
-        raise RecipeError(f"'{uri}' is no address of a model, expected hf://org/name[@revision].")
-    return found.id, found.revision
+    path = f"{found.id}/{found.path_in_repo}" if found.path_in_repo else found.id
+    if found.type != "model" or not _is_hub_id(path):
+        raise RecipeError(f"'{uri}' is no address of a model, expected hf://org/name[@revision][/folder].")
+    return path, found.revision
