@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench bench-speed bench-accuracy bench-perplexity bench-peers clean
+.PHONY: demo test lint bench bench-speed bench-accuracy bench-perplexity bench-peers bench-serving clean
 
 demo: .venv/demo
 	.venv/bin/hf-tsv demo
@@ -32,7 +32,7 @@ lint: .venv/dev
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
-bench: bench-speed bench-accuracy bench-perplexity bench-peers
+bench: bench-speed bench-accuracy bench-perplexity bench-peers bench-serving
 
 bench-speed: .venv/dev
 	.venv/bin/python -m benchmarks.speed
@@ -45,6 +45,9 @@ bench-perplexity: .venv/demo .venv/dev
 
 bench-peers: .venv/demo .venv/dev
 	.venv/bin/python -m benchmarks.peer_accuracy
+
+bench-serving: .venv/demo .venv/dev
+	.venv/bin/python -m benchmarks.serving
 
 clean:
 	rm -rf .venv .demo build dist

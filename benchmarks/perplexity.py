@@ -33,7 +33,7 @@ from hf_tsv.restored import load_task
 from hf_tsv.writers import write_text
 
 BASE, FINE_TUNED = "base", "fine-tuned"
-TOKENS = {"test": 512, "validation": 256}  # the first of a domain's text
+TOKENS = {"test": 2048, "validation": 1024}  # the first of a domain's text
 FACTORS = (0.4, 0.6, 0.8, 1.0, 1.3, 1.6)  # on a whole merged change, chosen on validation texts
 BUDGETS = (0.05, 0.1)  # of the model's bytes, an adapter
 MERGES: Mapping[str, tuple[str, Mapping[str, Any]]] = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_tsv.addresses import in_repository
 from hf_tsv.cards import all_terms, write_card
 from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.hub import Hub, Pushed
@@ -67,6 +68,8 @@ def push(
 def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
     """What `push` would do, checked; nothing is written. Errors are those of `push`."""
     parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
+    for repo, found in parcels.items():
+        _check_replaces_no_source(pushing, repo, [source["model"] for source in found.record["sources"]])
     destinations = [
         check(pushing, repo, all_terms(found.record), hub, card=found.old_card) for repo, found in parcels.items()
     ]
@@ -137,9 +140,18 @@ def targets(
     pushing = Pushing(pushing) if isinstance(pushing, str) else pushing
     told, found = described(sources, hub), []
     for repo, chosen in pushing.repositories(tasks).items():
+        _check_replaces_no_source(pushing, repo, [source.ref.path for source in sources])
         terms = all_terms({"sources": [s for s in told if chosen is None or s["task"] in (None, *chosen)]})
         found.append((terms, check(pushing, repo, terms, hub, tasks=chosen)))
     return found
+
+
+def _check_replaces_no_source(pushing: Pushing, repo: str, models: Sequence[str]) -> None:
+    if repo in {in_repository(model)[0] for model in models} and not pushing.create_pr:
+        raise PublishError(
+            f"{repo}: is one of the recipe's models, which the push would replace. Choose another name, or pass"
+            " --create-pr"
+        )
 
 
 def delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> dict[str, Any]:

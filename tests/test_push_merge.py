@@ -259,6 +259,19 @@ class TestPushWhileMerging:
         assert weights(tmp_path / "out")
 
 
+class TestReplacing:
+    def test_a_model_of_the_recipe_is_not_replaced(self, hub: LoopbackHub, recipe: Path) -> None:
+        bob = Hub(token="hf_bob", cache_dir=recipe.parent / "cache")
+        with pytest.raises(PublishError, match="bob/t1: is one of the recipe's models, which the push would replace"):
+            merge(recipe, bob, Pushing("bob/t1"))
+        assert not (recipe.parent / "out").exists()
+        merge(recipe, bob)
+        with pytest.raises(PublishError, match="bob/base: is one of the recipe's models"):
+            hf_tsv.push(recipe.parent / "out", "bob/base", hub=bob)
+        assert not writes(hub)
+        assert hf_tsv.push(recipe.parent / "out", "bob/t1", create_pr=True, hub=bob)[0].url.endswith("/discussions/1")
+
+
 class TestTerms:
     def test_licences_and_notices_come_along(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         hub.publish("bob/base", {"LICENSE": b"base"})
