@@ -79,6 +79,11 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + rest
 
 
+def counted(number: int, what: str) -> str:
+    """`1 model`, `2 models`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def parse_bytes(text: str) -> int:
     """Bytes from `4GB`, `500M` or `1e9`.
 

@@ -25,7 +25,7 @@ from hf_tsv.cards import (
     render_card,
 )
 from hf_tsv.companions import matches
-from hf_tsv.errors import HubError, OutputError, PublishError, some
+from hf_tsv.errors import HubError, OutputError, PublishError, counted, some
 from hf_tsv.hub import Commit, Hub, Pushed, Repository, Target
 from hf_tsv.outputs import ADAPTERS, CARD_FILE, LOCK_FILE, MASKS, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
 from hf_tsv.record import read_record
@@ -370,7 +370,7 @@ def _is_stale(path: str) -> bool:
 def _title(record: Mapping[str, Any]) -> str:
     if "tasks" in record:
         return f"{some(list(record['tasks']))}: adapter by hf_tsv ({record['method']})"
-    return f"Merge {len(record['sources']) - 1} models with hf_tsv ({record['method']})"
+    return f"Merge {counted(len(record['sources']) - 1, 'model')} with hf_tsv ({record['method']})"
 
 
 def _sources(record: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ from hf_tsv.cli._options import (
     recipe_from,
 )
 from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, told
-from hf_tsv.errors import size
+from hf_tsv.errors import counted, size
 
 
 @told
@@ -141,7 +141,8 @@ def merge(
         err.print(f"Note: {warning}", style="yellow", markup=False)
     written = record["bytes"]["written"]
     if not quiet:
-        err.print(f"Merged {len(record['sources']) - 1} models in {record['seconds']:.0f} s, {size(written)}.")
+        merged = counted(len(record["sources"]) - 1, "model")
+        err.print(f"Merged {merged} in {record['seconds']:.0f} s, {size(written)}.")
         _say_storage(record)
     for pushed in record.get("pushed", ()):
         err.print(f"Pushed to {pushed['url']}", markup=False)
