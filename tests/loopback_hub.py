@@ -25,7 +25,6 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
-from uuid import uuid4
 
 import yaml
 
@@ -242,8 +241,6 @@ class LoopbackHub:
         ports = [server.server_address[1] for server in self._servers]
         # Another host, not just another port: what follows redirects within a host mustn't follow this one.
         self.endpoint, self.cdn = f"http://127.0.0.1:{ports[0]}", f"http://localhost:{ports[1]}"
-        # The Xet client remembers by this address what it uploaded, and a later Hub may be given the same port.
-        self.store = f"{self.cdn}/store-{uuid4().hex}"
 
     def __enter__(self) -> "LoopbackHub":
         for server in self._servers:
@@ -612,7 +609,7 @@ def xet_token(hub: LoopbackHub, request: Request, id: str, rest: str, rev: str) 
         raise RefusalError(404, "Sorry, we can't find the page you are looking for.")
     writes = rest == "write"
     hub.seen(id, request.user, write=writes and "create_pr" not in request.query, content=not writes)
-    told = token(hub.store)
+    told = token(hub.cdn)
     headers = {"Cas-Url": told["casUrl"], "Access-Token": told["accessToken"], "Token-Expiration": str(told["exp"])}
     return Reply.of(told, **{f"X-Xet-{name}": value for name, value in headers.items()})
 
@@ -623,18 +620,18 @@ def cas_of(hub: LoopbackHub, request: Request) -> Cas:
     return hub.cas
 
 
-@route("POST", "/store-[0-9a-f]{32}/v1/xorbs/default/(?P<rest>[0-9a-f]{64})")
+@route("POST", "/v1/xorbs/default/(?P<rest>[0-9a-f]{64})")
 def upload_xorb(hub: LoopbackHub, request: Request, rest: str) -> Reply:
     return Reply.of({"was_inserted": cas_of(hub, request).add_xorb(rest, request.body)})
 
 
-@route("POST", "/store-[0-9a-f]{32}/v1/shards")
+@route("POST", "/v1/shards")
 def upload_shard(hub: LoopbackHub, request: Request) -> Reply:
     cas_of(hub, request).add_shard(request.body)
     return Reply.of({"result": 1})
 
 
-@route("GET", "/store-[0-9a-f]{32}/v1/reconstructions/(?P<rest>[0-9a-f]{64})")
+@route("GET", "/v1/reconstructions/(?P<rest>[0-9a-f]{64})")
 def reconstruction(hub: LoopbackHub, request: Request, rest: str) -> Reply:
     begin, end = map(int, (request.range or f"bytes=0-{1 << 60}").removeprefix("bytes=").split("-"))
     try:
@@ -771,8 +768,17 @@ class _Server(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
 
+_USED_PORTS: set[int] = set()
+
+
 def _server(hub: LoopbackHub, *, cdn: bool) -> _Server:
-    return _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub, "cdn": cdn}))
+    """On a port that no Hub of this process had before: the Xet client remembers by address what it has uploaded, and
+    keeps connections for a while."""
+    handler = type("Handler", (_Handler,), {"hub": hub, "cdn": cdn})
+    while (server := _Server(("127.0.0.1", 0), handler)).server_address[1] in _USED_PORTS:
+        server.server_close()
+    _USED_PORTS.add(server.server_address[1])
+    return server
 
 
 class _Handler(BaseHTTPRequestHandler):

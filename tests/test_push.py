@@ -46,7 +46,7 @@ def alice(hub: LoopbackHub, tmp_path: Path) -> Hub:
 
 
 def uploads(hub: LoopbackHub) -> list[str]:
-    return [r.path for r in hub.log if r.method == "PUT" or "/v1/xorbs/" in r.path]
+    return [r.path for r in hub.log if r.method == "PUT" or r.path.startswith("/v1/xorbs/")]
 
 
 def writes(hub: LoopbackHub) -> list[str]:
