@@ -325,7 +325,7 @@ class _Planner:
         try:
             if rule.method == TSV_C:
                 rank_choice(rule.parameters, num_tasks=len(self.tasks), checkpoint_bytes=1)
-            elif not METHODS[rule.method].survey:  # which would take its time, and refuses nothing
+            else:
                 _merge_nothing(rule)
         except MethodError as error:
             problem = f"{self.recipe.where(rule.line)}: {rule.method}: {error}"

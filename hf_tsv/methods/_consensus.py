@@ -7,6 +7,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from hf_tsv.errors import MethodError
 from hf_tsv.masks import Use, tall_mask
 from hf_tsv.methods._deltas import Deltas, per_task
 from hf_tsv.methods._registry import PerTask
@@ -18,7 +19,14 @@ def keep_consensus(deltas: Deltas, merged: Tensor, k: int, mask_lambda: float | 
     """Zero, in place, the entries of a merged delta that fewer than k tasks' TALL-masks hold.
 
     Notes under `used_by` how many entries are in how many masks.
+
+    Raises:
+        MethodError: there are fewer than k tasks, so that the base would come out.
     """
+    if k > len(deltas):
+        raise MethodError(
+            f"no weight is used by {k} of {len(deltas)} tasks, expected k of {len(deltas)} at most. Lower it"
+        )
     lambdas = per_task(mask_lambda, len(deltas))
     masks, is_changed = torch.zeros(deltas.shape, dtype=torch.int32), torch.zeros(deltas.shape, dtype=torch.bool)
     for t in deltas.active:

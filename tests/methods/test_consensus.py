@@ -1,11 +1,15 @@
 """Consensus Merging against a transcription of the authors' code, over whole vectors in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from hf_tsv import merge_state_dicts
+from hf_tsv import merge_state_dicts, plan
+from hf_tsv.errors import PlanError
 from hf_tsv.methods import METHODS, Deltas
+from tests import models
 from tests.methods.test_ties import paper as ties_by_paper
 
 
@@ -15,7 +19,7 @@ def consensus(deltas: Tensor, merged: Tensor, k: int, lambdas: list[float]) -> T
     return (merged * (masks.sum(0) >= k)).float()
 
 
-@pytest.mark.parametrize("k", range(6))
+@pytest.mark.parametrize("k", range(5))
 def test_consensus_ta_agrees_with_the_paper(deltas: Tensor, k: int) -> None:
     lambdas = [0.2, 0.6, 0.4, 0.3]
     want = consensus(deltas, deltas.double().sum(0), k, lambdas)
@@ -26,6 +30,13 @@ def test_consensus_ta_agrees_with_the_paper(deltas: Tensor, k: int) -> None:
 def test_consensus_ties_agrees_with_the_paper(deltas: Tensor, k: int) -> None:
     want = consensus(deltas, ties_by_paper(deltas, 0.2, mean=False), k, [0.4] * 4)
     torch.testing.assert_close(METHODS["consensus_ties"](deltas, k=k), want)
+
+
+@pytest.mark.parametrize("method", ["consensus_ta", "consensus_ties"])
+def test_more_tasks_than_there_are_use_nothing(method: str, tmp_path: Path) -> None:
+    recipe = models.recipe(models.zoo(models.bert, tmp_path), method, more="parameters: {k: 4}\n")
+    with pytest.raises(PlanError, match=rf"recipe.yaml:\d+: {method}: no weight is used by 4 of 3 tasks, expected k"):
+        plan(recipe)
 
 
 def test_k_0_is_the_method_below(deltas: Tensor) -> None:
