@@ -13,6 +13,7 @@ from hf_tsv.planner import Step, leaves_masks, leaves_residuals, make_plan
 from hf_tsv.recipe import Recipe, parse_recipe
 from hf_tsv.resources import usable_cores
 from hf_tsv.run import Resources, Silent, run
+from hf_tsv.stored import ARITHMETIC
 
 
 def merge_state_dicts(
@@ -42,12 +43,16 @@ def merge_state_dicts(
         A new state dict with the base's names, dtypes and shapes, on the CPU.
 
     Raises:
-        RecipeError: an unknown method, parameter or task.
+        RecipeError: an unknown method, parameter, task or dtype.
         PlanError: names or shapes that don't fit.
         MethodError: NaN or infinity.
     """
     if strange := sorted(set(weights or {}) - set(finetuned)):
         raise RecipeError(f"weights: no task {strange[0]!r}, expected {', '.join(map(repr, finetuned))}")
+    if dtype not in ARITHMETIC:
+        raise RecipeError(
+            f"dtype: expected {' or '.join(ARITHMETIC)} but got {dtype!r}. The output has the base's dtypes"
+        )
     recipe = _recipe_of(list(finetuned), method, weights or {}, dtype, svd, parameters)
     planned = make_plan(
         recipe,

@@ -452,6 +452,11 @@ class TestInMemory:
         with pytest.raises(HfTsvError, match="^weights: no task 'b', expected 'a'$"):
             hf_tsv.merge_state_dicts({"w": torch.ones(2)}, {"a": {"w": torch.ones(2)}}, weights={"b": 2.0})
 
+    def test_another_dtype_is_told(self) -> None:
+        """In a recipe it would be mergekit's, for the output; here that has the base's."""
+        with pytest.raises(HfTsvError, match="^dtype: expected float32 or float64 but got 'bfloat16'$"):
+            hf_tsv.merge_state_dicts({"w": torch.ones(2)}, {"a": {"w": torch.ones(2)}}, dtype="bfloat16")
+
     def test_an_unknown_parameter_is_told(self) -> None:
         with pytest.raises(HfTsvError, match="unknown parameter 'lamda' for tsv_m. Did you mean 'scale'?"):
             hf_tsv.merge_state_dicts({"w": torch.ones(2)}, {"a": {"w": torch.ones(2)}}, lamda=1)
