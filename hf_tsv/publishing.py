@@ -14,6 +14,7 @@ from typing import Any
 from hf_tsv.cards import (
     LICENCE_ID,
     Licence,
+    all_terms,
     check_card,
     inherited,
     is_one_adapter,
@@ -83,12 +84,14 @@ class Parcel:
         files: By path in the repository: a file, or its content where that is published otherwise than it lies there.
         card: Makes the card from earlier ones, under a chosen licence or None.
         old_card: The card that lies in the output; empty when there is none.
+        named: What each model of the recipe, which goes along as a whole, says of itself.
     """
 
     record: Mapping[str, Any]
     files: Mapping[str, Path | bytes]
     card: Callable[..., str]
     old_card: str
+    named: Sequence[Mapping[str, Any]]
 
     @property
     def nbytes(self) -> int:
@@ -150,7 +153,8 @@ def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
         first, *more = record["tasks"][tasks[0]]
         return _adapter(root, record, tasks[0], {first: ".", **{p: f"{ADAPTERS[p]}/{tasks[0]}" for p in more}})
     files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return Parcel(record, _published(files, root, record), partial(render_card, record, root), _text(root / CARD_FILE))
+    old = _text(root / CARD_FILE)
+    return Parcel(record, _published(files, root, record), partial(render_card, record, root), old, all_terms(record))
 
 
 def tasks_of(out: Path) -> tuple[str, ...] | None:
@@ -165,6 +169,7 @@ def check(
     pushing: Pushing,
     repo_id: str,
     terms: Sequence[Mapping[str, Any]],
+    named: Sequence[Mapping[str, Any]],
     hub: Hub,
     *,
     card: str = "",
@@ -175,7 +180,8 @@ def check(
     Args:
         pushing: What was asked for.
         repo_id: The repository.
-        terms: What the sources of what goes there say of themselves.
+        terms: What the sources of what goes there say of themselves: the licence follows from it.
+        named: The same of all models that the recipe names, which goes along: not all may know of private ones.
         hub: How to reach the Hub.
         card: The output's card, if there is one: a licence that a person wrote into its header counts as chosen.
         tasks: The tasks whose adapters go there; None for all that the output is.
@@ -187,7 +193,8 @@ def check(
     licence = _settled_licence(pushing.license, terms, card)
     repository = Repository(hub, repo_id, create_pr=pushing.create_pr)
     target = repository.check()
-    private = _privacy(target, pushing.private, terms)
+    secret = [told for told in named if _is_private(told) and told not in terms]
+    private = _privacy(target, pushing.private, [*terms, *secret])
     return Destination(repository, target, private, licence, tasks, pushing.message)
 
 
@@ -287,13 +294,17 @@ def _settled_licence(option: str | None, terms: Sequence[Mapping[str, Any]], car
     raise PublishError(f"licence: {following.why} ({named}). Look at their terms, then pass --license")
 
 
+def _is_private(terms: Mapping[str, Any]) -> bool:
+    return terms.get("private", False) is not False
+
+
 def _privacy(target: Target, wish: bool | None, terms: Sequence[Mapping[str, Any]]) -> bool | None:
     """Whether to make it private, if it has to be made.
 
     Raises:
         PublishError: what not all may see would be seen by all, or the repository is otherwise than it was asked for.
     """
-    hidden = [t["name"] for t in terms if t.get("gated") or t.get("private", False) is not False]
+    hidden = [t["name"] for t in terms if t.get("gated") or _is_private(t)]
     if target.exists and wish is not None and target.private != wish:
         how, flag = ("public", "--private") if wish else ("private", "--public")
         raise PublishError(
@@ -326,7 +337,8 @@ def _adapter(root: Path, record: Mapping[str, Any], task: str, places: Mapping[s
         files |= {_joined(place, p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     by_task = {(task, profile): place for profile, place in places.items()}
     old = _text(root / ADAPTERS[next(iter(places))] / task / CARD_FILE)
-    return Parcel(part, _published(files, root, part), partial(render_adapters, part, root, by_task), old)
+    card = partial(render_adapters, part, root, by_task)
+    return Parcel(part, _published(files, root, part), card, old, all_terms(record))
 
 
 def _joined(place: str, path: Path) -> str:

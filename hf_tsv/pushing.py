@@ -71,7 +71,8 @@ def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, De
     for repo, found in parcels.items():
         _check_replaces_no_source(pushing, repo, [source["model"] for source in found.record["sources"]])
     destinations = [
-        check(pushing, repo, all_terms(found.record), hub, card=found.old_card) for repo, found in parcels.items()
+        check(pushing, repo, all_terms(found.record), found.named, hub, card=found.old_card)
+        for repo, found in parcels.items()
     ]
     return list(zip(parcels.values(), destinations, strict=True))
 
@@ -139,10 +140,11 @@ def targets(
         return []
     pushing = Pushing(pushing) if isinstance(pushing, str) else pushing
     told, found = described(sources, hub), []
+    named = all_terms({"sources": told})
     for repo, chosen in pushing.repositories(tasks).items():
         _check_replaces_no_source(pushing, repo, [source.ref.path for source in sources])
         terms = all_terms({"sources": [s for s in told if chosen is None or s["task"] in (None, *chosen)]})
-        found.append((terms, check(pushing, repo, terms, hub, tasks=chosen)))
+        found.append((terms, check(pushing, repo, terms, named, hub, tasks=chosen)))
     return found
 
 

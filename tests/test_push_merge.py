@@ -286,6 +286,20 @@ class TestTerms:
             "licenses/bob__t1/USE_POLICY.md": b"t1",
         }
 
+    @pytest.mark.parametrize(
+        ("how", "private"), [({"private": True}, True), ({"gated": "manual", "allowed": {"alice"}}, False)]
+    )
+    def test_the_recipe_beside_an_adapter_names_no_private_model_in_public(
+        self, hub: LoopbackHub, alice: Hub, recipe: Path, how: dict[str, Any], private: bool
+    ) -> None:
+        recipe.write_text(recipe.read_text().replace("bob/t1", "team/t1"))
+        hub.repos["team/t1"] = hub.repos.pop("bob/t1")
+        hub.publish("team/t1", {}, **how)
+        hf_tsv.compress(recipe, recipe.parent / "made", Compressing(FixedRank(4)), hub=alice)
+        hf_tsv.push(recipe.parent / "made", "alice/a-{task}", hub=alice)
+        assert hub.repos["alice/a-t0"].private is private
+        assert hub.repos["alice/a-t1"].private
+
     @pytest.mark.parametrize("how", [{"private": True}, {"gated": "manual", "allowed": {"alice"}}])
     def test_hidden_sources_are_pushed_in_private(
         self, hub: LoopbackHub, alice: Hub, recipe: Path, how: dict[str, Any]
