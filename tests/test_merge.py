@@ -455,8 +455,6 @@ class TestInMemory:
     def test_another_dtype_is_told(self) -> None:
         """In a recipe it would be mergekit's, for the output; here that has the base's."""
         with pytest.raises(HfTsvError, match="^dtype: expected float32 or float64 but got 'bfloat16'"):
-            HfTsvError, match="^dtype: expected float32 or float64 but got 'bfloat16'. The output has the base's"
-        ):
             hf_tsv.merge_state_dicts({"w": torch.ones(2)}, {"a": {"w": torch.ones(2)}}, dtype="bfloat16")
 
     def test_an_unknown_parameter_is_told(self) -> None:
