@@ -691,8 +691,8 @@ class TestPreflight:
         )
 
     def test_no_id(self, reader: Hub) -> None:
-        assert told(reader, ("a/b/c", None)) == (
-            "a/b/c: neither a folder nor a Hub id, expected user/name. Check the spelling."
+        assert told(reader, ("a/b c", None)) == (
+            "a/b c: neither a folder nor a Hub id, expected user/name. Check the spelling."
         )
 
     def test_revision(self, hub: LoopbackHub, reader: Hub) -> None:
