@@ -1,12 +1,12 @@
 """The verbs whose output are adapters alone."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_tsv.cards import Licence, write_card
+from hf_tsv.cards import write_card
 from hf_tsv.errors import OutputError
 from hf_tsv.hub import Hub
 from hf_tsv.inputs import loaded, plan_of, watched
@@ -69,35 +69,19 @@ def compress(
     from hf_tsv.adapters import BaseRef
     from hf_tsv.compressed import compress_tasks
 
-    recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
-    check_alone(out)
-    resources = Resources.of(workers, max_memory)
-    sources = open_sources(recipe, hub)
+    recipe = loaded(recipe)
     tasks = [model.name for model in recipe.models]
-    destinations = [to for _, to in targets(push_to_hub, sources, tasks, hub)]
+    run = _Run.begun(recipe, out, options.flags, tasks, push_to_hub, workers, max_memory, stream, hub, progress)
 
     def write(
         planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
     ) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
         return compress_tasks(
-            planned, folders_of(sources), staging, identity, base, options, resources, progress, in_order=stream
+            planned, folders_of(sources), staging, identity, base, options, run.resources, run.progress, in_order=stream
         )
 
-    return _written_and_pushed(
-        recipe,
-        out,
-        sources,
-        write,
-        options.flags,
-        resources,
-        hub,
-        destinations,
-        progress,
-        overwrite=overwrite,
-        restart=restart,
-        stream=stream,
-    )
+    return run.record(write, overwrite=overwrite, restart=restart)
 
 
 def merge_as_adapter(
@@ -137,103 +121,104 @@ def merge_as_adapter(
     from hf_tsv.adapters import BaseRef
     from hf_tsv.as_adapter import write_as_adapter
 
-    recipe, out, hub, progress = loaded(recipe), Path(out), hub or Hub(), progress or Silent()
+    recipe = loaded(recipe)
     if recipe.residuals is not None or TSV_C in recipe.methods:
         raise OutputError(f"{out}: an adapter can't carry others, expected a recipe without tsv_c and residuals")
-    check_alone(out)
-    resources = Resources.of(workers, max_memory)
-    sources = open_sources(recipe, hub)
-    destinations = [to for _, to in targets(push_to_hub, sources, None, hub)]
+    in_float32 = replace(recipe, out_dtype="float32")
+    flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
+    run = _Run.begun(in_float32, out, flags, None, push_to_hub, workers, max_memory, stream, hub, progress)
 
     def write(
         planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
     ) -> dict[str, Any]:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
         return write_as_adapter(
-            planned, staging, identity, base, folders_of(sources), rank, resources, progress, in_order=stream
+            planned, staging, identity, base, folders_of(sources), rank, run.resources, run.progress, in_order=stream
         )
 
-    in_float32 = dataclasses.replace(recipe, out_dtype="float32")
-    flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
-    return _written_and_pushed(
-        in_float32,
-        out,
-        sources,
-        write,
-        flags,
-        resources,
-        hub,
-        destinations,
-        progress,
-        overwrite=overwrite,
-        restart=restart,
-        stream=stream,
-    )
+    return run.record(write, overwrite=overwrite, restart=restart)
 
 
 Write = Callable[[Plan, Sequence[Source], Staging, Mapping[str, str]], dict[str, Any]]
 
 
-def _written_and_pushed(
-    recipe: Recipe,
-    out: Path,
-    sources: Sequence[Source],
-    write: Write,
-    flags: Sequence[str],
-    resources: Resources,
-    hub: Hub,
-    destinations: Sequence[Destination],
-    progress: Progress,
-    *,
-    overwrite: bool,
-    restart: bool,
-    stream: bool,
-) -> dict[str, Any]:
-    """Write the folder, unless it is there and only wants pushing, and push it; the record."""
-    if not destinations or not is_made(out, recipe, sources, flags):
-        check_place(out, sources, overwrite=overwrite)
-        licence = destinations[0].licence if destinations else None
-        _write_adapter_folder(
-            recipe, out, sources, write, flags, resources, hub, licence, progress, restart=restart, stream=stream
-        )
-    return read_record(out) | delivered(out, destinations, progress)
+@dataclass(frozen=True)
+class _Run:
+    """What both verbs do around their own work.
 
+    Attributes:
+        recipe: What is planned.
+        out: The output folder.
+        flags: The command line's words for what the recipe doesn't say.
+        stream: Whether the fine-tuned models' weights are read by byte range.
+        resources: What may be used of the machine.
+        hub: How to reach the Hub.
+        progress: Told of the work done.
+        sources: The recipe's models, before they are fetched.
+        destinations: Where the output goes; none if it stays here.
+    """
 
-def _write_adapter_folder(
-    recipe: Recipe,
-    out: Path,
-    sources: Sequence[Source],
-    write: Write,
-    flags: Sequence[str],
-    resources: Resources,
-    hub: Hub,
-    licence: Licence | None,
-    progress: Progress,
-    *,
-    restart: bool,
-    stream: bool,
-) -> None:
-    """A folder of adapters, which appears when it is complete."""
-    started = time.monotonic()
-    streamed: Stream = "tasks" if stream else "none"
-    downloads = bytes_to_download(sources, hub, stream=streamed)
-    check_disks([(hub.cache_dir, downloads)])
-    sources = fetch(sources, hub, stream=streamed, came=watched(downloads, progress))
-    planned = plan_of(recipe, sources, DEFAULT_SHARD_SIZE, hub)
-    check_on_base(planned, "adapters are put on")
-    check_memory(planned, resources)
-    identity = identity_on(CPU, planned, sources, flags)
-    with Staging(out) as staging:
-        go_on_or_start(staging, identity, restart=restart)
-        with discarded_if_wrong(staging):
-            tasks = write(planned, sources, staging, identity)
-            check_unchanged(planned, sources, identity)
-        record = make_compression_record(
-            planned, described(sources, hub), tasks, flags=flags, seconds=time.monotonic() - started
-        )
-        write_text(staging.out / RECIPE_FILE, recipe.text)
-        write_text(staging.out / LOCK_FILE, lock_text(recipe, sources))
-        record["checksums"] = checksums(staging.out, record.get("files", ()))
-        write_record(record, staging.out)
-        write_card(record, staging.out, licence=licence)
-        staging.publish()
+    recipe: Recipe
+    out: Path
+    flags: Sequence[str]
+    stream: Stream
+    resources: Resources
+    hub: Hub
+    progress: Progress
+    sources: Sequence[Source]
+    destinations: Sequence[Destination]
+
+    @classmethod
+    def begun(
+        cls,
+        recipe: Recipe,
+        out: str | Path,
+        flags: Sequence[str],
+        tasks: Sequence[str] | None,
+        push_to_hub: Pushing | str | None,
+        workers: int | None,
+        max_memory: int | None,
+        stream: bool,
+        hub: Hub | None,
+        progress: Progress | None,
+    ) -> "_Run":
+        """With the sources opened, and the places to push to checked; nothing is downloaded or written."""
+        out, hub = Path(out), hub or Hub()
+        check_alone(out)
+        resources = Resources.of(workers, max_memory)
+        sources = open_sources(recipe, hub)
+        destinations = [to for _, to in targets(push_to_hub, sources, tasks, hub)]
+        how: Stream = "tasks" if stream else "none"
+        return cls(recipe, out, flags, how, resources, hub, progress or Silent(), sources, destinations)
+
+    def record(self, write: Write, *, overwrite: bool, restart: bool) -> dict[str, Any]:
+        """Write the folder, unless it is there and only wants pushing, and push it; the record."""
+        if not self.destinations or not is_made(self.out, self.recipe, self.sources, self.flags):
+            check_place(self.out, self.sources, overwrite=overwrite)
+            self._write_folder(write, restart=restart)
+        return read_record(self.out) | delivered(self.out, self.destinations, self.progress)
+
+    def _write_folder(self, write: Write, *, restart: bool) -> None:
+        """A folder of adapters, which appears when it is complete."""
+        started = time.monotonic()
+        downloads = bytes_to_download(self.sources, self.hub, stream=self.stream)
+        check_disks([(self.hub.cache_dir, downloads)])
+        sources = fetch(self.sources, self.hub, stream=self.stream, came=watched(downloads, self.progress))
+        planned = plan_of(self.recipe, sources, DEFAULT_SHARD_SIZE, self.hub)
+        check_on_base(planned, "adapters are put on")
+        check_memory(planned, self.resources)
+        identity = identity_on(CPU, planned, sources, self.flags)
+        with Staging(self.out) as staging:
+            go_on_or_start(staging, identity, restart=restart)
+            with discarded_if_wrong(staging):
+                tasks = write(planned, sources, staging, identity)
+                check_unchanged(planned, sources, identity)
+            record = make_compression_record(
+                planned, described(sources, self.hub), tasks, flags=self.flags, seconds=time.monotonic() - started
+            )
+            write_text(staging.out / RECIPE_FILE, self.recipe.text)
+            write_text(staging.out / LOCK_FILE, lock_text(self.recipe, sources))
+            record["checksums"] = checksums(staging.out, record.get("files", ()))
+            write_record(record, staging.out)
+            write_card(record, staging.out, licence=self.destinations[0].licence if self.destinations else None)
+            staging.publish()

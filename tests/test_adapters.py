@@ -419,9 +419,9 @@ class TestMisfits:
 
     def test_a_module_whose_owner_reads_it_gets_no_factors(self, pairs: Pairs) -> None:
         """Whisper's encoder asks its convolutions for their stride, which PEFT's wrapper hasn't."""
-        place = pairs("whisper").architecture.place("model.encoder.conv1.weight")
-        assert not place.low_rank
-        assert "reads" in place.why
+        architecture, name = pairs("whisper").architecture, "model.encoder.conv1.weight"
+        assert not architecture.place(name).low_rank
+        assert "reads" in architecture.no_factors(name)
 
     def test_experts_share_a_rank_and_its_price(self, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs("mixtral")

@@ -251,7 +251,7 @@ def test_a_value_that_all_tasks_have_is_told_once() -> None:
 
 def header_of(card: str) -> dict[str, Any]:
     """The header as the Hub's own rules find it."""
-    header: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]
+    header: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
     return header
 
 

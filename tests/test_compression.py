@@ -1,8 +1,9 @@
 """Ranks: each rule does what it says, and a budget is spent as well as it can be."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ from hf_tsv.linalg import singular_values, truncated_svd
 Ranks = Mapping[str, int | Dense]
 
 
-def spectrum(*values: float, m: int = 40, n: int = 60, **options: float | int) -> Spectrum:
-    return Spectrum(torch.tensor(values, dtype=torch.float64), m, n, **options)  # type: ignore[arg-type]
+def spectrum(*values: float, m: int = 40, n: int = 60, **options: Any) -> Spectrum:
+    return Spectrum(torch.tensor(values, dtype=torch.float64), m, n, **options)
 
 
 def one(spectrum: Spectrum, how: FixedRank | Fraction | Energy | Error) -> int | Dense:
@@ -100,8 +101,8 @@ def cost(a: Spectrum, rank: int | Dense) -> int:
     return a.whole_item * a.m * a.n if isinstance(rank, Dense) else a.factor_item * rank * (a.m + a.n)
 
 
-def total(of: object, spectra: Mapping[str, Spectrum], ranks: Ranks) -> float:
-    return sum(of(spectra[key], rank) for key, rank in ranks.items())  # type: ignore[operator]
+def total(of: Callable[[Spectrum, int | Dense], float], spectra: Mapping[str, Spectrum], ranks: Ranks) -> float:
+    return sum(of(spectra[key], rank) for key, rank in ranks.items())
 
 
 def choices(spectra: Mapping[str, Spectrum]) -> list[list[tuple[float, int]]]:

@@ -108,7 +108,9 @@ class TestTexts:
 
     @pytest.mark.parametrize("name", data.SOURCES)
     def test_real_packages_hold_enough(self, name: str) -> None:
-        if importlib.util.find_spec(data.SOURCES[name].module) is None:
+        if (
+            importlib.util.find_spec(data.SOURCES[name].module) is None
+        ):  # the extra `demo`, which `make test` goes without
             pytest.skip(f"{data.SOURCES[name].package} isn't installed")
         splits = data.load(name, seed=0)
         assert len(splits.train) > 0.95 * data.SOURCES[name].train

@@ -31,13 +31,11 @@ class Place:
         group: Tensors of one group should have one rank, for PEFT gives them the largest: the experts of a layer.
             Else the tensor's own name.
         rank_numbers: Numbers that one triplet of it takes.
-        why: Why it can't be factors, empty when it can.
     """
 
     low_rank: bool
     group: str
     rank_numbers: int
-    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,14 +116,12 @@ class Architecture:
         info = self.headers[name]
         pieces = self.located.pieces.get(name)
         if not pieces:
-            return Place(False, name, sum(info.shape[:2]), self.located.nowhere[name])
-        whys = [self.no_factors(piece.parameter) for piece in pieces]
+            return Place(False, name, sum(info.shape[:2]))
         first = pieces[0]
         return Place(
-            low_rank=not any(whys),
+            low_rank=not any(self.no_factors(piece.parameter) for piece in pieces),
             group=f"{first.parameter}:{first.row}" if len(self.sources[first.parameter]) > 1 else name,
             rank_numbers=sum(map(self._rank_numbers, pieces)),
-            why=next(filter(None, whys), ""),
         )
 
     def _rank_numbers(self, piece: Piece) -> int:

@@ -133,7 +133,7 @@ def _is_hub_id(path: str) -> bool:
         validate_repo_id(repo_id)
     except HFValidationError:
         return False
-    return repo_id == path or all(re.fullmatch(r"(?!\.{1,2}$)[^\\/:*?]+", part) for part in folder.split("/"))
+    return repo_id == path or all(part.strip(".") and "\\" not in part for part in folder.split("/"))
 
 
 def _from_uri(uri: str) -> tuple[str, str | None]:
