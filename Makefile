@@ -5,7 +5,7 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --cons
 .PHONY: demo test lint bench bench-speed bench-accuracy bench-perplexity bench-peers bench-serving clean
 
 demo: .venv/demo
-	.venv/bin/hf-tsv demo
+	.venv/bin/python -m examples.demo
 
 test: lint
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist worksteal
@@ -14,6 +14,7 @@ lint: .venv/dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 # torch first and by its exact version: a range would take a CUDA build of several gigabytes.
 .venv/torch: constraints.txt
@@ -22,9 +23,9 @@ lint: .venv/dev
 	$(PIP) torch==2.13.0
 	@touch $@
 
-.venv/demo: .venv/torch pyproject.toml
+.venv/demo: .venv/torch pyproject.toml examples/demo/requirements.txt
 	@echo "Installing hf-tsv and what the demo needs ..."
-	$(PIP) --editable ".[demo]"
+	$(PIP) --editable . --requirement examples/demo/requirements.txt
 	@touch $@
 
 .venv/dev: .venv/torch pyproject.toml

@@ -22,16 +22,15 @@ from benchmarks.peers import CACHE
 from benchmarks.speed import RESULTS, machine, when
 from benchmarks.text_scores import Bench, Scores
 from benchmarks.text_zoo import prepare_texts
-from hf_tsv import api
-from hf_tsv.compressing import compressing
-from hf_tsv.compression import Budget
-from hf_tsv.demo.train import SEED
-from hf_tsv.demo.zoo import Task, Zoo
-from hf_tsv.masked import file_of
+from examples.demo.train import SEED
+from examples.demo.zoo import Task, Zoo
+from hf_tsv.files.disk import write_text
+from hf_tsv.kept.masks import file_of
+from hf_tsv.kept.options import compressing
+from hf_tsv.linalg.ranks import Budget
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import Recipe, parse_recipe
-from hf_tsv.restored import load_task
-from hf_tsv.writers import write_text
+from hf_tsv.verbs.restore import load_task
 
 COUNTS = (4, 8)  # and all
 TEXTS = 100  # test texts a task
@@ -245,7 +244,7 @@ def masked(bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[str, Row]]:
     for name, parameters in MASKED.items():
         with _folder() as out:
             started = time.monotonic()
-            api.merge(_recipe(bench, tasks, name.split(",")[0], parameters), out)
+            hf_tsv.merge(_recipe(bench, tasks, name.split(",")[0], parameters), out)
             seconds = round(time.monotonic() - started, 1)
             accuracy = {task.name: bench.of_model(load_task(out, task.name), task) for task in tasks}
             sizes = {task.name: (out / file_of(task.name)).stat().st_size for task in tasks}

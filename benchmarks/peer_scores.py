@@ -16,8 +16,8 @@ from benchmarks.accuracy import TEXTS, ordered
 from benchmarks.peers import CACHE
 from benchmarks.text_scores import Bench
 from benchmarks.text_zoo import prepare_texts
-from hf_tsv.demo.zoo import Task
-from hf_tsv.loaders import open_checkpoint
+from examples.demo.zoo import Task
+from hf_tsv.checkpoints.folder import open_checkpoint
 
 
 def main() -> None:

@@ -23,14 +23,14 @@ from benchmarks.lm_zoo import CONTEXT, SEED, LanguageZoo, prepare_language_model
 from benchmarks.peers import CACHE
 from benchmarks.report import table
 from benchmarks.speed import RESULTS
-from hf_tsv.compressing import compressing
-from hf_tsv.compression import Budget
 from hf_tsv.evaluation.data import read_examples
 from hf_tsv.evaluation.scoring import perplexity
 from hf_tsv.evaluation.suite import Perplexity, Suite, load_suite
+from hf_tsv.files.disk import write_text
+from hf_tsv.kept.options import compressing
+from hf_tsv.linalg.ranks import Budget
 from hf_tsv.recipe import parse_recipe
-from hf_tsv.restored import load_task
-from hf_tsv.writers import write_text
+from hf_tsv.verbs.restore import load_task
 
 BASE, FINE_TUNED = "base", "fine-tuned"
 TOKENS = {"test": 2048, "validation": 1024}  # the first of a domain's text

@@ -21,10 +21,10 @@ from benchmarks.lm_zoo import LanguageZoo, prepare_language_models
 from benchmarks.peers import CACHE, LLAMA_CPP, VLLM, Environment
 from benchmarks.report import table
 from benchmarks.speed import OFFLINE, RESULTS, machine, when
-from hf_tsv.compressing import compressing
-from hf_tsv.compression import FixedRank
+from hf_tsv.files.disk import write_text
+from hf_tsv.kept.options import compressing
+from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.recipe import parse_recipe
-from hf_tsv.writers import write_text
 
 TOKENS, RANK = 200, 32
 Scores = list[list[float]]  # of the base, then with each adapter: the log-probability of every token but the first

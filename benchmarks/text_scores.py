@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hf_tsv.demo.encoder import Encoder, Tokens
-from hf_tsv.demo.zoo import Task, Zoo
+from examples.demo.encoder import Encoder, Tokens
+from examples.demo.zoo import Task, Zoo
 
 Split = Literal["test", "validation"]
 Scores = dict[str, float]  # by task

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.texts import TASKS, MissingPackageError
-from hf_tsv.demo import data
-from hf_tsv.demo.train import SEED, make_model, settings_for
-from hf_tsv.demo.zoo import Zoo, appearing, is_current, prepare, read_task
-from hf_tsv.resources import usable_cores
-from hf_tsv.run import Silent
+from examples.demo import data
+from examples.demo.train import SEED, make_model, settings_for
+from examples.demo.zoo import Zoo, appearing, is_current, prepare, read_task
+from hf_tsv.merging.progress import Silent
+from hf_tsv.merging.resources import usable_cores
 
 
 def prepare_texts(folder: Path) -> Zoo:

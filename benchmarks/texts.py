@@ -18,7 +18,7 @@ from html import unescape
 from itertools import islice
 from pathlib import Path
 
-from hf_tsv.demo.data import Labelled
+from examples.demo.data import Labelled
 
 NEWS_WORDS, MAIL_WORDS = 30, 30  # the encoder reads 24 tokens
 LANGUAGES = (

@@ -9,7 +9,7 @@ from torch import Tensor
 settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any_machine")
 
-pytest_plugins = ["tests.hub_fixtures"]
+pytest_plugins = ["tests.support.hub_fixtures"]
 
 SHAPES = [(24, 16), (16, 40), (12, 12), (2, 9), (7,), (5, 3, 4)]
 

@@ -13,8 +13,8 @@ from hf_tsv.cards._markdown import Markdown, sections
 from hf_tsv.cards._merge import citations, licence_said, provenance, source_rows
 from hf_tsv.cards._published import published_lock, without_folders
 from hf_tsv.cards._sections import compose
-from hf_tsv.modules import group_of
-from hf_tsv.outputs import ADAPTERS, LOCK_FILE
+from hf_tsv.checkpoints.modules import group_of
+from hf_tsv.files.names import ADAPTERS, LOCK_FILE
 
 PAPER = "https://arxiv.org/abs/2412.00081"
 TASK_CLASSES = {

@@ -12,8 +12,6 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_tsv.addresses import in_repository
-from hf_tsv.bundled import bundled
 from hf_tsv.cards._licences import Licence, inherited
 from hf_tsv.cards._loading import Loading, loading
 from hf_tsv.cards._markdown import Markdown, one_line, sections
@@ -25,10 +23,12 @@ from hf_tsv.cards._published import (
     without_folders,
 )
 from hf_tsv.cards._sections import compose
-from hf_tsv.checkpoint import TensorInfo
+from hf_tsv.checkpoints.modules import group_of
+from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.files.names import ADAPTERS, PICTURES
 from hf_tsv.methods import METHODS
-from hf_tsv.modules import group_of
-from hf_tsv.outputs import ADAPTERS, PICTURES
+from hf_tsv.recipe import in_repository
+from hf_tsv.recipe.bundled import bundled
 
 HUB = "https://huggingface.co"
 # What the kinds of tasks that models are scored on are called on the Hub, where it is otherwise.

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hf_tsv.outputs import LOCK_FILE, RECIPE_FILE, RECORD_FILE
+from hf_tsv.files.names import LOCK_FILE, RECIPE_FILE, RECORD_FILE
 
 MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source", "source")  # keys of a recipe that name a model
 NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that do

@@ -13,8 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 from hf_tsv.cards._adapters import of_task, render_adapters
 from hf_tsv.cards._licences import LICENCE_ID, Licence
 from hf_tsv.cards._merge import render_merge
-from hf_tsv.outputs import ADAPTERS, CARD_FILE
-from hf_tsv.writers import write_text
+from hf_tsv.files.disk import write_text
+from hf_tsv.files.names import ADAPTERS, CARD_FILE
 
 RELATIONS = ("merge", "adapter", "quantized", "finetune")
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from hf_tsv.errors import DOWNLOADING, HfTsvError, size
-from hf_tsv.outputs import RECORD_FILE
+from hf_tsv.files.names import RECORD_FILE
 
 P = ParamSpec("P")
 R = TypeVar("R")

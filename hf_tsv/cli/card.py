@@ -15,6 +15,6 @@ def card(
     license_: License = None,
 ) -> None:
     """Write the card of an output again from its record. What people wrote outside of our marks stays."""
-    from hf_tsv import pushing
+    from hf_tsv.verbs.card import card as write
 
-    print(pushing.card(folder, license=license_))
+    print(write(folder, license=license_))

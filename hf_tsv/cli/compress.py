@@ -30,10 +30,10 @@ from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, out, told
 from hf_tsv.errors import size
 
 if TYPE_CHECKING:
-    from hf_tsv.compression import RankChoice
     from hf_tsv.hub import Hub
+    from hf_tsv.linalg.ranks import RankChoice
     from hf_tsv.recipe import Recipe
-    from hf_tsv.sources import Stream
+    from hf_tsv.sources.models import Stream
 
 PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = {
     None: None,
@@ -92,7 +92,7 @@ def compress(
     quiet: Quiet = False,
 ) -> None:
     """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it as meant. A run that was
-    stopped goes on where it was. Needs the extra hf-tsv\\[adapters]."""
+    stopped goes on where it was."""
     given = {"budget": budget, "rank": rank, "fraction": fraction, "energy": energy, "error": error}
     chosen = [f"--{option}" for option, value in given.items() if value is not None]
     if len(chosen) > 1:
@@ -106,11 +106,11 @@ def compress(
         raise typer.BadParameter("needs --budget", param_hint="--together")
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_tsv import adapting
     from hf_tsv.cli.push import preview
-    from hf_tsv.compressing import compressing
     from hf_tsv.hub import Hub
-    from hf_tsv.pushing import preview as preview_of
+    from hf_tsv.job.preview import preview as preview_of
+    from hf_tsv.kept.options import compressing
+    from hf_tsv.verbs.compress import compress as run
 
     pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
     out_ = out_or_named(out_, push_to_hub)
@@ -130,7 +130,7 @@ def compress(
         return preview(preview_of(loaded, pushing, hub=hub, out=out_, tasks=tasks, stream=streamed), options)
     disable_progress_bars()
     with kept_when_interrupted(out_, pushes=pushing is not None), WorkProgress("Compressing", quiet=quiet) as progress:
-        record = adapting.compress(
+        record = run(
             loaded,
             out_,
             options,
@@ -158,12 +158,12 @@ def show_adapters(record: dict[str, Any], folder: Path, *, json_: bool) -> None:
 
 
 def _rule(loaded: "Recipe", hub: "Hub", given: dict[str, Any]) -> "RankChoice":
-    from hf_tsv import api
-    from hf_tsv.compression import rank_choice
+    from hf_tsv.linalg.ranks import rank_choice
+    from hf_tsv.verbs.plan import plan as make
 
     nbytes = 0
     if str(given["budget"]).endswith("%"):
-        base = api.plan(loaded, hub=hub).base
+        base = make(loaded, hub=hub).base
         nbytes = sum(base.info(name).nbytes for name in base.names())
     return rank_choice(given, num_tasks=len(loaded.models), checkpoint_bytes=nbytes)
 

@@ -33,14 +33,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score an output, its base and its fine-tunes on the tasks of a suite, for its record and card. What was stopped
-    goes on where it was. Needs the extra hf-tsv\\[adapters]."""
-    from hf_tsv import measuring
+    goes on where it was."""
     from hf_tsv.hub import Hub
+    from hf_tsv.verbs.evaluate import evaluate
 
     hub = Hub(token=token, cache_dir=cache_dir)
     try:
         with WorkProgress("Evaluating", quiet=quiet) as progress:
-            found = measuring.evaluate(folder, suite, results=results, device=device, hub=hub, progress=progress)
+            found = evaluate(folder, suite, results=results, device=device, hub=hub, progress=progress)
     except KeyboardInterrupt:
         interrupted("Interrupted. Every score that was complete is kept; the same command goes on from there.")
     if json_:

@@ -28,14 +28,14 @@ def inspect(
 ) -> None:
     """Say what each fine-tune changed, and where they clash: spectra, interference, norms, signs; and advice."""
     memory = memory_of(max_memory)
-    from hf_tsv import measuring
+    from hf_tsv.files.disk import write_text
     from hf_tsv.hub import Hub
     from hf_tsv.inspection import print_tables, render_page, write_plots
-    from hf_tsv.writers import write_text
+    from hf_tsv.verbs.inspect import inspect as look
 
     loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
     with WorkProgress("Inspecting", quiet=quiet) as progress:
-        summary = measuring.inspect(loaded, workers=workers, max_memory=memory, hub=hub, progress=progress)
+        summary = look(loaded, workers=workers, max_memory=memory, hub=hub, progress=progress)
     if html:
         write_text(html, render_page(summary))
     pictures = write_plots(summary, plots) if plots else []

@@ -75,12 +75,13 @@ def merge(
     memory = memory_of(max_memory)
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_tsv import adapting, api
     from hf_tsv.cli.compress import show_adapters
     from hf_tsv.cli.push import preview
     from hf_tsv.hub import Hub
-    from hf_tsv.processes import Process
-    from hf_tsv.pushing import preview as preview_of
+    from hf_tsv.job.preview import preview as preview_of
+    from hf_tsv.job.processes import Process
+    from hf_tsv.verbs.compress import merge_as_adapter
+    from hf_tsv.verbs.merge import merge as run
 
     pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
     out = out_or_named(out, push_to_hub)
@@ -99,7 +100,7 @@ def merge(
     disable_progress_bars()
     if as_ == "adapter":
         with kept_when_interrupted(out, pushes=pushing is not None), WorkProgress("Merging", quiet=quiet) as progress:
-            record = adapting.merge_as_adapter(
+            record = merge_as_adapter(
                 loaded,
                 out,
                 rank=rank,
@@ -118,7 +119,7 @@ def merge(
         kept_when_interrupted(out, pushes=pushing is not None),
         WorkProgress("Merging", quiet=quiet or not leads) as progress,
     ):
-        record = api.merge(
+        record = run(
             loaded,
             out,
             overwrite=overwrite,

@@ -11,7 +11,7 @@ from hf_tsv.cli._told import err, out, told
 from hf_tsv.errors import duration, size
 
 if TYPE_CHECKING:
-    from hf_tsv.planner import Plan
+    from hf_tsv.merging.plan import Plan
 
 
 @told
@@ -25,12 +25,10 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Say what a merge would do, from the models' headers alone: nothing is downloaded or written."""
-    from hf_tsv import api
     from hf_tsv.hub import Hub
+    from hf_tsv.verbs.plan import plan as make
 
-    planned = api.plan(
-        recipe_from(recipe, svd), max_shard_size=max_shard_size, hub=Hub(token=token, cache_dir=cache_dir)
-    )
+    planned = make(recipe_from(recipe, svd), max_shard_size=max_shard_size, hub=Hub(token=token, cache_dir=cache_dir))
     if json_:
         print(json.dumps(as_data(planned), indent=1))
     else:
@@ -39,8 +37,8 @@ def plan(
 
 def show(planned: "Plan") -> None:
     """The plan as a table by module type, and what it costs."""
-    from hf_tsv.resources import usable_cores
-    from hf_tsv.run import estimated_seconds
+    from hf_tsv.merging.engine import estimated_seconds
+    from hf_tsv.merging.resources import usable_cores
 
     _show_tensors(planned)
     counts = Counter(step.method for step in planned.steps)
@@ -89,8 +87,8 @@ def _show_tensors(planned: "Plan") -> None:
 
 def as_data(planned: "Plan") -> dict[str, Any]:
     """The plan for machines."""
-    from hf_tsv.resources import usable_cores
-    from hf_tsv.run import estimated_seconds
+    from hf_tsv.merging.engine import estimated_seconds
+    from hf_tsv.merging.resources import usable_cores
 
     return {
         "tasks": planned.tasks,

@@ -12,10 +12,10 @@ from hf_tsv.cli._told import err, out, told
 from hf_tsv.errors import size, some
 
 if TYPE_CHECKING:
-    from hf_tsv.compressing import Compressing
     from hf_tsv.hub import Pushed
-    from hf_tsv.publishing import Destination
-    from hf_tsv.pushing import Preview
+    from hf_tsv.job.preview import Preview
+    from hf_tsv.kept.options import Compressing
+    from hf_tsv.publish.publishing import Destination
 
 
 @told
@@ -41,8 +41,8 @@ def push(
 
     from hf_tsv.cards import all_terms
     from hf_tsv.hub import Hub
-    from hf_tsv.publishing import Pushing, deliver
-    from hf_tsv.pushing import prepare_push
+    from hf_tsv.publish.publishing import Pushing, deliver
+    from hf_tsv.verbs.push import prepare_push
 
     if quiet or not err.is_terminal:
         disable_progress_bars()

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from hf_tsv.bundled import bundled
 from hf_tsv.cli._told import out, told
 from hf_tsv.errors import RecipeError
+from hf_tsv.recipe.bundled import bundled
 
 
 @told

@@ -27,7 +27,7 @@ def restore(
 ) -> None:
     """Write the checkpoint of one task from its adapter in OUT, with what PEFT can't load."""
     from hf_tsv.hub import Hub
-    from hf_tsv.restored import restore
+    from hf_tsv.verbs.restore import restore
 
     hub = Hub(token=token, cache_dir=cache_dir)
     with WorkProgress("Restoring", quiet=quiet) as progress:

@@ -33,17 +33,17 @@ def tune(
     quiet: Quiet = False,
 ) -> None:
     """Choose the scales of a merge, or the lambdas of tall_mask, by a suite's scores, and write the recipe with them.
-    The merge is computed once. Scores are kept in TUNED.jsonl: what was stopped goes on where it was. Needs the extra
-    hf-tsv\\[adapters]."""
+    The merge is computed once. Scores are kept in TUNED.jsonl: what was stopped goes on where it was.
+    """
     grid, lambda_grid = _numbers(scales, "--scales"), _numbers(lambdas, "--lambdas")
-    from hf_tsv import measuring
+    from hf_tsv.files.disk import write_text
     from hf_tsv.hub import Hub
-    from hf_tsv.writers import write_text
+    from hf_tsv.verbs.tune import tune as search
 
     hub = Hub(token=token, cache_dir=cache_dir)
     try:
         with WorkProgress("Tuning", quiet=quiet) as progress:
-            found = measuring.tune(
+            found = search(
                 recipe,
                 suite,
                 by=by,

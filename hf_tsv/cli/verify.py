@@ -11,7 +11,7 @@ from hf_tsv.cli._options import CacheDir, Device, Json, MaxMemory, Quiet, Token,
 from hf_tsv.cli._told import WorkProgress, err, told
 
 if TYPE_CHECKING:
-    from hf_tsv.verified import Verification
+    from hf_tsv.verbs.verify import Verification
 
 
 @told
@@ -37,7 +37,7 @@ def verify(
     """Compare every file of OUT with its record, and a sample of its tensors, merged again, bit for bit."""
     memory = memory_of(max_memory)
     from hf_tsv.hub import Hub
-    from hf_tsv.verified import verify
+    from hf_tsv.verbs.verify import verify
 
     with WorkProgress("Verifying", quiet=quiet) as progress:
         found = verify(

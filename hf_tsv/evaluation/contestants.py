@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.adapters import model_class_of, quiet
-from hf_tsv.checkpoint import AdapterCheckpoint, Checkpoint
-from hf_tsv.companions import TOKENIZER, matches
+from hf_tsv.checkpoints.folder import open_checkpoint
+from hf_tsv.checkpoints.model_files import TOKENIZER, matches
+from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint
+from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
 from hf_tsv.errors import CheckpointError, some
 from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification, LmEval, TextClassification
-from hf_tsv.loaders import SafetensorsCheckpoint, open_checkpoint
-from hf_tsv.outputs import ADAPTERS
-from hf_tsv.sources import Source
+from hf_tsv.files.names import ADAPTERS
+from hf_tsv.lora.skeleton import model_class_of, quiet
+from hf_tsv.sources.models import Source
 
 BASE, FINETUNED, MERGED, RESTORED = "base", "finetuned", "merged", "restored"
 PROCESSOR = ("preprocessor_config.json", "processor_config.json")

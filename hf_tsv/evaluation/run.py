@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_tsv import __version__
-from hf_tsv.adapters import check_installed
+from hf_tsv._version import __version__
 from hf_tsv.errors import HfTsvError
 from hf_tsv.evaluation.contestants import (
     BASE,
@@ -25,8 +24,9 @@ from hf_tsv.evaluation.data import Examples, Head, file_sha256, read_examples, r
 from hf_tsv.evaluation.results import Results, key_of
 from hf_tsv.evaluation.scoring import Score, accuracy, harness, perplexity
 from hf_tsv.evaluation.suite import AnyTask, Classification, HubData, ImageClassification, LmEval, Perplexity, Suite
-from hf_tsv.run import Progress
-from hf_tsv.sources import Source
+from hf_tsv.lora.skeleton import check_installed
+from hf_tsv.merging.progress import Progress
+from hf_tsv.sources.models import Source
 
 SCORING = "1"  # counts up whenever the same model and suite give another score than before
 

@@ -27,20 +27,20 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from hf_tsv import __version__
-from hf_tsv.addresses import in_repository
-from hf_tsv.checkpoint import Checkpoint
-from hf_tsv.companions import side_files
+from hf_tsv._version import __version__
+from hf_tsv.checkpoints.model_files import side_files
+from hf_tsv.checkpoints.protocol import Checkpoint
+from hf_tsv.checkpoints.quantized import check_not_quantized
+from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
 from hf_tsv.errors import CheckpointError, HfTsvError, HubError, some
+from hf_tsv.files.names import MODEL_CONFIG
 from hf_tsv.hub._errors import LOG_IN, TELLABLE, Asked, retried, tell
 from hf_tsv.hub._facts import SourceFacts, facts_of_folder, facts_of_info
 from hf_tsv.hub._progress import ByteCounter
 from hf_tsv.hub._ranges import Ranges
 from hf_tsv.hub._remote import Fetch, RemoteCheckpoint, Slice, check_index, read_header
 from hf_tsv.hub._repository import ADAPTER_CONFIG, CARD, Weights, in_folder, weights_of
-from hf_tsv.loaders import SafetensorsCheckpoint
-from hf_tsv.loaders._quantized import check_not_quantized
-from hf_tsv.outputs import MODEL_CONFIG
+from hf_tsv.recipe import in_repository
 
 AT_ONCE = 8  # requests side by side
 PREFLIGHT_WAITS = (0.5, 1.0)  # seconds before further attempts, when a person is waiting

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoint import TensorInfo
+from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.checkpoints.safetensors import MAX_HEADER_BYTES, TORCH_DTYPES, parse_entry
 from hf_tsv.errors import CheckpointError, some
-from hf_tsv.loaders._safetensors import MAX_HEADER_BYTES, TORCH_DTYPES, parse_entry
 
 FIRST_READ_BYTES = 100_000  # holds the header of most files, so that one request suffices
 RUN_BYTES = 8 << 20  # of neighbouring tensors in one request

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Literal
 
-from hf_tsv.companions import OTHER_WEIGHTS, PICKLES, matches
+from hf_tsv.checkpoints.folder import STEMS
+from hf_tsv.checkpoints.model_files import OTHER_WEIGHTS, PICKLES, matches
 from hf_tsv.errors import CheckpointError, some
-from hf_tsv.loaders import REST_FILE
-from hf_tsv.loaders._folder import STEMS
+from hf_tsv.lora.read.sidecar import REST_FILE
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoint import TensorInfo
-from hf_tsv.compression import Spectrum, pooled
+from hf_tsv.checkpoints.modules import Kind
+from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg import (
     Factors,
@@ -22,13 +22,15 @@ from hf_tsv.linalg import (
     singular_task_interference,
     truncated_svd,
 )
-from hf_tsv.masks import Use, tall_mask
+from hf_tsv.linalg.masks import Use, tall_mask
+from hf_tsv.linalg.ranks import Spectrum, pooled
+from hf_tsv.merging.engine import check_memory, each_step, one_thread_each
+from hf_tsv.merging.plan import Plan, Step
+from hf_tsv.merging.progress import Progress
+from hf_tsv.merging.resources import Resources
+from hf_tsv.merging.stored import StoredTensor
 from hf_tsv.methods import METHODS, Deltas
-from hf_tsv.modules import Kind
-from hf_tsv.planner import Plan, Step
 from hf_tsv.recipe import is_local
-from hf_tsv.run import Progress, Resources, check_memory, each_step, one_thread_each
-from hf_tsv.stored import StoredTensor
 
 NUMERICAL_RANK = 1e-6  # of the largest singular value; below it fp32 weights hold nothing
 MASK_LAMBDA: float = METHODS["tall_mask"].parameters["mask_lambda"].default

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_tsv.compression import DENSE, Energy, Spectrum, choose_ranks, pooled
+from hf_tsv.checkpoints.modules import group_of, layer_of
 from hf_tsv.inspection.advice import advice
 from hf_tsv.inspection.measure import MASK_LAMBDA, Entries, Inspected, Inspection, Interference, Matrices
-from hf_tsv.modules import group_of, layer_of
+from hf_tsv.linalg.ranks import DENSE, Energy, Spectrum, choose_ranks, pooled
 
 POINTS = 32  # of a spectrum's curve
 ROUNDING = 1e-6  # of an interference: what is left of it below that is arithmetic's

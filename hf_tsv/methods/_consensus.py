@@ -8,7 +8,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hf_tsv.errors import MethodError
-from hf_tsv.masks import Use, tall_mask
+from hf_tsv.linalg.masks import Use, tall_mask
 from hf_tsv.methods._deltas import Deltas, per_task
 from hf_tsv.methods._registry import PerTask
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from hf_tsv.masks import emr_unified
+from hf_tsv.linalg.masks import emr_unified
 from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._registry import always, merge_method
 

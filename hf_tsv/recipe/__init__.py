@@ -7,7 +7,7 @@ from hf_tsv.recipe._lock import pinned_text
 from hf_tsv.recipe._meaning import read_meaning
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
 from hf_tsv.recipe._recipe import UNION, Recipe, RecipeModel, Rule, TokenizerChoice
-from hf_tsv.recipe._refs import ModelRef, is_local
+from hf_tsv.recipe._refs import ModelRef, in_repository, is_local
 from hf_tsv.recipe._schema import read_shape
 from hf_tsv.recipe._slices import read_whole_slice
 from hf_tsv.recipe._yaml import Document, read_yaml
@@ -21,6 +21,7 @@ __all__ = [
     "Rule",
     "TokenizerChoice",
     "did_you_mean",
+    "in_repository",
     "is_local",
     "load_recipe",
     "parse_recipe",

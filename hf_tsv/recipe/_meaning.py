@@ -3,8 +3,8 @@
 from pathlib import Path as Folder
 from typing import Any, Literal
 
-from hf_tsv.compression import rank_choice
 from hf_tsv.errors import MethodError
+from hf_tsv.linalg.ranks import rank_choice
 from hf_tsv.methods import METHODS, MergeMethod
 from hf_tsv.recipe._messages import did_you_mean, shown
 from hf_tsv.recipe._models import ModelReader, Models

@@ -7,7 +7,6 @@ from pathlib import Path
 from huggingface_hub.errors import HfUriError, HFValidationError
 from huggingface_hub.utils import parse_hf_uri, validate_repo_id
 
-from hf_tsv.addresses import in_repository
 from hf_tsv.errors import RecipeError
 
 _FOLDER = re.compile(r"[./~]")  # what no Hub id begins with
@@ -145,3 +144,10 @@ def _from_uri(uri: str) -> tuple[str, str | None]:
     if found.type != "model" or not _is_hub_id(path):
         raise RecipeError(f"'{uri}' is no address of a model, expected hf://org/name[@revision][/folder].")
     return path, found.revision
+
+
+def in_repository(path: str) -> tuple[str, str]:
+    """The id of the repository, and the folder in it: `org/name/checkpoints/3` is `checkpoints/3` of `org/name`."""
+    owner, _, rest = path.partition("/")
+    name, _, folder = rest.partition("/")
+    return (f"{owner}/{name}" if name else owner), folder

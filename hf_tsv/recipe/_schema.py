@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from hf_tsv.checkpoints.modules import Kind
 from hf_tsv.linalg import SvdMode
 from hf_tsv.methods import METHODS
-from hf_tsv.modules import Kind
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
 from hf_tsv.recipe._settings import ABSENT, by_name
 from hf_tsv.recipe._yaml import Document, Path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from hf_tsv.modules import Kind
+from hf_tsv.checkpoints.modules import Kind
 
 ABSENT: Any = object()
 EVERYTHING = "*"

@@ -9,8 +9,8 @@ from torch import Tensor
 from hf_tsv import merge_state_dicts, plan
 from hf_tsv.errors import PlanError
 from hf_tsv.methods import METHODS, Deltas
-from tests import models
 from tests.methods.test_ties import paper as ties_by_paper
+from tests.support import models
 
 
 def consensus(deltas: Tensor, merged: Tensor, k: int, lambdas: list[float]) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import hf_tsv.planner
+import hf_tsv.merging.plan
 from hf_tsv import merge_state_dicts
 from hf_tsv.methods import METHODS, Deltas
 from hf_tsv.methods._deltas import DRAWN_AT_ONCE
@@ -48,7 +48,7 @@ class TestDraws:
             return merge_state_dicts(base, tasks, method=method, density=0.5)["w"]
 
         whole = merged()
-        monkeypatch.setattr(hf_tsv.planner, "PIECE", 70)
+        monkeypatch.setattr(hf_tsv.merging.plan, "PIECE", 70)
         assert torch.equal(merged(), whole)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import hf_tsv.planner
+import hf_tsv.merging.plan
 from hf_tsv import merge_state_dicts
 from hf_tsv.methods import METHODS, Deltas
 
@@ -292,7 +292,7 @@ def test_after_ties_what_is_no_matrix_is_ties(method: str) -> None:
 
 def test_a_sample_of_a_matrixs_rows_is_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """TIES' thresholds come from a sample first, whatever is done with its result."""
-    monkeypatch.setattr(hf_tsv.planner, "_RUN", 4)
+    monkeypatch.setattr(hf_tsv.merging.plan, "_RUN", 4)
     generator = torch.Generator().manual_seed(0)
     base = {"w": torch.zeros(64, 5)}
     tasks = {t: {"w": torch.randn(64, 5, generator=generator)} for t in "ab"}

@@ -1,0 +1,80 @@
+"""Open whatever checkpoint lies in a folder."""
+
+import json
+from pathlib import Path
+
+from hf_tsv.checkpoints.model_files import PICKLES
+from hf_tsv.checkpoints.quantized import check_not_quantized
+from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
+from hf_tsv.errors import CheckpointError
+
+STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
+
+
+def open_checkpoint(folder: Path, *, label: str | None = None) -> SafetensorsCheckpoint:
+    """The checkpoint in a folder: an index with its shards, or one safetensors file.
+
+    Raises:
+        CheckpointError: there is none, it is a pickle, quantized, or broken.
+    """
+    label = label or str(folder)
+    files, index = weight_files(folder, label)
+    checkpoint = SafetensorsCheckpoint(files, label=label, index=index)
+    check_not_quantized(folder, label, map(checkpoint.info, checkpoint.names()))
+    return checkpoint
+
+
+def weight_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str]]:
+    """The weight files of a folder, and the index's map from tensor to file (empty without an index).
+
+    When a folder holds both a single file and an index, the single file is taken, as transformers does.
+
+    Raises:
+        CheckpointError: none are there, they are pickles, or the index can't be used.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{label}: no such folder. Give a folder, or a Hub id such as org/name")
+    for stem in STEMS:
+        single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+        if single.is_file():
+            return [single], {}
+        if index.is_file():
+            weight_map = _weight_map(index)
+            return [folder / file for file in sorted(set(weight_map.values()))], weight_map
+    lone = sorted(folder.glob("*.safetensors"))
+    if len(lone) == 1 and not lone[0].name.startswith("adapter"):
+        return lone, {}
+    raise CheckpointError(f"{label}: {_why_none(folder)}")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        entries = dict(weight_map)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: no index that can be read, expected a 'weight_map'") from error
+    for name, file in entries.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: tensor {name!r} lies in {file!r}, expected a safetensors file")
+        if Path(file).name != file:
+            raise CheckpointError(f"{index}: {file!r} leaves its folder. Weights are read from beside the index only")
+    return entries
+
+
+def _why_none(folder: Path) -> str:
+    if (folder / "adapter_model.safetensors").is_file():
+        return "an adapter, expected a full checkpoint"
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"only pickled weights ({pickles[0]}), which can run code when they are read. Convert them: load the model"
+            " with transformers and call save_pretrained, which writes safetensors"
+        )
+    if any(folder.glob("*.gguf")):
+        return "GGUF weights, expected safetensors. Load the model with transformers (gguf_file=...) and save it"
+    if shards := sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter")):
+        return (
+            f"{len(shards)} safetensors files ({shards[0]}, ...) without an index, expected"
+            " model.safetensors.index.json beside them. Get it from where they are from"
+        )
+    return "no safetensors weights in it, expected model.safetensors or model.safetensors.index.json"

@@ -1,0 +1,44 @@
+"""A state dict seen as a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
+from hf_tsv.errors import CheckpointError
+
+NAMES_OF_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+
+class MemoryCheckpoint:
+    """A state dict; tensors that share memory keep their names, each of them."""
+
+    def __init__(self, state_dict: Mapping[str, Tensor], *, label: str) -> None:
+        self.label = label
+        self._tensors = dict(state_dict)
+        odd = sorted(str(name) for name, value in self._tensors.items() if not _readable(value))
+        if odd:
+            raise CheckpointError(f"{label}: {odd[0]!r} is no dense tensor of a known dtype")
+
+    def names(self) -> Sequence[str]:
+        return tuple(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        tensor = self._tensors[name]
+        return TensorInfo(name, tuple(tensor.shape), NAMES_OF_DTYPES[tensor.dtype])
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        tensor = self._tensors[name].detach()
+        return (tensor[slice(*rows)] if rows else tensor).to("cpu", copy=True).contiguous()
+
+    def will_need(self, name: str) -> None:
+        """It is here."""
+
+    def fingerprint(self) -> str:
+        return f"memory:{id(self)}"
+
+
+def _readable(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in NAMES_OF_DTYPES

@@ -1,0 +1,55 @@
+"""What lies in a model's folder, by the names of its files."""
+
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+
+from hf_tsv.files.names import CARD_FILE, LOCK_FILE, MASKS, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
+
+SIDE_FILE_MAX_BYTES = 100_000_000  # above every tokenizer, below every weight file that matters
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+OTHER_WEIGHTS = (
+    *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.ggml", "*.ot", "*.tflite", "*.keras", "*.pb"),
+    *("*.npz", "*.npy", "*.mlmodel", "*.pdparams", "*.nemo", "*.mar", "*.tar", "*.gz", "*.zip"),
+)
+OTHER_FOLDERS = (
+    *("onnx", "openvino", "coreml", "original", "runs", "logs", "checkpoint-*"),
+    *("adapters*", MASKS, PICTURES, PARTS),  # of an earlier output of this package
+)
+PICTURE_FILES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.mp4", "*.wav", "*.mp3", "*.pdf")
+ABOUT_THE_SOURCE = (
+    *(CARD_FILE, "adapter_config.json", "*.index.json", "trainer_state.json", "*_results.json"),
+    *(RECORD_FILE, RECIPE_FILE, LOCK_FILE),
+)
+LICENCES = ("licen[sc]e*", "notice*", "use_policy*")
+MODULE_FOLDERS = "[0-9]*_*"  # 1_Pooling, 2_Dense: the modules of a sentence-transformers model
+
+GENERATION_CONFIG = "generation_config.json"  # which names tokens
+TOKENIZER = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    *("spiece*", "chat_template.*", "sentencepiece*", "normalizer.json"),
+)
+
+
+def side_files(files: Mapping[str, int]) -> tuple[str, ...]:
+    """What goes along with the weights: configuration, tokenizer, processor, templates, modules, licence.
+
+    Not the source's card and logs, not pictures, not weights in any format, not what is larger than 100 MB. The weights
+    of a numbered module folder (`2_Dense/model.safetensors`) do go along: the model doesn't load without them.
+    """
+    return tuple(sorted(file for file, size in files.items() if size <= SIDE_FILE_MAX_BYTES and _goes_along(file)))
+
+
+def _goes_along(file: str) -> bool:
+    *folders, name = PurePosixPath(file).parts
+    if any(part.startswith(".") for part in (*folders, name)) or matches(OTHER_FOLDERS, folders):
+        return False
+    if name.endswith(".safetensors"):
+        return len(folders) == 1 and fnmatch(folders[0], MODULE_FOLDERS)
+    return not matches((*PICKLES, *OTHER_WEIGHTS, *PICTURE_FILES, *ABOUT_THE_SOURCE), [name])
+
+
+def matches(patterns: Collection[str], names: Collection[str]) -> bool:
+    """Whether any of the names fits any of the patterns."""
+    return any(fnmatch(name, pattern) for name in names for pattern in patterns)

@@ -1,0 +1,50 @@
+"""Checkpoints whose weights are codes, not numbers: they can't be merged, and that is told before anything moves."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.errors import CheckpointError
+
+WAY_OUT = (
+    "Name the model that it was quantized from; or load it with transformers, call dequantize() on it, and give the"
+    " folder that save_pretrained writes"
+)
+# What GPTQ, AWQ, bitsandbytes, HQQ, compressed-tensors, FP8 and MXFP4 store beside their codes.
+_BESIDE_CODES = re.compile(
+    r"(\.(qweight|qzeros|g_idx|absmax|quant_map|nested_absmax|SCB|W_q|weight_packed)|_blocks"
+    r"|\.weight\.quant_state\..*|[._](weight_scale|weight_scale_inv|scales|input_scale))$"
+)
+
+
+def check_not_quantized(folder: Path, label: str, tensors: Iterable[TensorInfo]) -> None:
+    """Refuse a quantized checkpoint.
+
+    Raises:
+        CheckpointError: its configuration says that it is one, or its tensors are codes with scales.
+    """
+    config = _config(folder / "config.json").get("quantization_config")
+    if isinstance(config, dict) and config:
+        how = config.get("quant_method") or config.get("quantization_method") or "a method that it doesn't name"
+        raise CheckpointError(
+            f"{label}: its config.json says that it is quantized ({str(how)[:40]!r}), expected floats. {WAY_OUT}"
+        )
+    infos = list(tensors)
+    codes = next((info for info in infos if len(info.shape) > 1 and not info.is_float), None)
+    scales = next((info.name for info in infos if _BESIDE_CODES.search(info.name)), None)
+    if codes and scales:
+        raise CheckpointError(
+            f"{label}: holds quantized weights ({codes.name} is {codes.dtype}, beside {scales}), expected floats."
+            f" {WAY_OUT}"
+        )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}  # a checkpoint needs none to be merged
+    return config if isinstance(config, dict) else {}

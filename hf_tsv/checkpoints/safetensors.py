@@ -1,0 +1,208 @@
+"""A safetensors checkpoint in a folder, read tensor by tensor with plain reads.
+
+Not memory-mapped: what a read brings in belongs to the tensor alone and goes when it goes, so resident memory
+is the tensors in work and never the sum of the files.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
+from hf_tsv.errors import CheckpointError, some
+
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**60  # numpy's and torch's, to spare
+TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A tensor's header and where its bytes lie: `start` is the absolute offset in `path`."""
+
+    info: TensorInfo
+    path: Path
+    start: int
+
+
+class SafetensorsCheckpoint:
+    """One file, or shards with their index. Every header is checked when it is opened.
+
+    Raises:
+        CheckpointError: a file is missing, cut short, or its header lies; every such mistake is told.
+    """
+
+    def __init__(self, files: Sequence[Path], *, label: str, index: Mapping[str, str] | None = None) -> None:
+        self.label = label
+        self._files = tuple(files)
+        self._tensors: dict[str, Located] = {}
+        problems: list[str] = []
+        for file in self._files:
+            try:
+                self._add(read_header(file))
+            except CheckpointError as error:
+                problems.extend(error.problems)
+        problems.extend(self._missing(index or {}) if not problems else ())
+        if problems:
+            raise CheckpointError(problems)
+
+    def names(self) -> Sequence[str]:
+        return tuple(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        return self._tensors[name].info
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        located = self._tensors[name]
+        info = located.info
+        start, shape = located.start, info.shape
+        if rows:
+            start += rows[0] * (info.nbytes // max(1, shape[0]))
+            shape = (rows[1] - rows[0], *shape[1:])
+        tensor = torch.empty(shape, dtype=TORCH_DTYPES[info.dtype])
+        if tensor.numel():
+            _read_into(located.path, start, tensor.view(-1).view(torch.uint8).numpy().data)
+        return tensor
+
+    def will_need(self, name: str) -> None:
+        located = self._tensors[name]
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError), located.path.open("rb", buffering=0) as file:  # reading it will tell
+                os.posix_fadvise(file.fileno(), located.start, located.info.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def fingerprint(self) -> str:
+        """Hash of every file's name, size, time of change and header."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            try:
+                stat = file.stat()
+            except OSError as error:
+                raise CheckpointError(f"{file}: can't be read: {error.strerror}") from error
+            digest.update(f"{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        for name, located in sorted(self._tensors.items()):
+            digest.update(f"{name}\0{located.info.dtype}\0{located.info.shape}\0{located.start}\0".encode())
+        return digest.hexdigest()
+
+    def _add(self, tensors: Sequence[Located]) -> None:
+        for located in tensors:
+            name = located.info.name
+            if name in self._tensors:
+                first = self._tensors[name].path.name
+                raise CheckpointError(f"{located.path}: tensor {name!r} is also in {first}. One of the files is stale")
+            self._tensors[name] = located
+
+    def _missing(self, index: Mapping[str, str]) -> list[str]:
+        lost = sorted(
+            name for name, file in index.items() if name not in self._tensors or self._tensors[name].path.name != file
+        )
+        if not lost:
+            return []
+        return [f"{self.label}: the index lists {len(lost)} tensors that its shards don't hold: {some(lost)}"]
+
+
+def read_header(path: Path) -> list[Located]:
+    """The tensors of one safetensors file, checked against its size.
+
+    Raises:
+        CheckpointError: the file is no safetensors file, is cut short, or its header contradicts itself.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+                raise CheckpointError(f"{path}: not a safetensors file, or cut short ({size} bytes). Get it again")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the safetensors header is no JSON. Get the file again") from error
+    return _checked(header, path, start=8 + length, size=size)
+
+
+def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
+    """One entry of a safetensors header: the tensor, and the first and past-the-last byte of its data.
+
+    Raises:
+        ValueError: the entry isn't of the format's form, or its size isn't its shape's.
+    """
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError("has no dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise ValueError(f"has dtype {dtype!r}, which isn't read. Known: {', '.join(ITEM_BYTES)}")
+    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
+        raise ValueError("has a shape or offsets that are no natural numbers")
+    if len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) > MAX_ENTRIES:
+        raise ValueError("has a shape that no tensor can have")
+    if not name.isprintable():
+        raise ValueError("has a name that can't be printed")
+    info = TensorInfo(name, tuple(shape), dtype)
+    if offsets[1] - offsets[0] != info.nbytes:
+        raise ValueError(f"has {offsets[1] - offsets[0]} bytes, expected {info.nbytes} for {dtype} {info.shape}")
+    return info, offsets[0], offsets[1]
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _checked(header: Any, path: Path, *, start: int, size: int) -> list[Located]:
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is no mapping. Get the file again")
+    found: list[tuple[int, int, TensorInfo]] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            info, begin, end = parse_entry(name, entry)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: tensor {name!r} {error}") from None
+        found.append((begin, end, info))
+    found.sort(key=lambda item: item[:2])
+    for (_, end, info), (begin, _, after) in pairwise(found):
+        if begin < end:
+            raise CheckpointError(f"{path}: tensors {info.name!r} and {after.name!r} overlap. Get the file again")
+    last = start + max((end for _, end, _ in found), default=0)
+    if last != size:
+        raise CheckpointError(f"{path}: expected {last} bytes by its header but got {size}. Get the file again")
+    return [Located(info, path, start + begin) for begin, _, info in found]
+
+
+def _read_into(path: Path, start: int, view: memoryview) -> None:
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            while view:
+                read = file.readinto(view)
+                if not read:
+                    raise CheckpointError(f"{path}: became shorter while it was read. Get it again")
+                view = view[read:]
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error

@@ -1,0 +1,158 @@
+"""Write a checkpoint whose every byte has its place before the first one is computed.
+
+Headers are planned, so files are laid out and filled in any order, by any number of threads, and a tensor that
+is in place is in place for good. The bytes depend on the plan and the tensors, not on who wrote when.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoints.protocol import Shard, TensorInfo
+from hf_tsv.files.disk import full_disk_told, write_text
+
+METADATA = {"format": "pt"}  # transformers asks for it
+ALIGNMENT = 8
+# The safetensors library writes the dtypes in this order, so that every tensor lies at a multiple of its item's size.
+DTYPE_ORDER = (
+    "U64",
+    "I64",
+    "F64",
+    "F32",
+    "U32",
+    "I32",
+    "BF16",
+    "F16",
+    "U16",
+    "I16",
+    "F8_E4M3",
+    "F8_E5M2",
+    "I8",
+    "U8",
+    "BOOL",
+)
+
+
+class CheckpointWriter:
+    """The files of one checkpoint in a folder, written in place.
+
+    A file that is already there with the planned size and header is gone on with, else it is made anew.
+    """
+
+    def __init__(
+        self, folder: Path, shards: Sequence[Shard], metadata: Mapping[str, str] = METADATA, *, is_shared: bool = False
+    ) -> None:
+        """`is_shared`: whether other processes, perhaps on other machines, write into the same files."""
+        self._folder = folder
+        # Of a file without it, NFS may write back a whole page of which another machine has changed a part.
+        self._flags = os.O_RDWR | os.O_CREAT | (os.O_DSYNC if is_shared else 0)
+        self._shards = tuple(shards)
+        self._starts: dict[str, tuple[Path, int]] = {}
+        self._open: dict[Path, int] = {}
+        self._dirty: set[Path] = set()
+        self._lock = Lock()
+        self.made_anew: set[str] = set()  # tensors of files that did not stand there yet
+        for shard in self._shards:
+            self._lay_out(shard, metadata)
+
+    def write(self, name: str, tensor: Tensor) -> str:
+        """Put a tensor in its place; the SHA-256 of its bytes. Safe to call from several threads."""
+        path, start = self._starts[name]
+        data = bytes_of(tensor)
+        with self._lock:
+            self._dirty.add(path)
+        with full_disk_told(path):
+            _pwrite(self._open[path], data, start)
+        return hashlib.sha256(data).hexdigest()
+
+    def sync(self) -> None:
+        """Make all that was written so far survive a power cut."""
+        with self._lock:
+            dirty, self._dirty = self._dirty, set()
+        for path in dirty:
+            with full_disk_told(path):
+                _sync(self._open[path])
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open = {}
+
+    def write_index(self) -> None:
+        """The index beside the shards, when there are several."""
+        if len(self._shards) == 1:
+            return
+        weight_map = {info.name: shard.file for shard in self._shards for info in shard.tensors}
+        index = {
+            "metadata": {"total_size": sum(shard.nbytes for shard in self._shards)},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+        stem = self._shards[0].file.split("-", 1)[0]
+        write_text(self._folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+
+    def _lay_out(self, shard: Shard, metadata: Mapping[str, str]) -> None:
+        header, starts = layout(shard.tensors, metadata)
+        path = self._folder / shard.file
+        size = len(header) + shard.nbytes
+        with full_disk_told(path):
+            descriptor = os.open(path, self._flags, 0o644)
+            self._open[path] = descriptor
+            if os.fstat(descriptor).st_size != size or os.pread(descriptor, len(header), 0) != header:
+                os.ftruncate(descriptor, 0)
+                _reserve(descriptor, size)
+                _pwrite(descriptor, memoryview(header), 0)
+                self.made_anew |= starts.keys()
+        self._dirty.add(path)
+        self._starts |= {name: (path, len(header) + start) for name, start in starts.items()}
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's memory, not copied where it is contiguous."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+
+
+def layout(tensors: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """A safetensors header with its length in front, and where each tensor's bytes start behind it.
+
+    Order and padding are the ones of the safetensors library: wide dtypes first, then by name.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    starts, end = {}, 0
+    for info in sorted(tensors, key=lambda info: (DTYPE_ORDER.index(info.dtype), info.name)):
+        starts[info.name], end = end, end + info.nbytes
+        entries[info.name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [starts[info.name], end],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, starts
+
+
+# macOS has neither of the two calls.
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take the room now: a disk too small is told before hours of work."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
+
+
+def _pwrite(descriptor: int, data: memoryview, start: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, start)
+        data, start = data[written:], start + written

@@ -1,0 +1,1 @@
+"""What every verb does around its work: open, plan, check, fetch, resume, record, publish."""

@@ -1,0 +1,1 @@
+"""What single tasks keep beside a merge: adapters, residuals and masks."""

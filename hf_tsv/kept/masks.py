@@ -1,0 +1,240 @@
+"""Masks beside a merged model: which of its changed weights are a task's own, one bit each.
+
+masks/TASK.safetensors holds a tensor's bits under its name, uint8, eight to a byte (`hf_tsv.linalg.masks.pack`).
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoints.folder import open_checkpoint
+from hf_tsv.checkpoints.protocol import Checkpoint, Shard, TensorInfo
+from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
+from hf_tsv.checkpoints.writer import CheckpointWriter
+from hf_tsv.files.disk import full_disk_told
+from hf_tsv.files.names import MASKS, MODEL_CONFIG
+from hf_tsv.linalg.masks import EmrRescaler, Use, emr_mask, magnitude_mask, pack, tall_mask, unpack
+from hf_tsv.merging.engine import Found, each_step, one_thread_each, surveys
+from hf_tsv.merging.plan import MASKED, Plan, Step
+from hf_tsv.merging.progress import Progress, Silent
+from hf_tsv.merging.resources import Resources
+from hf_tsv.merging.stored import StoredTensor, change
+from hf_tsv.methods import METHODS, Deltas, per_task
+from hf_tsv.sources.companions import copy_config
+
+
+def write_masks(
+    plan: Plan, folder: Path, folders: Mapping[str | None, Path], resources: Resources, progress: Progress
+) -> dict[str, Any]:
+    """Write every task's mask into the merged model's folder.
+
+    Args:
+        plan: The merge that made it.
+        folder: Where it lies.
+        folders: Where the fine-tuned models lie, by task.
+        resources: What may be used of the machine.
+        progress: Told of the work done.
+
+    Returns:
+        `tasks`: by task its file, bytes, the share of the masked weights that is its own and the factor on its change.
+        `weights`: of what any task changed, the shares that no task uses, one does, and several do.
+
+    Raises:
+        CheckpointError: a model can't be read.
+        ResourceError: the disk is full.
+    """
+    steps = [step for step in plan.merged if step.method in MASKED]
+    with full_disk_told(folder):
+        (folder / MASKS).mkdir(exist_ok=True)
+    shards = [Shard(file_of(task), tuple(map(_packed_info, steps))) for task in plan.tasks]
+    thresholds = surveys(plan, steps, resources, Silent(), for_masks=True)
+    found: dict[str, _Counts] = {}
+    progress.begin(float(sum(map(_entries, steps))))
+    with ExitStack() as open_files, one_thread_each():
+        writers = [open_files.enter_context(CheckpointWriter(folder, [shard])) for shard in shards]
+        do = partial(_write, plan, open_checkpoint(folder), thresholds, writers, found)
+        each_step(steps, do, plan, resources, progress, _entries)
+        for writer in writers:
+            writer.sync()
+    _copy_configs(plan, folder, folders)
+    return _facts(plan, shards, [found[step.name] for step in steps])
+
+
+def file_of(task: str) -> str:
+    return f"{MASKS}/{task}.safetensors"
+
+
+def config_of(folder: Path, task: str) -> Path:
+    """The configuration of a task that has a head of its own."""
+    return folder / MASKS / task / MODEL_CONFIG
+
+
+def lambda_of(step: Step, t: int, num_tasks: int) -> float:
+    """The lambda of task t's TALL-mask, as the recipe says."""
+    default = METHODS[step.method].parameters["mask_lambda"].default
+    return per_task(step.parameters.get("mask_lambda", default), num_tasks)[t]
+
+
+class MaskedCheckpoint:
+    """A task's model, of the base, the merged model and the task's mask.
+
+    Where the mask is 1 it is theta_0 + factor (theta - theta_0), elsewhere theta_0; a tensor without a mask is the
+    merged model's.
+    """
+
+    def __init__(
+        self, base: Checkpoint, merged: Checkpoint, masks: Checkpoint, own: Checkpoint | None, *, factor: float
+    ) -> None:
+        """`own`: tensors that only this task has."""
+        self.label = masks.label
+        self._base, self._merged, self._masks, self._own, self._factor = base, merged, masks, own, factor
+        self._masked = frozenset(masks.names())
+        self._of_task = frozenset(own.names() if own else ())
+
+    def names(self) -> Sequence[str]:
+        held = self._merged.names()
+        return (*held, *sorted(self._of_task - set(held)))
+
+    def info(self, name: str) -> TensorInfo:
+        return self._own.info(name) if self._own and name in self._of_task else self._merged.info(name)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        if self._own and name in self._of_task:
+            return self._own.read(name, rows)
+        merged = self._merged.read(name, rows)
+        if name not in self._masked:
+            return merged
+        mask = unpack(self._masks.read(name), self.info(name).shape)
+        base = self._base.read(name, rows)
+        if self._factor != 1:
+            wide = torch.float64 if merged.dtype == torch.float64 else torch.float32
+            merged = merged.to(wide).sub_(base).mul_(self._factor).add_(base).to(merged.dtype)
+        return torch.where(mask[slice(*rows)] if rows else mask, merged, base.to(merged.dtype))
+
+    def will_need(self, name: str) -> None:
+        self._merged.will_need(name)
+        self._base.will_need(name)
+
+    def fingerprint(self) -> str:
+        return "\0".join(c.fingerprint() for c in (self._base, self._merged, self._masks))
+
+
+def open_masked(out: Path, task: str, base: Checkpoint, record: Mapping[str, Any]) -> MaskedCheckpoint:
+    """A task's model from a merge's folder and record.
+
+    Raises:
+        CheckpointError: a file can't be read.
+    """
+    facts, part = record["masks"]["tasks"][task], record["task_parts"].get(task)
+    masks = SafetensorsCheckpoint([out / facts["file"]], label=f"{out}: {facts['file']}")
+    own = SafetensorsCheckpoint([out / part["file"]], label=f"{out}: {part['file']}") if part else None
+    return MaskedCheckpoint(base, open_checkpoint(out), masks, own, factor=facts["factor"])
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What one tensor's masks are like: ones a task, how many are used by how many, EMR's sums."""
+
+    ones: tuple[int, ...]
+    use: Use
+    rescalers: tuple[EmrRescaler, ...]
+
+
+class _Bits:
+    """A mask that comes in pieces, packed as it comes."""
+
+    def __init__(self) -> None:
+        self.ones = 0
+        self._packed: list[Tensor] = []
+        self._rest = torch.empty(0, dtype=torch.bool)
+
+    def add(self, mask: Tensor) -> None:
+        self.ones += int(mask.sum())
+        bits = torch.cat([self._rest, mask.flatten()])
+        whole = len(bits) // 8 * 8
+        self._packed.append(pack(bits[:whole]))
+        self._rest = bits[whole:]
+
+    def finish(self) -> Tensor:
+        return torch.cat([*self._packed, pack(self._rest)])
+
+
+def _write(
+    plan: Plan,
+    merged: Checkpoint,
+    surveyed: Found,
+    writers: Sequence[CheckpointWriter],
+    found: dict[str, _Counts],
+    step: Step,
+) -> None:
+    """One tensor's masks of all tasks."""
+    tasks = range(len(plan.tasks))
+    bits, rescalers = [_Bits() for _ in tasks], [EmrRescaler() for _ in tasks]
+    use = Use((0,) * (len(plan.tasks) + 1))
+    for rows in step.slices:
+        stored = StoredTensor(plan, step, rows)
+        deltas = stored.deltas(surveyed(step))
+        moved = change(merged.read(step.name, rows), stored.base, deltas.dtype)
+        count = torch.zeros(moved.shape, dtype=torch.int32)
+        for t in tasks:
+            delta = deltas.scaled(t)
+            mask = _mask(step, deltas, t, delta, moved)
+            bits[t].add(mask)
+            count += mask
+            rescalers[t].add(delta, moved)
+        use += Use.of(count, moved != 0, len(plan.tasks))
+    for writer, packer in zip(writers, bits, strict=True):
+        writer.write(step.name, packer.finish())
+    found[step.name] = _Counts(tuple(packer.ones for packer in bits), use, tuple(rescalers))
+
+
+def _mask(step: Step, deltas: Deltas, t: int, delta: Tensor, change: Tensor) -> Tensor:
+    if step.method == "emr":
+        return emr_mask(delta, change)
+    if step.method == "magnitude_mask":
+        return magnitude_mask(deltas[t], deltas.survey.thresholds[t])  # of the delta as it is, without a weight
+    return tall_mask(delta, change, lambda_of(step, t, len(deltas)))
+
+
+def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> dict[str, Any]:
+    entries = sum(step.info.numel for step in plan.merged if step.method in MASKED)
+    use = Use((0,) * (len(plan.tasks) + 1))
+    for found in counts:
+        use += found.use
+    tasks = {
+        task: {
+            "file": shard.file,
+            "bytes": shard.nbytes,
+            "own": sum(found.ones[t] for found in counts) / entries,
+            "factor": _factor(plan, [found.rescalers[t] for found in counts]),
+        }
+        for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True))
+    }
+    return {"tasks": tasks, "weights": use.shares()}
+
+
+def _factor(plan: Plan, rescalers: Sequence[EmrRescaler]) -> float:
+    """EMR's lambda_t of the whole model; 1 for TALL-masks, which rescale nothing."""
+    if all(step.method != "emr" for step in plan.merged):
+        return 1.0
+    return EmrRescaler(sum(r.own for r in rescalers), sum(r.unified for r in rescalers)).value
+
+
+def _packed_info(step: Step) -> TensorInfo:
+    return TensorInfo(step.name, (-(-step.info.numel // 8),), "U8")
+
+
+def _entries(step: Step) -> float:
+    return float(step.info.numel)
+
+
+def _copy_configs(plan: Plan, folder: Path, folders: Mapping[str | None, Path]) -> None:
+    """A task with a head of its own needs its own configuration to be restored."""
+    for task in sorted({part.task for part in plan.parts}):
+        copy_config(folders[task], config_of(folder, task).parent)

@@ -1,0 +1,1 @@
+"""All that knows PEFT and LoRA: the names, reading, writing, the formats, and the check by PEFT itself."""

@@ -1,0 +1,177 @@
+"""A base model without its weights: which modules it has, and where in them a checkpoint's tensors lie."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.lora.modules import Module, modules_of
+from hf_tsv.lora.names import Located, Piece, locate
+from hf_tsv.lora.skeleton import make_skeleton, quiet
+
+_TASK_TYPES = {
+    "ForCausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """What PEFT can make of the change of one tensor.
+
+    Attributes:
+        low_rank: Whether it can be factors.
+        group: Tensors of one group should have one rank, for PEFT gives them the largest: the experts of a layer.
+            Else the tensor's own name.
+        rank_numbers: Numbers that one triplet of it takes.
+    """
+
+    low_rank: bool
+    group: str
+    rank_numbers: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A base model's modules and where its checkpoint's tensors lie in them.
+
+    Attributes:
+        folder: The base model's folder, with its weights.
+        config_folder: The folder whose config.json says what class the adapter is for: the base's, or a fine-tune's
+            that has a head of its own.
+        class_name: That class, of transformers.
+        task_type: What PEFT calls the class's task, None where its class for that task can't run this model.
+        headers: The tensors that the base and its fine-tune have, by name.
+        modules: By path, in the model's order.
+        located: Where the tensors lie.
+        aliases: For each tied parameter all its names.
+    """
+
+    folder: Path
+    config_folder: Path
+    class_name: str
+    task_type: str | None
+    headers: Mapping[str, TensorInfo]
+    modules: Mapping[str, Module]
+    located: Located
+    aliases: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def sources(self) -> Mapping[str, tuple[tuple[str, Piece], ...]]:
+        """For each parameter the tensors it is made of, those of one expert from the top row down."""
+        found: defaultdict[str, list[tuple[str, Piece]]] = defaultdict(list)
+        for name, pieces in self.located.pieces.items():
+            for piece in pieces:
+                found[piece.parameter].append((name, piece))
+        return {p: tuple(sorted(made, key=lambda m: (m[1].expert or 0, m[1].row))) for p, made in found.items()}
+
+    def sources_of(self, parameter: str) -> tuple[tuple[str, Piece], ...]:
+        """The tensors that a parameter is made of, under any of its tied names; none when the checkpoint has none."""
+        names = (parameter, *self.aliases.get(parameter, ()))
+        return next((self.sources[name] for name in names if name in self.sources), ())
+
+    @cached_property
+    def _states(self) -> Mapping[str, list[str]]:
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for module in self.modules.values():
+            keys = [f"{module.path}.{local}" for local in module.tensors]
+            path = module.path
+            while keys and path:
+                found[path] += keys
+                path = path.rpartition(".")[0]
+        return found
+
+    def owner(self, parameter: str) -> Module:
+        return self.modules[parameter.rpartition(".")[0]]
+
+    def shape(self, parameter: str) -> torch.Size:
+        return self.owner(parameter).tensors[parameter.rpartition(".")[2]]
+
+    def state_under(self, path: str) -> list[str]:
+        """Every parameter and saved buffer of a module and of the modules in it."""
+        return self._states.get(path, [])
+
+    def no_factors(self, parameter: str) -> str:
+        """Why PEFT can't add factors to a parameter; empty when it can."""
+        module, local = self.owner(parameter), parameter.rpartition(".")[2]
+        if parameter in self.aliases:
+            return f"it is tied to {next(name for name in self.aliases[parameter] if name != parameter)}"
+        if module.is_read:
+            return "the module around it reads its weight or its attributes, which PEFT's factors don't change"
+        if module.kind == "parameters":
+            return "" if len(module.tensors[local]) in (2, 3) else "PEFT adds factors to matrices only"
+        if module.kind == "other" or local != "weight":
+            return "PEFT adds factors to weights of linear, embedding and plain convolution modules only"
+        return ""
+
+    def place(self, name: str) -> Place:
+        """What PEFT can make of a change of the tensor `name`."""
+        info = self.headers[name]
+        pieces = self.located.pieces.get(name)
+        if not pieces:
+            return Place(False, name, sum(info.shape[:2]))
+        first = pieces[0]
+        return Place(
+            low_rank=not any(self.no_factors(piece.parameter) for piece in pieces),
+            group=f"{first.parameter}:{first.row}" if len(self.sources[first.parameter]) > 1 else name,
+            rank_numbers=sum(map(self._rank_numbers, pieces)),
+        )
+
+    def _rank_numbers(self, piece: Piece) -> int:
+        """Numbers that a triplet of a piece takes: factors span all rows of the parameter that it lies in."""
+        shape = self.shape(piece.parameter)
+        if len(shape) == 3 and self.owner(piece.parameter).kind == "parameters":
+            return (1 if piece.expert is not None else shape[0]) * (shape[1] + shape[2])
+        return shape[0] + shape[1:].numel() if shape else 1
+
+
+def read_architecture(
+    headers: Mapping[str, TensorInfo], folder: Path, *, config_folder: Path | None = None
+) -> Architecture:
+    """Build the model that a folder's config.json names, without weights, and find the checkpoint's tensors in it.
+
+    Args:
+        headers: The base's tensors, and what the fine-tune has beside them, by name.
+        folder: The base model's folder.
+        config_folder: The fine-tune's folder, where its class has a head that the base's has not.
+
+    Raises:
+        CheckpointError: transformers and PEFT are not installed, or transformers knows no such model.
+    """
+    config_folder = config_folder or folder
+    model = make_skeleton(config_folder)
+    with quiet():
+        return Architecture(
+            folder=folder,
+            config_folder=config_folder,
+            class_name=type(model).__name__,
+            task_type=_task_type(model),
+            headers=dict(headers),
+            modules={module.path: module for module in modules_of(model)},
+            located=locate(model, headers),
+            aliases=_aliases(model),
+        )
+
+
+def _task_type(model: Any) -> str | None:
+    """PEFT's class for a task calls the model with `input_ids`."""
+    name = type(model).__name__
+    if model.main_input_name != "input_ids":
+        return None
+    if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:
+        return "SEQ_2_SEQ_LM"
+    return next((task for ending, task in _TASK_TYPES.items() if name.endswith(ending)), None)
+
+
+def _aliases(model: Any) -> dict[str, tuple[str, ...]]:
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return {name: tuple(tied) for tied in names.values() if len(tied) > 1 for name in tied}

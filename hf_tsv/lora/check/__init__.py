@@ -1,0 +1,1 @@
+"""Whether PEFT reads an adapter as it was meant."""

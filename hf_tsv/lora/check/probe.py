@@ -1,0 +1,54 @@
+"""What PEFT itself makes of a planned adapter_config.json, tried on the model without weights."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hf_tsv.errors import CheckpointError
+from hf_tsv.lora.architecture import Architecture
+from hf_tsv.lora.skeleton import make_skeleton, quiet
+from hf_tsv.lora.write.plan import AdapterPlan
+from hf_tsv.lora.write.slots import LoraSlot
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """Where PEFT differs from a plan.
+
+    Attributes:
+        keys: Tensors that one of them has and the other has not, or has in another shape.
+        parameters: Of these, the planned parameters that PEFT adds no factors to.
+    """
+
+    keys: frozenset[str]
+    parameters: frozenset[str]
+
+
+def unlike_peft(architecture: Architecture, plan: AdapterPlan) -> Unlike:
+    """Compare a plan with the tensors that PEFT would look for in the adapter's file.
+
+    Raises:
+        CheckpointError: PEFT refuses the configuration.
+    """
+    expected = {info.name: info.shape for slot in plan.slots for info in slot.infos}
+    with quiet():
+        found = _peft_tensors(architecture, dict(plan.config))
+    missing = {key for key in expected if key not in found}
+    keys = (
+        missing | (found.keys() - expected.keys()) | {k for k in expected if found.get(k, expected[k]) != expected[k]}
+    )
+    loras = [slot for slot in plan.slots if isinstance(slot, LoraSlot)]
+    unfit = {slot.parameter for slot in loras if any(info.name in missing for info in slot.infos)}
+    return Unlike(frozenset(keys), frozenset(unfit))
+
+
+def _peft_tensors(architecture: Architecture, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    model = make_skeleton(architecture.config_folder)
+    options = {key: value for key, value in config.items() if key != "peft_type"}
+    try:
+        adapted = get_peft_model(model, LoraConfig(**options), low_cpu_mem_usage=True)
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{architecture.folder}: PEFT refuses the adapter that was planned: {error}") from error
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}

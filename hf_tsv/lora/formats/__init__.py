@@ -1,0 +1,1 @@
+"""The forms in which an adapter is written, one file each."""

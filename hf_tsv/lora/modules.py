@@ -1,0 +1,126 @@
+"""What PEFT can make of each module of a model."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hf_tsv.checkpoints.modules import kind_of
+from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.lora.attributes import read_by_owner
+
+# `linear` takes factors A and B as they are, `embedding` and `conv1d` (GPT-2's, stored (in, out)) transposed, `conv`
+# reshaped, `parameters` through `target_parameters`; `other` takes none.
+ModuleKind = Literal["linear", "conv1d", "embedding", "conv", "parameters", "other"]
+WITH_BIAS = frozenset({"linear", "conv1d", "conv"})  # kinds that lora_bias can serve
+# PEFT refuses to copy these; what they hold belongs to the module around them.
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of a model.
+
+    Attributes:
+        path: Its dotted name.
+        kind: What PEFT can make of it.
+        tensors: Shapes of its own parameters and saved buffers, by local name, in the order they were registered.
+        is_flipped: Whether its matrices are stored (in, out).
+        is_read: Whether its owner reads its attributes, so that it can be stored whole only.
+        is_container: Whether it is a mere list of modules or parameters.
+        has_layers: Whether a list of modules lies in it, such as a model's layers.
+    """
+
+    path: str
+    kind: ModuleKind
+    tensors: Mapping[str, torch.Size]
+    is_flipped: bool = False
+    is_read: bool = False
+    is_container: bool = False
+    has_layers: bool = False
+
+
+def modules_of(model: Any) -> Iterator[Module]:
+    """Every module of a transformers model, shared ones under each of their names."""
+    read, renamed = read_by_owner(model), _renamed_by_peft(model)
+    fused_attention: tuple[str, ...] = ()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.MultiheadAttention):  # computes with its children's weights itself
+            fused_attention += (f"{path}.",)
+        kind: ModuleKind = "other" if path.startswith(fused_attention) else _kind(path, module)
+        if kind == "linear" and path.rpartition(".")[2] in renamed:
+            kind = "parameters"
+        yield Module(
+            path=path,
+            kind=kind,
+            tensors=_own_tensors(module),
+            is_flipped=kind in ("conv1d", "embedding") or bool(getattr(module, "is_transposed", False)),
+            is_read=path in read,
+            is_container=isinstance(module, _CONTAINERS),
+            has_layers=any(type(inner) is nn.ModuleList for inner in module.modules()),
+        )
+
+
+def _own_tensors(module: nn.Module) -> dict[str, torch.Size]:
+    own = (*module._parameters.items(), *module._buffers.items())
+    return {name: t.shape for name, t in own if t is not None and name not in module._non_persistent_buffers_set}
+
+
+def _kind(path: str, module: nn.Module) -> ModuleKind:
+    """What PEFT can make of a module. A subclass may use its weight in ways that factors don't follow."""
+    from transformers.pytorch_utils import Conv1D
+
+    if type(module) is nn.Linear:
+        return "linear"
+    if type(module) is Conv1D:
+        return "conv1d"
+    if type(module) is nn.Embedding:
+        return "embedding"
+    if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and _is_plain(module):
+        return "conv"
+    return "parameters" if path and _is_expert_or_router(path, module) else "other"
+
+
+def _is_plain(conv: Any) -> bool:
+    """PEFT's factors of a convolution copy its stride and padding, but no dilation, groups or padding mode."""
+    return conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
+
+
+def _is_expert_or_router(path: str, module: nn.Module) -> bool:
+    """Whether factors can be added to a module's bare parameters.
+
+    PEFT wraps such a module and forwards no attribute, so a router whose owner reads a correction bias of it is none.
+    """
+    if isinstance(module, (nn.Linear, nn.Embedding)) or any(child.state_dict() for child in module.children()):
+        return False
+    tensors = dict(module.named_parameters(recurse=False))
+    kinds = {kind_of(TensorInfo(f"{path}.{name}", tuple(tensor.shape), "F32")) for name, tensor in tensors.items()}
+    return "expert" in kinds or (kinds == {"router"} and len(tensors) == 1 and not module._buffers)
+
+
+def _renamed_by_peft(model: Any) -> set[str]:
+    """Last names of linear modules that PEFT takes for experts of the days before transformers stacked them.
+
+    It would turn a `target_modules` entry of that name into a target on the experts, so these modules' weights are
+    targeted through `target_parameters`.
+    """
+    from peft import LoraConfig
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # versions before transformers 5 rename nothing
+        return set()
+    conversions = get_model_conversion_mapping(model)
+    renamed = set()
+    for leaf in {path.rpartition(".")[2] for path, module in model.named_modules() if type(module) is nn.Linear}:
+        config = LoraConfig(target_modules=[leaf])
+        try:
+            convert_peft_config_for_transformers(config, model=model, conversions=conversions)
+        except ValueError:  # it would have to be renamed together with others
+            renamed.add(leaf)
+        else:
+            renamed |= {leaf} - set(config.target_modules or ())
+    return renamed

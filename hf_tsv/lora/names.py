@@ -1,0 +1,173 @@
+"""Where each tensor of a checkpoint lies in the model that transformers makes of it.
+
+Since version 5 transformers renames, stacks and splits tensors when it loads them: a ViT's `vit.encoder.layer.0…`
+becomes `vit.layers.0…`, the experts of a Mixtral become one parameter. Its own conversion tables say how.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_tsv.checkpoints.protocol import TensorInfo
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a checkpoint's tensor and where they lie in the model.
+
+    Attributes:
+        parameter: The model's parameter or buffer.
+        expert: Which of its stacked matrices, None where it is no stack of several tensors.
+        first: First of the tensor's rows.
+        row: Where that row lies in the parameter, or in the expert's matrix.
+        rows: How many, None for the whole tensor at its own place.
+    """
+
+    parameter: str
+    expert: int | None = None
+    first: int = 0
+    row: int = 0
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint's tensors in the model.
+
+    Attributes:
+        pieces: Where each tensor lies.
+        nowhere: What has no place in it, and why.
+    """
+
+    pieces: Mapping[str, tuple[Piece, ...]]
+    nowhere: Mapping[str, str]
+
+
+def locate(model: Any, headers: Mapping[str, TensorInfo]) -> Located:
+    """Place every tensor of a checkpoint in a transformers model, which may be on the meta device."""
+    from transformers.core_model_loading import dot_natural_key
+
+    locator = _Locator(model)
+    for name in sorted(headers, key=dot_natural_key):
+        locator.add(headers[name])
+    locator.resolve(headers)
+    return Located(locator.pieces, locator.nowhere)
+
+
+class _Locator:
+    """Follows the steps of transformers' `convert_and_load_state_dict_in_model`, on headers."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self.pieces: dict[str, tuple[Piece, ...]] = {}
+        self.nowhere: dict[str, str] = {}
+        self._model = model
+        self._state = model.state_dict()
+        mapping = get_model_conversion_mapping(model)
+        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        self._by_pattern = {pattern: c for c in self._converters for pattern in c.source_patterns}
+        self._groups: dict[str, tuple[Any, dict[str, list[str]]]] = {}
+
+    def add(self, info: TensorInfo) -> None:
+        key, pattern = self._renamed(info.name)
+        if key not in self._state:
+            self.nowhere[info.name] = f"{type(self._model).__name__} has no such tensor"
+        elif pattern is not None:
+            _, names = self._groups.setdefault(key, (self._by_pattern[pattern], {}))
+            names.setdefault(pattern, []).append(info.name)
+        else:
+            self._place(info, (Piece(key),), info.shape)
+
+    def resolve(self, headers: Mapping[str, TensorInfo]) -> None:
+        """Place what is stacked, joined or split on the way."""
+        for key, (converter, names) in self._groups.items():
+            targets = self._targets(key, converter, names, headers)
+            ordered = [names[pattern] for pattern in converter.source_patterns if pattern in names]
+            placed = dict(_placed(converter.operations, ordered, targets, headers)) if targets else {}
+            for name in (name for group in ordered for name in group):
+                if name in placed:
+                    self.pieces[name] = placed[name]
+                else:
+                    self.nowhere[name] = f"{key} is made of it in a way that has no factors"
+
+    def _renamed(self, name: str) -> tuple[str, str | None]:
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = self._model.base_model_prefix
+        key, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
+        if key not in self._state and name in self._state:
+            key, pattern = rename_source_key(name, [], [], prefix, self._state)
+        return key, pattern
+
+    def _place(self, info: TensorInfo, pieces: tuple[Piece, ...], shape: Sequence[int]) -> None:
+        expected = tuple(self._state[pieces[0].parameter].shape)
+        if tuple(shape) == expected:
+            self.pieces[info.name] = pieces
+        else:
+            self.nowhere[info.name] = f"{type(self._model).__name__} has shape {expected} there, not {tuple(shape)}"
+
+    def _targets(
+        self, key: str, converter: Any, names: Mapping[str, list[str]], headers: Mapping[str, TensorInfo]
+    ) -> dict[str, torch.Size]:
+        """What the conversion yields, run on tensors without data; nothing where the model has other shapes."""
+        conversion = deepcopy(converter)
+        for pattern, group in names.items():
+            for name in group:
+                conversion.add_tensor(key, name, pattern, torch.empty(headers[name].shape, device="meta"))
+        made = conversion.convert(key, model=self._model, config=self._model.config)
+        shapes = {name: (t[0] if isinstance(t, list) else t).shape for name, t in made.items()}
+        fits = all(name in self._state and self._state[name].shape == shape for name, shape in shapes.items())
+        return shapes if fits else {}
+
+
+def _placed(
+    operations: Sequence[Any],
+    groups: Sequence[Sequence[str]],
+    targets: Mapping[str, torch.Size],
+    headers: Mapping[str, TensorInfo],
+) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+    """The pieces of the tensors of one conversion, for the kinds of conversion that keep rows together."""
+    match [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]:
+        case [("MergeModulelist", 0)] | [("MergeModulelist", 0), ("Concatenate", 1)]:
+            yield from _stacked(groups, next(iter(targets)), headers)
+        case [("Concatenate", 0)]:
+            yield from _joined([name for group in groups for name in group], next(iter(targets)), headers)
+        case [("Chunk", 0)]:
+            yield groups[0][0], tuple(_split(targets))
+
+
+def _stacked(
+    groups: Sequence[Sequence[str]], target: str, headers: Mapping[str, TensorInfo]
+) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+    """Experts: tensor number e of each group is rows of matrix e, the groups' rows below each other."""
+    row = 0
+    for group in groups:
+        rows = headers[group[0]].shape[0]
+        for expert, name in enumerate(group):
+            yield name, (Piece(target, expert, row=row, rows=rows),)
+        row += rows
+
+
+def _joined(
+    names: Sequence[str], target: str, headers: Mapping[str, TensorInfo]
+) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+    """Tensors below each other."""
+    row = 0
+    for name in names:
+        rows = headers[name].shape[0]
+        yield name, (Piece(target, row=row, rows=rows),)
+        row += rows
+
+
+def _split(targets: Mapping[str, torch.Size]) -> Iterator[Piece]:
+    """One tensor cut into several parameters."""
+    first = 0
+    for target, shape in targets.items():
+        yield Piece(target, first=first, rows=shape[0])
+        first += shape[0]

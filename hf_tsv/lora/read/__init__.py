@@ -1,0 +1,1 @@
+"""PEFT folders as checkpoints: a base model seen with an adapter on it."""

@@ -1,0 +1,251 @@
+"""A LoRA adapter, as PEFT saves it, on top of a base model: seen as the fine-tuned model's checkpoint."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoints.folder import STEMS
+from hf_tsv.checkpoints.protocol import Checkpoint, LowRank, TensorInfo
+from hf_tsv.checkpoints.safetensors import TORCH_DTYPES, SafetensorsCheckpoint
+from hf_tsv.errors import CheckpointError, some
+from hf_tsv.lora.read.changes import Change, Pair, Places, Value
+from hf_tsv.lora.read.config import CONFIG_FILE, AdapterConfig, read_config
+from hf_tsv.lora.read.keys import changes_of
+from hf_tsv.lora.read.sidecar import REST_FILE, RestTensor, read_sidecar
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+
+
+class Adapter:
+    """An adapter's configuration and the headers of its tensors, not yet on a model.
+
+    Attributes:
+        tensors: What PEFT loads.
+        config: How.
+        rest: What PEFT can't hold, by the base's tensor.
+    """
+
+    def __init__(self, tensors: Checkpoint, config: AdapterConfig, rest: Mapping[str, RestTensor]) -> None:
+        self.tensors = tensors
+        self.config = config
+        self.rest = rest
+
+    @property
+    def label(self) -> str:
+        return self.tensors.label
+
+    def on(
+        self, base: Checkpoint, *, notes: Sequence[str] = (), places: Callable[[], Places] | None = None
+    ) -> "AdapterOnBase":
+        """The fine-tuned model, whose change is known as factors: `base` is the merge's own.
+
+        Args:
+            base: The base model.
+            notes: What is known to be worth telling already.
+            places: Where the base's files hold its parameters; asked for only where the names don't meet.
+
+        Raises:
+            CheckpointError: the adapter doesn't fit; everything that doesn't is told.
+        """
+        return AdapterOnBase(self, base, places, notes)
+
+    def applied_to(self, model: Checkpoint, *, places: Callable[[], Places] | None = None) -> "AppliedAdapter":
+        """The fine-tuned model as a whole: `model` is another than the merge's base. Arguments as for `on`.
+
+        Raises:
+            CheckpointError: the adapter doesn't fit; everything that doesn't is told.
+        """
+        return AppliedAdapter(self, model, places)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no full model."""
+    return (folder / CONFIG_FILE).is_file() and not is_model(folder)
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a full model."""
+    models = (f"{stem}.safetensors{end}" for stem in STEMS for end in ("", ".index.json"))
+    return any((folder / file).is_file() for file in models)
+
+
+def open_adapter(folder: Path, *, label: str | None = None) -> Adapter:
+    """The LoRA adapter in a folder. Reads headers only.
+
+    Raises:
+        CheckpointError: there is none, it is a pickle, it is broken, or no plain LoRA.
+    """
+    label = label or str(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{label}: no {CONFIG_FILE} in it, expected an adapter as PEFT saves it")
+    config = read_config(folder, label)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"{label}: {_why_none(folder)}")
+    return Adapter(SafetensorsCheckpoint([folder / WEIGHTS_FILE], label=label), config, read_sidecar(folder))
+
+
+def _why_none(folder: Path) -> str:
+    if (folder / PICKLED_FILE).is_file():
+        return (
+            f"only pickled weights ({PICKLED_FILE}), which can run code when they are read. Convert them: load the"
+            " adapter with PEFT and call save_pretrained, which writes safetensors"
+        )
+    return f"no {WEIGHTS_FILE} in it, expected an adapter as PEFT saves it"
+
+
+class AppliedAdapter:
+    """A model with an adapter on top. What the adapter holds beyond the model's tensors, a head, comes behind them.
+
+    Raises:
+        CheckpointError: the adapter doesn't fit; everything that doesn't is told.
+    """
+
+    def __init__(self, adapter: Adapter, model: Checkpoint, places: Callable[[], Places] | None) -> None:
+        self.label = adapter.label
+        changes = changes_of(adapter.tensors, adapter.config, model, places)
+        self.notes = changes.notes
+        self._adapter = adapter
+        self._model = model
+        self._changes = changes.of
+        self._own = changes.own
+        self._rest = adapter.rest
+        if lost := sorted(self._rest.keys() - set(model.names())):
+            raise CheckpointError(
+                f"{self.label}: {REST_FILE} holds {some(lost)}, which {model.label} lacks. It is of another base"
+            )
+        # The experts of a layer share their factors and are asked for one after another.
+        self._factor = lru_cache(maxsize=4)(lambda key: adapter.tensors.read(key).flatten(1))
+
+    def names(self) -> Sequence[str]:
+        held = self._model.names()
+        return (*held, *sorted(self._own.keys() - set(held)))
+
+    def info(self, name: str) -> TensorInfo:
+        if key := self._own.get(name):
+            stored = self._adapter.tensors.info(key)
+            return TensorInfo(name, stored.shape, stored.dtype)
+        return self._model.info(name)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """Base and change added in float32 (float64 if the base is), rounded once to the base's dtype."""
+        own = self._own.get(name)
+        tensor = self._adapter.tensors.read(own, rows) if own else self._model.read(name, rows)
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        if name in self._rest:
+            return self._rest[name].applied(tensor.to(dtype), rows).to(TORCH_DTYPES[self.info(name).dtype])
+        if name not in self._changes:
+            return tensor
+        return self._delta(name, tensor, dtype, rows).add_(tensor).to(TORCH_DTYPES[self.info(name).dtype])
+
+    def will_need(self, name: str) -> None:
+        for key in self._changes[name].keys if name in self._changes else ():
+            self._adapter.tensors.will_need(key)
+        if name not in self._own:
+            self._model.will_need(name)
+
+    def fingerprint(self) -> str:
+        """Hash of the model's fingerprint, the adapter's, and its configuration."""
+        parts = [self._model.fingerprint(), self._adapter.tensors.fingerprint(), self._adapter.config.model_dump_json()]
+        parts += {rest.fingerprint for rest in self._rest.values()}
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def _delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
+        change = self._changes[name]
+        if change.pair and len(change.keys) == 2:
+            return self._product(change.pair, dtype, rows).reshape(base.shape)
+        if change.value:
+            delta = self._value(change.value, rows).to(dtype, copy=True).sub_(base)
+        else:
+            delta = torch.zeros_like(base, dtype=dtype)
+        if change.tokens:
+            key, at = change.tokens
+            first, end = rows or (0, len(base))
+            held = [i for i, row in enumerate(at) if first <= row < end]
+            here = [at[i] - first for i in held]
+            delta[here] = self._to(key, dtype)[held].sub_(base[here])
+        if change.bias:
+            key, scale = change.bias
+            delta.add_(self._to(key, dtype, rows), alpha=scale)
+        if change.pair:
+            delta.add_(self._product(change.pair, dtype, rows).reshape(base.shape))
+        return delta
+
+    def _value(self, value: Value, rows: tuple[int, int] | None = None) -> Tensor:
+        first, end = rows or (0, None)
+        if value.rows:
+            first, end = value.rows[0] + first, value.rows[1] if end is None else value.rows[0] + end
+        if value.expert is not None:
+            return self._adapter.tensors.read(value.key, (value.expert, value.expert + 1))[0, first:end]
+        return self._adapter.tensors.read(value.key, None if end is None else (first, end))
+
+    def _to(self, key: str, dtype: torch.dtype, rows: tuple[int, int] | None = None) -> Tensor:
+        return self._adapter.tensors.read(key, rows).to(dtype)
+
+    def _product(self, pair: Pair, dtype: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
+        if not pair.is_stacked:
+            whole = self._low_rank(pair, 0)
+            return (replace(whole, b=whole.b[slice(*rows)]) if rows else whole).product(dtype)
+        experts = range(*rows) if rows else range(pair.experts)
+        return torch.stack([self._low_rank(pair, expert).product(dtype) for expert in experts])
+
+    def _low_rank(self, pair: Pair, expert: int) -> LowRank:
+        a, b = self._factor(pair.a), self._factor(pair.b)  # (experts * r, in), (out, r * experts)
+        if pair.experts > 1:  # PEFT stacks the one with the expert outermost, the other with the expert innermost
+            expert = expert if pair.expert is None else pair.expert
+            rank = len(a) // pair.experts
+            a, b = a[expert * rank : (expert + 1) * rank], b[:, expert :: pair.experts]
+        b = b[slice(*pair.rows)] if pair.rows else b
+        return LowRank(a.T, b.T, pair.scale) if pair.transposed else LowRank(b, a, pair.scale)
+
+
+class AdapterOnBase(AppliedAdapter):
+    """An adapter on the base that the models are merged on: its change is known exactly, and as factors."""
+
+    def __init__(
+        self, adapter: Adapter, base: Checkpoint, places: Callable[[], Places] | None, notes: Sequence[str]
+    ) -> None:
+        super().__init__(adapter, base, places)
+        self.notes = (*notes, *self.notes)
+
+    def is_changed(self, name: str) -> bool:
+        return name in self._changes or name in self._rest
+
+    def delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: tuple[int, int] | None = None) -> Tensor:
+        if name in self._rest:
+            return self._rest[name].delta(base, dtype, rows)
+        if name not in self._changes:
+            return torch.zeros_like(base, dtype=dtype)
+        return self._delta(name, base, dtype, rows)
+
+    def low_rank(self, name: str, row: int | None = None) -> LowRank | None:
+        if name in self._rest:
+            return self._rest[name].low_rank(row or 0)
+        change = self._changes.get(name, Change())
+        pair = change.pair
+        if pair is None or change.tokens or (pair.is_stacked and row is None):
+            return None
+        if change.value and not self._is_as_in_base(name, change.value):
+            return None
+        return self._low_rank(pair, row or 0)
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of the adapter's files that go into a tensor."""
+        if name in self._rest:
+            return self._rest[name].nbytes
+        change = self._changes.get(name, Change())
+        if change.value and (change.value.rows or change.value.expert is not None):  # a part of what the key holds
+            return self._model.info(name).nbytes
+        shared_by = change.pair.experts if change.pair and not change.pair.is_stacked else 1
+        return sum(self._adapter.tensors.info(key).nbytes for key in change.keys) // shared_by
+
+    def _is_as_in_base(self, name: str, value: Value) -> bool:
+        """PEFT saves an embedding itself beside the factors of its change, as a rule unchanged."""
+        stored, base = self._value(value), self._model.read(name)
+        dtype = torch.promote_types(stored.dtype, base.dtype)
+        return stored.shape == base.shape and torch.equal(stored.to(dtype), base.to(dtype))

@@ -1,0 +1,84 @@
+"""A transformers model without its weights."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_tsv.errors import CheckpointError
+
+
+def make_skeleton(config_folder: Path) -> Any:
+    """The model that a folder's config.json names, a PreTrainedModel on the meta device, tied as it says.
+
+    Raises:
+        CheckpointError: transformers and PEFT are not installed, or transformers knows no such model.
+    """
+    config, model_class = model_class_of(config_folder)
+    with torch.device("meta"):
+        model = model_class(config)
+    model.tie_weights()
+    return model
+
+
+def check_installed() -> None:
+    """Whether what reads and writes adapters is there.
+
+    Raises:
+        CheckpointError: transformers or PEFT is not installed.
+    """
+    try:
+        for package in ("peft", "transformers"):
+            import_module(package)
+    except ImportError as error:
+        raise CheckpointError(
+            f"adapters: expected PEFT and transformers but got: {error}. Run pip install --upgrade peft transformers"
+        ) from error
+
+
+def model_class_of(config_folder: Path) -> tuple[Any, Any]:
+    """The configuration in a folder, and the class of transformers that it names. No code of the folder is run.
+
+    Raises:
+        CheckpointError: as in `make_skeleton`.
+    """
+    check_installed()
+    import transformers
+
+    path = config_folder / "config.json"
+    try:
+        names = json.loads(path.read_text("utf-8")).get("architectures") or ["none"]
+        config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: no configuration that transformers can read: {error}") from error
+    model_class = getattr(transformers, names[0], None)
+    if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):
+        raise CheckpointError(
+            f"{path}: expected 'architectures' to name a model class of transformers {transformers.__version__} but got"
+            f" {names[0]!r}. Adapters can be made for these classes only"
+        )
+    return config, model_class
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers and PEFT without their talk: what matters of it is checked on the tensors."""
+    from transformers.utils import logging
+
+    talk: Any = logging  # its functions have no types
+    verbosity, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        talk.set_verbosity(verbosity)
+        if bars:
+            talk.enable_progress_bar()

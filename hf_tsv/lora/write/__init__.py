@@ -1,0 +1,1 @@
+"""Task matrices into PEFT folders."""

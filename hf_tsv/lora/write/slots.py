@@ -1,0 +1,252 @@
+"""The tensors of an adapter's files, and how each is made of what was changed."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoints.modules import kind_of, matrix_view
+from hf_tsv.checkpoints.protocol import Checkpoint, TensorInfo
+from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
+from hf_tsv.lora.architecture import Architecture
+from hf_tsv.lora.modules import Module
+from hf_tsv.lora.names import Piece
+from hf_tsv.lora.write.changes import Change, WholeChange
+
+PREFIX = "base_model.model."
+
+
+class Slot(Protocol):
+    """Tensors that are made together.
+
+    Attributes:
+        infos: Their headers.
+        awaited: The base's tensors whose changes they are made of.
+    """
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]: ...
+
+    @property
+    def awaited(self) -> frozenset[str]: ...
+
+    def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
+        """The tensors in the order of `infos`. What is in no change is as in the base."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the checkpoint within a parameter: its piece there and the rank planned for it."""
+
+    name: str
+    piece: Piece
+    rank: int
+
+
+@dataclass(frozen=True)
+class LoraSlot:
+    """A parameter's factors A and B, with the change of the bias where that goes along.
+
+    Attributes:
+        module: The module that PEFT wraps.
+        parameter: The full name of its parameter.
+        shape: Its shape.
+        key: Of the module in the file, without the ending.
+        rank: Of the factors in the file; the triplets of several sources lie behind each other, zeros fill up.
+        dtype: Of the factors, as safetensors names it.
+        sources: The changed tensors that it is made of.
+        bias_size: Entries of the bias that goes along, 0 when none does.
+        bias_sources: The changed tensors that it is made of.
+    """
+
+    module: Module
+    parameter: str
+    shape: torch.Size
+    key: str
+    rank: int
+    dtype: str
+    sources: tuple[Source, ...]
+    bias_size: int = 0
+    bias_sources: tuple[tuple[str, Piece], ...] = ()
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        return frozenset([source.name for source in self.sources] + [name for name, _ in self.bias_sources])
+
+    @property
+    def is_stack(self) -> bool:
+        return self.module.kind == "parameters" and len(self.shape) == 3
+
+    @property
+    def is_flipped(self) -> bool:
+        return self.module.is_flipped and (self.is_stack or self.module.kind != "parameters")
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]:
+        count = self.shape[0] if self.is_stack else 1
+        rows, columns = self._sides
+        if self.is_flipped:
+            rows, columns = columns, rows
+        a: tuple[int, ...] = (count * self.rank, columns)
+        b: tuple[int, ...] = (rows, count * self.rank)
+        if self.module.kind == "conv":
+            a, b = (self.rank, *self.shape[1:]), (rows, self.rank, *(1 for _ in self.shape[2:]))
+        names = (
+            ("lora_embedding_A", "lora_embedding_B")
+            if self.module.kind == "embedding"
+            else ("lora_A.weight", "lora_B.weight")
+        )
+        infos = [TensorInfo(f"{self.key}.{n}", s, self.dtype) for n, s in zip(names, (a, b), strict=True)]
+        if self.bias_size:
+            infos.append(TensorInfo(f"{self.key}.lora_B.bias", (self.bias_size,), self.dtype))
+        return tuple(infos)
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """Rows and columns of the parameter's matrices, as it is stored."""
+        if self.is_stack:
+            return self.shape[1], self.shape[2]
+        return self.shape[0], self.shape[1:].numel()
+
+    def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
+        left, right = self._assembled(changes)
+        if self.is_flipped:
+            left, right = right.mT, left.mT
+        a, b = right, left  # (E, r, in), (E, out, r)
+        tensors = [a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)]
+        if self.bias_size:
+            tensors.append(self._bias(changes, base))
+        return [t.to(TORCH_DTYPES[i.dtype]).reshape(i.shape) for t, i in zip(tensors, self.infos, strict=True)]
+
+    def _assembled(self, changes: Mapping[str, Change]) -> tuple[Tensor, Tensor]:
+        """left (E, rows, r) and right (E, r, columns) float32 whose products are the changes, all in their places."""
+        count = self.shape[0] if self.is_stack else 1
+        rows, columns = self._sides
+        left, right = torch.zeros(count, rows, self.rank), torch.zeros(count, self.rank, columns)
+        used = [0] * count
+        for source in self.sources:
+            piece = source.piece
+            experts = range(count) if piece.expert is None else [piece.expert]
+            for expert, (u, vh) in zip(experts, halves(source, changes[source.name]), strict=True):
+                start, rank = used[expert], u.shape[1]
+                u = u if piece.rows is None else u[piece.first : piece.first + piece.rows]
+                left[expert, piece.row : piece.row + len(u), start : start + rank] = u
+                right[expert, start : start + rank] = vh
+                used[expert] += source.rank
+        return left, right
+
+    def _bias(self, changes: Mapping[str, Change], base: Checkpoint) -> Tensor:
+        delta = torch.zeros(self.bias_size, dtype=torch.float64)
+        for name, piece in self.bias_sources:
+            put_rows(delta, new_value(name, changes[name], base).double() - base.read(name).double(), piece)
+        return delta
+
+
+@dataclass(frozen=True)
+class WholeSlot:
+    """A parameter's new value, for a module that is stored whole."""
+
+    info: TensorInfo
+    sources: tuple[tuple[str, Piece], ...]
+    changed: frozenset[str]
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]:
+        return (self.info,)
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        return self.changed
+
+    def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
+        dtype = TORCH_DTYPES[self.info.dtype]
+        if len(self.sources) == 1 and self.sources[0][1].rows is None:
+            return [current_value(self.sources[0][0], changes, base).to(dtype)]
+        value = torch.empty(self.info.shape, dtype=dtype)
+        for name, piece in self.sources:
+            put_rows(value, current_value(name, changes, base).to(dtype), piece)
+        return [value]
+
+
+@dataclass(frozen=True)
+class RestSlot:
+    """A tensor of the sidecar: its new value, or factors with `/left` and `/right` behind its name."""
+
+    name: str
+    infos: tuple[TensorInfo, ...]
+    rank: int | None
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        return frozenset([self.name])
+
+    def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
+        if self.rank is None:
+            return [new_value(self.name, changes[self.name], base).to(TORCH_DTYPES[self.infos[0].dtype])]
+        pairs = halves(Source(self.name, Piece(""), self.rank), changes[self.name])
+        tensors = []
+        for side, info in enumerate(self.infos):
+            full = torch.zeros(info.shape)
+            for matrix, pair in zip(full.reshape(-1, *info.shape[-2:]), pairs, strict=True):
+                matrix[: pair[side].shape[0], : pair[side].shape[1]] = pair[side]
+            tensors.append(full.to(TORCH_DTYPES[info.dtype]))
+        return tensors
+
+
+def rest_slot(info: TensorInfo, rank: int | None, dtype: str) -> RestSlot:
+    """The place of a tensor in the sidecar.
+
+    Args:
+        info: Its header in the checkpoint.
+        rank: Of its factors, None where it is stored whole.
+        dtype: Of its factors.
+    """
+    view = matrix_view(info, kind_of(info))
+    if rank is None or view is None:
+        return RestSlot(info.name, (info,), None)
+    stack = (view.count,) if view.count > 1 else ()
+    sides = {"left": (*stack, view.m, rank), "right": (*stack, rank, view.n)}
+    return RestSlot(info.name, tuple(TensorInfo(f"{info.name}/{k}", s, dtype) for k, s in sides.items()), rank)
+
+
+def halves(source: Source, change: Change) -> list[tuple[Tensor, Tensor]]:
+    """u sqrt(s) (m, k) and sqrt(s) vh (k, n) of each of a tensor's matrices, k at most the planned rank."""
+    if isinstance(change, WholeChange):
+        raise ValueError(f"{source.name} is planned as factors of rank {source.rank}, got a new value")
+    pairs = []
+    for factors in change.matrices:
+        root = factors.s[: source.rank].sqrt()
+        pairs.append((factors.u[:, : source.rank] * root, root[:, None] * factors.vh[: source.rank]))
+    return pairs
+
+
+def current_value(name: str, changes: Mapping[str, Change], base: Checkpoint) -> Tensor:
+    """A tensor as the fine-tune has it: changed, or as in the base."""
+    return new_value(name, changes[name], base) if name in changes else base.read(name)
+
+
+def new_value(name: str, change: Change, base: Checkpoint) -> Tensor:
+    """A changed tensor; from factors in float32, or in theirs where that is wider."""
+    if isinstance(change, WholeChange):
+        return change.value
+    before = base.read(name)
+    deltas = [(factors.u * factors.s) @ factors.vh for factors in change.matrices]
+    delta = torch.stack(deltas) if len(deltas) > 1 else deltas[0]
+    return before.to(delta.dtype) + delta.reshape(before.shape)
+
+
+def put_rows(target: Tensor, value: Tensor, piece: Piece) -> None:
+    """Copy a checkpoint's tensor, or the piece's rows of it, to its place in a parameter."""
+    into = target if piece.expert is None else target[piece.expert]
+    rows = value if piece.rows is None else value[piece.first : piece.first + piece.rows]
+    into[piece.row : piece.row + len(rows)] = rows
+
+
+def lora_key(architecture: Architecture, module: Module, parameter: str, targeted: Collection[str]) -> str:
+    """The key of a module's factors. Of several parameters of one module the last registered is outermost."""
+    order = [local for local in module.tensors if f"{module.path}.{local}" in targeted]
+    inner = len(order) - 1 - order.index(parameter.rpartition(".")[2]) if module.kind == "parameters" else 0
+    return PREFIX + module.path + ".base_layer" * inner

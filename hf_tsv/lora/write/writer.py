@@ -1,0 +1,164 @@
+"""Write an adapter tensor by tensor, in any order."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import torch
+
+from hf_tsv.checkpoints.protocol import Checkpoint
+from hf_tsv.checkpoints.writer import CheckpointWriter
+from hf_tsv.files.disk import full_disk_told, write_text
+from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange, factored
+from hf_tsv.lora.write.plan import CONFIG_FILE, AdapterPlan
+from hf_tsv.lora.write.slots import Slot
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What was written.
+
+    Attributes:
+        profile: As in the plan.
+        nbytes: Bytes of the folder's files.
+        held: How many changed tensors PEFT loads.
+        left_out: The changed tensors that it doesn't, and why.
+        in_sidecar: Which of these lie in the sidecar.
+        left_out_share: Share of the task's squared change that PEFT won't load: of these, and of triplets beyond the
+            rank. It counts what both the base and the fine-tune have.
+    """
+
+    profile: Literal["faithful", "serving"]
+    nbytes: int
+    held: int
+    left_out: Mapping[str, str]
+    in_sidecar: tuple[str, ...]
+    left_out_share: float
+
+
+class AdapterWriter:
+    """The files of one planned adapter.
+
+    Tensors may be put in any order and from several threads. What is made of several of them, such as stacked
+    experts, waits in memory until the last is there. The bytes depend on the plan and the changes alone.
+    """
+
+    def __init__(self, folder: Path, plan: AdapterPlan, base: Checkpoint) -> None:
+        """
+        Args:
+            folder: Where the adapter comes to lie; made when it isn't there.
+            plan: What it holds.
+            base: The base model's checkpoint: what did not change of a module stored whole comes from it.
+
+        Raises:
+            OutputError: the folder can't be written.
+            ResourceError: the disk is full.
+        """
+        with full_disk_told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._plan, self._base = folder, plan, base
+        self._shapes = {name: base.info(name).shape for name in base.names()}
+        self._files = CheckpointWriter(folder, plan.files)
+        self._slots = _by_name((*plan.slots, *plan.rest))
+        self._ranks = plan.factored
+        self._missing = {id(slot): set(slot.awaited) for slot in (*plan.slots, *plan.rest)}
+        self._uses = Counter({name: len(slots) for name, slots in self._slots.items()})
+        self._waiting: dict[str, Change] = {}
+        self._energies: dict[str, tuple[float, float]] = {}  # squared change, and as much of it as PEFT loads
+        self._lock = Lock()
+
+    def put(self, name: str, change: Change) -> None:
+        """Write the change of one tensor of the base's checkpoint, or keep it until what it is stored with is there.
+
+        What the plan leaves out is counted and not written. A tensor that is planned as factors may be given whole,
+        and the reverse: it is factored, or added to the base's.
+
+        Raises:
+            CheckpointError: the base's tensor can't be read.
+            MethodError: the change holds NaN or infinity.
+            OutputError, ResourceError: it can't be written.
+        """
+        if name in self._ranks and isinstance(change, WholeChange):
+            change = factored(change, self._base.info(name), self._base.read(name), self._ranks[name])
+        if isinstance(change, LowRankChange) or self._shapes.get(name) == change.value.shape:
+            self._energies[name] = self._energy(name, change)
+        if name not in self._slots:
+            return
+        with self._lock:
+            self._waiting[name] = change
+            ready = [slot for slot in self._slots[name] if self._completes(slot, name)]
+        for slot in ready:
+            self._write(slot)
+
+    def _completes(self, slot: Slot, name: str) -> bool:
+        missing = self._missing[id(slot)]
+        missing.discard(name)
+        return not missing
+
+    def _write(self, slot: Slot) -> None:
+        for info, tensor in zip(slot.infos, slot.make(self._waiting, self._base), strict=True):
+            self._files.write(info.name, tensor)
+        with self._lock:
+            for name in slot.awaited:
+                self._uses[name] -= 1
+                if not self._uses[name]:
+                    del self._waiting[name]
+
+    def _energy(self, name: str, change: Change) -> tuple[float, float]:
+        loaded = name in self._plan.held
+        if isinstance(change, WholeChange):
+            delta = change.value.float() - self._base.read(name).float()
+            energy = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
+            return energy, energy if loaded else 0.0
+        squares = [factors.s.double().square() for factors in change.matrices]
+        kept = sum(float(square[: self._ranks.get(name)].sum()) for square in squares) if loaded else 0.0
+        known = [factors.energy for factors in change.matrices]
+        total = sum(float(s.sum()) if e is None else e for s, e in zip(squares, known, strict=True))
+        return total, kept
+
+    def finish(self) -> AdapterReport:
+        """Write what did not change of the modules stored whole, and adapter_config.json.
+
+        Raises:
+            ValueError: a planned tensor was not put.
+            OutputError, ResourceError, CheckpointError: as in `put`.
+        """
+        missing = sorted({name for names in self._missing.values() for name in names})
+        if missing:
+            raise ValueError(f"planned and not put: {missing[:3]}")
+        for slot in (*self._plan.slots, *self._plan.rest):
+            if not slot.awaited:
+                self._write(slot)
+        self._files.sync()
+        self._files.__exit__()
+        write_text(self._folder / CONFIG_FILE, self._plan.config_text)
+        return AdapterReport(
+            profile=self._plan.profile,
+            nbytes=self._plan.nbytes,
+            held=len(self._plan.held),
+            left_out=self._plan.left_out,
+            in_sidecar=tuple(slot.name for slot in self._plan.rest),
+            left_out_share=self._left_out_share(),
+        )
+
+    def __enter__(self) -> "AdapterWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.__exit__()
+
+    def _left_out_share(self) -> float:
+        energies = [self._energies[name] for name in sorted(self._energies)]
+        total, loaded = (sum(column) for column in zip(*energies, strict=True)) if energies else (0.0, 0.0)
+        return max(0.0, 1 - loaded / total) if total else 0.0
+
+
+def _by_name(slots: Sequence[Slot]) -> dict[str, list[Slot]]:
+    found: defaultdict[str, list[Slot]] = defaultdict(list)
+    for slot in slots:
+        for name in slot.awaited:
+            found[name].append(slot)
+    return dict(found)

@@ -1,0 +1,187 @@
+"""One tensor as the base and the fine-tuned models store it, read when it is asked for."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from hf_tsv import linalg
+from hf_tsv.checkpoints.protocol import HALVES, AdapterCheckpoint
+from hf_tsv.errors import MethodError
+from hf_tsv.merging.plan import Plan, Step
+from hf_tsv.merging.resources import CPU
+from hf_tsv.methods import METHODS, Deltas, Survey
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+ARITHMETIC = {"float32": torch.float32, "float64": torch.float64}
+
+
+def change(value: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
+    """value - base, rounded to dtype once: what is equal in float64 differs by nothing. May take value's memory."""
+    wide = torch.promote_types(torch.promote_types(value.dtype, base.dtype), dtype)
+    return value.to(wide).sub_(base).to(dtype)
+
+
+class StoredTensor:
+    """One tensor (or one expert of it) as the base and the fine-tuned models store it.
+
+    Attributes:
+        base: The base's, in its stored dtype.
+        view: How it is cut into task matrices; None when the step's method sees tensors as they are.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        step: Step,
+        rows: tuple[int, int] | None,
+        *,
+        as_matrix: bool | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        """
+        Args:
+            as_matrix: Whether it is cut into task matrices, where that isn't for the step's method to say.
+            device: Where deltas are.
+        """
+        self._device = device
+        self._plan = plan
+        self._step = step
+        self._rows = rows
+        self._dtype = ARITHMETIC[plan.recipe.dtype]
+        self.view = step.view if (METHODS[step.method].matrices if as_matrix is None else as_matrix) else None
+        self._kept: tuple[object, Tensor] | None = None
+        self.base = plan.base.read(step.name, rows)
+
+    def changed(self) -> bool:
+        """Whether any task changed it. Stops at the first that did, which then need not be read again."""
+        return any(map(self.is_changed, range(len(self._plan.tasks))))
+
+    def value(self, t: int) -> Tensor:
+        """Task t's own, in its stored dtype."""
+        return self._plan.finetuned[t].read(self._step.name, self._rows) if self._adapter(t) else self._stored(t)
+
+    def deltas(self, survey: Survey | None = None) -> Deltas:
+        view = self.view
+        halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
+        return Deltas(
+            self._read_by(self._delta),
+            shape=(view.m, view.n) if view else tuple(self.base.shape),
+            dtype=self._dtype,
+            tasks=self._plan.tasks,
+            weights=self._step.weights,
+            is_matrix=view is not None,
+            svd=self._plan.recipe.svd,
+            survey=survey,
+            base=self._read_by(lambda: self.base.to(self._device).to(self._dtype, copy=True)),
+            noise=self._read_by(self._noise),
+            half=[half and not self._adapter(t) for t, half in enumerate(halves)],
+            base_weight=self._step.base_weight,
+            factors=self._read_by(self._factors) if view else None,
+            product=self._read_by(self._product) if view else None,
+            name=self._step.name,
+            offset=self._rows[0] * (self._step.info.numel // self._step.info.shape[0]) if self._rows else 0,
+        )
+
+    def _read_by(self, read: Callable[_P, _T]) -> Callable[_P, _T]:
+        """The same, by the CPU also while a method runs, which has its device as torch's default."""
+
+        def by_cpu(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            with CPU:
+                return read(*args, **kwargs)
+
+        return read if self._device == CPU else by_cpu
+
+    def _adapter(self, t: int) -> AdapterCheckpoint | None:
+        return self._plan.adapters[t]
+
+    def is_changed(self, t: int) -> bool:
+        """Whether task t changed it."""
+        adapter = self._adapter(t)
+        return adapter.is_changed(self._step.name) if adapter else not torch.equal(self._stored(t), self.base)
+
+    def _stored(self, t: int) -> Tensor:
+        checkpoint = self._plan.finetuned[t]
+        if self._kept is None or self._kept[0] is not checkpoint:
+            self._kept = (checkpoint, checkpoint.read(self._step.name, self._rows))
+        return self._kept[1]
+
+    def _taken(self, t: int) -> Tensor:
+        """As `_stored`, but the caller's to change: what was kept is kept no longer."""
+        stored, self._kept = self._stored(t), None
+        return stored
+
+    def _delta(self, t: int) -> Tensor:
+        if self.base_is_finite or self.is_changed(t):
+            delta = self._change(t)
+            self._check_finite(t, delta)
+        else:  # minus infinity in a mask that all models have
+            delta = torch.zeros(self.base.shape, dtype=self._dtype, device=self._device)
+        return delta.reshape(self.view.m, self.view.n) if self.view else delta
+
+    def _change(self, t: int) -> Tensor:
+        if adapter := self._adapter(t):
+            return adapter.delta(self._step.name, self.base, self._dtype, self._rows).to(self._device)
+        base = self._wide_base if self._rows else self.base.to(self._device)
+        return change(self._taken(t).to(self._device), base, self._dtype)
+
+    @cached_property
+    def _wide_base(self) -> Tensor:
+        """Widened once for all tasks, which a piece has the memory for."""
+        return self.base.to(self._device).to(torch.promote_types(self.base.dtype, self._dtype))
+
+    def _factors(self, t: int) -> linalg.Factors | None:
+        adapter, view = self._adapter(t), self.view
+        if adapter is None or view is None:
+            return None
+        if not adapter.is_changed(self._step.name):
+            nothing = self.base.new_empty(0, dtype=self._dtype, device=self._device)
+            return linalg.Factors(nothing.reshape(view.m, 0), nothing, nothing.reshape(0, view.n), energy=0.0)
+        stored = self._low_rank(t)
+        return linalg.factored_svd(*stored) if stored else None
+
+    def _product(self, t: int) -> tuple[Tensor, Tensor] | None:
+        stored = self._low_rank(t)
+        if not stored:
+            return None
+        b, a, scale = stored
+        return b * (abs(scale) ** 0.5), a * math.copysign(abs(scale) ** 0.5, scale)
+
+    def _low_rank(self, t: int) -> tuple[Tensor, Tensor, float] | None:
+        """An adapter's B (m, r) and A (r, n), and the factor on their product."""
+        adapter, view = self._adapter(t), self.view
+        if adapter is None or view is None or not adapter.is_changed(self._step.name):
+            return None
+        found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
+        if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
+            return None
+        b, a = (factor.to(self._device).to(self._dtype) for factor in (found.b, found.a))
+        self._check_finite(t, b, a)
+        return b, a, found.scale
+
+    def _check_finite(self, t: int, *tensors: Tensor) -> None:
+        """An adapter's change shows nothing of the base, which is therefore looked at itself."""
+        if self.base_is_finite and all(map(is_finite, tensors)):
+            return
+        at_fault = f"task '{self._plan.tasks[t]}'" if self.base_is_finite else self._plan.base.label
+        raise MethodError(f"the weights of {at_fault} hold NaN or infinity. Get them again, or leave them out")
+
+    @cached_property
+    def base_is_finite(self) -> bool:
+        """Whether no entry of the base's is NaN or infinite."""
+        return is_finite(self.base)
+
+    def _noise(self, t: int) -> float:
+        if self._adapter(t) or not self.view:
+            return 0.0
+        stored = self._stored(t)
+        return linalg.rounding_edge(stored.reshape(self.view.m, self.view.n), stored.dtype)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """A sum is the cheapest look at every element; only when it is odd is a closer one worth its time."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

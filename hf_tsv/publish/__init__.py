@@ -1,0 +1,1 @@
+"""What of an output goes to which repository, and whether it may."""

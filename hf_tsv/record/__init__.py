@@ -1,0 +1,1 @@
+"""What an output says of itself, and the names of its files."""

@@ -1,0 +1,54 @@
+"""The verbs of the Hub: push and card, and what merges and compressions need of them."""
+
+from pathlib import Path
+
+from hf_tsv.cards import all_terms
+from hf_tsv.hub import Hub, Pushed
+from hf_tsv.job.delivery import _check_replaces_no_source
+from hf_tsv.publish.publishing import Destination, Parcel, Pushing, check, deliver, parcel, tasks_of
+
+
+def push(
+    out: str | Path,
+    repo: str,
+    *,
+    create_pr: bool = False,
+    private: bool | None = None,
+    license: str | None = None,
+    commit_message: str | None = None,
+    hub: Hub | None = None,
+) -> list[Pushed]:
+    """Push an output folder to the Hub: a merged model, adapters, or one adapter.
+
+    Access, name, privacy and licence are checked before a byte is uploaded. Each repository gets one commit, or none
+    when it holds everything; what the Hub has is not uploaded again.
+
+    Args:
+        out: The folder.
+        repo: `user/name`; for adapters also `user/name-{task}`, a repository each.
+        create_pr: Open a pull request instead of committing to the main branch.
+        private: Whether a new repository is private; None for private where a source is private or gated, else as its
+            owner's settings say. False says that such sources may go public.
+        license: The licence to carry, in the Hub's word; None for what follows from the sources.
+        commit_message: What the commit says in its first line, or more; what was done unless given.
+        hub: How to reach the Hub.
+
+    Raises:
+        OutputError: the folder is no output.
+        PublishError: licence or privacy forbids it.
+        HubError: the Hub refuses or fails; says what was done.
+    """
+    pushing = Pushing(repo, create_pr, private, license, commit_message)
+    return [deliver(*prepared) for prepared in prepare_push(Path(out), pushing, hub or Hub())]
+
+
+def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
+    """What `push` would do, checked; nothing is written. Errors are those of `push`."""
+    parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
+    for repo, found in parcels.items():
+        _check_replaces_no_source(pushing, repo, [source["model"] for source in found.record["sources"]])
+    destinations = [
+        check(pushing, repo, all_terms(found.record), found.named, hub, card=found.old_card)
+        for repo, found in parcels.items()
+    ]
+    return list(zip(parcels.values(), destinations, strict=True))
