@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import yaml
+from hf_tsv.kept.options import compressing
 
 import hf_tsv
 from benchmarks.accuracy_report import FINE_TUNED, markdown, plot
@@ -26,7 +27,6 @@ from examples.demo.train import SEED
 from examples.demo.zoo import Task, Zoo
 from hf_tsv.files.disk import write_text
 from hf_tsv.kept.masks import file_of
-from hf_tsv.kept.options import compressing
 from hf_tsv.linalg.ranks import Budget
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import Recipe, parse_recipe

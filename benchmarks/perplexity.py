@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from hf_tsv.kept.options import compressing
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,7 +28,6 @@ from hf_tsv.evaluation.data import read_examples
 from hf_tsv.evaluation.scoring import perplexity
 from hf_tsv.evaluation.suite import Perplexity, Suite, load_suite
 from hf_tsv.files.disk import write_text
-from hf_tsv.kept.options import compressing
 from hf_tsv.linalg.ranks import Budget
 from hf_tsv.recipe import parse_recipe
 from hf_tsv.verbs.restore import load_task

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from hf_tsv.kept.options import compressing
 
 import hf_tsv
 from benchmarks.jobs import RUNNERS
@@ -22,7 +23,6 @@ from benchmarks.peers import CACHE, LLAMA_CPP, VLLM, Environment
 from benchmarks.report import table
 from benchmarks.speed import OFFLINE, RESULTS, machine, when
 from hf_tsv.files.disk import write_text
-from hf_tsv.kept.options import compressing
 from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.recipe import parse_recipe
 

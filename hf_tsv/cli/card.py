@@ -1,20 +1,30 @@
 """`hf-tsv card`: the model card, written again."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hf_tsv.cli._options import License
+from hf_tsv.cli._flags import flag_of, with_flags
+from hf_tsv.cli._options import PushOptions
 from hf_tsv.cli._told import told
 
 
+@dataclass(frozen=True)
+class Terms:
+    """The terms that a card carries."""
+
+    license: str | None = flag_of(PushOptions, "license")
+
+
 @told
+@with_flags
 def card(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="An output of hf-tsv.", show_default=False)],
-    license_: License = None,
+    terms: Terms,
 ) -> None:
     """Write the card of an output again from its record. What people wrote outside of our marks stays."""
     from hf_tsv.verbs.card import card as write
 
-    print(write(folder, license=license_))
+    print(write(folder, license=terms.license))

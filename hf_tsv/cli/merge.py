@@ -6,162 +6,100 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hf_tsv.cli._options import (
-    CacheDir,
-    CommitMessage,
-    CreatePr,
-    Device,
-    DryRun,
-    Json,
-    License,
-    MaxMemory,
-    Overwrite,
-    Private,
-    PushToHub,
-    Quiet,
-    RecipeFile,
-    Restart,
-    ShardSize,
-    Streamed,
-    Svd,
-    Token,
-    Workers,
-    memory_of,
-    out_or_named,
-    pushing_of,
-    recipe_from,
-)
+from hf_tsv.cli._flags import with_flags
+from hf_tsv.cli._options import Keep, OutFolder, PushOptions, RecipeFile, RunOptions, Talk
 from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, told
 from hf_tsv.errors import counted, size
+from hf_tsv.job.options import Access
+
+Form = Annotated[
+    Literal["recipe", "adapter"],
+    typer.Option("--as", help="adapter: what the merge changes of the base, as one PEFT adapter."),
+]
 
 
 @told
+@with_flags
 def merge(
     recipe: RecipeFile,
-    out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="The output folder; pushing, its name by default.")
-    ] = None,
-    overwrite: Overwrite = False,
-    restart: Restart = False,
-    as_: Annotated[
-        Literal["checkpoint", "adapter"],
-        typer.Option("--as", help="adapter: what the merge changes of the base, for PEFT."),
-    ] = "checkpoint",
-    rank: Annotated[
-        int | None, typer.Option("--rank", min=1, help="Of --as adapter; all there is unless given.")
-    ] = None,
-    dry_run: DryRun = False,
-    stream: Streamed = False,
-    push_to_hub: PushToHub = None,
-    create_pr: CreatePr = False,
-    private: Private = None,
-    license_: License = None,
-    commit_message: CommitMessage = None,
-    svd: Svd = None,
-    max_shard_size: ShardSize = "5GB",
-    workers: Workers = None,
-    max_memory: MaxMemory = None,
-    device: Device = "cpu",
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    json_: Json = False,
-    quiet: Quiet = False,
+    options: RunOptions,
+    push: PushOptions,
+    access: Access,
+    talk: Talk,
+    out: OutFolder = None,
+    as_: Form = "recipe",
+    keep: Keep = None,
 ) -> None:
     """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
-    if rank and as_ != "adapter":
-        raise typer.BadParameter("is for --as adapter", param_hint="--rank")
-    if as_ == "adapter" and device != "cpu":
-        raise typer.BadParameter("is for checkpoints; adapters are made by the CPU", param_hint="--device")
-    memory = memory_of(max_memory)
+    if keep and as_ != "adapter":
+        raise typer.BadParameter("needs --as adapter; in a recipe, it is a parameter of tsv_c", param_hint="--keep")
+    from hf_tsv.linalg.ranks import parse_keep
+    from hf_tsv.recipe import as_adapter_output, load_recipe
+
+    loaded = load_recipe(recipe)
+    if as_ == "adapter":
+        loaded = as_adapter_output(loaded, parse_keep(keep) if keep else None)
+    run_job(loaded, push.out_folder(out), options, push, access, talk, label="Merging")
+
+
+def run_job(
+    recipe: Any, out: Path, options: RunOptions, push: PushOptions, access: Access, talk: Talk, *, label: str
+) -> None:
+    """Do what a recipe says and report it; with --dry-run, say what would be done."""
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_tsv.cli.compress import show_adapters
-    from hf_tsv.cli.push import preview
+    from hf_tsv.cli.push import show_preview
     from hf_tsv.hub import Hub
-    from hf_tsv.job.preview import preview as preview_of
+    from hf_tsv.job.job import Job
+    from hf_tsv.job.preview import preview
     from hf_tsv.job.processes import Process
-    from hf_tsv.verbs.compress import merge_as_adapter
-    from hf_tsv.verbs.merge import merge as run
 
-    pushing = pushing_of(push_to_hub, create_pr, private, license_, commit_message)
-    out = out_or_named(out, push_to_hub)
-    loaded, hub = recipe_from(recipe, svd), Hub(token=token, cache_dir=cache_dir)
-    if dry_run:
-        return preview(
-            preview_of(
-                loaded,
-                pushing,
-                hub=hub,
-                out=out,
-                max_shard_size=max_shard_size,
-                stream="none" if not stream else "tasks" if as_ == "adapter" else "all",
-            )
-        )
-    disable_progress_bars()
-    if as_ == "adapter":
-        with kept_when_interrupted(out, pushes=pushing is not None), WorkProgress("Merging", quiet=quiet) as progress:
-            record = merge_as_adapter(
-                loaded,
-                out,
-                rank=rank,
-                overwrite=overwrite,
-                restart=restart,
-                workers=workers,
-                max_memory=memory,
-                stream=stream,
-                push_to_hub=pushing,
-                hub=hub,
-                progress=progress,
-            )
-        return show_adapters(record, out, json_=json_)
+    pushing = push.pushing
     leads = not Process.launched().rank
     with (
         kept_when_interrupted(out, pushes=pushing is not None),
-        WorkProgress("Merging", quiet=quiet or not leads) as progress,
+        WorkProgress(label, quiet=talk.quiet or not leads) as progress,
     ):
-        record = run(
-            loaded,
-            out,
-            overwrite=overwrite,
-            restart=restart,
-            max_shard_size=max_shard_size,
-            workers=workers,
-            max_memory=memory,
-            device=device,
-            stream=stream,
-            push_to_hub=pushing,
-            hub=hub,
-            progress=progress,
-        )
-    if not leads:  # the first process speaks for all
-        return None
-    if json_:
-        print(json.dumps({"out": str(out), **record}))
-        return None
-    for warning in record["warnings"]:
-        err.print(f"Note: {warning}", style="yellow", markup=False)
-    written = record["bytes"]["written"]
-    if not quiet:
-        merged = counted(len(record["sources"]) - 1, "model")
-        err.print(f"Merged {merged} in {record['seconds']:.0f} s, {size(written)}.")
-        _say_storage(record)
-    for pushed in record.get("pushed", ()):
-        err.print(f"Pushed to {pushed['url']}", markup=False)
-    print(out)
+        job = Job(recipe, out, options, pushing, Hub(token=access.token, cache_dir=access.cache_dir), progress)
+        if options.dry_run:
+            return show_preview(preview(job))
+        disable_progress_bars()
+        record = job.run()
+    if leads:  # the first process speaks for all
+        _show(record, out, talk)
     return None
 
 
-def _say_storage(record: dict[str, Any]) -> None:
-    """What lies beside the merged model for single tasks, and what their checkpoints would take."""
-    tasks = record.get("masks", {}).get("tasks") or {
-        task: {"bytes": sum(facts["bytes"] for facts in profiles.values())}
-        for task, profiles in record.get("adapters", {}).items()
-    }
-    if tasks:
-        beside = sum(facts["bytes"] for facts in tasks.values())
-        merged = record["bytes"]["written"]
-        what = "masks" if "masks" in record else "adapters"
+def _show(record: dict[str, Any], out: Path, talk: Talk) -> None:
+    from hf_tsv.cli.compress import show_adapters
+
+    if talk.json:
+        print(json.dumps({"out": str(out), **record}))
+        return
+    for warning in record["warnings"]:
+        err.print(f"Note: {warning}", style="yellow", markup=False)
+    if "tasks" in record:
+        show_adapters(record)
+    elif not talk.quiet:
+        _show_model(record)
+    for pushed in record.get("pushed", ()):
+        err.print(f"Pushed to {pushed['url']}", markup=False)
+    print(out)
+
+
+def _show_model(record: dict[str, Any]) -> None:
+    """What was merged, what lies beside it for single tasks, and what their checkpoints would take."""
+    written = record["bytes"]["written"]
+    merged = counted(len(record["sources"]) - 1, "model")
+    err.print(f"Merged {merged} in {record['seconds']:.0f} s, {size(written)}.")
+    beside, what = record.get("masks", {}).get("tasks", {}), "masks"
+    if "adapters" in record:
+        what = "adapters"
+        for task, profiles in record["adapters"].items():
+            beside[task] = {"bytes": sum(facts["bytes"] for facts in profiles.values())}
+    if beside:
+        nbytes = sum(facts["bytes"] for facts in beside.values())
         err.print(
-            f"With the {what} of {len(tasks)} tasks ({size(beside)}) {size(merged + beside)}, instead of"
-            f" {size(merged * len(tasks))} for a checkpoint each."
+            f"With the {what} of {len(beside)} tasks ({size(nbytes)}) {size(written + nbytes)}, instead of"
+            f" {size(written * len(beside))} for a checkpoint each."
         )

@@ -4,11 +4,13 @@ import inspect
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_tsv.cli._options import Json
+from hf_tsv.cli._flags import flag_of, with_flags
+from hf_tsv.cli._options import Talk
 from hf_tsv.cli._told import out, told
 
 if TYPE_CHECKING:
@@ -17,12 +19,20 @@ if TYPE_CHECKING:
 WEIGHT = "weight: float = 1.0, one under each model. Factor on the task."
 
 
+@dataclass(frozen=True)
+class Form:
+    """How the methods are listed."""
+
+    json: bool = flag_of(Talk, "json")
+
+
 @told
+@with_flags
 def methods(
+    form: Form,
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One method, in full.", show_default=False)
     ] = None,
-    json_: Json = False,
 ) -> None:
     """List the merge methods, or tell all about one."""
     from hf_tsv.errors import RecipeError
@@ -31,7 +41,7 @@ def methods(
     if name is not None and name not in METHODS:
         raise RecipeError(f"unknown method '{name}'. Known: {', '.join(sorted(METHODS))}")
     chosen = [METHODS[name]] if name else [METHODS[key] for key in sorted(METHODS)]
-    if json_:
+    if form.json:
         print(json.dumps({m.name: _as_data(m) for m in chosen}, indent=1))
     elif name:
         _show(chosen[0])

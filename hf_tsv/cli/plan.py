@@ -2,34 +2,28 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, RecipeFile, ShardSize, Svd, Token, recipe_from
+from hf_tsv.cli._flags import with_flags
+from hf_tsv.cli._options import RecipeFile, Shards, Svd, Talk
 from hf_tsv.cli._told import err, out, told
-from hf_tsv.errors import duration, size
+from hf_tsv.errors import counted, duration, size
+from hf_tsv.job.options import Access
 
 if TYPE_CHECKING:
     from hf_tsv.merging.plan import Plan
 
 
 @told
-def plan(
-    recipe: RecipeFile,
-    max_shard_size: ShardSize = "5GB",
-    svd: Svd = None,
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@with_flags
+def plan(recipe: RecipeFile, shards: Shards, svd: Svd, access: Access, talk: Talk) -> None:
     """Say what a merge would do, from the models' headers alone: nothing is downloaded or written."""
     from hf_tsv.hub import Hub
-    from hf_tsv.verbs.plan import plan as make
+    from hf_tsv.verbs.plan import plan as make_plan
 
-    planned = make(recipe_from(recipe, svd), max_shard_size=max_shard_size, hub=Hub(token=token, cache_dir=cache_dir))
-    if json_:
+    hub = Hub(token=access.token, cache_dir=access.cache_dir)
+    planned = make_plan(svd.recipe(recipe), max_shard_size=shards.max_shard_size, hub=hub)
+    if talk.json:
         print(json.dumps(as_data(planned), indent=1))
     else:
         show(planned)
@@ -42,31 +36,34 @@ def show(planned: "Plan") -> None:
 
     _show_tensors(planned)
     counts = Counter(step.method for step in planned.steps)
-    made = ", ".join(f"{number} by {method}" for method, number in counts.most_common() if method != "base")
-    largest, cores = max(map(planned.working_bytes, planned.steps)), usable_cores()
-    seconds = estimated_seconds(planned, cores)
+    copied = counts.pop("base", 0)
+    methods = ", ".join(f"{number} by {method}" for method, number in counts.most_common())
+    out.print(f"\n{len(planned.steps)} tensors: {methods}, {copied} kept from the base.", markup=False)
+    cores = usable_cores()
     out.print(
-        f"\n{len(planned.steps)} tensors: {made}, {counts['base']} kept from the base."
-        f" Reads {size(planned.bytes_in)}, writes {size(planned.bytes_out)} in {len(planned.shards)} file(s);"
-        f" the largest tensor takes {size(largest)} of memory at work. About {duration(seconds)} of merging on this"
-        f" machine's {cores} core(s).",
+        f"Reads {size(planned.bytes_in)}, writes {_output_size(planned)}; the largest tensor takes"
+        f" {size(max(map(planned.working_bytes, planned.steps)))} of memory at work. About"
+        f" {duration(estimated_seconds(planned, cores))} of merging on this machine's {counted(cores, 'core')}.",
         markup=False,
     )
     for warning in planned.warnings:
         err.print(f"Note: {warning}", style="yellow", markup=False)
 
 
-def show_compression(planned: "Plan", flags: Sequence[str]) -> None:
-    """What a compression by these flags takes up of a plan, whose methods don't matter to it."""
-    steps = tuple(replace(s, method="tsv_c", parameters={}) if s.is_merged else s for s in planned.steps)
-    _show_tensors(replace(planned, steps=steps))
-    out.print(
-        f"\n{len(planned.merged)} tensors go into {len(planned.tasks)} adapter(s) as far as they were changed, with"
-        f" {' '.join(flags)}; {len(steps) - len(planned.merged)} stay as in the base.",
-        markup=False,
-    )
-    for warning in planned.warnings:
-        err.print(f"Note: {warning}", style="yellow", markup=False)
+def _output_size(planned: "Plan") -> str:
+    """How much is written, in words; of adapters, the most that it can be."""
+    from hf_tsv.kept.sizes import largest_adapter_bytes
+    from hf_tsv.merging.plan import leaves_residuals
+
+    parts = []
+    if planned.makes_model:
+        parts.append(f"{size(planned.bytes_out)} in {counted(len(planned.shards), 'file')}")
+    if planned.makes_one_adapter:
+        parts.append("an adapter on the base")
+    elif leaves_residuals(planned):
+        each = size(largest_adapter_bytes(planned))
+        parts.append(f"{counted(len(planned.tasks), 'adapter')} of at most {each} in each profile")
+    return " and ".join(parts)
 
 
 def _show_tensors(planned: "Plan") -> None:

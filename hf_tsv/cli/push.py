@@ -2,23 +2,37 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, CommitMessage, CreatePr, DryRun, Json, License, Private, Quiet, Token
+from hf_tsv.cli._flags import flag_of, with_flags
+from hf_tsv.cli._options import PushOptions, RunOptions, Talk
 from hf_tsv.cli._told import err, out, told
 from hf_tsv.errors import size, some
+from hf_tsv.job.options import Access
 
 if TYPE_CHECKING:
     from hf_tsv.hub import Pushed
     from hf_tsv.job.preview import Preview
-    from hf_tsv.kept.options import Compressing
     from hf_tsv.publish.publishing import Destination
 
 
+@dataclass(frozen=True)
+class Repository:
+    """How the output lies on the Hub."""
+
+    create_pr: bool = flag_of(PushOptions, "create_pr")
+    private: bool | None = flag_of(PushOptions, "private")
+    license: str | None = flag_of(PushOptions, "license")
+    commit_message: str | None = flag_of(PushOptions, "commit_message")
+    dry_run: bool = flag_of(RunOptions, "dry_run")
+
+
 @told
+@with_flags
 def push(
     folder: Annotated[
         Path, typer.Argument(metavar="OUT", help="An output of hf-tsv, or one adapter of it.", show_default=False)
@@ -26,15 +40,9 @@ def push(
     repo: Annotated[
         str, typer.Argument(metavar="REPO", help="user/name; for adapters also user/name-{task}.", show_default=False)
     ],
-    create_pr: CreatePr = False,
-    private: Private = None,
-    license_: License = None,
-    commit_message: CommitMessage = None,
-    dry_run: DryRun = False,
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    json_: Json = False,
-    quiet: Quiet = False,
+    how: Repository,
+    access: Access,
+    talk: Talk,
 ) -> None:
     """Push an output to the Hub, in one commit. What is there already is not uploaded again."""
     from huggingface_hub.utils import disable_progress_bars
@@ -44,25 +52,22 @@ def push(
     from hf_tsv.publish.publishing import Pushing, deliver
     from hf_tsv.verbs.push import prepare_push
 
-    if quiet or not err.is_terminal:
+    if talk.quiet or not err.is_terminal:
         disable_progress_bars()
-    pushing = Pushing(repo, create_pr, private, license_, commit_message)
-    prepared = prepare_push(folder, pushing, Hub(token=token, cache_dir=cache_dir))
-    if not quiet:
+    pushing = Pushing(repo, how.create_pr, how.private, how.license, how.commit_message)
+    prepared = prepare_push(folder, pushing, Hub(token=access.token, cache_dir=access.cache_dir))
+    if not talk.quiet:
         for parcel, to in prepared:
             show(all_terms(parcel.record), to, f": {len(parcel.files) + 1} files, {size(parcel.nbytes)}")
-    if not dry_run:
-        report((deliver(*one) for one in prepared), json_=json_)
+    if not how.dry_run:
+        report((deliver(*one) for one in prepared), json_=talk.json)
 
 
-def preview(run: "Preview", compressing: "Compressing | None" = None) -> None:
-    """What a merge, or a compression, would do: the plan, and where its output would go."""
+def show_preview(run: "Preview") -> None:
+    """What a job would do: the plan, and where its output would go."""
     from hf_tsv.cli import plan
 
-    if compressing:
-        plan.show_compression(run.plan, compressing.flags)
-    else:
-        plan.show(run.plan)
+    plan.show(run.plan)
     if run.download_bytes:
         err.print(f"Downloads {size(run.download_bytes)}.", markup=False)
     if run.stream_bytes:

@@ -1,44 +1,43 @@
 """`hf-tsv restore`: one task's full checkpoint."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Overwrite, Quiet, ShardSize, Token
+from hf_tsv.cli._flags import flag_of, with_flags
+from hf_tsv.cli._options import Talk
 from hf_tsv.cli._told import WorkProgress, told
+from hf_tsv.job.options import Access, Options, option
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How the checkpoint is written."""
+
+    base: str | None = option(None, "The base model, where it isn't where OUT says.", metavar="MODEL")
+    max_shard_size: int | str = flag_of(Options, "max_shard_size")
+    overwrite: bool = flag_of(Options, "overwrite")
 
 
 @told
+@with_flags
 def restore(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that hf-tsv has written.", show_default=False)],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the checkpoint goes.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the checkpoint.", show_default=False)],
     task: Annotated[str, typer.Option("--task", help="Which of OUT's tasks.", show_default=False)],
-    base: Annotated[
-        str | None, typer.Option("--base", help="The base model, where it isn't found as OUT names it.")
-    ] = None,
-    max_shard_size: ShardSize = "5GB",
-    overwrite: Overwrite = False,
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    json_: Json = False,
-    quiet: Quiet = False,
+    writing: Writing,
+    access: Access,
+    talk: Talk,
 ) -> None:
-    """Write the checkpoint of one task from its adapter in OUT, with what PEFT can't load."""
+    """Write the checkpoint of one task from its adapter or mask in OUT, with what PEFT can't load."""
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.restore import restore
 
-    hub = Hub(token=token, cache_dir=cache_dir)
-    with WorkProgress("Restoring", quiet=quiet) as progress:
-        record = restore(
-            out,
-            task,
-            folder,
-            base=base,
-            max_shard_size=max_shard_size,
-            overwrite=overwrite,
-            hub=hub,
-            progress=progress,
-        )
-    print(json.dumps({"out": str(folder), **record}) if json_ else folder)
+    options = Options(overwrite=writing.overwrite, max_shard_size=writing.max_shard_size)
+    hub = Hub(token=access.token, cache_dir=access.cache_dir)
+    with WorkProgress("Restoring", quiet=talk.quiet) as progress:
+        record = restore(out, task, folder, options, base=writing.base, hub=hub, progress=progress)
+    print(json.dumps({"out": str(folder), **record}) if talk.json else folder)

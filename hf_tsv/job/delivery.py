@@ -8,9 +8,10 @@ from hf_tsv.cards import all_terms
 from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.files.names import LOCK_FILE
 from hf_tsv.hub import Hub
+from hf_tsv.merging.plan import Plan
 from hf_tsv.merging.progress import Progress
 from hf_tsv.publish.publishing import Destination, Pushing, check, deliver, parcel
-from hf_tsv.recipe import Recipe, in_repository
+from hf_tsv.recipe import in_repository
 from hf_tsv.record.record import read_record
 from hf_tsv.sources.models import Source, described, lock_text
 
@@ -53,13 +54,15 @@ def delivered(out: Path, destinations: Sequence[Destination], progress: Progress
     return {"pushed": [{"repo_id": one.repo_id, "url": one.url} for one in pushed]}
 
 
-def is_made(out: Path, recipe: Recipe, sources: Sequence[Source], how: Sequence[str]) -> bool:
-    """Whether OUT is what a run would make of these sources: of a merge the same files, of a compression the flags."""
+def is_made(out: Path, plan: Plan, sources: Sequence[Source]) -> bool:
+    """Whether OUT is what a job would make of these sources: the same lock and, of a model, the same files."""
     try:
         record = read_record(out)
         lock = (out / LOCK_FILE).read_text("utf-8")
     except (OutputError, OSError):
         return False
+    if lock != lock_text(plan.recipe, sources):
+        return False
     made_of = [{key: value for key, value in source.items() if key != "terms"} for source in record["sources"]]
-    same = lock == lock_text(recipe, sources) and made_of == [source.describe() for source in sources]
-    return same and list(how) == record.get("flags", record.get("files"))
+    files = [shard.file for shard in plan.shards]
+    return made_of == [source.describe() for source in sources] and files == record.get("files", [])

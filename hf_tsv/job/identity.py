@@ -23,15 +23,14 @@ def check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> Non
             raise OutputError(f"{out}: holds {source.ref.text}, which the recipe reads. Choose another folder")
 
 
-def _identity(planned: Plan, sources: Sequence[Source], flags: Sequence[str] = ()) -> dict[str, str]:
-    """What has to be the same for an unfinished run to be gone on with. `flags`: of the command, where it has any."""
+def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
+    """What has to be the same for an unfinished run to be gone on with."""
     layout = repr([(shard.file, shard.tensors) for shard in planned.shards])
     models = {("base model" if s.task is None else f"model '{s.task}'"): s.identity for s in sources}
     return {
         "recipe": hashlib.sha256(planned.recipe.text.encode()).hexdigest(),
         **models,
         "shards": hashlib.sha256(layout.encode()).hexdigest(),
-        **({"set of options": " ".join(flags)} if flags else {}),
         **({"vocabulary": planned.vocabulary.fingerprint} if planned.vocabulary else {}),
         "singular value decomposition": planned.recipe.svd,
         "version of hf_tsv's numerics": NUMERICS,
@@ -39,11 +38,9 @@ def _identity(planned: Plan, sources: Sequence[Source], flags: Sequence[str] = (
     }
 
 
-def identity_on(
-    device: torch.device, planned: Plan, sources: Sequence[Source], flags: Sequence[str] = ()
-) -> dict[str, str]:
+def identity_on(device: torch.device, planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
     """As `_identity`, on a device: processors of one kind do the same, GPUs of one model."""
-    return _identity(planned, sources, flags) | {"device": "cpu" if device == CPU else device_name(device)}
+    return _identity(planned, sources) | {"device": "cpu" if device == CPU else device_name(device)}
 
 
 def check_unchanged(planned: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:

@@ -1,70 +1,56 @@
 """A merge as an adapter on the base, instead of a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.files.names import ADAPTERS
-from hf_tsv.kept.adapters import compress_tasks
-from hf_tsv.kept.options import compressing
-from hf_tsv.linalg.ranks import Energy, FixedRank
+from hf_tsv.kept.adapters import Reports, compress_tasks
+from hf_tsv.kept.settings import AdapterSettings
+from hf_tsv.kept.workplace import Workplace
+from hf_tsv.linalg.ranks import RankChoice
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.engine import merge_step, surveys
 from hf_tsv.merging.plan import TSV_C, Plan
-from hf_tsv.merging.progress import Progress
-from hf_tsv.merging.resources import Resources
-from hf_tsv.staging.folder import Staging
 
-MERGED = "merged"
+MERGED = "merged"  # the name of the one task
 
 
-def write_as_adapter(
-    plan: Plan,
-    staging: Staging,
-    identity: Mapping[str, str],
-    base: BaseRef,
-    folders: Mapping[str | None, Path],
-    rank: int | None,
-    resources: Resources,
-    progress: Progress,
-    *,
-    in_order: bool = False,
-) -> dict[str, dict[str, Any]]:
+def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplace) -> Reports:
     """Write what a merge changes of the base as a PEFT adapter, and have PEFT load it.
 
-    Its factors are the merged change's leading singular triplets, which no other factors of that rank come nearer to.
-    Every merged tensor is computed twice: for its rank and for its factors.
+    Its factors are the leading singular triplets of the merged change, which no other factors of that rank come nearer
+    to. Every merged tensor is computed twice: for its rank and for its factors.
 
     Args:
-        plan: The merge; its output in float32, so that the change is not rounded to the base's dtype.
-        staging: The run's working folder, in which the adapter's files come to lie in what it publishes.
-        identity: What the run is, for its journal.
+        plan: The merge. Its output is in float32, so that the change isn't rounded to the base's dtype.
         base: What the adapter calls its base.
-        folders: Where the base (None) lies.
-        rank: Most triplets of a matrix; all that it has unless given. Of LoRA adapters of rank r these are at most T r.
-        resources: What may be used of the machine.
-        progress: Told of the work done.
-        in_order: As in `compress_tasks`.
+        rule: How many triplets of each matrix to keep. Of LoRA adapters of rank r, T r hold everything.
+        work: Where and with what; the adapter's files come to lie in its output.
 
     Returns:
         As `compress_tasks`, whose errors these are too; the one task is called `merged`.
     """
-    merged = _Merged(plan, resources, progress)
-    steps = tuple(replace(s, method=TSV_C, weights=(1.0,), parameters={}) if s.is_merged else s for s in plan.steps)
-    as_task = replace(plan, tasks=(MERGED,), finetuned=(merged,), steps=steps, parts=())
-    options = compressing(plan.recipe, FixedRank(rank) if rank else Energy(1.0), profiles=("faithful",))
-    report = compress_tasks(as_task, folders, staging, identity, base, options, resources, progress, in_order=in_order)
-    out, folder = staging.out, staging.out / ADAPTERS["faithful"]
+    steps = tuple(
+        replace(step, method=TSV_C, weights=(1.0,), parameters={}) if step.is_merged else step for step in plan.steps
+    )
+    plan_of_one = replace(plan, tasks=(MERGED,), finetuned=(_Merged(plan, work),), steps=steps, parts=())
+    settings = AdapterSettings(
+        rules={step.name: rule for step in plan_of_one.merged},
+        factor_dtype=plan.recipe.adapters.get("factor_dtype"),
+        verify=plan.recipe.adapters.get("verify", "weights"),
+    )
+    reports = compress_tasks(plan_of_one, base, settings, work)
+    # The output is one adapter, not a folder of adapters.
+    folder = work.out / ADAPTERS["faithful"]
     for file in (folder / MERGED).iterdir():
-        file.rename(out / file.name)
+        file.rename(work.out / file.name)
     (folder / MERGED).rmdir()
     folder.rmdir()
-    return report
+    return reports
 
 
 class _Merged:
@@ -72,12 +58,12 @@ class _Merged:
 
     label = "the merged model"
 
-    def __init__(self, plan: Plan, resources: Resources, progress: Progress) -> None:
+    def __init__(self, plan: Plan, work: Workplace) -> None:
         self._plan = plan
         self._steps = {step.name: step for step in plan.steps}
-        self._surveys = surveys(plan, plan.steps, resources, progress)
-        # A stack's matrices are read one after another, and each is asked for more than once.
-        self._whole = lru_cache(maxsize=resources.workers)(self._computed)
+        self._surveys = surveys(plan, plan.steps, work.resources, work.progress)
+        # The matrices of a stack are read one after another, and each is asked for more than once.
+        self._whole = lru_cache(maxsize=work.resources.workers)(self._merge)
 
     def names(self) -> Sequence[str]:
         return self._plan.base.names()
@@ -96,6 +82,6 @@ class _Merged:
     def fingerprint(self) -> str:
         return "\0".join(checkpoint.fingerprint() for checkpoint in (self._plan.base, *self._plan.finetuned))
 
-    def _computed(self, name: str) -> Tensor:
+    def _merge(self, name: str) -> Tensor:
         step = self._steps[name]
         return merge_step(self._plan, step, self._surveys(step))[0]

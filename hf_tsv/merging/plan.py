@@ -121,6 +121,27 @@ class Plan:
     def merged(self) -> tuple[Step, ...]:
         return tuple(step for step in self.steps if step.is_merged)
 
+    @property
+    def makes_one_adapter(self) -> bool:
+        """Whether the output is one adapter on the base, which holds what the merge changes."""
+        return self.recipe.output is not None
+
+    @cached_property
+    def makes_task_adapters(self) -> bool:
+        """Whether the output is an adapter of every task on the base: no tensor is shared that isn't the base's."""
+        if self.makes_one_adapter or not self.merged:
+            return False
+        return all(METHODS[step.method].keeps == "adapter" for step in self.merged)
+
+    @property
+    def puts_adapters_on_base(self) -> bool:
+        return self.makes_one_adapter or self.makes_task_adapters
+
+    @property
+    def makes_model(self) -> bool:
+        """Whether the output is a model of its own."""
+        return not self.puts_adapters_on_base
+
     @cached_property
     def adapters(self) -> tuple[AdapterCheckpoint | None, ...]:
         """Each task's checkpoint where it is an adapter; None where it is a whole model."""

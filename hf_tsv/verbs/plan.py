@@ -3,12 +3,9 @@
 from pathlib import Path
 
 from hf_tsv.hub import Hub
-from hf_tsv.job.inputs import loaded, plan_of
+from hf_tsv.job.opened import open_recipe
 from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan
 from hf_tsv.recipe import Recipe
-from hf_tsv.sources.models import (
-    open_sources,
-)
 
 
 def plan(
@@ -18,11 +15,10 @@ def plan(
 
     Args:
         recipe: A recipe, or the path of its file.
-        max_shard_size: Largest output file, in bytes or as `5GB`.
+        max_shard_size: Largest file of weights, in bytes or as `5GB`.
         hub: How to reach the Hub.
 
     Raises:
-        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; all of it is told.
+        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is told.
     """
-    recipe, hub = loaded(recipe), hub or Hub()
-    return plan_of(recipe, open_sources(recipe, hub), max_shard_size, hub)
+    return open_recipe(recipe, hub or Hub(), max_shard_size=max_shard_size).plan

@@ -10,11 +10,12 @@ from hf_tsv.errors import OutputError, some
 from hf_tsv.files.checksums import checksums
 from hf_tsv.files.names import ADAPTERS, LOCK_FILE, MASKS, MODEL_CONFIG
 from hf_tsv.hub import Hub
+from hf_tsv.job.options import Options
 from hf_tsv.job.processes import check_alone
 from hf_tsv.job.recording import make_restoration_record
 from hf_tsv.kept.masks import config_of, file_of, open_masked
 from hf_tsv.lora.read.adapter import is_adapter, is_model
-from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, plan_shards
+from hf_tsv.merging.plan import plan_shards
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import check_disk
 from hf_tsv.recipe import ModelRef, load_recipe
@@ -23,15 +24,16 @@ from hf_tsv.sources.companions import copy_companions, copy_config
 from hf_tsv.sources.models import Source, companions, open_model
 from hf_tsv.staging.folder import Staging, check_output
 
+DEFAULTS = Options()
+
 
 def restore(
     out: str | Path,
     task: str,
     to: str | Path,
+    options: Options = DEFAULTS,
     *,
     base: str | None = None,
-    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-    overwrite: bool = False,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -44,9 +46,8 @@ def restore(
         out: A folder that `compress` or `merge` has written.
         task: Which of its tasks.
         to: The folder to write; it must not exist, or be empty.
+        options: How to do it; of these, `overwrite` and `max_shard_size` have an effect here.
         base: The base model, a Hub id or a folder, where it isn't found as it was.
-        max_shard_size: Largest output file, in bytes or as `5GB`.
-        overwrite: Replace an earlier output.
         hub: How to reach the Hub.
         progress: Told of the bytes written.
 
@@ -55,10 +56,10 @@ def restore(
     """
     to, hub = Path(to), hub or Hub()
     check_alone(to)
-    check_output(to, overwrite=overwrite)
+    check_output(to, overwrite=options.overwrite)
     source = open_task(Path(out), task, base=base, hub=hub)
     model = source.checkpoint
-    shards = plan_shards([model.info(name) for name in model.names()], max_shard_size)
+    shards = plan_shards([model.info(name) for name in model.names()], options.max_shard_size)
     check_disk(to, sum(shard.nbytes for shard in shards))
     with Staging(to) as staging:
         staging.discard()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as tf
 import yaml
+from hf_tsv.kept.options import Compressing
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -26,7 +27,6 @@ from hf_tsv.evaluation import Contestant, load_suite
 from hf_tsv.evaluation import run as evaluation_run
 from hf_tsv.evaluation.contestants import load_model
 from hf_tsv.evaluation.data import read_examples
-from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import Budget, Fraction
 from tests.support import models
 

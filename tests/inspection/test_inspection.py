@@ -328,6 +328,7 @@ def test_too_little_memory_is_told(tmp_path: Path) -> None:
 def test_adapters_are_inspected_from_their_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
     from hf_tsv.kept.options import Compressing
+
     from hf_tsv.linalg.ranks import FixedRank
 
     recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=2), tasks=2)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hf_tsv.kept.options import Compressing
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -19,7 +20,6 @@ from hf_tsv import linalg
 from hf_tsv.cli import _told, app
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.kept import adapters as compressed
-from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg import _exact, _lapack
 from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.merging import engine as run

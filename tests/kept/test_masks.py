@@ -146,6 +146,7 @@ def test_a_task_with_a_head_of_its_own_is_loaded(tmp_path: Path) -> None:
 
 def test_an_adapter_is_loaded_as_a_model(tmp_path: Path) -> None:
     from hf_tsv.kept.options import Compressing
+
     from hf_tsv.linalg.ranks import Energy
 
     folder = models.zoo(models.bert, tmp_path)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hf_tsv.kept.options import Compressing
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.errors import MethodError, PlanError, RecipeError
-from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import FixedRank
 from tests.methods.test_tsv_m import error
 from tests.support import models

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from hf_tsv.kept.options import Compressing
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -19,7 +20,6 @@ from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.safetensors import read_header
 from hf_tsv.errors import MethodError, OutputError
 from hf_tsv.kept import adapters as compressed
-from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import Budget, Energy, FixedRank, Fraction
 from tests.cli.test_cli import run
 from tests.methods.test_tsv_m import error

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_tsv.kept.options import Compressing
 from huggingface_hub import ModelCard
 
 import hf_tsv
 from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.files.names import ADAPTERS
 from hf_tsv.hub import Hub, _client, _errors, _push
-from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import FixedRank
 from tests.cli.test_cli import run
 from tests.support import models

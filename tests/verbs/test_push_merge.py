@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hf_tsv.kept.options import Compressing
 from huggingface_hub import ModelCard
 from safetensors.torch import load, save
 
@@ -16,7 +17,6 @@ import hf_tsv
 from hf_tsv.cards import all_terms
 from hf_tsv.errors import CheckpointError, HfTsvError, HubError, OutputError, PublishError
 from hf_tsv.hub import Hub
-from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.publish.publishing import Pushing
 from tests.cli.test_cli import run

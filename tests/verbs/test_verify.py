@@ -138,6 +138,7 @@ def test_the_seed_chooses_the_sample(zoo: Path) -> None:
 
 def test_adapters_and_restored_checkpoints_are_compared_by_file(made: Path, tmp_path: Path) -> None:
     from hf_tsv.kept.options import Compressing
+
     from hf_tsv.linalg.ranks import FixedRank
 
     hf_tsv.compress(made / "recipe.yaml", tmp_path / "small", Compressing(FixedRank(2)))

@@ -10,13 +10,13 @@ import pytest
 import tokenizers as tk
 import torch
 import transformers as tf
+from hf_tsv.kept.options import Compressing
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hf_tsv
 from hf_tsv.errors import OutputError, PlanError
 from hf_tsv.hub import Hub
-from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.merging import plan as planner
 from hf_tsv.verbs.verify import verify

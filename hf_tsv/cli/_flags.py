@@ -1,0 +1,78 @@
+"""Flags of the command line, made from the option classes that the public functions take."""
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def with_flags(command: Callable[P, R]) -> Callable[..., R]:
+    """Give a command one flag for each field of the option classes among its parameters.
+
+    The command itself is called with the filled-in option classes. A flag is spelt as its field, unless the field's
+    metadata says otherwise under `flag`; `help`, `metavar` and `least` come from there as well. Two classes may share
+    a field, which is one flag then.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    plain: list[inspect.Parameter] = []
+    flags: dict[str, inspect.Parameter] = {}
+    classes: dict[str, type] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            classes[parameter.name] = hint
+            flags |= {flag.name: flag for flag in _flags_of(hint)}
+        else:
+            plain.append(parameter.replace(annotation=hint))
+
+    @functools.wraps(command)
+    def run(*args: Any, **values: Any) -> R:
+        filled = {}
+        for name, options in classes.items():
+            filled[name] = options(**{field.name: values[field.name] for field in fields(options)})
+        own = {name: value for name, value in values.items() if name not in flags}
+        return command(*args, **own, **filled)
+
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*plain, *flags.values())]
+    # Typer reads the signature and the annotations of what it is given.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions have it at run time
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def flag_of(options: type, name: str) -> Any:
+    """A field for another option class, with the default and the flag of a field of `options`."""
+    original = next(field for field in fields(options) if field.name == name)
+    return dataclasses.field(default=original.default, metadata=original.metadata)
+
+
+def _flags_of(options: type) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(options)
+    return [_flag(field, hints[field.name]) for field in fields(options)]
+
+
+def _flag(field: "Field[Any]", hint: Any) -> inspect.Parameter:
+    assert field.default is not MISSING, f"{field.name}: a flag needs a default"
+    spelling = field.metadata.get("flag", f"--{field.name.replace('_', '-')}")
+    names = spelling if isinstance(spelling, tuple) else (spelling,)
+    details = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar")}
+    if "least" in field.metadata:
+        details["min"] = field.metadata["least"]
+    annotation = Annotated[_as_text(hint), typer.Option(*names, **details)]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
+
+
+def _as_text(hint: Any) -> Any:
+    """The type that a flag's value is read as: sizes, which are numbers or text such as 4GB, come as text."""
+    members = typing.get_args(hint)
+    if int in members and str in members:
+        return str | None if type(None) in members else str
+    return hint

@@ -1,0 +1,124 @@
+"""What a person may say of a job besides the recipe. The command line's flags are made from these classes.
+
+A field's metadata has `help` for the flag's description, and where needed `metavar`, `flag` (its spelling) and `least`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_tsv.errors import OutputError, parse_bytes
+
+if TYPE_CHECKING:  # --help shall not wait for torch
+    from hf_tsv.merging.resources import Resources
+
+
+def option(default: Any, help_: str, **more: Any) -> Any:
+    """A field of an option class."""
+    return field(default=default, metadata={"help": help_, **more})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job may use of the machine.
+
+    Attributes:
+        workers: Tensors in work at once in each process, one processor core each; None for all cores.
+        max_memory: Memory that the tensors in work may take together, in bytes or as `4GB`; None for most of what is
+            free. The processes on one machine get equal shares of both unless given.
+        device: Where methods compute: `cpu`, `cuda`, or one of several as `cuda:1`. With `cuda`, the processes on one
+            machine take its GPUs in turn. Another kind of device rounds differently.
+    """
+
+    workers: int | None = option(None, "Tensors in work at once. Default: one for each core.", least=1)
+    max_memory: int | str | None = option(None, "Memory for the tensors in work, such as 4GB.", metavar="SIZE")
+    device: str = option("cpu", "Where methods compute: cpu, cuda or cuda:1.")
+
+    @property
+    def max_bytes(self) -> int | None:
+        """`max_memory` in bytes.
+
+        Raises:
+            OutputError: it is not a size.
+        """
+        if not isinstance(self.max_memory, str):
+            return self.max_memory
+        try:
+            return parse_bytes(self.max_memory)
+        except ValueError as error:
+            raise OutputError(f"max_memory: {error}. Write a size such as 4GB") from None
+
+    def resources(self, *, local_rank: int = 0, local_count: int = 1) -> "Resources":
+        """The share of one process of a machine, with everything decided that was left open."""
+        from hf_tsv.merging.resources import Resources, device_named
+
+        return Resources.of(self.workers, self.max_bytes, local_count, device_named(self.device, local_rank))
+
+
+@dataclass(frozen=True)
+class Options(Limits):
+    """How a job is done; the recipe says what is done.
+
+    Attributes:
+        overwrite: Replace an earlier output.
+        restart: Throw away the work of an unfinished job instead of going on with it.
+        max_shard_size: Largest file of weights, in bytes or as `5GB`.
+        stream: Read weights from the Hub tensor by tensor instead of downloading their files. The base's files are
+            downloaded all the same where PEFT has to load it.
+    """
+
+    overwrite: bool = option(False, "Replace an earlier output of hf-tsv.")
+    restart: bool = option(False, "Throw away the work of an unfinished run.")
+    max_shard_size: int | str = option("5GB", "Largest file of weights.", metavar="SIZE")
+    stream: bool = option(False, "Read models from the Hub tensor by tensor, with no copy on disk.")
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to reach the Hub.
+
+    Attributes:
+        token: The token to use; None for the one that `hf auth login` has stored, or HF_TOKEN.
+        cache_dir: The folder for downloads; None for the Hub's own cache.
+    """
+
+    token: str | None = option(None, "Hub token. Better: `hf auth login`, or the variable HF_TOKEN.")
+    cache_dir: Path | None = option(None, "Folder for downloads.", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """How adapters are written. None leaves what the recipe says.
+
+    Attributes:
+        profile: `faithful` holds all that PEFT can, `serving` what servers of many adapters read; `both` for both.
+        serving_rank: Rank of all factors in the serving profile; the largest that a budget has room for, else the
+            smallest that holds what the rules chose, unless given.
+        factor_dtype: Dtype of the factors; `bfloat16` under a budget, else each tensor's own, unless given.
+        together: Whether the adapters share their budgets, so that a task that changed more gets more bytes.
+        verify: How PEFT's reading of an adapter is compared with what was meant: by its weights, or also by a forward
+            pass.
+    """
+
+    profile: Literal["faithful", "serving", "both"] | None = option(
+        None, "faithful: all that PEFT holds; serving: what vLLM and other servers read."
+    )
+    serving_rank: Literal[8, 16, 32, 64, 128] | None = option(None, "Rank of all factors in the serving profile.")
+    factor_dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "Dtype of the factors. Default: bfloat16 under a budget, else the model's own."
+    )
+    together: bool | None = option(None, "Let the adapters share their budgets: more for tasks that need more.")
+    verify: Literal["weights", "forward"] | None = option(None, "How PEFT's reading is checked. Default: by weights.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is given, in the words of a recipe's `adapters`."""
+        profiles = ["faithful", "serving"] if self.profile == "both" else [self.profile]
+        settings = {
+            "profiles": profiles if self.profile else None,
+            "rank": self.serving_rank,
+            "factor_dtype": self.factor_dtype,
+            "together": self.together,
+            "verify": self.verify,
+        }
+        return {key: value for key, value in settings.items() if value is not None}

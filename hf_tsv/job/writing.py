@@ -1,0 +1,174 @@
+"""What a job writes into its working folder: the shared model, what single tasks keep, and the files beside them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from torch import Tensor
+
+from hf_tsv.checkpoints.protocol import Shard
+from hf_tsv.checkpoints.writer import CheckpointWriter
+from hf_tsv.files.disk import full_disk_told
+from hf_tsv.files.names import PARTS
+from hf_tsv.hub import Hub
+from hf_tsv.job.processes import Team
+from hf_tsv.kept.workplace import Workplace
+from hf_tsv.merging.engine import run
+from hf_tsv.merging.plan import Plan, Step, leaves_masks, leaves_residuals
+from hf_tsv.sources.companions import copy_companions, copy_licences, most_common_template
+from hf_tsv.sources.models import Source, companions, tokenizer_companions
+from hf_tsv.staging.journal import Journal
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was written for single tasks.
+
+    Attributes:
+        adapters: By task and profile, the report of each adapter.
+        masks: The report of the masks; empty without any.
+        parts: The file of each task's own tensors, by task.
+    """
+
+    adapters: Mapping[str, Mapping[str, Any]]
+    masks: Mapping[str, Any]
+    parts: Mapping[str, str]
+
+
+def write_shared(
+    plan: Plan, work: Workplace, team: Team, file_is_complete: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Write the shared model's files, together with the other processes of the job.
+
+    Args:
+        plan: What to write.
+        work: Where and with what.
+        team: The processes; this is the first one.
+        file_is_complete: Called with the name of each file once all of its tensors are written.
+
+    Returns:
+        What was noted of each tensor, by name.
+    """
+    with (
+        CheckpointWriter(work.out, plan.shards, is_shared=team.process.count > 1) as writer,
+        Journal(work.staging, writer, work.identity) as journal,
+    ):
+        writer.sync()
+        sink = _ShardSink(writer, journal, team, plan.shards, file_is_complete)
+        steps_left = [step for step in _steps_by_file(plan) if step.name not in journal.done]
+        own_share = team.deal(steps_left, plan.work, lambda step: step.name, work.identity)
+        own_names = {step.name for step in own_share}
+        own_steps = [step for step in steps_left if step.name in own_names]
+        run(plan, own_steps, sink, work.resources, work.progress, in_order=work.in_order)
+        team.await_all()
+        journal.take_in()
+    if plan.shards:
+        writer.write_index()
+    return journal.done
+
+
+def help_to_write_shared(plan: Plan, work: Workplace, team: Team) -> None:
+    """Write this process's share into the files that the first process has laid out."""
+    own_names = set(team.await_deal(work.identity))
+    with (
+        CheckpointWriter(work.out, plan.shards, is_shared=True) as writer,
+        Journal(work.staging, writer, work.identity, rank=team.process.rank) as journal,
+    ):
+        sink = _ShardSink(writer, journal, team, plan.shards, lambda file: None)
+        own_steps = [step for step in _steps_by_file(plan) if step.name in own_names]
+        run(plan, own_steps, sink, work.resources, work.progress, in_order=work.in_order)
+
+
+def write_parts(plan: Plan, out: Path) -> dict[str, str]:
+    """Write what belongs to single tasks alone, one file a task, as the fine-tuned model stores it; files by task."""
+    files: dict[str, str] = {}
+    for task, checkpoint in zip(plan.tasks, plan.finetuned, strict=True):
+        infos = [part.info for part in plan.parts if part.task == task]
+        if not infos:
+            continue
+        files[task] = f"{PARTS}/{task}.safetensors"
+        with full_disk_told(out / PARTS):
+            (out / PARTS).mkdir(exist_ok=True)
+        with CheckpointWriter(out, [Shard(files[task], tuple(infos))]) as writer:
+            for info in infos:
+                writer.write(info.name, checkpoint.read(info.name))
+            writer.sync()
+    return files
+
+
+def write_kept_beside(plan: Plan, work: Workplace, parts: Mapping[str, str]) -> Kept:
+    """Write what single tasks keep beside the shared model, whose weights and configuration are in place."""
+    adapters: Mapping[str, Mapping[str, Any]] = {}
+    masks: Mapping[str, Any] = {}
+    # What imports PEFT and transformers is imported when it is needed: most merges don't.
+    if leaves_residuals(plan):
+        from hf_tsv.kept.residuals import write_residuals
+
+        adapters = write_residuals(plan, work)
+    if leaves_masks(plan):
+        from hf_tsv.kept.masks import write_masks
+
+        masks = write_masks(plan, work)
+    return Kept(adapters, masks, parts)
+
+
+def copy_companions_of(plan: Plan, sources: Sequence[Source], hub: Hub, out: Path) -> None:
+    """Copy the files that belong beside the shared model's weights: configuration, tokenizer, licences and the like."""
+    recipe, vocabulary = plan.recipe, plan.vocabulary
+    by_ref = {source.ref: source for source in sources}
+    template = recipe.chat_template
+    if template == "auto":
+        template = most_common_template([source.folder for source in by_ref.values() if source.folder])
+    base = tokenizer = companions(by_ref[recipe.base], hub)
+    if recipe.tokenizer_model != recipe.base:
+        tokenizer = tokenizer_companions(by_ref[recipe.tokenizer_model], hub)
+    rows = None
+    if vocabulary:
+        rows = {vocabulary.base_rows[name]: new_rows for name, new_rows in vocabulary.rows.items()}
+    copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template, rows=rows)
+    if vocabulary:
+        vocabulary.write(out)
+    # A folder of the Hub's cache is called by a commit, so its model's id names the licence.
+    folders = {s.ref.path if s.pin else s.folder.name: s.folder for s in sources if s.folder}
+    copy_licences(folders, out)
+
+
+def _steps_by_file(plan: Plan) -> list[Step]:
+    by_name = {step.name: step for step in plan.steps}
+    return [by_name[info.name] for shard in plan.shards for info in shard.tensors]
+
+
+class _ShardSink:
+    """Writes merged tensors, notes them in the journal, and says which files are complete."""
+
+    def __init__(
+        self,
+        writer: CheckpointWriter,
+        journal: Journal,
+        team: Team,
+        shards: Sequence[Shard],
+        file_is_complete: Callable[[str], None],
+    ) -> None:
+        self._writer = writer
+        self._journal = journal
+        self._team = team
+        self._file_is_complete = file_is_complete
+        self._file_of = {info.name: shard.file for shard in shards for info in shard.tensors}
+        self._names_left = {shard.file: {info.name for info in shard.tensors} - journal.done.keys() for shard in shards}
+        self._lock = Lock()
+        for file, names_left in self._names_left.items():
+            if not names_left:
+                file_is_complete(file)
+
+    def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
+        self._team.check()
+        checksum = self._writer.write(step.name, tensor)
+        self._journal.note({"name": step.name, **facts, "sha256": checksum}, step.out.nbytes)
+        file = self._file_of[step.name]
+        with self._lock:
+            self._names_left[file].remove(step.name)
+            is_complete = not self._names_left[file]
+        if is_complete:
+            self._file_is_complete(file)

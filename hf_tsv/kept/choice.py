@@ -1,0 +1,108 @@
+"""Ranks for the matrices of a compression, and the adapters that follow from them."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hf_tsv.errors import MethodError, some
+from hf_tsv.kept.settings import AdapterSettings
+from hf_tsv.kept.task import TaskAdapters
+from hf_tsv.linalg.ranks import DENSE, Budget, Dense, Spectrum, choose_ranks, pooled
+from hf_tsv.lora.formats.faithful import Misfits, plan_adapter
+from hf_tsv.lora.formats.serving import plan_serving
+from hf_tsv.lora.write.plan import AdapterPlan, BaseRef
+
+ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once the adapter is planned
+
+Matrix = tuple[str, str]  # the names of a task and of a tensor
+
+
+def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: AdapterSettings) -> None:
+    """Choose the ranks of tasks that share their budgets, and plan their adapters; fills in `ranks` and `plans`.
+
+    Raises:
+        MethodError: the budget is smaller than what has to be stored whole.
+    """
+    faithful = _fitting_plans(tasks, base, settings)
+    for task in tasks:
+        if "faithful" in settings.profiles:
+            task.plans["faithful"] = faithful[task.name]
+        if "serving" in settings.profiles:
+            task.plans["serving"] = plan_serving(
+                task.architecture,
+                {**dict.fromkeys(task.spectra, 0), **task.ranks},
+                base=base,
+                rank=settings.serving_rank,
+                most_bytes=settings.budget,
+                factor_dtype=settings.dtype_of_factors,
+            )
+
+
+def _fitting_plans(tasks: Sequence[TaskAdapters], base: BaseRef, settings: AdapterSettings) -> dict[str, AdapterPlan]:
+    """Faithful adapters, by task, that take no more than the budgets together allow."""
+    budget = None if settings.budget is None else settings.budget * len(tasks)
+    misfits: Misfits = "whole" if budget is None else "sidecar"
+    fixed_bytes = sum(sum(task.whole.values()) for task in tasks)
+    plans: dict[str, AdapterPlan] = {}
+    nbytes = 0
+    for attempt in range(ATTEMPTS):
+        _choose_ranks(tasks, settings, fixed_bytes)
+        for task in tasks:
+            plans[task.name] = plan_adapter(
+                task.architecture,
+                task.ranks,
+                base=base,
+                factor_dtype=settings.dtype_of_factors,
+                misfits=misfits,
+            )
+        nbytes = sum(plan.nbytes for plan in plans.values())
+        if budget is None or nbytes <= budget:
+            return plans
+        # The overshoot is set aside for the next attempt, more each time: other ranks may need a longer header.
+        fixed_bytes += (nbytes - budget) << attempt
+    names = some([task.name for task in tasks])
+    raise MethodError(
+        f"{names}: a budget of {budget} bytes is too small: {nbytes} are needed, most of them for what is stored whole."
+        " Raise the budget"
+    )
+
+
+def _choose_ranks(tasks: Sequence[TaskAdapters], settings: AdapterSettings, fixed_bytes: int) -> None:
+    spectra: dict[Matrix, Spectrum] = {}
+    for task in tasks:
+        spectra |= {(task.name, name): spectrum for name, spectrum in task.spectra.items()}
+    architectures = {task.name: task for task in tasks}
+    chosen: dict[Matrix, int | Dense] = {}
+    for rule in settings.distinct_rules:
+        own = {matrix: spectrum for matrix, spectrum in spectra.items() if settings.rules[matrix[1]] == rule}
+        if isinstance(rule, Budget):
+            spent = fixed_bytes + sum(spectra[matrix].bytes_at(rank) for matrix, rank in chosen.items())
+            chosen |= _choose_within(Budget(rule.nbytes * len(tasks)), own, architectures, spent)
+        else:
+            chosen |= choose_ranks(own, rule)
+    for task in tasks:
+        task.ranks = {name: rank for (owner, name), rank in chosen.items() if owner == task.name and rank}
+        task.ranks |= dict.fromkeys(task.whole, DENSE)
+
+
+def _choose_within(
+    budget: Budget, spectra: Mapping[Matrix, Spectrum], tasks: Mapping[str, TaskAdapters], fixed_bytes: int
+) -> dict[Matrix, int | Dense]:
+    """Ranks under a budget, at the prices that PEFT asks.
+
+    PEFT gives some matrices one rank together, such as the experts of a layer: these compete as one.
+    """
+    groups: defaultdict[Matrix, dict[Matrix, Spectrum]] = defaultdict(dict)
+    for matrix, spectrum in spectra.items():
+        task, name = matrix
+        place = tasks[task].architecture.place(name)
+        priced = replace(spectrum, rank_numbers=place.rank_numbers) if place.low_rank else spectrum
+        groups[task, place.group][matrix] = priced
+    sums = {group: pooled(list(members.values())) for group, members in groups.items()}
+    rank_of_group = choose_ranks(sums, budget, fixed_bytes=fixed_bytes)
+    ranks: dict[Matrix, int | Dense] = {}
+    for group, members in groups.items():
+        rank = rank_of_group[group]
+        for matrix, spectrum in members.items():
+            ranks[matrix] = rank if isinstance(rank, Dense) else min(rank, spectrum.full_rank)
+    return ranks

@@ -1,0 +1,91 @@
+"""The second pass of a compression: the leading singular triplets of every changed matrix that isn't stored whole."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
+from hf_tsv.files.names import Profile
+from hf_tsv.kept.spectra import matrices_of
+from hf_tsv.kept.task import TaskAdapters
+from hf_tsv.kept.workplace import Workplace
+from hf_tsv.linalg import Factors, truncated_svd
+from hf_tsv.linalg.ranks import Dense
+from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange
+from hf_tsv.merging.engine import naming
+from hf_tsv.merging.plan import STORED, Plan, Step
+from hf_tsv.merging.stored import StoredTensor
+from hf_tsv.staging.findings import Findings, packed, unpacked
+
+STAGE = "factors"
+
+
+def factor_infos(plan: Plan, tasks: Sequence[TaskAdapters]) -> list[TensorInfo]:
+    """What the second pass computes at most: (matrices, rank, m + 1 + n) for each task and tensor."""
+    infos = []
+    for task in tasks:
+        for step in plan.merged:
+            rank = task.factored_rank(step)
+            if step.view and rank is not None:
+                shape = (step.view.count, rank, step.view.m + 1 + step.view.n)
+                infos.append(TensorInfo(task.key(step), shape, STORED[plan.recipe.dtype]))
+    return infos
+
+
+def find_factors(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, work: Workplace) -> None:
+    """Compute the factors that the planned adapters need and that no earlier start of the job has left.
+
+    Raises:
+        MethodError: a decomposition fails; names task and tensor.
+    """
+    steps_left = [step for step in plan.merged if _ranks_left(tasks, findings, step)]
+    work.run(plan, steps_left, partial(_find_factors_of, plan, tasks, findings))
+    findings.sync()
+
+
+def change_of(plan: Plan, task: TaskAdapters, profile: Profile, findings: Findings, step: Step) -> Change:
+    """What an adapter is given of one changed tensor: its factors, or its new value."""
+    rank = task.rank_in(profile, step.name)
+    if isinstance(rank, Dense) or step.view is None:
+        values = [matrix.value(task.index) for matrix in matrices_of(plan, step)]
+        value = torch.cat(values) if len(values) > 1 else values[0]
+        return WholeChange(value.to(TORCH_DTYPES[step.info.dtype]))
+    key = task.key(step)
+    facts = findings.done[key]
+    rows = findings.read(key)[:, :rank]  # (matrices, rank, m + 1 + n)
+    return LowRankChange(unpacked(rows, step.view.m, facts["kept"], facts["energies"]))
+
+
+def _ranks_left(tasks: Sequence[TaskAdapters], findings: Findings, step: Step) -> list[tuple[TaskAdapters, int]]:
+    """The tasks whose factors of a tensor are still to be computed, each with the rank."""
+    left = []
+    for task in tasks:
+        rank = task.factored_rank(step)
+        if rank is not None and task.key(step) not in findings.done:
+            left.append((task, rank))
+    return left
+
+
+def _find_factors_of(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, step: Step) -> None:
+    matrices = matrices_of(plan, step)
+    for task, rank in _ranks_left(tasks, findings, step):
+        with naming(step, "compress"):
+            factors = [_leading_factors(matrix, task.index, rank) for matrix in matrices]
+        findings.put(
+            task.key(step),
+            packed(factors, rank),
+            kept=[len(f.s) for f in factors],
+            energies=[f.energy for f in factors],
+            fell_back=sum(f.fell_back for f in factors),
+        )
+
+
+def _leading_factors(matrix: StoredTensor, t: int, rank: int) -> Factors:
+    deltas = matrix.deltas()
+    if exact := deltas.factors(t):
+        return Factors(exact.u[:, :rank], exact.s[:rank], exact.vh[:rank], energy=exact.energy)
+    delta = deltas[t]  # (m, n)
+    with deltas.naming(t):
+        return truncated_svd(delta, rank, floor=deltas.noise(t))

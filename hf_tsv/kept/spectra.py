@@ -1,0 +1,118 @@
+"""The first pass of a compression: which tensors each task changed, and the singular values of those that are matrices.
+
+Ranks are chosen from singular values alone, so that no singular vector is computed in vain.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
+from hf_tsv.kept.settings import AdapterSettings
+from hf_tsv.kept.task import TaskAdapters
+from hf_tsv.kept.workplace import Workplace
+from hf_tsv.linalg import singular_values
+from hf_tsv.linalg.ranks import Spectrum, pooled
+from hf_tsv.merging.engine import naming
+from hf_tsv.merging.plan import Plan, Step
+from hf_tsv.merging.stored import StoredTensor
+from hf_tsv.methods import Deltas
+from hf_tsv.staging.findings import Findings
+
+STAGE = "spectra"
+NOISE_FLOOR = 1e-6  # of the largest singular value: what float32 arithmetic leaves of a zero
+
+
+def find_spectra(plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSettings, work: Workplace) -> None:
+    """Fill in `spectra` and `whole` of every task.
+
+    Raises:
+        MethodError: NaN or infinity in a change; names task and tensor.
+    """
+    with work.open_findings(STAGE, _spectrum_infos(plan, tasks)) as findings:
+        steps_left = [step for step in plan.merged if any(task.key(step) not in findings.done for task in tasks)]
+        work.run(plan, steps_left, partial(_find_spectra_of, plan, tasks, settings, findings))
+        for task in tasks:
+            _read_findings(plan, task, findings)
+
+
+def matrices_of(plan: Plan, step: Step) -> list[StoredTensor]:
+    """The tensor, or each matrix of a stack by itself, whatever the step's method is."""
+    count = step.view.count if step.view else 1
+    if count == 1:
+        return [StoredTensor(plan, step, None, as_matrix=True)]
+    return [StoredTensor(plan, step, (i, i + 1), as_matrix=True) for i in range(count)]
+
+
+def _spectrum_infos(plan: Plan, tasks: Sequence[TaskAdapters]) -> list[TensorInfo]:
+    infos = []
+    for step in plan.merged:
+        if step.view:
+            shape = (min(step.view.m, step.view.n),)
+            infos += [TensorInfo(task.key(step), shape, "F64") for task in tasks]
+    return infos
+
+
+def _find_spectra_of(
+    plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSettings, findings: Findings, step: Step
+) -> None:
+    """Note of one tensor, for every task, whether it changed and its singular values where it is a matrix."""
+    matrices = matrices_of(plan, step)
+    for task in tasks:
+        if task.key(step) in findings.done:
+            continue
+        changed = any(matrix.is_changed(task.index) for matrix in matrices)
+        spectrum = None
+        if changed and step.view:
+            with naming(step, "compress"):
+                # The matrices of a stack have one rank, so they compete for bytes as one.
+                spectrum = pooled([_spectrum(step, matrix, task.index, settings) for matrix in matrices])
+        if spectrum is None or not spectrum.full_rank:
+            findings.put(task.key(step), None, changed=changed)
+            continue
+        values = torch.zeros(min(spectrum.m, spectrum.n), dtype=torch.float64)
+        values[: len(spectrum.values)] = spectrum.values
+        facts = {field.name: getattr(spectrum, field.name) for field in fields(spectrum) if field.name != "values"}
+        findings.put(task.key(step), values, spectrum=facts)
+
+
+def _spectrum(step: Step, matrix: StoredTensor, t: int, settings: AdapterSettings) -> Spectrum:
+    deltas = matrix.deltas()
+    factors = deltas.factors(t)
+    values = factors.s.double() if factors else _singular_values(deltas, t)
+    item = step.info.nbytes // step.info.numel
+    factor_dtype = settings.dtype_of_factors
+    m, n = deltas.shape
+    largest = float(values[0]) if len(values) else 0.0
+    # A change is worth what it is in units of the layer's own weights; a base of zeros has no such unit.
+    base_rms = float(matrix.base.double().square().mean().sqrt())
+    return Spectrum(
+        values=values,
+        m=m,
+        n=n,
+        noise=max(deltas.noise(t), NOISE_FLOOR * largest),
+        unit=base_rms or 1.0,
+        factor_item=ITEM_BYTES[factor_dtype] if factor_dtype else item,
+        whole_item=item,
+    )
+
+
+def _singular_values(deltas: Deltas, t: int) -> Tensor:
+    delta = deltas[t]  # (m, n)
+    with deltas.naming(t):
+        return singular_values(delta)
+
+
+def _read_findings(plan: Plan, task: TaskAdapters, findings: Findings) -> None:
+    for step in plan.merged:
+        facts = findings.done[task.key(step)]
+        if "spectrum" in facts:
+            task.spectra[step.name] = Spectrum(findings.read(task.key(step)), **facts["spectrum"])
+        elif facts["changed"]:
+            task.whole[step.name] = step.info.nbytes
+    for part in plan.parts:
+        if part.task == task.name:
+            task.whole[part.info.name] = part.info.nbytes
