@@ -4,7 +4,7 @@ from hf_tsv.kept.adapters import Reports, compress_tasks
 from hf_tsv.kept.as_adapter import write_as_adapter
 from hf_tsv.kept.settings import read_settings
 from hf_tsv.kept.workplace import Workplace
-from hf_tsv.linalg.ranks import Energy, rank_choice
+from hf_tsv.linalg.ranks import Energy, RankChoice, rank_choice
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.plan import Plan
 from hf_tsv.sources.models import Source
@@ -19,7 +19,7 @@ def write_on_base(plan: Plan, base: Source, work: Workplace) -> Reports:
     base_ref = BaseRef(base.ref.path, base.revision)
     if not plan.makes_one_adapter:
         return compress_tasks(plan, base_ref, read_settings(plan), work)
-    rule = Energy(1.0)  # all that the merge changed
+    rule: RankChoice = Energy(1.0)  # all that the merge changed
     if plan.recipe.output:
         nbytes = sum(plan.base.info(name).nbytes for name in plan.base.names())
         rule = rank_choice(plan.recipe.output, num_tasks=1, checkpoint_bytes=nbytes)

@@ -88,7 +88,6 @@ def read_rules(plan: Plan) -> dict[str, RankChoice]:
             rules[step.name] = rank_choice(parameters, num_tasks=len(plan.tasks), checkpoint_bytes=checkpoint_bytes)
     budgets = sorted({rule.nbytes for rule in rules.values() if isinstance(rule, Budget)})
     if len(budgets) > 1:
-        raise PlanError(
-            f"{plan.recipe.source}: an adapter has one budget, but the recipe gives {budgets} bytes. Keep one"
-        )
+        sizes = " and ".join(f"{nbytes} bytes" for nbytes in budgets)
+        raise PlanError(f"{plan.recipe.source}: budgets of {sizes}, but an adapter has only one size. Keep one of them")
     return rules
