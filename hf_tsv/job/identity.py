@@ -1,4 +1,4 @@
-"""When a run may go on with what an earlier start of it has left, and when not."""
+"""When a job may go on with what an earlier start of it has left, and when it may not."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,47 +17,46 @@ from hf_tsv.staging.journal import Journal
 
 
 def check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
+    """Whether OUT may become the output.
+
+    Raises:
+        OutputError: something that is there would be lost, or one of the models lies in it.
+    """
     check_output(out, overwrite=overwrite)
     for source in sources:
         if source.folder and source.folder.resolve().is_relative_to(out.resolve()):
-            raise OutputError(f"{out}: holds {source.ref.text}, which the recipe reads. Choose another folder")
+            raise OutputError(f"{out}: contains {source.ref.text}, which the recipe reads. Choose another folder")
 
 
-def _identity(planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
-    """What has to be the same for an unfinished run to be gone on with."""
-    layout = repr([(shard.file, shard.tensors) for shard in planned.shards])
-    models = {("base model" if s.task is None else f"model '{s.task}'"): s.identity for s in sources}
-    return {
-        "recipe": hashlib.sha256(planned.recipe.text.encode()).hexdigest(),
-        **models,
-        "shards": hashlib.sha256(layout.encode()).hexdigest(),
-        **({"vocabulary": planned.vocabulary.fingerprint} if planned.vocabulary else {}),
-        "singular value decomposition": planned.recipe.svd,
-        "version of hf_tsv's numerics": NUMERICS,
-        "version of torch": torch.__version__,
-    }
+def identity_on(device: torch.device, plan: Plan, sources: Sequence[Source]) -> dict[str, str]:
+    """What has to be the same for an unfinished job to be continued, by what it is called in messages.
+
+    Processors of one kind round alike, and so do GPUs of one model.
+    """
+    device_is = "cpu" if device == CPU else device_name(device)
+    return _identity(plan, sources) | {"device": device_is}
 
 
-def identity_on(device: torch.device, planned: Plan, sources: Sequence[Source]) -> dict[str, str]:
-    """As `_identity`, on a device: processors of one kind do the same, GPUs of one model."""
-    return _identity(planned, sources) | {"device": "cpu" if device == CPU else device_name(device)}
-
-
-def check_unchanged(planned: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
-    """Whether the sources still are what they were when the run began: else what was merged is a mixture.
+def check_unchanged(plan: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
+    """Whether the models still are what they were when the job began; otherwise the output is a mixture.
 
     Raises:
-        CheckpointError: one is another now.
+        CheckpointError: a model has changed.
     """
-    changed = [what for what, identity in _identity(planned, sources).items() if before[what] != identity]
+    changed = [what for what, identity in _identity(plan, sources).items() if before[what] != identity]
     if changed:
         raise CheckpointError(
-            f"{', '.join(changed)}: changed while it was read, so that what was merged is of no use and was thrown"
-            " away. Run it again when nothing writes there any more"
+            f"{', '.join(changed)}: changed while it was read, so the result was thrown away. Run the command again"
+            " when nothing writes there any more"
         )
 
 
 def go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bool) -> None:
+    """Keep the work of an unfinished job if it is this one, or begin with an empty working folder.
+
+    Raises:
+        OutputError: the working folder holds another job's work.
+    """
     before = None if restart else Journal.read_identity(staging)
     if before is None:
         staging.discard()
@@ -66,16 +65,36 @@ def go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bo
     changed = [key for key in keys if before.get(key) != identity.get(key)]
     if changed:
         raise OutputError(
-            f"{staging.final}: an unfinished run lies in {staging.root}, but another {', another '.join(changed)}"
-            " is asked for now. Pass --restart to throw it away, or go back to what it was"
+            f"{staging.final}: {staging.root} holds the work of an unfinished run with another"
+            f" {', another '.join(changed)}. Pass --restart to throw it away, or run the command as it was"
         )
 
 
 @contextmanager
 def discarded_if_wrong(staging: Staging) -> Iterator[None]:
-    """Keep an interrupted run's work, but not that of one that can't be finished with these sources."""
+    """Keep the work of a job that is interrupted, but not of one that can't be finished with these models."""
     try:
         yield
     except (CheckpointError, MethodError):
         staging.remove()
         raise
+
+
+def _identity(plan: Plan, sources: Sequence[Source]) -> dict[str, str]:
+    """What the bytes of the output depend on, except for the device."""
+    layout = repr([(shard.file, shard.tensors) for shard in plan.shards])
+    identity = {"recipe": _sha256(plan.recipe.text)}
+    for source in sources:
+        name = "base model" if source.task is None else f"model '{source.task}'"
+        identity[name] = source.identity
+    identity["shards"] = _sha256(layout)
+    if plan.vocabulary:
+        identity["vocabulary"] = plan.vocabulary.fingerprint
+    identity["singular value decomposition"] = plan.recipe.svd
+    identity["version of hf_tsv's numerics"] = NUMERICS
+    identity["version of torch"] = torch.__version__
+    return identity
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
