@@ -20,7 +20,8 @@ from torch import Tensor
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.lora.read.adapter import open_adapter
 from hf_tsv.merging.engine import merge_step
-from hf_tsv.merging.plan import Plan, make_plan
+from hf_tsv.merging.plan import Plan
+from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import parse_recipe
 
 

@@ -24,8 +24,9 @@ from hf_tsv.linalg import (
 )
 from hf_tsv.linalg.masks import Use, tall_mask
 from hf_tsv.linalg.ranks import Spectrum, pooled
-from hf_tsv.merging.engine import check_memory, each_step, one_thread_each
+from hf_tsv.merging.engine import check_memory
 from hf_tsv.merging.plan import Plan, Step
+from hf_tsv.merging.pool import each_step, one_thread_each
 from hf_tsv.merging.progress import Progress
 from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor
@@ -190,7 +191,7 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
     base = plan.recipe.base.path
     progress.begin(sum(map(plan.work, steps)))
     with one_thread_each():
-        each_step(steps, look, plan, resources, progress, plan.work)
+        each_step(steps, look, plan, resources, progress)
     return Inspection(
         base=Path(base).name if is_local(base) else base,  # where a folder lies is nobody's business
         tasks=plan.tasks,

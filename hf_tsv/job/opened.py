@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hf_tsv.errors import DOWNLOADING
 from hf_tsv.hub import Hub
-from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan, make_plan
+from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan
+from hf_tsv.merging.planner import make_plan
 from hf_tsv.merging.progress import Progress
 from hf_tsv.recipe import Recipe, load_recipe
 from hf_tsv.sources.models import (

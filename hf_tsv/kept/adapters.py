@@ -29,8 +29,8 @@ from hf_tsv.lora.check.verify import verify_adapter
 from hf_tsv.lora.write.changes import WholeChange
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.lora.write.writer import AdapterWriter
-from hf_tsv.merging.engine import one_thread_each
 from hf_tsv.merging.plan import Plan, Step, TaskPart
+from hf_tsv.merging.pool import one_thread_each
 from hf_tsv.merging.resources import check_disk
 from hf_tsv.sources.companions import copy_config
 from hf_tsv.staging.findings import Findings

@@ -13,8 +13,9 @@ from hf_tsv.kept.settings import AdapterSettings
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg.ranks import RankChoice
 from hf_tsv.lora.write.plan import BaseRef
-from hf_tsv.merging.engine import merge_step, surveys
+from hf_tsv.merging.engine import merge_step
 from hf_tsv.merging.plan import TSV_C, Plan
+from hf_tsv.merging.surveys import run_surveys
 
 MERGED = "merged"  # the name of the one task
 
@@ -61,7 +62,7 @@ class _Merged:
     def __init__(self, plan: Plan, work: Workplace) -> None:
         self._plan = plan
         self._steps = {step.name: step for step in plan.steps}
-        self._surveys = surveys(plan, plan.steps, work.resources, work.progress)
+        self._surveys = run_surveys(plan, plan.steps, work.resources, work.progress)
         # The matrices of a stack are read one after another, and each is asked for more than once.
         self._whole = lru_cache(maxsize=work.resources.workers)(self._merge)
 
@@ -84,4 +85,4 @@ class _Merged:
 
     def _merge(self, name: str) -> Tensor:
         step = self._steps[name]
-        return merge_step(self._plan, step, self._surveys(step))[0]
+        return merge_step(self._plan, step, self._surveys.of(step))[0]

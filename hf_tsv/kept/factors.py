@@ -14,9 +14,9 @@ from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg import Factors, truncated_svd
 from hf_tsv.linalg.ranks import Dense
 from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange
-from hf_tsv.merging.engine import naming
 from hf_tsv.merging.plan import STORED, Plan, Step
 from hf_tsv.merging.stored import StoredTensor
+from hf_tsv.merging.surveys import naming
 from hf_tsv.staging.findings import Findings, packed, unpacked
 
 STAGE = "factors"

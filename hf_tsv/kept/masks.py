@@ -20,11 +20,12 @@ from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.files.disk import full_disk_told
 from hf_tsv.files.names import MASKS, MODEL_CONFIG
 from hf_tsv.linalg.masks import EmrRescaler, Use, emr_mask, magnitude_mask, pack, tall_mask, unpack
-from hf_tsv.merging.engine import Found, each_step, one_thread_each, surveys
 from hf_tsv.merging.plan import MASKED, Plan, Step
+from hf_tsv.merging.pool import each_step, one_thread_each
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor, change
+from hf_tsv.merging.surveys import Surveys, run_surveys
 from hf_tsv.methods import METHODS, Deltas, per_task
 from hf_tsv.sources.companions import copy_config
 
@@ -53,13 +54,13 @@ def write_masks(
     with full_disk_told(folder):
         (folder / MASKS).mkdir(exist_ok=True)
     shards = [Shard(file_of(task), tuple(map(_packed_info, steps))) for task in plan.tasks]
-    thresholds = surveys(plan, steps, resources, Silent(), for_masks=True)
+    thresholds = run_surveys(plan, steps, resources, Silent(), for_masks=True)
     found: dict[str, _Counts] = {}
     progress.begin(float(sum(map(_entries, steps))))
     with ExitStack() as open_files, one_thread_each():
         writers = [open_files.enter_context(CheckpointWriter(folder, [shard])) for shard in shards]
         do = partial(_write, plan, open_checkpoint(folder), thresholds, writers, found)
-        each_step(steps, do, plan, resources, progress, _entries)
+        each_step(steps, do, plan, resources, progress, work=_entries)
         for writer in writers:
             writer.sync()
     _copy_configs(plan, folder, folders)
@@ -168,7 +169,7 @@ class _Bits:
 def _write(
     plan: Plan,
     merged: Checkpoint,
-    surveyed: Found,
+    surveyed: Surveys,
     writers: Sequence[CheckpointWriter],
     found: dict[str, _Counts],
     step: Step,
@@ -179,7 +180,7 @@ def _write(
     use = Use((0,) * (len(plan.tasks) + 1))
     for rows in step.slices:
         stored = StoredTensor(plan, step, rows)
-        deltas = stored.deltas(surveyed(step))
+        deltas = stored.deltas(surveyed.of(step))
         moved = change(merged.read(step.name, rows), stored.base, deltas.dtype)
         count = torch.zeros(moved.shape, dtype=torch.int32)
         for t in tasks:

@@ -16,9 +16,9 @@ from hf_tsv.kept.task import TaskAdapters
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg import singular_values
 from hf_tsv.linalg.ranks import Spectrum, pooled
-from hf_tsv.merging.engine import naming
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.stored import StoredTensor
+from hf_tsv.merging.surveys import naming
 from hf_tsv.methods import Deltas
 from hf_tsv.staging.findings import Findings
 

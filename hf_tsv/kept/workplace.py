@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_tsv.checkpoints.protocol import TensorInfo
-from hf_tsv.merging.engine import each_step
 from hf_tsv.merging.plan import Plan, Step
+from hf_tsv.merging.pool import each_step
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.staging.findings import Findings
@@ -45,4 +45,4 @@ class Workplace:
     def run(self, plan: Plan, steps: Sequence[Step], work_on: Callable[[Step], None], *, quiet: bool = False) -> None:
         """Work on every step, within the memory and the workers that the job has."""
         progress = Silent() if quiet else self.progress
-        each_step(steps, work_on, plan, self.resources, progress, plan.work, in_order=self.in_order)
+        each_step(steps, work_on, plan, self.resources, progress, in_order=self.in_order)

@@ -18,7 +18,7 @@ from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import OutputError
 from hf_tsv.job import processes
 from hf_tsv.job.processes import Process, Team, dealt_out
-from hf_tsv.merging.plan import make_plan
+from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import parse_recipe
 from tests.support import models
 

@@ -11,9 +11,10 @@ import hf_tsv.checkpoints.writer
 from hf_tsv.cli import app
 from hf_tsv.errors import OutputError, ResourceError
 from hf_tsv.job.recording import versions
-from hf_tsv.merging.engine import merge_step, surveys
+from hf_tsv.merging.engine import merge_step
 from hf_tsv.merging.progress import Silent
 from hf_tsv.merging.resources import Resources, device_name, device_named
+from hf_tsv.merging.surveys import run_surveys
 from hf_tsv.methods import METHODS
 from hf_tsv.verbs.verify import _other_versions
 from tests.lora import test_read as test_adapter_input
@@ -90,11 +91,11 @@ def test_a_started_run_stays_on_its_device(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.max_tasks is None])
 def test_every_tensor_of_a_model_is_merged_there(tmp_path: Path, method: str) -> None:
     plan = hf_tsv.plan(recipe(zoo(mixtral, tmp_path), method))
-    found = surveys(plan, plan.steps, Resources(1), Silent())
+    found = run_surveys(plan, plan.steps, Resources(1), Silent())
     for step in plan.steps:
         with AbsentDevice():
-            there = merge_step(plan, step, found(step), DEVICE)[0]
-        here = merge_step(plan, step, found(step))[0]
+            there = merge_step(plan, step, found.of(step), DEVICE)[0]
+        here = merge_step(plan, step, found.of(step))[0]
         assert there.device.type == "cpu"
         torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
 

@@ -7,7 +7,8 @@ import pytest
 
 from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import PlanError
-from hf_tsv.merging.plan import Plan, make_plan
+from hf_tsv.merging.plan import Plan
+from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import parse_recipe
 
 

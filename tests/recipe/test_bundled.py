@@ -13,7 +13,8 @@ from torch import nn
 from benchmarks.papers import copy_suite, suite_of
 from hf_tsv.checkpoints.aligned import aligned
 from hf_tsv.evaluation import load_suite
-from hf_tsv.merging.plan import Plan, make_plan
+from hf_tsv.merging.plan import Plan
+from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import ModelRef, load_recipe
 from hf_tsv.recipe.bundled import bundled
 from tests.merging.test_plan import Headers

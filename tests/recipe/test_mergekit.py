@@ -8,7 +8,8 @@ from torch import Tensor
 
 import hf_tsv
 from hf_tsv.errors import HfTsvError, RecipeError
-from hf_tsv.merging.plan import Step, make_plan
+from hf_tsv.merging.plan import Step
+from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import Recipe, parse_recipe
 from tests.merging.test_plan import Headers
 from tests.support import models

@@ -1,0 +1,55 @@
+"""What a step costs: memory and work, estimated from shapes.
+
+Work is counted in floating-point operations of a matrix product, the quickest ones, so that the work of steps of all
+kinds can be added up and divided by one measured speed.
+"""
+
+from typing import TYPE_CHECKING
+
+from hf_tsv.methods import METHODS
+
+if TYPE_CHECKING:  # a plan asks for its costs here
+    from hf_tsv.merging.plan import Plan, Step
+
+OPERATIONS_PER_ENTRY = 300.0  # in the time that an entry of a tensor is read, widened and added
+
+
+def entry_work(numel: int, num_tensors: int) -> float:
+    """Work of reading so many tensors of one size, widening and adding them up."""
+    return OPERATIONS_PER_ENTRY * numel * num_tensors
+
+
+def step_work(plan: "Plan", step: "Step") -> float:
+    """A step's share of the whole work."""
+    reading = entry_work(step.info.numel, len(plan.tasks) + 1)
+    view, method = step.view, METHODS[step.method]
+    if view is None or not step.is_merged or not method.matrices:
+        return reading
+    short, long = sorted((view.m, view.n))
+    gram_matrix = 2.0 * short**2 * long
+    eigenvectors = 9.0 * method.side(view.m, view.n, len(plan.tasks)) ** 3
+    # Adapters come as factors. Of full checkpoints, each is decomposed, and what joins them costs about two more.
+    dense = plan.adapters.count(None)
+    decompositions = dense + 2 if dense else 0
+    return reading + view.count * decompositions * (gram_matrix + eigenvectors)
+
+
+def step_bytes(plan: "Plan", step: "Step") -> int:
+    """Memory that a step takes at most."""
+    item = 8 if plan.recipe.dtype == "float64" else 4
+    stored = step.info.nbytes + step.out.nbytes
+    if not step.is_merged:
+        return stored
+    stored += max(checkpoint.info(step.name).nbytes for checkpoint in plan.finetuned)
+    method = METHODS[step.method]
+    view = step.view if method.matrices else None
+    if view is None:
+        # Elementwise methods hold up to nine tensors of a piece's size at once, sorted copies included.
+        pieces = len(step.slices)
+        return 2 * (stored // pieces) + step.out.nbytes + 9 * step.info.numel * item // pieces
+    short = min(view.m, view.n)
+    side = method.side(view.m, view.n, len(plan.tasks))
+    deltas = 3 * view.m * view.n * item
+    joined_vectors = 3 * short * (view.m + view.n) * item
+    square_matrices = 4 * side * side * 8
+    return stored + step.info.numel * item + deltas + joined_vectors + square_matrices
