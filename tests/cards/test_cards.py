@@ -45,8 +45,8 @@ from hf_tsv.job.recording import make_record
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import pinned_text
 from hf_tsv.recipe.bundled import bundled
-from tests.recipe.test_bundled import RECIPES, plan_of
 from tests.support import models
+from tests.support.bundled import RECIPES, plan_of
 
 EXAMPLES = bundled("cards") / "examples"
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -13,27 +13,7 @@ from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.memory import MemoryCheckpoint
 from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import CheckpointError
-
-DTYPES = [
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
-    *(
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.uint16,
-        torch.uint32,
-        torch.uint64,
-        torch.bool,
-    ),
-]
-
-
-def tensors() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    made = {f"t.{i}": (torch.rand(3, 5, generator=generator) * 100).to(dtype) for i, dtype in enumerate(DTYPES)}
-    return made | {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4)}
+from tests.support.tensors import of_every_dtype
 
 
 def save_shards(folder: Path, shards: list[dict[str, Tensor]]) -> None:
@@ -56,7 +36,7 @@ def message(folder: Path) -> str:
 
 
 def test_reads_every_dtype_bit_for_bit(tmp_path: Path) -> None:
-    stored = tensors()
+    stored = of_every_dtype()
     save_file(stored, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
     assert set(checkpoint.names()) == set(stored)

@@ -15,7 +15,7 @@ from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.errors import OutputError, ResourceError
 from hf_tsv.staging.folder import Staging, check_output
 from hf_tsv.staging.journal import Journal
-from tests.checkpoints.test_read import tensors
+from tests.support.tensors import of_every_dtype
 
 IDENTITY = {"recipe": "r"}
 
@@ -29,7 +29,7 @@ def shards_of(memory: MemoryCheckpoint, *groups: list[str]) -> list[Shard]:
 
 
 def test_the_bytes_are_the_safetensors_librarys(tmp_path: Path) -> None:
-    stored = tensors()
+    stored = of_every_dtype()
     memory = MemoryCheckpoint(stored, label="")
     with CheckpointWriter(tmp_path, shards_of(memory, list(stored))) as writer:
         for name in reversed(list(stored)):

@@ -11,17 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from hf_tsv.cli import _told, app
+from hf_tsv.cli import _told
 from hf_tsv.cli._options import parse_size
 from hf_tsv.merging.resources import operations_per_second
 from hf_tsv.methods import METHODS
 from tests.support import models
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
+from tests.support.cli import run
 
 
 def test_merge_prints_the_folder_and_talks_on_stderr(tmp_path: Path) -> None:

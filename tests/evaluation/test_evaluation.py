@@ -13,15 +13,10 @@ import yaml
 from hf_tsv.kept.options import Compressing
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers import models as token_models
-from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
-from typer.testing import CliRunner, Result
 
 import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
-from hf_tsv.cli import app
 from hf_tsv.errors import CheckpointError, HfTsvError, RecipeError
 from hf_tsv.evaluation import Contestant, load_suite
 from hf_tsv.evaluation import run as evaluation_run
@@ -29,44 +24,13 @@ from hf_tsv.evaluation.contestants import load_model
 from hf_tsv.evaluation.data import read_examples
 from hf_tsv.linalg.ranks import Budget, Fraction
 from tests.support import models
-
-WORDS = ["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
-TEXTS = ["a b c", "d e", "f g h i j", "k", "l m n o", "p q r", "s t u v", "w x", "y z a", "b d f h", "c e g", "x y z"]
+from tests.support.cli import run
+from tests.support.suites import TEXTS, examples, suite, text_task, tokenizer
 
 
 @pytest.fixture(autouse=True)
 def _quiet_transformers() -> None:
     tf.utils.logging.disable_progress_bar()
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
-
-
-def tokenizer(folder: Path) -> Any:
-    words = Tokenizer(token_models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = Whitespace()
-    made = tf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16)
-    made.save_pretrained(folder)
-    return made
-
-
-def examples(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Twelve texts with random labels below `count`, as data.jsonl."""
-    labels = torch.randint(count, (len(TEXTS),), generator=torch.Generator().manual_seed(seed)).tolist()
-    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def suite(folder: Path, *tasks: dict[str, Any], **more: Any) -> Path:
-    path = folder / "suite.yaml"
-    path.write_text(yaml.safe_dump({**more, "tasks": list(tasks)}, sort_keys=False))
-    return path
-
-
-def text_task(name: str = "t0", **more: Any) -> dict[str, Any]:
-    return {"name": name, "kind": "text-classification", "data": "data.jsonl", **more}
 
 
 @torch.no_grad()

@@ -15,8 +15,9 @@ from hf_tsv.errors import PlanError
 from hf_tsv.evaluation import tunable, tuning
 from hf_tsv.job.inputs import loaded as loaded_recipe
 from hf_tsv.methods import METHODS
-from tests.evaluation.test_evaluation import examples, run, suite, text_task, tokenizer
 from tests.support import models
+from tests.support.cli import run
+from tests.support.suites import examples, suite, text_task, tokenizer
 
 GRID = (0.5, 1.0, 2.0)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from hf_tsv import __version__
 from hf_tsv.checkpoints.model_files import side_files
 from hf_tsv.errors import CheckpointError, HubError, ResourceError
-from hf_tsv.hub import Hub, Pinned, _client, _errors
+from hf_tsv.hub import Hub, Pinned, _errors
 from hf_tsv.hub._repository import weights_of
 from tests.support.loopback_hub import LoopbackHub
 
@@ -35,12 +35,6 @@ CARD = (
     b"---\nlicense: other\nlicense_name: my-licence\nlicense_link: https://x.y/z\ntags: [merge]\nlanguage: en\n---\nHi"
 )
 SIDE = {"config.json": b'{"a": 1}', "tokenizer.json": b'{"b": 2}', "1_Pooling/config.json": b'{"c": 3}'}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_errors, "RETRY_WAITS", (0.0, 0.0))
-    monkeypatch.setattr(_client, "PREFLIGHT_WAITS", (0.0, 0.0))
 
 
 @pytest.fixture

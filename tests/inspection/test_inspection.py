@@ -8,10 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from typer.testing import CliRunner, Result
 
 import hf_tsv
-from hf_tsv.cli import app
 from hf_tsv.inspection import measure, render_page
 from hf_tsv.linalg import (
     Factors,
@@ -22,12 +20,9 @@ from hf_tsv.linalg import (
     truncated_svd,
 )
 from tests.support import models
+from tests.support.cli import run
 
 MATRIX = "encoder.layer.1.output.dense.weight"
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(arg) for arg in args])
 
 
 def deltas_of(folder: Path, name: str, tasks: int) -> list[Tensor]:

@@ -13,11 +13,10 @@ import torch
 from hf_tsv.kept.options import Compressing
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import hf_tsv
 from hf_tsv import linalg
-from hf_tsv.cli import _told, app
+from hf_tsv.cli import _told
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.kept import adapters as compressed
 from hf_tsv.linalg import _exact, _lapack
@@ -299,7 +298,7 @@ def test_deeply_nested_files_of_a_source_are_told_or_carried(file: str, depth: i
     nested = "{%s}" % ('"a":{' * depth + "}" * depth)
     (folder / "base" / file).write_text(f"---\nx: {nested}\n---\n" if file == "README.md" else nested)
     for verb in (["merge", recipe, tmp_path / "out"], ["compress", recipe, tmp_path / "adapters", "--rank", "2"]):
-        result = CliRunner().invoke(app, [str(word) for word in verb])
+        result = run(*verb)
         assert result.exit_code in (0, 1), result.exception
         assert result.exit_code == 0 or file in result.stderr
         if file == "config.json" and (depth > 1000 or verb[0] == "compress"):

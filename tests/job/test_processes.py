@@ -10,43 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import hf_tsv
-from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import OutputError
 from hf_tsv.job import processes
 from hf_tsv.job.processes import Process, Team, dealt_out
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import parse_recipe
 from tests.support import models
+from tests.support.headers import Headers
 
 
-class Header:
-    """A checkpoint of which only the headers are there."""
-
-    label = "headers"
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._infos = {name: TensorInfo(name, shape, "BF16") for name, shape in shapes.items()}
-
-    def names(self) -> list[str]:
-        return list(self._infos)
-
-    def info(self, name: str) -> TensorInfo:
-        return self._infos[name]
-
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        raise AssertionError
-
-    def will_need(self, name: str) -> None: ...
-
-    def fingerprint(self) -> str:
-        return ""
-
-
-def llama3_8b() -> Header:
+def llama3_8b() -> Headers:
     """meta-llama/Meta-Llama-3-8B."""
     layer = {
         "self_attn.q_proj": (4096, 4096), "self_attn.k_proj": (1024, 4096), "self_attn.v_proj": (1024, 4096),
@@ -55,7 +31,7 @@ def llama3_8b() -> Header:
     }  # fmt: skip
     layers = {f"model.layers.{i}.{n}.weight": shape for i in range(32) for n, shape in layer.items()}
     ends = {"model.embed_tokens.weight": (128256, 4096), "lm_head.weight": (128256, 4096), "model.norm.weight": (4096,)}
-    return Header(layers | ends)
+    return Headers({name: (shape, "BF16") for name, shape in (layers | ends).items()})
 
 
 @pytest.mark.parametrize("method", ["tsv_m", "ties"])

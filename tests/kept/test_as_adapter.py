@@ -9,12 +9,11 @@ from peft import PeftModel
 
 import hf_tsv
 from hf_tsv.errors import OutputError
-from tests.cli.test_cli import run
-from tests.kept.test_residuals import weights
-from tests.lora.test_read import recipe as recipe_of
-from tests.lora.test_read import zoo as adapters_of
-from tests.methods.test_tsv_m import error
 from tests.support import models
+from tests.support.adapters import recipe as recipe_of
+from tests.support.adapters import zoo as adapters_of
+from tests.support.cli import run
+from tests.support.tensors import error, read_all
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
 
@@ -32,8 +31,8 @@ def test_adapters_merge_into_an_adapter(method: str, tmp_path: Path) -> None:
     hf_tsv.merge_as_adapter(path, tmp_path / "out")
     got, want, base = (
         peft_weights(folder / "base", tmp_path / "out"),
-        weights(tmp_path / "whole"),
-        weights(folder / "base"),
+        read_all(tmp_path / "whole"),
+        read_all(folder / "base"),
     )
     changed = [name for name in base if not torch.equal(want[name], base[name])]
     assert changed
@@ -51,8 +50,8 @@ def test_a_rank_is_kept_and_optimal(tmp_path: Path) -> None:
     assert run("merge", path, tmp_path / "out", "--as", "adapter", "--rank", "4", "-q").exit_code == 0
     got, want, base = (
         peft_weights(folder / "base", tmp_path / "out"),
-        weights(tmp_path / "whole"),
-        weights(folder / "base"),
+        read_all(tmp_path / "whole"),
+        read_all(folder / "base"),
     )
     name = "model.layers.0.mlp.up_proj.weight"
     change = want[name].double() - base[name].double()

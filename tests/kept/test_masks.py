@@ -15,10 +15,9 @@ from hf_tsv.errors import PlanError
 from hf_tsv.kept.masks import _Bits
 from hf_tsv.linalg.masks import pack
 from hf_tsv.merging import plan as planner
-from tests.cli.test_cli import run
-from tests.kept.test_residuals import weights
 from tests.support import models
-from tests.verbs.test_merge import deltas_of
+from tests.support.cli import run
+from tests.support.tensors import deltas_of, read_all
 
 
 def paper_tall(deltas: Tensor, lam: float) -> Tensor:
@@ -33,11 +32,11 @@ def test_a_task_is_restored_as_the_paper_says(piece: int, tmp_path: Path, monkey
     folder = models.zoo(models.bert, tmp_path)
     recipe = models.recipe(folder, "tall_mask", more="parameters: {mask_lambda: 0.5}\n")
     record = hf_tsv.merge(recipe, tmp_path / "out")
-    base = weights(folder / "base")
+    base = read_all(folder / "base")
     own = total = 0
     for t in range(3):
         hf_tsv.restore(tmp_path / "out", f"t{t}", tmp_path / f"r{t}")
-        restored = weights(tmp_path / f"r{t}")
+        restored = read_all(tmp_path / f"r{t}")
         for name in base:
             want = base[name].double() + paper_tall(deltas_of(folder, name), 0.5)[t]
             wrong = ~torch.isclose(restored[name].double(), want, rtol=1e-5, atol=1e-6)
@@ -69,12 +68,12 @@ def test_a_task_is_restored_by_its_largest_entries(piece: int, tmp_path: Path, m
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"merge_method: magnitude_mask\nbase_model: {folder}/base\nmodels:\n{entries}")
     record = hf_tsv.merge(recipe, tmp_path / "out")
-    base, merged = weights(folder / "base"), weights(tmp_path / "out")
+    base, merged = read_all(folder / "base"), read_all(tmp_path / "out")
     deltas = {name: deltas_of(folder, name) for name in base}
     for t, density in enumerate(densities):
         least = paper_largest(torch.cat([of_tasks[t].flatten() for of_tasks in deltas.values()]), density)
         hf_tsv.restore(tmp_path / "out", f"t{t}", tmp_path / f"r{t}")
-        restored = weights(tmp_path / f"r{t}")
+        restored = read_all(tmp_path / f"r{t}")
         for name in base:
             own = deltas[name][t].abs()
             wrong = restored[name] != torch.where(own >= least, merged[name], base[name])
@@ -114,14 +113,14 @@ def test_the_card_shows_the_pictures_of_inspect(tmp_path: Path) -> None:
 def test_emr_rescales_over_the_whole_model(tmp_path: Path) -> None:
     folder = models.zoo(models.bert, tmp_path)
     hf_tsv.merge(models.recipe(folder, "emr"), tmp_path / "out")
-    base = weights(folder / "base")
+    base = read_all(folder / "base")
     deltas = {name: deltas_of(folder, name) for name in base}
     unified = {}
     for name, of_tasks in deltas.items():
         sign = torch.where(of_tasks.sum(0) > 0, 1.0, -1.0).double()
         unified[name] = sign * (of_tasks * sign).clamp(min=0).amax(0)
     hf_tsv.restore(tmp_path / "out", "t1", tmp_path / "restored")
-    restored = weights(tmp_path / "restored")
+    restored = read_all(tmp_path / "restored")
     masked = {name: torch.where(deltas[name][1] * unified[name] > 0, unified[name], 0.0) for name in base}
     factor = sum(d[1].abs().sum() for d in deltas.values()) / sum(m.abs().sum() for m in masked.values())
     for name in base:

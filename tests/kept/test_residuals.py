@@ -10,12 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hf_tsv
-from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.errors import MethodError, PlanError, RecipeError
 from hf_tsv.linalg.ranks import FixedRank
-from tests.methods.test_tsv_m import error
 from tests.support import models
-from tests.verbs.test_merge import deltas_of
+from tests.support.tensors import deltas_of, error, read_all
 
 MIXED = """
 overrides:
@@ -23,11 +21,6 @@ overrides:
 """
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    checkpoint = open_checkpoint(folder)
-    return {name: checkpoint.read(name) for name in checkpoint.names()}
 
 
 def adapted(out: Path, task: str) -> dict[str, Tensor]:
@@ -42,7 +35,7 @@ def test_some_modules_merged_and_some_left_to_adapters(tmp_path: Path) -> None:
     record = hf_tsv.merge(models.recipe(folder, more=MIXED), tmp_path / "out")
     plain = hf_tsv.merge(models.recipe(folder), tmp_path / "plain")
     assert plain["method"] == "tsv_m"
-    base, out, all_merged = weights(folder / "base"), weights(tmp_path / "out"), weights(tmp_path / "plain")
+    base, out, all_merged = read_all(folder / "base"), read_all(tmp_path / "out"), read_all(tmp_path / "plain")
     for name in base:
         assert torch.equal(out[name], (base if ".mlp." in name else all_merged)[name]), name
     for t in range(3):
@@ -60,11 +53,11 @@ def test_residuals_give_the_fine_tunes_back(tmp_path: Path) -> None:
     folder = models.zoo(models.llama, tmp_path)
     hf_tsv.merge(models.recipe(folder, more="residuals: {energy: 1.0}\n"), tmp_path / "out")
     for t in range(3):
-        got, want = adapted(tmp_path / "out", f"t{t}"), weights(folder / f"t{t}")
+        got, want = adapted(tmp_path / "out", f"t{t}"), read_all(folder / f"t{t}")
         for name in want:
             torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
         hf_tsv.restore(tmp_path / "out", f"t{t}", tmp_path / f"r{t}")
-        restored = weights(tmp_path / f"r{t}")
+        restored = read_all(tmp_path / f"r{t}")
         for name in want:
             torch.testing.assert_close(restored[name], want[name], rtol=1e-4, atol=1e-5)
 
@@ -79,7 +72,7 @@ def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
     hf_tsv.merge(tmp_path / "adapters.yaml", tmp_path / "out")
     for t in range(2):
         hf_tsv.restore(tmp_path / "small", f"t{t}", tmp_path / f"r{t}")
-        got, want = adapted(tmp_path / "out", f"t{t}"), weights(tmp_path / f"r{t}")
+        got, want = adapted(tmp_path / "out", f"t{t}"), read_all(tmp_path / f"r{t}")
         for name in want:
             torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
 

@@ -4,11 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import hf_tsv
 import hf_tsv.checkpoints.writer
-from hf_tsv.cli import app
 from hf_tsv.errors import OutputError, ResourceError
 from hf_tsv.job.recording import versions
 from hf_tsv.merging.engine import merge_step
@@ -17,8 +15,9 @@ from hf_tsv.merging.resources import Resources, device_name, device_named
 from hf_tsv.merging.surveys import run_surveys
 from hf_tsv.methods import METHODS
 from hf_tsv.verbs.verify import _other_versions
-from tests.lora import test_read as test_adapter_input
+from tests.support import adapters
 from tests.support.absent_device import DEVICE, AbsentDevice
+from tests.support.cli import run
 from tests.support.models import bert, llama, mixtral, recipe, zoo
 
 
@@ -61,7 +60,7 @@ def test_without_a_gpu_it_is_told(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
     folder = zoo(bert, tmp_path)
-    result = CliRunner().invoke(app, ["merge", str(recipe(folder)), str(tmp_path / "out"), "--device", "cuda"])
+    result = run("merge", recipe(folder), tmp_path / "out", "--device", "cuda")
     assert result.exit_code == 4
     assert "sees no GPU here. Leave --device out" in " ".join(result.stderr.split())
     assert not (tmp_path / "out").exists()
@@ -101,8 +100,8 @@ def test_every_tensor_of_a_model_is_merged_there(tmp_path: Path, method: str) ->
 
 
 def test_adapters_are_merged_there(tmp_path: Path) -> None:
-    folder = test_adapter_input.zoo(tmp_path, llama, target_modules=["q_proj", "up_proj"])
-    plan = hf_tsv.plan(test_adapter_input.recipe(folder, ["DIR/a1", "DIR/a2"]))
+    folder = adapters.zoo(tmp_path, llama, target_modules=["q_proj", "up_proj"])
+    plan = hf_tsv.plan(adapters.recipe(folder, ["DIR/a1", "DIR/a2"]))
     for step in plan.merged:
         with AbsentDevice():
             there = merge_step(plan, step, None, DEVICE)[0]

@@ -1,38 +1,14 @@
 """A plan is made of headers alone and tells every misfit."""
 
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Mapping
 
 import pytest
 
-from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import PlanError
 from hf_tsv.merging.plan import Plan
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import parse_recipe
-
-
-class Headers:
-    """A checkpoint whose tensors can't be read."""
-
-    def __init__(self, tensors: Mapping[str, tuple[tuple[int, ...], str]], label: str = "base") -> None:
-        self.label = label
-        self._tensors = {name: TensorInfo(name, shape, dtype) for name, (shape, dtype) in tensors.items()}
-
-    def names(self) -> Sequence[str]:
-        return tuple(self._tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        return self._tensors[name]
-
-    def read(self, name: str, rows: object = None) -> NoReturn:
-        raise AssertionError(f"{name} was read")
-
-    def will_need(self, name: str) -> None: ...
-
-    def fingerprint(self) -> str:
-        return self.label
-
+from tests.support.headers import Headers
 
 BASE = {
     "embed_tokens.weight": ((100, 8), "BF16"),

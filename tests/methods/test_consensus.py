@@ -9,8 +9,7 @@ from torch import Tensor
 from hf_tsv import merge_state_dicts, plan
 from hf_tsv.errors import PlanError
 from hf_tsv.methods import METHODS, Deltas
-from tests.methods.test_ties import paper as ties_by_paper
-from tests.support import models
+from tests.support import models, oracles
 
 
 def consensus(deltas: Tensor, merged: Tensor, k: int, lambdas: list[float]) -> Tensor:
@@ -28,7 +27,7 @@ def test_consensus_ta_agrees_with_the_paper(deltas: Tensor, k: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_consensus_ties_agrees_with_the_paper(deltas: Tensor, k: int) -> None:
-    want = consensus(deltas, ties_by_paper(deltas, 0.2, mean=False), k, [0.4] * 4)
+    want = consensus(deltas, oracles.ties(deltas, 0.2, mean=False), k, [0.4] * 4)
     torch.testing.assert_close(METHODS["consensus_ties"](deltas, k=k), want)
 
 

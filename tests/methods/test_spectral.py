@@ -1,7 +1,6 @@
 """The spectral methods against transcriptions, in float64, of the authors' code or the paper's formula."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 import hf_tsv.merging.plan
 from hf_tsv import merge_state_dicts
 from hf_tsv.methods import METHODS, Deltas
+from tests.support.oracles import Products, core_space, core_ties, polar, svd
 
 SHAPES = [(24, 16), (16, 40), (12, 12)]
 SPECTRAL = ["iso_c", "iso_cts", "cart", "core_space", "knots", "wudi"]
@@ -21,16 +21,6 @@ def matrices(request: pytest.FixtureRequest) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     own = torch.randn(4, *request.param, generator=generator) * torch.tensor([1.0, 0.5, 2.0, 0.7])[:, None, None]
     return own + torch.randn(request.param, generator=generator)
-
-
-def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vh = torch.linalg.svd(a.double(), full_matrices=False)
-    return u, s, vh
-
-
-def polar(a: Tensor) -> Tensor:
-    u, _, vh = svd(a)
-    return u @ vh
 
 
 def iso_c(deltas: Tensor) -> Tensor:
@@ -78,28 +68,6 @@ def knots(deltas: Tensor, density: float) -> Tensor:
     agrees = flat * (flat.sign() == sign)
     merged = agrees.sum(0) / (agrees != 0).sum(0).clamp(min=1)
     return u @ torch.diag(s) @ merged.reshape(len(s), n)
-
-
-Products = list[tuple[Tensor, Tensor]]
-
-
-def core_space(products: Products, merge: Callable[[Tensor], Tensor]) -> Tensor:
-    """`get_core_matrices` of apanariello4/core-space-merging, by the singular vectors of every factor, and back."""
-    u_ref, vh_ref = svd(torch.cat([b for b, _ in products], 1))[0], svd(torch.cat([a for _, a in products]))[2]
-    cores = []
-    for b, a in products:
-        (ub, sb, vhb), (ua, sa, vha) = svd(b), svd(a)
-        cores.append(u_ref.T @ ub @ torch.diag(sb) @ vhb @ ua @ torch.diag(sa) @ vha @ vh_ref.T)
-    return u_ref @ merge(torch.stack(cores)) @ vh_ref
-
-
-def core_ties(cores: Tensor, density: float) -> Tensor:
-    """`ties_merging` of that repository, of one layer's core matrices."""
-    flat = cores.flatten(1)
-    kth = flat.abs().kthvalue(flat.shape[1] - int(flat.shape[1] * density), dim=1, keepdim=True).values
-    flat = flat * (flat.abs() >= kth)
-    agrees = flat * (flat.sign() == flat.sum(0).sign())
-    return (agrees.sum(0) / (agrees != 0).sum(0).clamp(min=1)).reshape(cores.shape[1:])
 
 
 def core_tsv(cores: Tensor) -> Tensor:

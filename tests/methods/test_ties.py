@@ -8,20 +8,9 @@ from torch import Tensor
 
 from hf_tsv.methods import METHODS, Deltas
 from hf_tsv.methods._magnitude import MagnitudeThresholds
+from tests.support.oracles import ties as paper
 
 ties = METHODS["ties"]
-
-
-def paper(deltas: Tensor, density: float, *, mean: bool = True) -> Tensor:
-    """Trim, elect, disjoint merge (arXiv 2306.01708, section 4), in float64 over flat vectors."""
-    flat = deltas.double().flatten(1)
-    kth = flat.shape[1] - int(flat.shape[1] * density)
-    thresholds = flat.abs().kthvalue(max(kth, 1), dim=1, keepdim=True).values
-    flat = torch.where(flat.abs() >= thresholds, flat, 0.0)
-    sign = flat.sum(0).sign()
-    agree = torch.where(flat.sign() == sign, flat, 0.0)
-    total = agree.sum(0)
-    return (total / (agree != 0).sum(0).clamp(min=1) if mean else total).reshape(deltas.shape[1:])
 
 
 @pytest.mark.parametrize("density", [0.05, 0.2, 0.7, 1.0])

@@ -6,28 +6,10 @@ from torch import Tensor
 
 from hf_tsv.linalg import rounding_edge
 from hf_tsv.methods import METHODS, Deltas
+from tests.support.oracles import tsv_m as paper
+from tests.support.tensors import error
 
 tsv_m = METHODS["tsv_m"]
-
-
-def paper(deltas: Tensor, rank: int | None = None) -> Tensor:
-    """Algorithm 1 of arXiv 2412.00081 in float64, by full singular value decompositions."""
-    deltas = deltas.double()
-    k = rank or min(deltas.shape[1:]) // len(deltas)
-    factors = [torch.linalg.svd(delta, full_matrices=False) for delta in deltas]
-    u = torch.cat([f.U[:, :k] for f in factors], dim=1)
-    s = torch.cat([f.S[:k] for f in factors])
-    vh = torch.cat([f.Vh[:k] for f in factors])
-    return polar(u) @ torch.diag(s) @ polar(vh)
-
-
-def polar(a: Tensor) -> Tensor:
-    p, _, qh = torch.linalg.svd(a, full_matrices=False)
-    return p @ qh
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    return float((got.double() - want.double()).norm() / want.double().norm())
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

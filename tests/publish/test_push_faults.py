@@ -20,9 +20,8 @@ from hf_tsv.hub import Hub, _push
 from tests.support import models
 from tests.support.hub_fixtures import both_transports
 from tests.support.loopback_hub import LoopbackHub
-from tests.verbs.test_push import REPO, alice, commits_of, files_of, merged, no_waiting, push
+from tests.support.pushes import REPO, commits_of, files_of, push
 
-__all__ = ["alice", "merged", "no_waiting"]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 KILLS = int(os.environ.get("HF_TSV_KILLS", "3"))
 COMMIT = f"/{REPO}/commit/"

@@ -11,9 +11,9 @@ from hf_tsv.errors import HfTsvError, RecipeError
 from hf_tsv.merging.plan import Step
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import Recipe, parse_recipe
-from tests.merging.test_plan import Headers
 from tests.support import models
-from tests.verbs.test_merge import read_all
+from tests.support.headers import Headers
+from tests.support.tensors import read_all
 
 TWO = "  - model: org/math\n  - model: org/code\n"
 

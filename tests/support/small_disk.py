@@ -16,7 +16,7 @@ from typing import Any
 
 from hf_tsv.checkpoints import writer as writers
 from hf_tsv.staging import journal
-from tests.cli.test_cli import run
+from tests.support.cli import run
 
 DISK, SIZE = Path("/mnt"), 24 * 2**20
 BALLAST = DISK / "ballast"

@@ -21,9 +21,9 @@ from hf_tsv.checkpoints.safetensors import read_header
 from hf_tsv.errors import MethodError, OutputError
 from hf_tsv.kept import adapters as compressed
 from hf_tsv.linalg.ranks import Budget, Energy, FixedRank, Fraction
-from tests.cli.test_cli import run
-from tests.methods.test_tsv_m import error
 from tests.support import models
+from tests.support.cli import run
+from tests.support.tensors import error
 
 
 def only_matrices(folder: Path) -> Path:

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hf_tsv
-from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.errors import (
     CheckpointError,
     HfTsvError,
@@ -25,20 +24,8 @@ from hf_tsv.merging import plan as planner
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import parse_recipe, pinned_text
-from tests.methods.test_ties import paper as ties_paper
-from tests.methods.test_tsv_m import error
-from tests.methods.test_tsv_m import paper as tsv_m_paper
-from tests.support import models
-
-
-def read_all(folder: Path) -> dict[str, Tensor]:
-    checkpoint = open_checkpoint(folder)
-    return {name: checkpoint.read(name) for name in checkpoint.names()}
-
-
-def deltas_of(folder: Path, name: str, tasks: int = 3) -> Tensor:
-    base = open_checkpoint(folder / "base").read(name).double()
-    return torch.stack([open_checkpoint(folder / f"t{t}").read(name).double() - base for t in range(tasks)])
+from tests.support import models, oracles
+from tests.support.tensors import deltas_of, error, read_all
 
 
 @pytest.mark.parametrize("arch", models.ARCHITECTURES)
@@ -68,9 +55,9 @@ def test_every_tensor_is_what_the_paper_says(tmp_path: Path) -> None:
     for name in base:
         deltas = deltas_of(folder, name)
         if base[name].ndim == 2:
-            want = tsv_m_paper(deltas)
+            want = oracles.tsv_m(deltas)
         elif base[name].ndim == 4:
-            want = tsv_m_paper(deltas.flatten(2)).reshape(base[name].shape)
+            want = oracles.tsv_m(deltas.flatten(2)).reshape(base[name].shape)
         else:
             want = deltas.mean(0)
         assert error(merged[name].double() - base[name].double(), want) < 1e-4, name
@@ -92,7 +79,7 @@ def test_experts_are_merged_one_by_one(tmp_path: Path) -> None:
     for name, weight in base.items():
         deltas = torch.stack([state[name] - weight for state in tuned.values()])
         for expert in range(4):
-            assert error(merged[name][expert] - weight[expert], tsv_m_paper(deltas[:, expert])) < 1e-5
+            assert error(merged[name][expert] - weight[expert], oracles.tsv_m(deltas[:, expert])) < 1e-5
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
@@ -118,7 +105,7 @@ def test_ties_trims_over_the_whole_vector(tmp_path: Path) -> None:
     base, merged = read_all(folder / "base"), read_all(tmp_path / "out")
     flat = torch.cat([deltas_of(folder, name).flatten(1) for name in base], dim=1)
     got = torch.cat([(merged[name].double() - base[name].double()).flatten() for name in base])
-    assert error(got, ties_paper(flat, 0.2)) < 1e-4
+    assert error(got, oracles.ties(flat, 0.2)) < 1e-4
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -416,7 +403,7 @@ class TestInMemory:
         before = {n: v.clone() for n, v in base.items()}
         merged = hf_tsv.merge_state_dicts(base, tuned, scale=0.5)
         deltas = torch.stack([state["a.weight"] - base["a.weight"] for state in tuned.values()])
-        assert error(merged["a.weight"] - base["a.weight"], 0.5 * tsv_m_paper(deltas)) < 1e-4
+        assert error(merged["a.weight"] - base["a.weight"], 0.5 * oracles.tsv_m(deltas)) < 1e-4
         assert list(merged) == list(base)
         assert all(torch.equal(before[n], base[n]) for n in base)
 

@@ -13,59 +13,15 @@ from huggingface_hub import ModelCard
 import hf_tsv
 from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.files.names import ADAPTERS
-from hf_tsv.hub import Hub, _client, _errors, _push
+from hf_tsv.hub import Hub
 from hf_tsv.linalg.ranks import FixedRank
-from tests.cli.test_cli import run
 from tests.support import models
+from tests.support.cli import run
 from tests.support.hub_fixtures import both_transports
 from tests.support.loopback_hub import LoopbackHub
+from tests.support.pushes import REPO, commits_of, files_of, push, uploads, writes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-REPO = "alice/merged"
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_errors, "RETRY_WAITS", (0.0, 0.0))
-    monkeypatch.setattr(_client, "PREFLIGHT_WAITS", (0.0, 0.0))
-    monkeypatch.setattr(_push, "COMMIT_WAITS", (0.0, 0.0, 0.0))
-
-
-@pytest.fixture(scope="module")
-def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A merge of three local models, in two shards."""
-    folder = tmp_path_factory.mktemp("merged")
-    hf_tsv.merge(models.recipe(models.zoo(models.llama, folder)), folder / "out", max_shard_size=50_000)
-    return folder / "out"
-
-
-@pytest.fixture
-def alice(hub: LoopbackHub, tmp_path: Path) -> Hub:
-    return Hub(token="hf_alice", cache_dir=tmp_path / "cache")
-
-
-def uploads(hub: LoopbackHub) -> list[str]:
-    return [r.path for r in hub.log if r.method == "PUT" or r.path.startswith("/v1/xorbs/")]
-
-
-def writes(hub: LoopbackHub) -> list[str]:
-    return [f"{request.method} {request.path}" for request in hub.log if request.method not in ("GET", "HEAD")]
-
-
-def files_of(hub: LoopbackHub, repo_id: str = REPO, revision: str = "main") -> dict[str, bytes]:
-    return {path: blob.data for path, blob in hub.repos[repo_id].resolve(revision).files.items()}
-
-
-def commits_of(hub: LoopbackHub, repo_id: str = REPO) -> list[str]:
-    """Titles of the commits on main, without the one that made the repository."""
-    repo = hub.repos[repo_id]
-    return [commit.title for commit in repo.history(repo.resolve("main"))][:-1]
-
-
-def push(out: Path, hub: Hub, repo: str = REPO, **options: Any) -> str:
-    options = {"license": "mit"} | options
-    [pushed] = hf_tsv.push(out, repo, hub=hub, **options)
-    return pushed.url
 
 
 class TestPush:

@@ -19,14 +19,13 @@ from hf_tsv.errors import CheckpointError, HfTsvError, HubError, OutputError, Pu
 from hf_tsv.hub import Hub
 from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.publish.publishing import Pushing
-from tests.cli.test_cli import run
 from tests.support import models
+from tests.support.cli import run
 from tests.support.hub_fixtures import both_transports
 from tests.support.loopback_hub import LoopbackHub
-from tests.verbs.test_push import REPO, commits_of, files_of, no_waiting, uploads, writes
-from tests.vocabulary.test_vocabulary import bpe
+from tests.support.pushes import REPO, commits_of, files_of, uploads, writes
+from tests.support.tokenizers import bpe
 
-__all__ = ["no_waiting"]
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 CARD = b"---\nlicense: apache-2.0\nlanguage: en\n---\nA model\n"
 
@@ -49,11 +48,6 @@ def recipe(hub: LoopbackHub, local: Path, tmp_path: Path) -> Path:
     tasks = "".join(f"  - model: bob/t{t}\n" for t in range(3))
     path.write_text(f"merge_method: tsv_m\nbase_model: bob/base\nmodels:\n{tasks}")
     return path
-
-
-@pytest.fixture
-def alice(hub: LoopbackHub, tmp_path: Path) -> Hub:
-    return Hub(token="hf_alice", cache_dir=tmp_path / "cache")
 
 
 def merge(recipe: Path, hub: Hub, pushing: Pushing | None = None, **more: Any) -> dict[str, Any]:

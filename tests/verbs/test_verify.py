@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import hf_tsv
-from hf_tsv.cli import app
 from hf_tsv.errors import OutputError
 from tests.support import models
+from tests.support.cli import run
 
 NO_RECOMPUTING = 0
 
@@ -168,14 +167,14 @@ def test_a_folder_without_a_record_is_refused(tmp_path: Path, text: str | None) 
 
 
 def test_the_command_says_what_differs_and_exits_with_1(zoo: Path) -> None:
-    result = CliRunner().invoke(app, ["verify", str(zoo / "out"), "-q"])
+    result = run("verify", zoo / "out", "-q")
     assert (result.exit_code, result.stdout.strip().split(": ")[-1]) == (0, "all as recorded")
     assert "8 tensors merged again" in result.stdout
     path = next((zoo / "out").glob("model-*.safetensors"))
     flip(path, path.stat().st_size - 1)
-    result = CliRunner().invoke(app, ["verify", str(zoo / "out"), "--sample", "0", "-q"])
+    result = run("verify", zoo / "out", "--sample", "0", "-q")
     assert result.exit_code == 1
     assert "1 differ" in result.stdout
     assert "has other bytes than were written" in result.stderr
-    result = CliRunner().invoke(app, ["verify", str(zoo / "out"), "--all", "--json", "-q"])
+    result = run("verify", zoo / "out", "--all", "--json", "-q")
     assert len(json.loads(result.stdout)["differs"]) == 1
