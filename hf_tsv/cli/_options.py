@@ -1,5 +1,6 @@
 """Options that several commands take, spelt as `hf` spells them."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -101,3 +102,14 @@ def out_or_named(out: Path | None, repo: str | None) -> Path:
     if out is None and repo is None:
         raise typer.BadParameter("expected a folder, or --push-to-hub", param_hint="OUT")
     return out or Path(str(repo).rpartition("/")[2].replace("{task}", "").strip("-_.") or "out")
+
+
+def one_of(words: Sequence[str]) -> Callable[[str | None], str | None]:
+    """A check for an option whose words are those of a registry, which no Literal can name."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in words:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(words)}")
+        return value
+
+    return check

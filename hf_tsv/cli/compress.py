@@ -22,12 +22,14 @@ from hf_tsv.cli._options import (
     Streamed,
     Token,
     Workers,
+    one_of,
     out_or_named,
     pushing_of,
     recipe_from,
 )
 from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, out, told
-from hf_tsv.errors import size
+from hf_tsv.errors import size, some
+from hf_tsv.lora.formats import FORMATS
 
 if TYPE_CHECKING:
     from hf_tsv.hub import Hub
@@ -35,12 +37,10 @@ if TYPE_CHECKING:
     from hf_tsv.recipe import Recipe
     from hf_tsv.sources.models import Stream
 
-PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = {
-    None: None,
-    "faithful": ("faithful",),
-    "serving": ("serving",),
-    "both": ("faithful", "serving"),
-}
+BOTH = "both"
+# What --profile may say, with the formats that it names.
+PROFILES = {**{name: (name,) for name in FORMATS}, BOTH: tuple(FORMATS)}
+RANKS = [str(rank) for rank in sorted({rank for one in FORMATS.values() for rank in one.ranks})]
 
 
 @told
@@ -62,12 +62,22 @@ def compress(
     energy: Annotated[float | None, typer.Option("--energy", help="Share of the squared change to keep.")] = None,
     error: Annotated[float | None, typer.Option("--error", help="Largest relative error of a matrix.")] = None,
     profile: Annotated[
-        Literal["faithful", "serving", "both"] | None,
-        typer.Option("--profile", help="faithful: all that PEFT holds; serving: what vLLM and others read."),
+        str | None,
+        typer.Option(
+            "--profile",
+            callback=one_of([*PROFILES]),
+            metavar=f"[{'|'.join(PROFILES)}]",
+            help="faithful: all that PEFT holds; serving: what vLLM and others read.",
+        ),
     ] = None,
     serving_rank: Annotated[
-        Literal["8", "16", "32", "64", "128"] | None,
-        typer.Option("--serving-rank", help="As large as the budget allows, else as the rule needs, unless given."),
+        str | None,
+        typer.Option(
+            "--serving-rank",
+            callback=one_of(RANKS),
+            metavar=f"[{'|'.join(RANKS)}]",
+            help="As large as the budget allows, else as the rule needs, unless given.",
+        ),
     ] = None,
     factor_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
@@ -118,7 +128,7 @@ def compress(
     options = compressing(
         loaded,
         _rule(loaded, hub, given),
-        profiles=PROFILES[profile],
+        profiles=PROFILES[profile] if profile else None,
         serving_rank=int(serving_rank) if serving_rank else None,
         factor_dtype=factor_dtype,
         verify=verify,
@@ -201,7 +211,16 @@ def _show(record: dict[str, Any]) -> None:
                 )
             )
     out.print(table)
-    for task, profiles in record["tasks"].items():
+    for why, names in _left_out(record).items():
+        err.print(f"Note: PEFT doesn't load {some(sorted(names))}: {why}", style="yellow", markup=False)
+
+
+def _left_out(record: dict[str, Any]) -> dict[str, set[str]]:
+    """By reason, the tensors that PEFT doesn't load of formats that are meant to hold all; of every task together."""
+    names: dict[str, set[str]] = {}
+    for profiles in record["tasks"].values():
         for profile, facts in profiles.items():
-            for name, why in list(facts["left_out"].items())[:3] if profile == "faithful" else ():
-                err.print(f"Note: {task}: {name}: {why}", style="yellow", markup=False)
+            if FORMATS[profile].is_complete:
+                for name, why in facts["left_out"].items():
+                    names.setdefault(why, set()).add(name)
+    return names

@@ -20,16 +20,14 @@ from torch import Tensor
 from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
 from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.errors import MethodError, some
-from hf_tsv.files.names import ADAPTERS, Profile
 from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.linalg.ranks import DENSE, Budget, Compression, Dense, Spectrum, choose_ranks, pooled, summarize
 from hf_tsv.lora.architecture import Architecture, read_architecture
 from hf_tsv.lora.check.verify import verify_adapter
-from hf_tsv.lora.formats.faithful import Misfits, plan_adapter
-from hf_tsv.lora.formats.serving import plan_serving
+from hf_tsv.lora.formats import ADAPTERS, DEFAULT, FORMATS, Profile
 from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange
-from hf_tsv.lora.write.plan import AdapterPlan, BaseRef
+from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest, BaseRef
 from hf_tsv.lora.write.writer import AdapterWriter
 from hf_tsv.merging.engine import each_step, naming, one_thread_each
 from hf_tsv.merging.plan import STORED, Plan, Step, TaskPart
@@ -231,16 +229,18 @@ def _architecture(plan: Plan, task: str, folders: Mapping[str | None, Path]) -> 
 
 
 def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base: BaseRef, options: Compressing) -> None:
-    """Choose the ranks and plan the adapters of tasks that share their budgets; until the faithful ones fit."""
+    """Choose the ranks and plan the adapters of tasks that share their budgets.
+
+    A budget is met by the default format, which takes the ranks as they are chosen; for the others it is a limit.
+    """
     fixed = sum(sum(task.whole.values()) for task in tasks)
     budget = None if options.budget is None else options.budget * len(tasks)
-    misfits: Misfits = "whole" if budget is None else "sidecar"
-    dtype = options.dtype_of_factors
+    request = AdapterRequest(base, options.dtype_of_factors, options.serving_rank, options.budget)
     by_task = {task.name: architecture for task, architecture in zip(tasks, architectures, strict=True)}
     for attempt in range(ATTEMPTS):
         _choose_ranks(tasks, by_task, options, fixed)
         planned = [
-            plan_adapter(architecture, task.ranks, base=base, factor_dtype=dtype, misfits=misfits)
+            FORMATS[DEFAULT].plan(architecture, task.ranks, request)
             for task, architecture in zip(tasks, architectures, strict=True)
         ]
         nbytes = sum(plan.nbytes for plan in planned)
@@ -250,18 +250,11 @@ def _choose(tasks: Sequence[_Task], architectures: Sequence[Architecture], base:
     else:
         names = some([task.name for task in tasks])
         raise MethodError(f"{names}: expected {budget} bytes but it takes {nbytes}, most of it stored whole. Raise it")
-    for task, architecture, faithful in zip(tasks, architectures, planned, strict=True):
-        if "faithful" in options.profiles:
-            task.plans["faithful"] = faithful
-        if "serving" in options.profiles:
-            task.plans["serving"] = plan_serving(
-                architecture,
-                {**dict.fromkeys(task.spectra, 0), **task.ranks},
-                base=base,
-                rank=options.serving_rank,
-                most_bytes=options.budget,
-                factor_dtype=dtype,
-            )
+    for task, architecture, default in zip(tasks, architectures, planned, strict=True):
+        ranks = {**dict.fromkeys(task.spectra, 0), **task.ranks}
+        for profile in options.profiles:
+            is_planned = profile == DEFAULT
+            task.plans[profile] = default if is_planned else FORMATS[profile].plan(architecture, ranks, request)
 
 
 def _choose_ranks(
@@ -382,6 +375,8 @@ def _verify(
     for task, architecture in zip(tasks, architectures, strict=True):
         for profile, planned in task.plans.items():
             expected = partial(_expected, plan, task, planned, found)
+            if not FORMATS[profile].is_read_by_peft:
+                continue
             folder = out / ADAPTERS[profile] / task.name
             checked = verify_adapter(folder, architecture, expected, forward=options.verify == "forward")
             reports[task.name][profile]["verified"] = {
@@ -402,10 +397,12 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
 def _facts(plan: Plan, task: _Task, profile: Profile, found: Findings) -> dict[str, Any]:
     kept = task.kept_in(profile)
     summary: Compression[str] = summarize(task.spectra, {name: kept.get(name, 0) for name in task.spectra})
+    is_complete = FORMATS[profile].is_complete  # of others only what they hold is reported
+    errors = {name: error for name, error in summary.errors.items() if is_complete or name in kept}
     fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
     return {
         "energy": summary.energy,
-        "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in kept},
+        "errors": errors,
         "ranks": _plain(kept),
         **({"fell_back": fell_back} if fell_back else {}),
     }

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import TensorInfo
-from hf_tsv.files.names import ADAPTERS
 from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.options import compressing
 from hf_tsv.linalg.ranks import Energy, FixedRank
+from hf_tsv.lora.formats import ADAPTERS, DEFAULT
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.engine import merge_step, surveys
 from hf_tsv.merging.plan import TSV_C, Plan
@@ -57,9 +57,9 @@ def write_as_adapter(
     merged = _Merged(plan, resources, progress)
     steps = tuple(replace(s, method=TSV_C, weights=(1.0,), parameters={}) if s.is_merged else s for s in plan.steps)
     as_task = replace(plan, tasks=(MERGED,), finetuned=(merged,), steps=steps, parts=())
-    options = compressing(plan.recipe, FixedRank(rank) if rank else Energy(1.0), profiles=("faithful",))
+    options = compressing(plan.recipe, FixedRank(rank) if rank else Energy(1.0), profiles=(DEFAULT,))
     report = compress_tasks(as_task, folders, staging, identity, base, options, resources, progress, in_order=in_order)
-    out, folder = staging.out, staging.out / ADAPTERS["faithful"]
+    out, folder = staging.out, staging.out / ADAPTERS[DEFAULT]
     for file in (folder / MERGED).iterdir():
         file.rename(out / file.name)
     (folder / MERGED).rmdir()

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from hf_tsv.files.names import Profile
 from hf_tsv.linalg.ranks import Budget, Energy, Error, FixedRank, Fraction, RankChoice
+from hf_tsv.lora.formats import DEFAULT, Profile
 from hf_tsv.merging.plan import STORED
 from hf_tsv.recipe import Recipe
 
@@ -19,7 +19,7 @@ class Compressing:
     Attributes:
         how: The rule for the ranks, or that of each tensor by name. One budget at most is among them, and all share it.
         factor_dtype: Of the factors, as safetensors names it; None for bf16 under a budget, else each tensor's own.
-        profiles: `faithful` holds all that PEFT can, `serving` what servers of many adapters read.
+        profiles: Names of the formats to write, of `hf_tsv.lora.formats.FORMATS`.
         serving_rank: Of all factors in the serving profile; None for the largest that a budget has room for or,
             without one, the smallest that holds what the rule chose, 128 at most.
         verify: How far PEFT's reading of each adapter is compared with what was meant.
@@ -28,7 +28,7 @@ class Compressing:
 
     how: RankChoice | Mapping[str, RankChoice]
     factor_dtype: str | None = None
-    profiles: tuple[Profile, ...] = ("faithful",)
+    profiles: tuple[Profile, ...] = (DEFAULT,)
     serving_rank: int | None = None
     verify: Literal["weights", "forward"] = "weights"
     together: bool = False
@@ -89,7 +89,7 @@ def compressing(
     return Compressing(
         how,
         factor_dtype=STORED[dtype] if dtype else None,
-        profiles=profiles or tuple(said.get("profiles", ("faithful",))),
+        profiles=profiles or tuple(said.get("profiles", (DEFAULT,))),
         serving_rank=serving_rank or said.get("rank"),
         verify=verify,
         together=together,
