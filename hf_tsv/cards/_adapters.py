@@ -14,7 +14,9 @@ from hf_tsv.cards._merge import citations, licence_said, provenance, source_rows
 from hf_tsv.cards._published import published_lock, without_folders
 from hf_tsv.cards._sections import compose
 from hf_tsv.checkpoints.modules import group_of
-from hf_tsv.files.names import ADAPTERS, LOCK_FILE
+from hf_tsv.files.names import LOCK_FILE
+from hf_tsv.lora.format import ADAPTER_CONFIG
+from hf_tsv.lora.formats import ADAPTERS
 
 PAPER = "https://arxiv.org/abs/2412.00081"
 TASK_CLASSES = {
@@ -71,8 +73,8 @@ def _contents(
     sources = source_rows(record)
     (task, profile), place = next(iter(places.items()))
     base = sources[0]["places"][0]
-    merges = (folder / "adapter_config.json").is_file()  # several tasks as one adapter, which is the output itself
-    config = read_json((folder if merges else folder / ADAPTERS[profile] / task) / "adapter_config.json")
+    merges = (folder / ADAPTER_CONFIG).is_file()  # several tasks as one adapter, which is the output itself
+    config = read_json((folder if merges else folder / ADAPTERS[profile] / task) / ADAPTER_CONFIG)
     return {
         "record": record,
         "base": base,

@@ -25,7 +25,8 @@ from hf_tsv.cards._published import (
 from hf_tsv.cards._sections import compose
 from hf_tsv.checkpoints.modules import group_of
 from hf_tsv.checkpoints.protocol import TensorInfo
-from hf_tsv.files.names import ADAPTERS, PICTURES
+from hf_tsv.files.names import PICTURES
+from hf_tsv.lora.formats import ADAPTERS
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import in_repository
 from hf_tsv.recipe.bundled import bundled

@@ -14,7 +14,9 @@ from hf_tsv.cards._adapters import of_task, render_adapters
 from hf_tsv.cards._licences import LICENCE_ID, Licence
 from hf_tsv.cards._merge import render_merge
 from hf_tsv.files.disk import write_text
-from hf_tsv.files.names import ADAPTERS, CARD_FILE
+from hf_tsv.files.names import CARD_FILE
+from hf_tsv.lora.format import ADAPTER_CONFIG
+from hf_tsv.lora.formats import ADAPTERS
 
 RELATIONS = ("merge", "adapter", "quantized", "finetune")
 
@@ -59,7 +61,7 @@ def render_card(
 
 def is_one_adapter(folder: Path) -> bool:
     """Whether an output is an adapter itself, and no folder of them."""
-    return (folder / "adapter_config.json").is_file()
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def check_card(card: str) -> list[str]:

@@ -6,10 +6,9 @@ from hf_tsv.cli._flags import with_flags
 from hf_tsv.cli._options import Keep, OutFolder, PushOptions, RecipeFile, RunOptions, Talk
 from hf_tsv.cli._told import err, out, told
 from hf_tsv.cli.merge import run_job
-from hf_tsv.errors import size
+from hf_tsv.errors import size, some
 from hf_tsv.job.options import Access, AdapterOptions
-
-SHOWN = 3  # of what an adapter leaves out
+from hf_tsv.lora.formats import FORMATS
 
 
 @told
@@ -56,7 +55,16 @@ def show_adapters(record: dict[str, Any]) -> None:
             )
             table.add_row(*map(escape, cells))
     out.print(table)
-    for task, profiles in record["tasks"].items():
-        left_out = profiles.get("faithful", {}).get("left_out", {})
-        for name, why in list(left_out.items())[:SHOWN]:
-            err.print(f"Note: {task}: {name}: {why}", style="yellow", markup=False)
+    for why, names in _left_out(record).items():
+        err.print(f"Note: PEFT doesn't load {some(sorted(names))}: {why}", style="yellow", markup=False)
+
+
+def _left_out(record: dict[str, Any]) -> dict[str, set[str]]:
+    """By reason, the tensors that PEFT doesn't load of formats that are meant to hold all; of every task together."""
+    names: dict[str, set[str]] = {}
+    for profiles in record["tasks"].values():
+        for profile, facts in profiles.items():
+            if FORMATS[profile].is_complete:
+                for name, why in facts["left_out"].items():
+                    names.setdefault(why, set()).add(name)
+    return names

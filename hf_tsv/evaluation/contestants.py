@@ -15,7 +15,7 @@ from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint
 from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
 from hf_tsv.errors import CheckpointError, some
 from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification, LmEval, TextClassification
-from hf_tsv.files.names import ADAPTERS
+from hf_tsv.lora.formats import ADAPTERS, DEFAULT
 from hf_tsv.lora.skeleton import model_class_of, quiet
 from hf_tsv.sources.models import Source
 
@@ -125,7 +125,7 @@ def _adapted(
         return
     for profile, facts in written.get(task, {}).items():
         folder = out / ADAPTERS[profile] / task
-        label = "adapter" if profile == "faithful" else f"adapter ({profile})"
+        label = "adapter" if profile == DEFAULT else f"adapter ({profile})"
         yield replace(on, label=label, identity=f"{on.identity} {_digest(folder)}", parts=None, adapter=folder)
         if facts["in_sidecar"]:
             whole = restored(task)

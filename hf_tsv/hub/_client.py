@@ -39,7 +39,8 @@ from hf_tsv.hub._facts import SourceFacts, facts_of_folder, facts_of_info
 from hf_tsv.hub._progress import ByteCounter
 from hf_tsv.hub._ranges import Ranges
 from hf_tsv.hub._remote import Fetch, RemoteCheckpoint, Slice, check_index, read_header
-from hf_tsv.hub._repository import ADAPTER_CONFIG, CARD, Weights, in_folder, weights_of
+from hf_tsv.hub._repository import CARD, Weights, in_folder, weights_of
+from hf_tsv.lora.format import ADAPTER_CONFIG
 from hf_tsv.recipe import in_repository
 
 AT_ONCE = 8  # requests side by side

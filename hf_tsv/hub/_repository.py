@@ -8,10 +8,8 @@ from typing import Literal
 from hf_tsv.checkpoints.folder import STEMS
 from hf_tsv.checkpoints.model_files import OTHER_WEIGHTS, PICKLES, matches
 from hf_tsv.errors import CheckpointError, some
-from hf_tsv.lora.read.sidecar import REST_FILE
+from hf_tsv.lora.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SIDECAR_FILE
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
 CONVERT = (
     "Convert them: load the model with transformers and call save_pretrained, which writes safetensors; or ask"
@@ -69,7 +67,7 @@ def weights_of(files: Collection[str], label: str) -> Weights:
         if index in files:
             return Weights("model", index=index)
     if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(files):
-        return Weights("adapter", tuple(file for file in (ADAPTER_WEIGHTS, REST_FILE) if file in files))
+        return Weights("adapter", tuple(file for file in (ADAPTER_WEIGHTS, SIDECAR_FILE) if file in files))
     lone = [file for file in files if fnmatch(file, "*.safetensors") and "/" not in file]
     if len(lone) == 1 and lone[0] != ADAPTER_WEIGHTS:
         return Weights("model", (lone[0],))

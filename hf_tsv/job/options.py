@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_tsv.errors import OutputError, parse_bytes
+from hf_tsv.lora.formats import FORMATS
 
 if TYPE_CHECKING:  # --help shall not wait for torch
     from hf_tsv.merging.resources import Resources
@@ -91,31 +92,35 @@ class AdapterOptions:
     """How adapters are written. None leaves what the recipe says.
 
     Attributes:
-        profile: `faithful` holds all that PEFT can, `serving` what servers of many adapters read; `both` for both.
-        serving_rank: Rank of all factors in the serving profile; the largest that a budget has room for, else the
+        profile: Names of the formats to write, separated by commas: `faithful` holds all that PEFT can, `serving` what
+            servers of many adapters read.
+        serving_rank: Rank of all factors in formats with one rank; the largest that a budget has room for, else the
             smallest that holds what the rules chose, unless given.
         factor_dtype: Dtype of the factors; `bfloat16` under a budget, else each tensor's own, unless given.
         together: Whether the adapters share their budgets, so that a task that changed more gets more bytes.
-        verify: How PEFT's reading of an adapter is compared with what was meant: by its weights, or also by a forward
-            pass.
+        verify: How PEFT's reading of an adapter is compared with what was meant: by its `weights`, or also by a
+            `forward` pass.
     """
 
-    profile: Literal["faithful", "serving", "both"] | None = option(
-        None, "faithful: all that PEFT holds; serving: what vLLM and other servers read."
+    profile: str | None = option(
+        None,
+        "Formats to write. faithful: all that PEFT holds; serving: what vLLM and other servers read.",
+        metavar=",".join(FORMATS),
     )
-    serving_rank: Literal[8, 16, 32, 64, 128] | None = option(None, "Rank of all factors in the serving profile.")
+    serving_rank: int | None = option(None, "Rank of all factors in the serving format.", metavar="8|16|32|64|128")
     factor_dtype: Literal["float32", "bfloat16", "float16"] | None = option(
         None, "Dtype of the factors. Default: bfloat16 under a budget, else the model's own."
     )
-    together: bool | None = option(None, "Let the adapters share their budgets: more for tasks that need more.")
+    together: bool | None = option(
+        None, "Let the adapters share their budgets: more for tasks that need more.", flag="--together"
+    )
     verify: Literal["weights", "forward"] | None = option(None, "How PEFT's reading is checked. Default: by weights.")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What is given, in the words of a recipe's `adapters`."""
-        profiles = ["faithful", "serving"] if self.profile == "both" else [self.profile]
         settings = {
-            "profiles": profiles if self.profile else None,
+            "profiles": self.profile.split(",") if self.profile else None,
             "rank": self.serving_rank,
             "factor_dtype": self.factor_dtype,
             "together": self.together,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.files.names import ADAPTERS, Profile
 from hf_tsv.kept import factors, spectra
 from hf_tsv.kept.choice import choose_adapters
 from hf_tsv.kept.factors import change_of, factor_infos, find_factors
@@ -26,6 +25,7 @@ from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg.ranks import Compression, Dense, summarize
 from hf_tsv.lora.architecture import Architecture, read_architecture
 from hf_tsv.lora.check.verify import verify_adapter
+from hf_tsv.lora.formats import ADAPTERS, FORMATS, Profile
 from hf_tsv.lora.write.changes import WholeChange
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.lora.write.writer import AdapterWriter
@@ -125,8 +125,9 @@ def _report(
     written = writer.finish()
     ranks = task.ranks_in(profile)
     summary: Compression[str] = summarize(task.spectra, {name: ranks.get(name, 0) for name in task.spectra})
-    # A serving adapter leaves out most kinds of module by design, so it is judged by what it holds.
-    errors = {name: error for name, error in summary.errors.items() if profile == "faithful" or name in ranks}
+    # A format that leaves out kinds of module by design is judged by what it holds.
+    is_complete = FORMATS[profile].is_complete
+    errors = {name: error for name, error in summary.errors.items() if is_complete or name in ranks}
     fell_back = sum(findings.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
     plain_ranks = {name: rank.value if isinstance(rank, Dense) else rank for name, rank in sorted(ranks.items())}
     return {
@@ -162,6 +163,8 @@ def _verify_adapters(
     """Compare PEFT's reading of every adapter with what was meant, and report how near it comes."""
     for task in tasks:
         for profile in task.plans:
+            if not FORMATS[profile].is_read_by_peft:
+                continue
             folder = out / ADAPTERS[profile] / task.name
             expected = partial(_expected_value, plan, task, profile, findings)
             checked = verify_adapter(folder, task.architecture, expected, forward=settings.verify == "forward")

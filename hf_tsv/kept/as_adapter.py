@@ -7,11 +7,11 @@ from functools import lru_cache
 from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import TensorInfo
-from hf_tsv.files.names import ADAPTERS
 from hf_tsv.kept.adapters import Reports, compress_tasks
 from hf_tsv.kept.settings import AdapterSettings
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg.ranks import RankChoice
+from hf_tsv.lora.formats import ADAPTERS, DEFAULT
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.engine import merge_step
 from hf_tsv.merging.plan import TSV_C, Plan
@@ -46,7 +46,7 @@ def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplac
     )
     reports = compress_tasks(plan_of_one, base, settings, work)
     # The output is one adapter, not a folder of adapters.
-    folder = work.out / ADAPTERS["faithful"]
+    folder = work.out / ADAPTERS[DEFAULT]
     for file in (folder / MERGED).iterdir():
         file.rename(work.out / file.name)
     (folder / MERGED).rmdir()

@@ -8,9 +8,8 @@ from hf_tsv.errors import MethodError, some
 from hf_tsv.kept.settings import AdapterSettings
 from hf_tsv.kept.task import TaskAdapters
 from hf_tsv.linalg.ranks import DENSE, Budget, Dense, Spectrum, choose_ranks, pooled
-from hf_tsv.lora.formats.faithful import Misfits, plan_adapter
-from hf_tsv.lora.formats.serving import plan_serving
-from hf_tsv.lora.write.plan import AdapterPlan, BaseRef
+from hf_tsv.lora.formats import DEFAULT, FORMATS
+from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest, BaseRef
 
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once the adapter is planned
 
@@ -20,41 +19,35 @@ Matrix = tuple[str, str]  # the names of a task and of a tensor
 def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: AdapterSettings) -> None:
     """Choose the ranks of tasks that share their budgets, and plan their adapters; fills in `ranks` and `plans`.
 
+    A budget is met by the default format, which takes the ranks as they are chosen; for the others it is a limit.
+
     Raises:
         MethodError: the budget is smaller than what has to be stored whole.
     """
-    faithful = _fitting_plans(tasks, base, settings)
+    request = AdapterRequest(base, settings.dtype_of_factors, settings.serving_rank, settings.budget)
+    fitting = _fitting_plans(tasks, request, settings)
     for task in tasks:
-        if "faithful" in settings.profiles:
-            task.plans["faithful"] = faithful[task.name]
-        if "serving" in settings.profiles:
-            task.plans["serving"] = plan_serving(
-                task.architecture,
-                {**dict.fromkeys(task.spectra, 0), **task.ranks},
-                base=base,
-                rank=settings.serving_rank,
-                most_bytes=settings.budget,
-                factor_dtype=settings.dtype_of_factors,
-            )
+        # Formats with one rank for all have room to fill, so they also want to know of changes that got rank 0.
+        ranks = {**dict.fromkeys(task.spectra, 0), **task.ranks}
+        for profile in settings.profiles:
+            if profile == DEFAULT:
+                task.plans[profile] = fitting[task.name]
+            else:
+                task.plans[profile] = FORMATS[profile].plan(task.architecture, ranks, request)
 
 
-def _fitting_plans(tasks: Sequence[TaskAdapters], base: BaseRef, settings: AdapterSettings) -> dict[str, AdapterPlan]:
-    """Faithful adapters, by task, that take no more than the budgets together allow."""
+def _fitting_plans(
+    tasks: Sequence[TaskAdapters], request: AdapterRequest, settings: AdapterSettings
+) -> dict[str, AdapterPlan]:
+    """Adapters in the default format, by task, that take no more than the budgets together allow."""
     budget = None if settings.budget is None else settings.budget * len(tasks)
-    misfits: Misfits = "whole" if budget is None else "sidecar"
     fixed_bytes = sum(sum(task.whole.values()) for task in tasks)
     plans: dict[str, AdapterPlan] = {}
     nbytes = 0
     for attempt in range(ATTEMPTS):
         _choose_ranks(tasks, settings, fixed_bytes)
         for task in tasks:
-            plans[task.name] = plan_adapter(
-                task.architecture,
-                task.ranks,
-                base=base,
-                factor_dtype=settings.dtype_of_factors,
-                misfits=misfits,
-            )
+            plans[task.name] = FORMATS[DEFAULT].plan(task.architecture, task.ranks, request)
         nbytes = sum(plan.nbytes for plan in plans.values())
         if budget is None or nbytes <= budget:
             return plans
@@ -71,13 +64,13 @@ def _choose_ranks(tasks: Sequence[TaskAdapters], settings: AdapterSettings, fixe
     spectra: dict[Matrix, Spectrum] = {}
     for task in tasks:
         spectra |= {(task.name, name): spectrum for name, spectrum in task.spectra.items()}
-    architectures = {task.name: task for task in tasks}
+    by_name = {task.name: task for task in tasks}
     chosen: dict[Matrix, int | Dense] = {}
     for rule in settings.distinct_rules:
         own = {matrix: spectrum for matrix, spectrum in spectra.items() if settings.rules[matrix[1]] == rule}
         if isinstance(rule, Budget):
             spent = fixed_bytes + sum(spectra[matrix].bytes_at(rank) for matrix, rank in chosen.items())
-            chosen |= _choose_within(Budget(rule.nbytes * len(tasks)), own, architectures, spent)
+            chosen |= _choose_within(Budget(rule.nbytes * len(tasks)), own, by_name, spent)
         else:
             chosen |= choose_ranks(own, rule)
     for task in tasks:

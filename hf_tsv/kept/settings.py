@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_tsv.errors import PlanError
-from hf_tsv.files.names import Profile
 from hf_tsv.linalg.ranks import Budget, RankChoice, rank_choice
+from hf_tsv.lora.formats import DEFAULT, Profile
 from hf_tsv.merging.plan import STORED, Plan
 from hf_tsv.methods import METHODS
 
@@ -19,8 +19,8 @@ class AdapterSettings:
         rules: The rule for the rank of every tensor that goes into adapters, by name. At most one of them is a budget.
         factor_dtype: Dtype of the factors, as safetensors names it; None for bf16 under a budget, else each tensor's
             own.
-        profiles: The formats in which each adapter is written.
-        serving_rank: Rank of all factors in the serving profile; None for the largest that a budget has room for or,
+        profiles: The formats in which each adapter is written, by name.
+        serving_rank: Rank of all factors in formats with one rank; None for the largest that a budget has room for or,
             without a budget, the smallest that holds what the rules chose.
         verify: How PEFT's reading of each adapter is compared with what was meant.
         together: Whether tasks share their budgets, so that a task that changed more of the model gets more bytes.
@@ -28,7 +28,7 @@ class AdapterSettings:
 
     rules: Mapping[str, RankChoice]
     factor_dtype: str | None = None
-    profiles: tuple[Profile, ...] = ("faithful",)
+    profiles: tuple[Profile, ...] = (DEFAULT,)
     serving_rank: int | None = None
     verify: Literal["weights", "forward"] = "weights"
     together: bool = False
@@ -62,7 +62,7 @@ def read_settings(plan: Plan) -> AdapterSettings:
     return AdapterSettings(
         rules=read_rules(plan),
         factor_dtype=STORED[factor_dtype] if factor_dtype else None,
-        profiles=tuple(options.get("profiles", ("faithful",))),
+        profiles=tuple(options.get("profiles", (DEFAULT,))),
         serving_rank=options.get("rank"),
         verify=options.get("verify", "weights"),
         together=options.get("together", False),

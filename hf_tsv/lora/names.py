@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import TensorInfo
 
@@ -31,6 +32,15 @@ class Piece:
     first: int = 0
     row: int = 0
     rows: int | None = None
+
+    def rows_of(self, tensor: Tensor) -> Tensor:
+        """The rows of the checkpoint's tensor, or of a factor of it, that the piece is."""
+        return tensor if self.rows is None else tensor[self.first : self.first + self.rows]
+
+    def within(self, parameter: Tensor) -> Tensor:
+        """The rows of the model's parameter that the piece is."""
+        matrix = parameter if self.expert is None else parameter[self.expert]
+        return matrix if self.rows is None else matrix[self.row : self.row + self.rows]
 
 
 @dataclass(frozen=True)

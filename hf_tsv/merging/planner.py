@@ -183,8 +183,8 @@ class _Planner:
             if len(problems) > max(FEW, len(self.kinds) // 2):
                 label = self.finetuned[self.tasks.index(task)].label
                 yield (
-                    f"'{task}': {label} is not a fine-tune of {self.base.label}: {len(problems)} of its {len(self.kinds)}"
-                    f" tensors don't fit. Check the model's name. The first: {problems[0]}"
+                    f"'{task}': {label} is not a fine-tune of {self.base.label}: {len(problems)} of"
+                    f" {len(self.kinds)} tensors don't fit. Check the model's name. The first: {problems[0]}"
                 )
             else:
                 yield from problems
@@ -241,8 +241,8 @@ def _kept_on_another_base(recipe: Recipe, vocabulary: Vocabulary | None) -> list
     if not ways or vocabulary is None or vocabulary.is_bases:
         return []
     return [
-        f"{recipe.source}: {' and '.join(ways)} keep what is a task's own row by row of the base, so the output needs the"
-        " base's rows. Write tokenizer_source: base, without pad_to_multiple_of"
+        f"{recipe.source}: {' and '.join(ways)} keep what is a task's own row by row of the base, so the output needs"
+        " the base's rows. Write tokenizer_source: base, without pad_to_multiple_of"
     ]
 
 

@@ -27,8 +27,10 @@ from hf_tsv.cards import (
 )
 from hf_tsv.checkpoints.model_files import matches
 from hf_tsv.errors import HubError, OutputError, PublishError, counted, some
-from hf_tsv.files.names import ADAPTERS, CARD_FILE, LOCK_FILE, MASKS, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
+from hf_tsv.files.names import CARD_FILE, LOCK_FILE, MASKS, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
 from hf_tsv.hub import Commit, Hub, Pushed, Repository, Target
+from hf_tsv.lora.format import ADAPTER_CONFIG
+from hf_tsv.lora.formats import ADAPTERS
 from hf_tsv.record.record import read_record
 
 TASK = "{task}"
@@ -39,7 +41,7 @@ STALE = (
     "*.safetensors.index.json",
     "pytorch_model*.bin*",
     "adapter_model*.bin",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
 )
 
 
@@ -104,7 +106,7 @@ class Parcel:
         }
 
     def _is_on_it(self, path: str) -> bool:
-        return "adapters" in self.record and path.endswith("/adapter_config.json")
+        return "adapters" in self.record and path.endswith(f"/{ADAPTER_CONFIG}")
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,7 @@ def _root(out: Path) -> tuple[Path, str | None]:
     """The output that a folder is, or that it is an adapter of, and that adapter's profile."""
     profiles = {folder: profile for profile, folder in ADAPTERS.items()}
     place = out.resolve()
-    if (place / "adapter_config.json").is_file() and place.parent.name in profiles:
+    if (place / ADAPTER_CONFIG).is_file() and place.parent.name in profiles:
         return place.parent.parent, profiles[place.parent.name]
     return out, None
 

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hf_tsv.checkpoints.modules import Kind
 from hf_tsv.linalg import SvdMode
+from hf_tsv.lora.formats import FORMATS
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
 from hf_tsv.recipe._settings import ABSENT, by_name
@@ -164,13 +165,34 @@ class Residuals(Keys):
     budget: str | None = None
 
 
+def _one_of(words: Sequence[str | int], value: Any) -> Any:
+    """The value if it is one of those words; the error is that of a Literal, whose words are known to type checkers."""
+    if not isinstance(value, str | int) or value not in words:
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": " or ".join(map(repr, words))})
+    return value
+
+
+def _format_name(value: Any) -> Any:
+    return _one_of(tuple(FORMATS), value)
+
+
+def _format_rank(value: Any) -> Any:
+    """A rank that some format takes; which one, is checked when it plans."""
+    ranks = {rank for one in FORMATS.values() for rank in one.ranks}
+    return _one_of(sorted(ranks), value)
+
+
+FormatName = Annotated[str, BeforeValidator(_format_name)]
+FormatRank = Annotated[int, BeforeValidator(_format_rank)]
+
+
 class Adapters(Keys):
     """`adapters: {profiles: [faithful, serving], rank: 64}`"""
 
     place = " in adapters"
 
-    profiles: Annotated[list[Literal["faithful", "serving"]], Field(min_length=1)] | None = None
-    rank: Literal[8, 16, 32, 64, 128] | None = None
+    profiles: Annotated[list[FormatName], Field(min_length=1)] | None = None
+    rank: FormatRank | None = None
     factor_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
 

@@ -8,12 +8,13 @@ from hf_tsv.checkpoints.protocol import Checkpoint, Shard
 from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.errors import OutputError, some
 from hf_tsv.files.checksums import checksums
-from hf_tsv.files.names import ADAPTERS, LOCK_FILE, MASKS, MODEL_CONFIG
+from hf_tsv.files.names import LOCK_FILE, MASKS, MODEL_CONFIG
 from hf_tsv.hub import Hub
 from hf_tsv.job.options import Options
 from hf_tsv.job.processes import check_alone
 from hf_tsv.job.recording import make_restoration_record
 from hf_tsv.kept.masks import config_of, file_of, open_masked
+from hf_tsv.lora.formats import ADAPTERS
 from hf_tsv.lora.read.adapter import is_adapter, is_model
 from hf_tsv.merging.plan import plan_shards
 from hf_tsv.merging.progress import Progress, Silent

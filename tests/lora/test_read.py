@@ -436,7 +436,7 @@ def told(folder: Path, task: str = "DIR/base+DIR/a1", kind: type[Exception] = Ch
     return str(caught.value).replace(str(folder), "DIR").splitlines()
 
 
-MERGE_IT = "Merge it into its base with PEFT's merge_and_unload, and give the model that this makes"
+MERGE_IT = "Merge it into its base with PEFT's merge_and_unload, and use the model that this makes"
 NAME_IT = "Name the model that it was trained on as its base"
 
 
@@ -476,7 +476,7 @@ NAME_IT = "Name the model that it was trained on as its base"
         ),
         (
             {"alpha_pattern": {"up[": 2}},
-            "the key 'up[' of alpha_pattern in adapter_config.json is no regular expression: unterminated character"
+            "the key 'up[' of alpha_pattern in adapter_config.json is not a regular expression: unterminated character"
             " set at position 2. Write the module's name",
         ),
         ({"r": 3}, "mlp.up has rank 2, expected 3 by adapter_config.json. Get both files of one adapter"),

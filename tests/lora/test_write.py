@@ -23,13 +23,13 @@ from hf_tsv.linalg import truncated_svd
 from hf_tsv.linalg.ranks import DENSE, Dense
 from hf_tsv.lora.architecture import Architecture, read_architecture
 from hf_tsv.lora.check.verify import verify_adapter
-from hf_tsv.lora.formats.faithful import plan_adapter
-from hf_tsv.lora.formats.serving import plan_serving
+from hf_tsv.lora.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SIDECAR_FILE
+from hf_tsv.lora.formats import FORMATS
 from hf_tsv.lora.names import Located
-from hf_tsv.lora.read.sidecar import REST_FILE, read_sidecar
+from hf_tsv.lora.read.sidecar import read_sidecar
 from hf_tsv.lora.skeleton import quiet
 from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange
-from hf_tsv.lora.write.plan import ADAPTER_FILE, CONFIG_FILE, AdapterPlan, BaseRef
+from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest, BaseRef
 from hf_tsv.lora.write.writer import AdapterReport, AdapterWriter
 from tests.support.models import (
     ARCHITECTURES,
@@ -47,6 +47,14 @@ from tests.support.models import (
 
 BASE = BaseRef("org/base", "0" * 40)
 Ranks = dict[str, int | Dense]
+
+
+def plan_adapter(architecture: Architecture, ranks: Mapping[str, int | Dense], **options: Any) -> AdapterPlan:
+    return FORMATS["faithful"].plan(architecture, ranks, AdapterRequest(BASE, **options))
+
+
+def plan_serving(architecture: Architecture, ranks: Mapping[str, int | Dense], **options: Any) -> AdapterPlan:
+    return FORMATS["serving"].plan(architecture, ranks, AdapterRequest(BASE, **options))
 
 
 def clip_vision() -> nn.Module:
@@ -159,7 +167,7 @@ class Pair:
 
     def export(self, folder: Path, ranks: Ranks | None = None, **options: Any) -> AdapterPlan:
         ranks = ranks or self.ranks()
-        plan = plan_adapter(self.architecture, ranks, base=BASE, **options)
+        plan = plan_adapter(self.architecture, ranks, **options)
         self.write(plan, ranks, folder)
         return plan
 
@@ -213,17 +221,16 @@ class TestFaithful:
             merged = adapted.merge_and_unload()
         close(outputs(merged, name), wanted)
 
-    @pytest.mark.parametrize("misfits", ["whole", "sidecar"])
     @pytest.mark.parametrize("name", [*EXACT, *MORE])
-    def test_any_mix_of_ranks_is_what_was_put_in(self, name: str, misfits: Any, pairs: Pairs, tmp_path: Path) -> None:
+    def test_any_mix_of_ranks_is_what_was_put_in(self, name: str, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs(name)
         ranks = {
             n: rank if isinstance(rank, Dense) else 1 + sum(n.encode()) % min(rank, 4)
             for n, rank in pair.ranks().items()
         }
-        plan = pair.export(tmp_path, ranks, misfits=misfits)
+        plan = pair.export(tmp_path, ranks)
         assert plan.held | plan.left_out.keys() == ranks.keys()
-        assert len({plan.config["r"], *plan.config["rank_pattern"].values()}) > 1
+        assert len({plan.config.r, *(plan.config.rank_pattern or {}).values()}) > 1
         found = verify_adapter(tmp_path, pair.architecture, lambda n: pair.expected(n, ranks[n]), forward=True)
         assert found.largest_error < 1e-5
         assert found.logits_error is not None
@@ -247,53 +254,61 @@ class TestFaithful:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda n: writer.put(n, pair.change(n, ranks[n])), reversed(list(ranks))))
         writer.finish()
-        for file in (ADAPTER_FILE, CONFIG_FILE):
+        for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
             assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
     def test_its_size_is_known_before(self, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs("llama-tied")
         ranks = pair.ranks(2)
-        plan = plan_adapter(pair.architecture, ranks, base=BASE, factor_dtype="BF16", misfits="sidecar")
+        plan = plan_adapter(pair.architecture, ranks, factor_dtype="BF16")
         report = pair.write(plan, ranks, tmp_path)
         sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
-        assert sizes.keys() == {ADAPTER_FILE, REST_FILE, CONFIG_FILE}
+        assert sizes.keys() == {ADAPTER_WEIGHTS, SIDECAR_FILE, ADAPTER_CONFIG}
         assert sum(sizes.values()) == plan.nbytes == report.nbytes
 
     def test_names_are_anchored_and_escaped(self, pairs: Pairs) -> None:
         ranks = pairs("llama").ranks(2) | {"model.layers.1.mlp.up_proj.weight": 5}
-        config = plan_adapter(pairs("llama").architecture, ranks, base=BASE).config
-        assert config["rank_pattern"] == config["alpha_pattern"] == {r"^model\.layers\.1\.mlp\.up_proj": 5}
-        assert (config["r"], config["lora_alpha"]) == (2, 2)
-        assert config["modules_to_save"] == sorted(config["modules_to_save"])
+        config = plan_adapter(pairs("llama").architecture, ranks).config
+        assert config.rank_pattern == config.alpha_pattern == {r"^model\.layers\.1\.mlp\.up_proj": 5}
+        assert (config.r, config.lora_alpha) == (2, 2)
+        assert list(config.modules_to_save or ()) == sorted(config.modules_to_save or ()) != []
 
     def test_only_what_changed_is_stored(self, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs("bert")
         name = "bert.encoder.layer.1.output.dense.weight"
         plan = pair.export(tmp_path, {name: 3})
-        assert load_file(tmp_path / ADAPTER_FILE).keys() == {
+        assert load_file(tmp_path / ADAPTER_WEIGHTS).keys() == {
             f"base_model.model.bert.encoder.layer.1.output.dense.lora_{side}.weight" for side in "AB"
         }
-        assert "modules_to_save" not in plan.config
+        assert "modules_to_save" not in plan.config.written()
         verify_adapter(tmp_path, pair.architecture, lambda n: pair.expected(n, 3) if n == name else pair.base.read(n))
 
     def test_a_name_that_ends_others_stores_them_too(self, pairs: Pairs, tmp_path: Path) -> None:
         """PEFT stores every module whole whose name ends with `norm`: all of them have to be in the file."""
         pair = pairs("bare-llama")
-        pair.export(tmp_path, {"norm.weight": DENSE})
-        assert "base_model.model.layers.0.input_layernorm.weight" in load_file(tmp_path / ADAPTER_FILE)
-        verify_adapter(
-            tmp_path, pair.architecture, lambda n: (pair.finetuned if n == "norm.weight" else pair.base).read(n)
-        )
+        changed: Ranks = dict.fromkeys(["norm.weight", *(f"layers.{i}.input_layernorm.weight" for i in (0, 1))], DENSE)
+        pair.export(tmp_path, changed)
+        assert "base_model.model.layers.0.post_attention_layernorm.weight" in load_file(tmp_path / ADAPTER_WEIGHTS)
+        verify_adapter(tmp_path, pair.architecture, lambda n: (pair.finetuned if n in changed else pair.base).read(n))
+
+    def test_a_name_that_ends_many_others_lies_beside(self, pairs: Pairs, tmp_path: Path) -> None:
+        """PEFT would store four times as much along with it."""
+        pair = pairs("bare-llama")
+        plan = pair.export(tmp_path, {"norm.weight": DENSE})
+        assert plan.left_out.keys() == {"norm.weight"}
+        assert not load_file(tmp_path / ADAPTER_WEIGHTS)
+        assert torch.equal(read_sidecar(tmp_path)["norm.weight"].applied(), pair.finetuned.read("norm.weight"))
+        verify_adapter(tmp_path, pair.architecture, pair.base.read)
 
     def test_a_linear_module_named_like_an_expert_gets_factors(self, pairs: Pairs) -> None:
         """PEFT would turn it into a target on the experts, so its weight is targeted as a parameter."""
         pair = pairs("qwen3-moe")
-        config = plan_adapter(pair.architecture, pair.ranks(2), base=BASE).config
-        assert "model.layers.0.mlp.gate_proj.weight" in config["target_parameters"]
+        config = plan_adapter(pair.architecture, pair.ranks(2)).config
+        assert "model.layers.0.mlp.gate_proj.weight" in (config.target_parameters or ())
 
     def test_the_writer_keeps_no_change_that_is_written(self, pairs: Pairs, tmp_path: Path) -> None:
         pair, ranks = pairs("llama-tied"), pairs("llama-tied").ranks(2)
-        with AdapterWriter(tmp_path, plan_adapter(pair.architecture, ranks, base=BASE), pair.base) as writer:
+        with AdapterWriter(tmp_path, plan_adapter(pair.architecture, ranks), pair.base) as writer:
             for name, rank in ranks.items():
                 change = pair.change(name, rank)
                 held = weakref.ref(change)
@@ -343,8 +358,8 @@ class TestFaithful:
         values = {n.removeprefix(prefix): t for n, t in load_file(tmp_path / "task" / "model.safetensors").items()}
         headers = {n: TensorInfo(n, tuple(t.shape), "F32") for n, t in values.items()}
         architecture = read_architecture(headers, tmp_path / "base", config_folder=tmp_path / "task")
-        plan = plan_adapter(architecture, dict.fromkeys(values, DENSE), base=BASE)
-        assert plan.config["task_type"] == "SEQ_CLS"
+        plan = plan_adapter(architecture, dict.fromkeys(values, DENSE))
+        assert plan.config.task_type == "SEQ_CLS"
         with AdapterWriter(tmp_path / "adapter", plan, checkpoint) as writer:
             for name, value in values.items():
                 writer.put(name, WholeChange(value))
@@ -356,7 +371,7 @@ class TestFaithful:
         pair = Pair(tmp_path, llama, dtype=torch.bfloat16)
         ranks = pair.ranks(4)
         pair.export(tmp_path / "adapter", ranks)
-        assert {t.dtype for t in load_file(tmp_path / "adapter" / ADAPTER_FILE).values()} == {torch.bfloat16}
+        assert {t.dtype for t in load_file(tmp_path / "adapter" / ADAPTER_WEIGHTS).values()} == {torch.bfloat16}
         for forward in (False, True):
             verify_adapter(
                 tmp_path / "adapter", pair.architecture, lambda n: pair.expected(n, ranks[n]), forward=forward
@@ -367,14 +382,15 @@ class TestMisfits:
     def test_biases_and_factors_of_embeddings_exclude_each_other(self, pairs: Pairs) -> None:
         """PEFT knows no bias beside an embedding's factors: either the embeddings are stored whole, or biases apart."""
         pair, embedding = pairs("bert"), "base_model.model.bert.embeddings.word_embeddings"
-        whole = plan_adapter(pair.architecture, pair.ranks(4), base=BASE)
-        beside = plan_adapter(pair.architecture, pair.ranks(4), base=BASE, misfits="sidecar")
+        full = {name: rank for name, rank in pair.ranks().items() if "embeddings" in name}
+        whole = plan_adapter(pair.architecture, pair.ranks(4) | full)
+        beside = plan_adapter(pair.architecture, pair.ranks(4))
         keys = {info.name for slot in whole.slots for info in slot.infos}
-        assert whole.config["lora_bias"]
+        assert whole.config.lora_bias
         assert f"{embedding}.weight" in keys
         assert whole.left_out == {}
         keys = {info.name for slot in beside.slots for info in slot.infos}
-        assert "lora_bias" not in beside.config
+        assert "lora_bias" not in beside.config.written()
         assert f"{embedding}.lora_embedding_A" in keys
         assert all(name.endswith(".bias") for name in beside.left_out)
         assert {slot.name for slot in beside.rest} == beside.left_out.keys()
@@ -382,10 +398,10 @@ class TestMisfits:
 
     def test_a_tied_embedding_is_stored_twice_or_beside(self, pairs: Pairs, tmp_path: Path) -> None:
         pair, name = pairs("llama-tied"), "model.embed_tokens.weight"
-        whole = plan_adapter(pair.architecture, pair.ranks(2), base=BASE)
-        assert {"model.embed_tokens", "lm_head"} <= set(whole.config["modules_to_save"])
+        whole = plan_adapter(pair.architecture, pair.ranks())
+        assert {"model.embed_tokens", "lm_head"} <= set(whole.config.modules_to_save or ())
         ranks = pair.ranks(2)
-        plan = pair.export(tmp_path, ranks, misfits="sidecar")
+        plan = pair.export(tmp_path, ranks)
         assert plan.left_out.keys() == {name}
         rest = read_sidecar(tmp_path)
         assert rest.keys() == {name}
@@ -402,7 +418,7 @@ class TestMisfits:
         name = next(n for n in pair.headers if n.endswith("experts.down_proj"))
         changed: Ranks = {name: 2}
         nowhere = replace(pair.architecture, located=Located({}, {name: "lost"}))
-        plan = plan_adapter(nowhere, changed, base=BASE)
+        plan = plan_adapter(nowhere, changed)
         pair.write(plan, changed, tmp_path)
         close(read_sidecar(tmp_path)[name].applied(pair.base.read(name)), pair.expected(name, 2))
 
@@ -422,8 +438,7 @@ class TestMisfits:
         assert len({place.group for place in places.values()}) == 3
         assert places[0, 1].group == places[3, 1].group
         one, two = (
-            plan_adapter(pair.architecture, {name.format(e, 1): k for e in range(4)}, base=BASE).files[0].nbytes
-            for k in (1, 2)
+            plan_adapter(pair.architecture, {name.format(e, 1): k for e in range(4)}).files[0].nbytes for k in (1, 2)
         )
         assert (two - one) == 4 * sum(places[e, 1].rank_numbers for e in range(4))
 
@@ -433,7 +448,7 @@ class TestServing:
     def served(self, pairs: Pairs, tmp_path: Path) -> Iterator[tuple[Pair, AdapterPlan, AdapterReport, Path]]:
         pair = pairs("llama")
         changed = {n: 12 for n in pair.headers if "layers.1" not in n or "mlp" not in n}
-        plan = plan_serving(pair.architecture, changed, base=BASE, rank=8, factor_dtype="BF16")
+        plan = plan_serving(pair.architecture, changed, rank=8, factor_dtype="BF16")
         with AdapterWriter(tmp_path, plan, pair.base) as writer:
             for name in changed:
                 writer.put(name, pair.change(name, pair.ranks(12)[name]))
@@ -441,7 +456,7 @@ class TestServing:
 
     def test_every_layer_of_every_type_has_the_one_rank(self, served: Any) -> None:
         _, plan, _, folder = served
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
         assert config == {
             "peft_type": "LORA",
             "base_model_name_or_path": BASE.name,
@@ -454,7 +469,7 @@ class TestServing:
             "alpha_pattern": {},
             "target_modules": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
         }
-        tensors = load_file(folder / ADAPTER_FILE)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
         assert len(tensors) == 2 * 2 * 7
         for key, tensor in tensors.items():
             assert tensor.shape[0 if ".lora_A." in key else 1] == 8
@@ -483,8 +498,8 @@ class TestServing:
 
     def test_a_whole_change_is_factored(self, pairs: Pairs, tmp_path: Path) -> None:
         pair, name = pairs("llama"), "model.layers.0.mlp.up_proj.weight"
-        plan = plan_serving(pair.architecture, {name: DENSE}, base=BASE, rank=16)
-        assert plan.config["target_modules"] == ["gate_proj", "up_proj"]  # servers fuse the two
+        plan = plan_serving(pair.architecture, {name: DENSE}, rank=16)
+        assert plan.config.target_modules == ["gate_proj", "up_proj"]  # servers fuse the two
         with AdapterWriter(tmp_path, plan, pair.base) as writer:
             writer.put(name, WholeChange(pair.finetuned.read(name)))
             writer.finish()
@@ -492,24 +507,26 @@ class TestServing:
 
     def test_nothing_to_serve_is_told(self, pairs: Pairs) -> None:
         with pytest.raises(CheckpointError, match="expected a change of a linear module in the layers"):
-            plan_serving(pairs("llama").architecture, {"model.norm.weight": DENSE}, base=BASE, rank=8)
+            plan_serving(pairs("llama").architecture, {"model.norm.weight": DENSE}, rank=8)
         with pytest.raises(MethodError, match="expected a rank of 8, 16, 32, 64, 128 but got 7"):
-            plan_serving(pairs("llama").architecture, dict.fromkeys(pairs("llama").headers, 4), base=BASE, rank=7)
+            plan_serving(pairs("llama").architecture, dict.fromkeys(pairs("llama").headers, 4), rank=7)
 
     @pytest.mark.parametrize(("chosen", "rank"), [(0, 8), (8, 8), (9, 16), (33, 64), (500, 128), (DENSE, 128)])
     def test_the_rank_holds_what_was_chosen(self, pairs: Pairs, chosen: int | Dense, rank: int) -> None:
         changed = {"model.layers.0.mlp.up_proj.weight": chosen, "model.layers.1.self_attn.q_proj.weight": 3}
-        plan = plan_serving(pairs("llama").architecture, changed, base=BASE)
-        assert plan.config["r"] == rank
+        plan = plan_serving(pairs("llama").architecture, changed)
+        assert plan.config.r == rank
         assert set(plan.ranks.values()) == {rank}
 
     def test_a_budget_is_used_and_kept(self, pairs: Pairs) -> None:
         architecture, changed = pairs("llama").architecture, dict.fromkeys(pairs("llama").headers, 4)
-        sizes = {rank: plan_serving(architecture, changed, base=BASE, rank=rank).nbytes for rank in (8, 16, 32)}
+        sizes = {rank: plan_serving(architecture, changed, rank=rank).nbytes for rank in (8, 16, 32)}
         for most, rank in [(sizes[16], 16), (sizes[32] - 1, 16), (sizes[32], 32)]:
-            assert plan_serving(architecture, changed, base=BASE, most_bytes=most).config["r"] == rank
-        with pytest.raises(MethodError, match=f"expected {sizes[8] - 1} bytes but it takes {sizes[8]} at rank 8"):
-            plan_serving(architecture, changed, base=BASE, most_bytes=sizes[8] - 1)
+            assert plan_serving(architecture, changed, most_bytes=most).config.r == rank
+        with pytest.raises(
+            MethodError, match=f"takes {sizes[8]} bytes at its smallest rank, 8, but the budget is {sizes[8] - 1}"
+        ):
+            plan_serving(architecture, changed, most_bytes=sizes[8] - 1)
 
 
 class TestVerification:
@@ -517,9 +534,9 @@ class TestVerification:
 
     def spoiled(self, pair: Pair, folder: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
         pair.export(folder)
-        tensors = load_file(folder / ADAPTER_FILE)
+        tensors = load_file(folder / ADAPTER_WEIGHTS)
         change(tensors)
-        save_file(tensors, folder / ADAPTER_FILE)
+        save_file(tensors, folder / ADAPTER_WEIGHTS)
         return folder
 
     @pytest.mark.parametrize("forward", [False, True])
@@ -557,7 +574,7 @@ class TestVerification:
 class TestTold:
     def test_a_planned_tensor_must_be_put(self, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs("llama")
-        plan = plan_adapter(pair.architecture, pair.ranks(2), base=BASE)
+        plan = plan_adapter(pair.architecture, pair.ranks(2))
         with pytest.raises(ValueError, match="planned and not put"):
             AdapterWriter(tmp_path, plan, pair.base).finish()
 
@@ -575,5 +592,5 @@ class TestTold:
         pair = pairs("llama")
         headers = pair.headers | {"extra.weight": TensorInfo("extra.weight", (3, 3), "F32")}
         architecture: Architecture = read_architecture(headers, pair.base_folder)
-        plan = plan_adapter(architecture, {"extra.weight": DENSE}, base=BASE)
+        plan = plan_adapter(architecture, {"extra.weight": DENSE})
         assert plan.left_out == {"extra.weight": "LlamaForCausalLM has no such tensor"}

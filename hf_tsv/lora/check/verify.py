@@ -20,10 +20,10 @@ from hf_tsv.checkpoints.safetensors import TORCH_DTYPES, SafetensorsCheckpoint, 
 from hf_tsv.errors import CheckpointError
 from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.check.inputs import random_inputs
+from hf_tsv.lora.format import ADAPTER_WEIGHTS, FACTOR_MARK
 from hf_tsv.lora.names import Piece
 from hf_tsv.lora.read.sidecar import read_sidecar
 from hf_tsv.lora.skeleton import model_class_of, quiet
-from hf_tsv.lora.write.plan import ADAPTER_FILE
 
 ADAPTER = "default"  # PEFT's name for the one adapter
 MOST_TOLD = 5
@@ -96,7 +96,7 @@ class _Check:
         adapted = self._load_adapter(model)
         self._compare_unmerged(adapted)
         unmerged = self._adapted_outputs(adapted, inputs)
-        with adapted.disable_adapter() if read_header(self.folder / ADAPTER_FILE) else nullcontext():
+        with adapted.disable_adapter() if read_header(self.folder / ADAPTER_WEIGHTS) else nullcontext():
             disabled = _outputs(adapted, inputs)
         merged = self._merge(adapted)
         state = merged.state_dict()
@@ -266,8 +266,8 @@ def _outputs(model: Any, inputs: Mapping[str, Tensor] | None) -> list[Tensor]:
 
 def _factor_rounding(folder: Path) -> float:
     """The relative spacing of the coarsest dtype that factors are stored in; what is compared is in float32 at best."""
-    file = SafetensorsCheckpoint([folder / ADAPTER_FILE], label=str(folder))
-    stored = {file.info(name).dtype for name in file.names() if ".lora_" in name}
+    file = SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=str(folder))
+    stored = {file.info(name).dtype for name in file.names() if f".{FACTOR_MARK}" in name}
     return max(_rounding(dtype) for dtype in (torch.float32, *(TORCH_DTYPES[name] for name in stored)))
 
 

@@ -13,13 +13,11 @@ from hf_tsv.checkpoints.folder import STEMS
 from hf_tsv.checkpoints.protocol import Checkpoint, LowRank, TensorInfo
 from hf_tsv.checkpoints.safetensors import TORCH_DTYPES, SafetensorsCheckpoint
 from hf_tsv.errors import CheckpointError, some
+from hf_tsv.lora.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED_ADAPTER, SIDECAR_FILE, AdapterConfig
 from hf_tsv.lora.read.changes import Change, Pair, Places, Value
-from hf_tsv.lora.read.config import CONFIG_FILE, AdapterConfig, read_config
+from hf_tsv.lora.read.config import read_config
 from hf_tsv.lora.read.keys import changes_of
-from hf_tsv.lora.read.sidecar import REST_FILE, RestTensor, read_sidecar
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-PICKLED_FILE = "adapter_model.bin"
+from hf_tsv.lora.read.sidecar import RestTensor, read_sidecar
 
 
 class Adapter:
@@ -66,7 +64,7 @@ class Adapter:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no full model."""
-    return (folder / CONFIG_FILE).is_file() and not is_model(folder)
+    return (folder / ADAPTER_CONFIG).is_file() and not is_model(folder)
 
 
 def is_model(folder: Path) -> bool:
@@ -82,21 +80,21 @@ def open_adapter(folder: Path, *, label: str | None = None) -> Adapter:
         CheckpointError: there is none, it is a pickle, it is broken, or no plain LoRA.
     """
     label = label or str(folder)
-    if not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{label}: no {CONFIG_FILE} in it, expected an adapter as PEFT saves it")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(f"{label}: no {ADAPTER_CONFIG} in it, expected an adapter as PEFT saves it")
     config = read_config(folder, label)
-    if not (folder / WEIGHTS_FILE).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(f"{label}: {_why_none(folder)}")
-    return Adapter(SafetensorsCheckpoint([folder / WEIGHTS_FILE], label=label), config, read_sidecar(folder))
+    return Adapter(SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=label), config, read_sidecar(folder))
 
 
 def _why_none(folder: Path) -> str:
-    if (folder / PICKLED_FILE).is_file():
+    if (folder / PICKLED_ADAPTER).is_file():
         return (
-            f"only pickled weights ({PICKLED_FILE}), which can run code when they are read. Convert them: load the"
+            f"only pickled weights ({PICKLED_ADAPTER}), which can run code when they are read. Convert them: load the"
             " adapter with PEFT and call save_pretrained, which writes safetensors"
         )
-    return f"no {WEIGHTS_FILE} in it, expected an adapter as PEFT saves it"
+    return f"no {ADAPTER_WEIGHTS} in it, expected an adapter as PEFT saves it"
 
 
 class AppliedAdapter:
@@ -117,7 +115,7 @@ class AppliedAdapter:
         self._rest = adapter.rest
         if lost := sorted(self._rest.keys() - set(model.names())):
             raise CheckpointError(
-                f"{self.label}: {REST_FILE} holds {some(lost)}, which {model.label} lacks. It is of another base"
+                f"{self.label}: {SIDECAR_FILE} holds {some(lost)}, which {model.label} lacks. It is of another base"
             )
         # The experts of a layer share their factors and are asked for one after another.
         self._factor = lru_cache(maxsize=4)(lambda key: adapter.tensors.read(key).flatten(1))

@@ -20,8 +20,9 @@ import torch
 from hf_tsv.checkpoints.aligned import _first_parts, _swap
 from hf_tsv.checkpoints.protocol import Checkpoint
 from hf_tsv.errors import CheckpointError, some
+from hf_tsv.lora.format import ADAPTER_CONFIG, AdapterConfig
 from hf_tsv.lora.read.changes import Change, Changes, Pair, Place, Places, Value
-from hf_tsv.lora.read.config import CONFIG_FILE, MERGE_IT, AdapterConfig
+from hf_tsv.lora.read.config import MERGE_IT
 
 LINEAR = ("lora_A.weight", "lora_B.weight")
 EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
@@ -153,11 +154,11 @@ class _Mapper:
         ignored = [module for module, keys in self._keys.modules.items() if BIAS in keys]
         if ignored and not self._config.lora_bias:
             yield (
-                f"{CONFIG_FILE} has no lora_bias: true, so the biases that the adapter holds are left out, as PEFT"
+                f"{ADAPTER_CONFIG} has no lora_bias: true, so the biases that the adapter holds are left out, as PEFT"
                 f" does: {some(ignored)}"
             )
         if unread := self._config.unread():
-            yield f"{CONFIG_FILE} turns on what isn't known here and has no effect: {some(list(map(repr, unread)))}"
+            yield f"{ADAPTER_CONFIG} turns on what isn't known here and has no effect: {some(list(map(repr, unread)))}"
 
     # ---------------------------------------------------------------------------------------- the kinds of keys
 
@@ -210,7 +211,7 @@ class _Mapper:
             self._lost.append(f"{module}.weight")
         elif rows is None or len(rows) != count_ or max(rows, default=0) >= self._stored_shape(target)[0]:
             self._told.append(
-                f"{module} has {count_} rows of its own, expected as many trainable_token_indices in {CONFIG_FILE},"
+                f"{module} has {count_} rows of its own, expected as many trainable_token_indices in {ADAPTER_CONFIG},"
                 f" each below {self._stored_shape(target)[0]}. Get it again"
             )
         elif self._fits(target, (self._stored_shape(target)[0], *rest)):
@@ -362,7 +363,7 @@ class _Mapper:
         expected = self._config.rank(name)
         if rank != expected:
             self._told.append(
-                f"{name} has rank {rank}, expected {expected} by {CONFIG_FILE}. Get both files of one adapter"
+                f"{name} has rank {rank}, expected {expected} by {ADAPTER_CONFIG}. Get both files of one adapter"
             )
         return rank == expected
 

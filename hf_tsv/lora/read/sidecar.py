@@ -1,6 +1,6 @@
-"""rest.safetensors: what a fine-tune changed and PEFT can't hold.
+"""The sidecar: what a fine-tune changed and PEFT can't hold.
 
-A tensor stored whole lies under its own name; one stored as factors under its name with `/left` and `/right` behind,
+A tensor stored whole lies under its own name; one stored as factors under its name with `/left` and `/right` behind it,
 whose product is added to the base's tensor. No parameter's name holds a slash.
 """
 
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import Checkpoint, LowRank
 from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
-
-REST_FILE = "rest.safetensors"
+from hf_tsv.lora.format import LEFT, RIGHT, SIDECAR_FILE
 
 Rows = tuple[int, int] | None
 
@@ -34,7 +33,7 @@ class RestTensor:
     @property
     def keys(self) -> tuple[str, ...]:
         """What the file calls it."""
-        return (f"{self.name}/left", f"{self.name}/right") if self.is_factored else (self.name,)
+        return (self.name + LEFT, self.name + RIGHT) if self.is_factored else (self.name,)
 
     @property
     def nbytes(self) -> int:
@@ -96,9 +95,12 @@ def read_sidecar(folder: Path) -> dict[str, RestTensor]:
     Raises:
         CheckpointError: the file is broken.
     """
-    path = folder / REST_FILE
+    path = folder / SIDECAR_FILE
     if not path.is_file():
         return {}
     file = SafetensorsCheckpoint([path], label=str(path))
-    names = {name.rpartition("/")[0] or name: "/" in name for name in file.names()}
-    return {name: RestTensor(name, factored, file) for name, factored in sorted(names.items())}
+    is_factored = {}
+    for key in file.names():
+        name = key.removesuffix(LEFT).removesuffix(RIGHT)
+        is_factored[name] = name != key
+    return {name: RestTensor(name, is_factored[name], file) for name in sorted(is_factored)}

@@ -11,11 +11,10 @@ from hf_tsv.checkpoints.modules import kind_of, matrix_view
 from hf_tsv.checkpoints.protocol import Checkpoint, TensorInfo
 from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.lora.architecture import Architecture
+from hf_tsv.lora.format import BASE_LAYER, BIAS, EMBEDDING, LEFT, LINEAR, PREFIX, RIGHT
 from hf_tsv.lora.modules import Module
 from hf_tsv.lora.names import Piece
 from hf_tsv.lora.write.changes import Change, WholeChange
-
-PREFIX = "base_model.model."
 
 
 class Slot(Protocol):
@@ -86,23 +85,31 @@ class LoraSlot:
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
-        count = self.shape[0] if self.is_stack else 1
+        key_a, key_b = EMBEDDING if self.module.kind == "embedding" else LINEAR
+        shape_a, shape_b = self._factor_shapes
+        infos = [
+            TensorInfo(f"{self.key}.{key_a}", shape_a, self.dtype),
+            TensorInfo(f"{self.key}.{key_b}", shape_b, self.dtype),
+        ]
+        if self.bias_size:
+            infos.append(TensorInfo(f"{self.key}.{BIAS}", (self.bias_size,), self.dtype))
+        return tuple(infos)
+
+    @property
+    def _factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of A and B in the file."""
+        if self.module.kind == "conv":  # A is a convolution with the kernel, B one with a kernel of 1
+            kernel_of_1 = (1,) * len(self.shape[2:])
+            return (self.rank, *self.shape[1:]), (self.shape[0], self.rank, *kernel_of_1)
         rows, columns = self._sides
         if self.is_flipped:
             rows, columns = columns, rows
-        a: tuple[int, ...] = (count * self.rank, columns)
-        b: tuple[int, ...] = (rows, count * self.rank)
-        if self.module.kind == "conv":
-            a, b = (self.rank, *self.shape[1:]), (rows, self.rank, *(1 for _ in self.shape[2:]))
-        names = (
-            ("lora_embedding_A", "lora_embedding_B")
-            if self.module.kind == "embedding"
-            else ("lora_A.weight", "lora_B.weight")
-        )
-        infos = [TensorInfo(f"{self.key}.{n}", s, self.dtype) for n, s in zip(names, (a, b), strict=True)]
-        if self.bias_size:
-            infos.append(TensorInfo(f"{self.key}.lora_B.bias", (self.bias_size,), self.dtype))
-        return tuple(infos)
+        return (self._count * self.rank, columns), (rows, self._count * self.rank)
+
+    @property
+    def _count(self) -> int:
+        """Matrices in the parameter."""
+        return self.shape[0] if self.is_stack else 1
 
     @property
     def _sides(self) -> tuple[int, int]:
@@ -115,33 +122,39 @@ class LoraSlot:
         left, right = self._assembled(changes)
         if self.is_flipped:
             left, right = right.mT, left.mT
-        a, b = right, left  # (E, r, in), (E, out, r)
-        tensors = [a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)]
+        # PEFT stacks experts outermost in A and innermost in B.
+        a = right.flatten(0, 1)  # (E * r, in)
+        b = left.permute(1, 2, 0).flatten(1)  # (out, r * E)
+        tensors = [a, b]
         if self.bias_size:
             tensors.append(self._bias(changes, base))
-        return [t.to(TORCH_DTYPES[i.dtype]).reshape(i.shape) for t, i in zip(tensors, self.infos, strict=True)]
+        in_file = zip(tensors, self.infos, strict=True)
+        return [tensor.to(TORCH_DTYPES[info.dtype]).reshape(info.shape) for tensor, info in in_file]
 
     def _assembled(self, changes: Mapping[str, Change]) -> tuple[Tensor, Tensor]:
         """left (E, rows, r) and right (E, r, columns) float32 whose products are the changes, all in their places."""
-        count = self.shape[0] if self.is_stack else 1
         rows, columns = self._sides
-        left, right = torch.zeros(count, rows, self.rank), torch.zeros(count, self.rank, columns)
-        used = [0] * count
+        left = torch.zeros(self._count, rows, self.rank)
+        right = torch.zeros(self._count, self.rank, columns)
+        used = [0] * self._count  # triplets of each expert so far
         for source in self.sources:
             piece = source.piece
-            experts = range(count) if piece.expert is None else [piece.expert]
-            for expert, (u, vh) in zip(experts, halves(source, changes[source.name]), strict=True):
-                start, rank = used[expert], u.shape[1]
-                u = u if piece.rows is None else u[piece.first : piece.first + piece.rows]
-                left[expert, piece.row : piece.row + len(u), start : start + rank] = u
-                right[expert, start : start + rank] = vh
+            experts = range(self._count) if piece.expert is None else [piece.expert]
+            for expert, (u, vh) in zip(experts, halves(source.name, source.rank, changes[source.name]), strict=True):
+                u = piece.rows_of(u)
+                start = used[expert]
+                end = start + u.shape[1]
+                left[expert, piece.row : piece.row + len(u), start:end] = u
+                right[expert, start:end] = vh
                 used[expert] += source.rank
         return left, right
 
     def _bias(self, changes: Mapping[str, Change], base: Checkpoint) -> Tensor:
+        """What is added to the bias, (bias_size,) float64."""
         delta = torch.zeros(self.bias_size, dtype=torch.float64)
         for name, piece in self.bias_sources:
-            put_rows(delta, new_value(name, changes[name], base).double() - base.read(name).double(), piece)
+            own = new_value(name, changes[name], base).double() - base.read(name).double()
+            put_rows(delta, own, piece)
         return delta
 
 
@@ -173,7 +186,7 @@ class WholeSlot:
 
 @dataclass(frozen=True)
 class RestSlot:
-    """A tensor of the sidecar: its new value, or factors with `/left` and `/right` behind its name."""
+    """A tensor of the sidecar: its new value, or the factors of its change."""
 
     name: str
     infos: tuple[TensorInfo, ...]
@@ -184,15 +197,19 @@ class RestSlot:
         return frozenset([self.name])
 
     def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
+        change = changes[self.name]
         if self.rank is None:
-            return [new_value(self.name, changes[self.name], base).to(TORCH_DTYPES[self.infos[0].dtype])]
-        pairs = halves(Source(self.name, Piece(""), self.rank), changes[self.name])
+            [info] = self.infos
+            return [new_value(self.name, change, base).to(TORCH_DTYPES[info.dtype])]
+        pairs = halves(self.name, self.rank, change)
         tensors = []
         for side, info in enumerate(self.infos):
-            full = torch.zeros(info.shape)
-            for matrix, pair in zip(full.reshape(-1, *info.shape[-2:]), pairs, strict=True):
-                matrix[: pair[side].shape[0], : pair[side].shape[1]] = pair[side]
-            tensors.append(full.to(TORCH_DTYPES[info.dtype]))
+            # A matrix with fewer triplets than planned is filled up with zeros.
+            stack = torch.zeros(info.shape).reshape(-1, *info.shape[-2:])
+            for matrix, pair in zip(stack, pairs, strict=True):
+                rows, columns = pair[side].shape
+                matrix[:rows, :columns] = pair[side]
+            tensors.append(stack.reshape(info.shape).to(TORCH_DTYPES[info.dtype]))
         return tensors
 
 
@@ -208,18 +225,23 @@ def rest_slot(info: TensorInfo, rank: int | None, dtype: str) -> RestSlot:
     if rank is None or view is None:
         return RestSlot(info.name, (info,), None)
     stack = (view.count,) if view.count > 1 else ()
-    sides = {"left": (*stack, view.m, rank), "right": (*stack, rank, view.n)}
-    return RestSlot(info.name, tuple(TensorInfo(f"{info.name}/{k}", s, dtype) for k, s in sides.items()), rank)
+    left = TensorInfo(info.name + LEFT, (*stack, view.m, rank), dtype)
+    right = TensorInfo(info.name + RIGHT, (*stack, rank, view.n), dtype)
+    return RestSlot(info.name, (left, right), rank)
 
 
-def halves(source: Source, change: Change) -> list[tuple[Tensor, Tensor]]:
-    """u sqrt(s) (m, k) and sqrt(s) vh (k, n) of each of a tensor's matrices, k at most the planned rank."""
+def halves(name: str, rank: int, change: Change) -> list[tuple[Tensor, Tensor]]:
+    """The leading triplets of each of a tensor's matrices, shared out to both sides.
+
+    Returns:
+        u sqrt(s) (m, k) and sqrt(s) vh (k, n), k at most `rank`: an even split keeps both in the range of 16 bits.
+    """
     if isinstance(change, WholeChange):
-        raise ValueError(f"{source.name} is planned as factors of rank {source.rank}, got a new value")
+        raise ValueError(f"{name} is planned as factors of rank {rank}, got a new value")
     pairs = []
     for factors in change.matrices:
-        root = factors.s[: source.rank].sqrt()
-        pairs.append((factors.u[:, : source.rank] * root, root[:, None] * factors.vh[: source.rank]))
+        root = factors.s[:rank].sqrt()
+        pairs.append((factors.u[:, :rank] * root, root[:, None] * factors.vh[:rank]))
     return pairs
 
 
@@ -241,12 +263,15 @@ def new_value(name: str, change: Change, base: Checkpoint) -> Tensor:
 def put_rows(target: Tensor, value: Tensor, piece: Piece) -> None:
     """Copy a checkpoint's tensor, or the piece's rows of it, to its place in a parameter."""
     into = target if piece.expert is None else target[piece.expert]
-    rows = value if piece.rows is None else value[piece.first : piece.first + piece.rows]
+    rows = piece.rows_of(value)
     into[piece.row : piece.row + len(rows)] = rows
 
 
 def lora_key(architecture: Architecture, module: Module, parameter: str, targeted: Collection[str]) -> str:
     """The key of a module's factors. Of several parameters of one module the last registered is outermost."""
+    key = PREFIX + module.path
+    if module.kind != "parameters":
+        return key
     order = [local for local in module.tensors if f"{module.path}.{local}" in targeted]
-    inner = len(order) - 1 - order.index(parameter.rpartition(".")[2]) if module.kind == "parameters" else 0
-    return PREFIX + module.path + ".base_layer" * inner
+    outer = len(order) - 1 - order.index(parameter.rpartition(".")[2])
+    return key + BASE_LAYER * outer

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 import torch
 
 from hf_tsv.checkpoints.protocol import Checkpoint
 from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.files.disk import full_disk_told, write_text
+from hf_tsv.lora.format import ADAPTER_CONFIG
 from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange, factored
-from hf_tsv.lora.write.plan import CONFIG_FILE, AdapterPlan
+from hf_tsv.lora.write.plan import AdapterPlan
 from hf_tsv.lora.write.slots import Slot
 
 
@@ -31,7 +31,7 @@ class AdapterReport:
             rank. It counts what both the base and the fine-tune have.
     """
 
-    profile: Literal["faithful", "serving"]
+    profile: str
     nbytes: int
     held: int
     left_out: Mapping[str, str]
@@ -134,7 +134,7 @@ class AdapterWriter:
                 self._write(slot)
         self._files.sync()
         self._files.__exit__()
-        write_text(self._folder / CONFIG_FILE, self._plan.config_text)
+        write_text(self._folder / ADAPTER_CONFIG, self._plan.config_text)
         return AdapterReport(
             profile=self._plan.profile,
             nbytes=self._plan.nbytes,

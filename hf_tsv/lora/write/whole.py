@@ -1,0 +1,55 @@
+"""Which modules PEFT stores whole together (`modules_to_save`), and when it can't.
+
+PEFT matches an entry of `modules_to_save` in two ways. It wraps every module whose path ends with the entry, whether at
+a dot or not: `norm` also takes `input_layernorm`. And it adds no factors to any module in whose path the entry is a run
+of components. A file that lacks a tensor of a wrapped module doesn't load at all.
+"""
+
+from collections.abc import Collection
+
+from hf_tsv.lora.architecture import Architecture
+
+
+def modules_stored_with(architecture: Architecture, parameter: str) -> set[str]:
+    """Paths of the modules that have to be stored whole for a parameter to be, under all its tied names."""
+    modules: set[str] = set()
+    for name in architecture.aliases.get(parameter, (parameter,)):
+        owner = _copied_owner(architecture, name)
+        modules.add(owner)
+        if owner:
+            modules |= {path for path in architecture.modules if path.endswith(owner)}
+    return modules
+
+
+def why_not_whole(architecture: Architecture, path: str) -> str:
+    """Why PEFT can't store a module whole; empty when it can."""
+    if not path:
+        return "PEFT can't hold parameters of the model itself, outside of its modules"
+    module = architecture.modules[path]
+    if module.has_layers or module.is_container:
+        return f"PEFT could hold it only together with all layers of {path}"
+    for inner in architecture.modules:
+        if inner.startswith(f"{path}.") and inner.endswith(path):
+            return f"PEFT would also store {inner} whole, inside {path}, and can't load such a file"
+    for key in architecture.state_under(path):
+        if not architecture.sources_of(key):
+            return f"{path} would have to be stored whole, but the checkpoint lacks {key}"
+    return ""
+
+
+def is_excluded(path: str, whole: Collection[str]) -> bool:
+    """Whether PEFT adds no factors to a module because one stored whole is a run of components of its path."""
+    parts = path.split(".")
+    for start in range(len(parts)):
+        for end in range(start + 1, len(parts) + 1):
+            if ".".join(parts[start:end]) in whole:
+                return True
+    return False
+
+
+def _copied_owner(architecture: Architecture, parameter: str) -> str:
+    """The innermost module around a parameter that PEFT copies: it refuses mere lists of modules or parameters."""
+    path = parameter.rpartition(".")[0]
+    while path and architecture.modules[path].is_container:
+        path = path.rpartition(".")[0]
+    return path
