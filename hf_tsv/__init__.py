@@ -8,7 +8,7 @@ from hf_tsv._version import __version__ as __version__
 if TYPE_CHECKING:
     from hf_tsv.errors import HfTsvError as HfTsvError
     from hf_tsv.hub import Hub as Hub
-    from hf_tsv.publish.publishing import Pushing as Pushing
+    from hf_tsv.publish.check import Pushing as Pushing
     from hf_tsv.recipe import load_recipe as load_recipe
     from hf_tsv.verbs.compress import compress as compress
     from hf_tsv.verbs.compress import merge_as_adapter as merge_as_adapter
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "HfTsvError": "hf_tsv.errors",
     "Hub": "hf_tsv.hub",
-    "Pushing": "hf_tsv.publish.publishing",
+    "Pushing": "hf_tsv.publish.check",
     "Verification": "hf_tsv.verbs.verify",
     "compress": "hf_tsv.verbs.compress",
     "evaluate": "hf_tsv.verbs.evaluate",

@@ -8,7 +8,7 @@ import typer
 from hf_tsv.errors import parse_bytes
 
 if TYPE_CHECKING:
-    from hf_tsv.publish.publishing import Pushing
+    from hf_tsv.publish.check import Pushing
     from hf_tsv.recipe import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
@@ -91,7 +91,7 @@ def pushing_of(
         if idle := [option for option, value in given.items() if value is not None]:
             raise typer.BadParameter("there is nothing to push without --push-to-hub", param_hint=" / ".join(idle))
         return None
-    from hf_tsv.publish.publishing import Pushing
+    from hf_tsv.publish.check import Pushing
 
     return Pushing(repo, create_pr, private, license_, message)
 

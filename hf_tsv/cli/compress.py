@@ -1,6 +1,7 @@
 """`hf-tsv compress`: an adapter for every fine-tuned model."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from hf_tsv.hub import Hub
     from hf_tsv.linalg.ranks import RankChoice
     from hf_tsv.recipe import Recipe
+    from hf_tsv.record import AdaptersRecord, MergeRecord
     from hf_tsv.sources.models import Stream
 
 PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = {
@@ -146,15 +148,23 @@ def compress(
     return None
 
 
-def show_adapters(record: dict[str, Any], folder: Path, *, json_: bool) -> None:
+def show_adapters(record: "AdaptersRecord", folder: Path, *, json_: bool) -> None:
     """What was written: a table, or JSON."""
     if json_:
-        print(json.dumps({"out": str(folder), **record}))
+        print(json.dumps(as_data(record, folder)))
         return
     _show(record)
-    for pushed in record.get("pushed", ()):
-        err.print(f"Pushed to {pushed['url']}", markup=False)
+    for pushed in record.pushed:
+        err.print(f"Pushed to {pushed.url}", markup=False)
     print(folder)
+
+
+def as_data(record: "MergeRecord | AdaptersRecord", folder: Path) -> dict[str, Any]:
+    """What --json prints: the record as its file holds it, where it lies, and where it was pushed."""
+    from hf_tsv.record import to_data
+
+    pushed = [asdict(one) for one in record.pushed]
+    return {"out": str(folder), **to_data(record), **({"pushed": pushed} if pushed else {})}
 
 
 def _rule(loaded: "Recipe", hub: "Hub", given: dict[str, Any]) -> "RankChoice":
@@ -168,40 +178,28 @@ def _rule(loaded: "Recipe", hub: "Hub", given: dict[str, Any]) -> "RankChoice":
     return rank_choice(given, num_tasks=len(loaded.models), checkpoint_bytes=nbytes)
 
 
-def _show(record: dict[str, Any]) -> None:
+def _show(record: "AdaptersRecord") -> None:
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in (
-        "task",
-        "adapter",
-        "bytes",
-        "of the checkpoint",
-        "energy kept",
-        "largest error",
-        "left out",
-    ):
+    for column in ("task", "adapter", "bytes", "of the checkpoint", "energy kept", "largest error", "left out"):
         table.add_column(column, justify="left" if column in ("task", "adapter") else "right")
-    for task, profiles in record["tasks"].items():
-        for profile, facts in profiles.items():
-            worst = max(facts["errors"].items(), key=lambda item: item[1], default=("", 0.0))
-            table.add_row(
-                *map(
-                    escape,
-                    (
-                        task,
-                        profile,
-                        size(facts["bytes"]),
-                        f"{facts['bytes'] / record['checkpoint_bytes'][task]:.1%}",
-                        f"{facts['energy']:.1%}",
-                        f"{worst[1]:.2f} {worst[0]}",
-                        f"{facts['left_out_share']:.2%} of the change",
-                    ),
-                )
+    for task, profiles in record.adapters.items():
+        for profile, report in profiles.items():
+            name, error = max(report.errors.items(), key=lambda item: item[1], default=("", 0.0))
+            cells = (
+                task,
+                profile,
+                size(report.bytes),
+                f"{report.bytes / record.checkpoint_bytes[task]:.1%}",
+                f"{report.energy:.1%}",
+                f"{error:.2f} {name}",
+                f"{report.left_out_share:.2%} of the change",
             )
+            table.add_row(*map(escape, cells))
     out.print(table)
-    for task, profiles in record["tasks"].items():
-        for profile, facts in profiles.items():
-            for name, why in list(facts["left_out"].items())[:3] if profile == "faithful" else ():
+    for task, profiles in record.adapters.items():
+        if "faithful" in profiles:
+            for name, why in list(profiles["faithful"].left_out.items())[:3]:
                 err.print(f"Note: {task}: {name}: {why}", style="yellow", markup=False)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -33,6 +33,9 @@ from hf_tsv.cli._options import (
 )
 from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, told
 from hf_tsv.errors import counted, size
+
+if TYPE_CHECKING:
+    from hf_tsv.record import MergeRecord
 
 
 @told
@@ -75,7 +78,7 @@ def merge(
     memory = memory_of(max_memory)
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_tsv.cli.compress import show_adapters
+    from hf_tsv.cli.compress import as_data, show_adapters
     from hf_tsv.cli.push import preview
     from hf_tsv.hub import Hub
     from hf_tsv.job.preview import preview as preview_of
@@ -100,7 +103,7 @@ def merge(
     disable_progress_bars()
     if as_ == "adapter":
         with kept_when_interrupted(out, pushes=pushing is not None), WorkProgress("Merging", quiet=quiet) as progress:
-            record = merge_as_adapter(
+            adapters = merge_as_adapter(
                 loaded,
                 out,
                 rank=rank,
@@ -113,7 +116,7 @@ def merge(
                 hub=hub,
                 progress=progress,
             )
-        return show_adapters(record, out, json_=json_)
+        return show_adapters(adapters, out, json_=json_)
     leads = not Process.launched().rank
     with (
         kept_when_interrupted(out, pushes=pushing is not None),
@@ -136,32 +139,31 @@ def merge(
     if not leads:  # the first process speaks for all
         return None
     if json_:
-        print(json.dumps({"out": str(out), **record}))
+        print(json.dumps(as_data(record, out)))
         return None
-    for warning in record["warnings"]:
+    for warning in record.warnings:
         err.print(f"Note: {warning}", style="yellow", markup=False)
-    written = record["bytes"]["written"]
     if not quiet:
-        merged = counted(len(record["sources"]) - 1, "model")
-        err.print(f"Merged {merged} in {record['seconds']:.0f} s, {size(written)}.")
+        merged = counted(len(record.sources) - 1, "model")
+        err.print(f"Merged {merged} in {record.seconds:.0f} s, {size(record.bytes.written)}.")
         _say_storage(record)
-    for pushed in record.get("pushed", ()):
-        err.print(f"Pushed to {pushed['url']}", markup=False)
+    for pushed in record.pushed:
+        err.print(f"Pushed to {pushed.url}", markup=False)
     print(out)
     return None
 
 
-def _say_storage(record: dict[str, Any]) -> None:
+def _say_storage(record: "MergeRecord") -> None:
     """What lies beside the merged model for single tasks, and what their checkpoints would take."""
-    tasks = record.get("masks", {}).get("tasks") or {
-        task: {"bytes": sum(facts["bytes"] for facts in profiles.values())}
-        for task, profiles in record.get("adapters", {}).items()
-    }
-    if tasks:
-        beside = sum(facts["bytes"] for facts in tasks.values())
-        merged = record["bytes"]["written"]
-        what = "masks" if "masks" in record else "adapters"
+    if record.masks:
+        what = "masks"
+        sizes = [mask.bytes for mask in record.masks.tasks.values()]
+    else:
+        what = "adapters"
+        sizes = [sum(report.bytes for report in profiles.values()) for profiles in record.adapters.values()]
+    if sizes:
+        merged, beside = record.bytes.written, sum(sizes)
         err.print(
-            f"With the {what} of {len(tasks)} tasks ({size(beside)}) {size(merged + beside)}, instead of"
-            f" {size(merged * len(tasks))} for a checkpoint each."
+            f"With the {what} of {len(sizes)} tasks ({size(beside)}) {size(merged + beside)}, instead of"
+            f" {size(merged * len(sizes))} for a checkpoint each."
         )

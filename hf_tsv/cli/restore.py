@@ -27,6 +27,7 @@ def restore(
 ) -> None:
     """Write the checkpoint of one task from its adapter in OUT, with what PEFT can't load."""
     from hf_tsv.hub import Hub
+    from hf_tsv.record import to_data
     from hf_tsv.verbs.restore import restore
 
     hub = Hub(token=token, cache_dir=cache_dir)
@@ -41,4 +42,4 @@ def restore(
             hub=hub,
             progress=progress,
         )
-    print(json.dumps({"out": str(folder), **record}) if json_ else folder)
+    print(json.dumps({"out": str(folder), **to_data(record)}) if json_ else folder)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from hf_tsv.cards import NamedTerms
 from hf_tsv.hub import Hub
 from hf_tsv.job.delivery import targets
 from hf_tsv.job.inputs import plan_of
 from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan
 from hf_tsv.merging.resources import check_disks
-from hf_tsv.publish.publishing import Destination, Pushing
+from hf_tsv.publish.check import Destination, Pushing
 from hf_tsv.recipe import Recipe
 from hf_tsv.sources.models import Stream, bytes_to_download, bytes_to_stream, open_sources
 
@@ -29,7 +29,7 @@ class Preview:
     plan: Plan
     download_bytes: int
     stream_bytes: int
-    targets: list[tuple[list[dict[str, Any]], Destination]]
+    targets: list[tuple[list[NamedTerms], Destination]]
 
 
 def preview(

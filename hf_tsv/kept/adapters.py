@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor
 from hf_tsv.methods import Deltas
+from hf_tsv.record import AdapterReport, AdapterReports, VerifiedReport
 from hf_tsv.sources.companions import copy_config
 from hf_tsv.staging.findings import Findings, packed, unpacked
 from hf_tsv.staging.folder import Staging
@@ -96,7 +97,7 @@ def compress_tasks(
     progress: Progress,
     *,
     in_order: bool = False,
-) -> dict[str, dict[str, Any]]:
+) -> AdapterReports:
     """Write an adapter of every task, and have PEFT read it.
 
     What an earlier start of the run has found is not computed again. While it works, the factors take room in float32
@@ -340,7 +341,7 @@ def _factor(
 
 def _write(
     plan: Plan, tasks: Sequence[_Task], found: Findings, out: Path, resources: Resources, *, in_order: bool
-) -> dict[str, dict[str, Any]]:
+) -> AdapterReports:
     """Put every changed tensor into every adapter that holds it."""
     with ExitStack() as open_files:
         writers: dict[tuple[int, Profile], AdapterWriter] = {}
@@ -355,17 +356,24 @@ def _write(
             for (t, _), writer in writers.items():
                 if tasks[t].name == part.task:
                     writer.put(part.info.name, WholeChange(_part(plan, part)))
-        reports: dict[str, dict[str, Any]] = {task.name: {} for task in tasks}
+        reports: AdapterReports = {task.name: {} for task in tasks}
         for (t, profile), writer in writers.items():
             report = writer.finish()
-            reports[tasks[t].name][profile] = {
-                "bytes": report.nbytes,
-                "tensors": report.held,
-                "left_out": dict(report.left_out),
-                "in_sidecar": list(report.in_sidecar),
-                "left_out_share": report.left_out_share,
-                **_facts(plan, tasks[t], profile, found),
-            }
+            kept = tasks[t].kept_in(profile)
+            spectra = tasks[t].spectra
+            summary: Compression[str] = summarize(spectra, {name: kept.get(name, 0) for name in spectra})
+            errors = summary.errors.items()
+            reports[tasks[t].name][profile] = AdapterReport(
+                bytes=report.nbytes,
+                tensors=report.held,
+                left_out=dict(report.left_out),
+                in_sidecar=tuple(report.in_sidecar),
+                left_out_share=report.left_out_share,
+                energy=summary.energy,
+                errors={name: error for name, error in errors if profile == "faithful" or name in kept},
+                ranks=_plain(kept),
+                fell_back=sum(found.done.get(tasks[t].key(step), {}).get("fell_back", 0) for step in plan.merged),
+            )
     return reports
 
 
@@ -376,7 +384,7 @@ def _verify(
     architectures: Sequence[Architecture],
     out: Path,
     options: Compressing,
-    reports: Mapping[str, dict[str, Any]],
+    reports: AdapterReports,
 ) -> None:
     """Compare PEFT's reading of every adapter with what was meant, and report how near it comes."""
     for task, architecture in zip(tasks, architectures, strict=True):
@@ -384,11 +392,11 @@ def _verify(
             expected = partial(_expected, plan, task, planned, found)
             folder = out / ADAPTERS[profile] / task.name
             checked = verify_adapter(folder, architecture, expected, forward=options.verify == "forward")
-            reports[task.name][profile]["verified"] = {
-                "tensors": checked.tensors,
-                "largest_error": checked.largest_error,
-                "logits_error": checked.logits_error,
-            }
+            verified = VerifiedReport(
+                tensors=checked.tensors, largest_error=checked.largest_error, logits_error=checked.logits_error
+            )
+            report = reports[task.name][profile]
+            reports[task.name][profile] = report.model_copy(update={"verified": verified})
 
 
 def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | None, Path], out: Path) -> None:
@@ -399,19 +407,7 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
             copy_config(folders[task.name], out / ADAPTERS[profile] / task.name)
 
 
-def _facts(plan: Plan, task: _Task, profile: Profile, found: Findings) -> dict[str, Any]:
-    kept = task.kept_in(profile)
-    summary: Compression[str] = summarize(task.spectra, {name: kept.get(name, 0) for name in task.spectra})
-    fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
-    return {
-        "energy": summary.energy,
-        "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in kept},
-        "ranks": _plain(kept),
-        **({"fell_back": fell_back} if fell_back else {}),
-    }
-
-
-def _plain(ranks: Mapping[str, int | Dense]) -> dict[str, int | str]:
+def _plain(ranks: Mapping[str, int | Dense]) -> dict[str, int | Literal["dense"]]:
     return {name: rank.value if isinstance(rank, Dense) else rank for name, rank in sorted(ranks.items())}
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from hf_tsv.merging.engine import merge_step, surveys
 from hf_tsv.merging.plan import TSV_C, Plan
 from hf_tsv.merging.progress import Progress
 from hf_tsv.merging.resources import Resources
+from hf_tsv.record import AdapterReports
 from hf_tsv.staging.folder import Staging
 
 MERGED = "merged"
@@ -34,7 +34,7 @@ def write_as_adapter(
     progress: Progress,
     *,
     in_order: bool = False,
-) -> dict[str, dict[str, Any]]:
+) -> AdapterReports:
     """Write what a merge changes of the base as a PEFT adapter, and have PEFT load it.
 
     Its factors are the merged change's leading singular triplets, which no other factors of that rank come nearer to.

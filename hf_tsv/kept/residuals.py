@@ -22,6 +22,7 @@ from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.plan import KEEP, TSV_C, Plan, Step
 from hf_tsv.merging.progress import Progress
 from hf_tsv.merging.resources import Resources
+from hf_tsv.record import AdapterReports
 from hf_tsv.staging.folder import Staging
 
 
@@ -65,7 +66,7 @@ def write_residuals(
     folders: Mapping[str | None, Path],
     resources: Resources,
     progress: Progress,
-) -> dict[str, dict[str, Any]]:
+) -> AdapterReports:
     """Write the adapters into the merged model's folder, and have PEFT load each on it.
 
     Args:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_tsv.cards import write_card
 from hf_tsv.errors import OutputError
@@ -21,9 +21,9 @@ from hf_tsv.merging.engine import check_memory
 from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, TSV_C, Plan, check_on_base
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import CPU, Resources, check_disks
-from hf_tsv.publish.publishing import Destination, Pushing
+from hf_tsv.publish.check import Destination, Pushing
 from hf_tsv.recipe import Recipe
-from hf_tsv.record.record import read_record, write_record
+from hf_tsv.record import AdapterReports, AdaptersRecord, read_adapters_record, write_record
 from hf_tsv.sources.models import (
     Source,
     Stream,
@@ -53,7 +53,7 @@ def compress(
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> AdaptersRecord:
     """Compress every fine-tuned model of a recipe into an adapter; the record.
 
     What takes part are the tensors that the recipe merges; its methods don't matter. OUT appears when every adapter
@@ -87,7 +87,7 @@ def compress(
 
     def write(
         planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
-    ) -> dict[str, Any]:
+    ) -> AdapterReports:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
         return compress_tasks(
             planned, folders_of(sources), staging, identity, base, options, run.resources, run.progress, in_order=stream
@@ -109,7 +109,7 @@ def merge_as_adapter(
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> AdaptersRecord:
     """Merge by a recipe into an adapter on the base model, which PEFT loads; its record.
 
     A run that was stopped goes on where it was, to the same bytes.
@@ -142,7 +142,7 @@ def merge_as_adapter(
 
     def write(
         planned: Plan, sources: Sequence[Source], staging: Staging, identity: Mapping[str, str]
-    ) -> dict[str, Any]:
+    ) -> AdapterReports:
         base = BaseRef(sources[0].ref.path, sources[0].revision)
         return write_as_adapter(
             planned, staging, identity, base, folders_of(sources), rank, run.resources, run.progress, in_order=stream
@@ -151,7 +151,7 @@ def merge_as_adapter(
     return run.record(write, overwrite=overwrite, restart=restart)
 
 
-Write = Callable[[Plan, Sequence[Source], Staging, Mapping[str, str]], dict[str, Any]]
+Write = Callable[[Plan, Sequence[Source], Staging, Mapping[str, str]], AdapterReports]
 
 
 @dataclass(frozen=True)
@@ -203,12 +203,13 @@ class _Run:
         how: Stream = "tasks" if stream else "none"
         return cls(recipe, out, flags, how, resources, hub, progress or Silent(), sources, destinations)
 
-    def record(self, write: Write, *, overwrite: bool, restart: bool) -> dict[str, Any]:
+    def record(self, write: Write, *, overwrite: bool, restart: bool) -> AdaptersRecord:
         """Write the folder, unless it is there and only wants pushing, and push it; the record."""
         if not self.destinations or not is_made(self.out, self.recipe, self.sources, self.flags):
             check_place(self.out, self.sources, overwrite=overwrite)
             self._write_folder(write, restart=restart)
-        return read_record(self.out) | delivered(self.out, self.destinations, self.progress)
+        record = read_adapters_record(self.out)
+        return record.with_pushed(delivered(self.out, self.destinations, self.progress))
 
     def _write_folder(self, write: Write, *, restart: bool) -> None:
         """A folder of adapters, which appears when it is complete."""
@@ -230,7 +231,7 @@ class _Run:
             )
             write_text(staging.out / RECIPE_FILE, self.recipe.text)
             write_text(staging.out / LOCK_FILE, lock_text(self.recipe, sources))
-            record["checksums"] = checksums(staging.out, record.get("files", ()))
+            record = record.with_checksums(checksums(staging.out, ()))
             write_record(record, staging.out)
             write_card(record, staging.out, licence=self.destinations[0].licence if self.destinations else None)
             staging.publish()

@@ -25,9 +25,10 @@ from hf_tsv.merging.engine import Sink, check_memory, run
 from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan, Step, leaves_masks, leaves_residuals
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources, check_disks, device_named
-from hf_tsv.publish.publishing import Destination, Pushing, sending
+from hf_tsv.publish.check import Destination, Pushing
+from hf_tsv.publish.send import sending
 from hf_tsv.recipe import Recipe
-from hf_tsv.record.record import read_record, write_record
+from hf_tsv.record import AdapterReports, Masks, MergeRecord, read_merge_record, write_record
 from hf_tsv.sources.companions import copy_companions, copy_licences, most_common_template
 from hf_tsv.sources.models import (
     Source,
@@ -59,7 +60,7 @@ def merge(
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> MergeRecord:
     """Merge by a recipe into a folder that transformers loads; its record.
 
     OUT appears when it is complete. A run that was stopped goes on where it was, to the same bytes. With
@@ -113,9 +114,11 @@ def merge(
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:
                 _help(planned, staging, team, identity_on(computing, planned, sources), run_)
-                return team.await_output(out / RECORD_FILE, before)
+                team.await_output(out / RECORD_FILE, before)
+                return read_merge_record(out)
             _merge_into(staging, team, planned, sources, hub, resources, progress, destinations, run_, restart=restart)
-    return read_record(out) | ({} if process.rank else delivered(out, destinations, progress))
+    record = read_merge_record(out)
+    return record if process.rank else record.with_pushed(delivered(out, destinations, progress))
 
 
 def _merge_into(
@@ -155,7 +158,7 @@ def _merge_into(
     )
     write_text(staging.out / RECIPE_FILE, planned.recipe.text)
     write_text(staging.out / LOCK_FILE, lock_text(planned.recipe, sources))
-    record["checksums"] = checksums(staging.out, record["files"])
+    record = record.with_checksums(checksums(staging.out, record.files))
     write_record(record, staging.out)
     write_card(record, staging.out, licence=destinations[0].licence if destinations else None)
     staging.publish()
@@ -258,7 +261,7 @@ def _write_adapters(
     sources: Sequence[Source],
     resources: Resources,
     progress: Progress,
-) -> dict[str, dict[str, Any]]:
+) -> AdapterReports:
     """The adapters on the merged model that the recipe asks for, if any."""
     if not leaves_residuals(planned):
         return {}
@@ -269,10 +272,10 @@ def _write_adapters(
 
 def _write_masks(
     planned: Plan, staging: Staging, sources: Sequence[Source], resources: Resources, progress: Progress
-) -> dict[str, Any]:
+) -> Masks | None:
     """The tasks' masks beside the merged model that the recipe asks for, if any."""
     if not leaves_masks(planned):
-        return {}
+        return None
     from hf_tsv.kept.masks import write_masks
 
     return write_masks(planned, staging.out, folders_of(sources), resources, progress)
