@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hf_tsv.job.options import AdapterOptions as AdapterOptions
     from hf_tsv.job.options import Limits as Limits
     from hf_tsv.job.options import Options as Options
-    from hf_tsv.publish.publishing import Pushing as Pushing
+    from hf_tsv.publish.check import Pushing as Pushing
     from hf_tsv.recipe import load_recipe as load_recipe
     from hf_tsv.verbs.compress import compress as compress
     from hf_tsv.verbs.evaluate import evaluate as evaluate
@@ -36,7 +36,7 @@ _MODULES = {
     "Hub": "hf_tsv.hub",
     "Limits": "hf_tsv.job.options",
     "Options": "hf_tsv.job.options",
-    "Pushing": "hf_tsv.publish.publishing",
+    "Pushing": "hf_tsv.publish.check",
     "Verification": "hf_tsv.verbs.verify",
     "compress": "hf_tsv.verbs.compress",
     "evaluate": "hf_tsv.verbs.evaluate",

@@ -3,15 +3,16 @@
 from hf_tsv.cards._adapters import of_task, render_adapters
 from hf_tsv.cards._licences import LICENCE_ID, Inherited, Licence, inherited
 from hf_tsv.cards._markdown import code, fence, link, text
-from hf_tsv.cards._merge import all_terms
 from hf_tsv.cards._published import published, published_config
 from hf_tsv.cards._render import check_card, is_one_adapter, render_card, write_card
 from hf_tsv.cards._sections import licence_in
+from hf_tsv.cards._sources import NamedTerms, all_terms, named_terms
 
 __all__ = [
     "LICENCE_ID",
     "Inherited",
     "Licence",
+    "NamedTerms",
     "all_terms",
     "check_card",
     "code",
@@ -20,6 +21,7 @@ __all__ = [
     "is_one_adapter",
     "licence_in",
     "link",
+    "named_terms",
     "of_task",
     "published",
     "published_config",

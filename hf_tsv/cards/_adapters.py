@@ -1,22 +1,32 @@
 """The card of adapters made by TSV-Compress: of one, or of a folder of them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from hf_tsv.cards._citations import citations
 from hf_tsv.cards._licences import Licence
 from hf_tsv.cards._loading import read_json
 from hf_tsv.cards._markdown import Markdown, sections
-from hf_tsv.cards._merge import citations, licence_said, provenance, source_rows
-from hf_tsv.cards._published import published_lock, without_folders
+from hf_tsv.cards._published import published_lock, published_recipe, without_folders
 from hf_tsv.cards._sections import compose
+from hf_tsv.cards._sources import (
+    PlaceCell,
+    have_folders,
+    have_licences,
+    licence_sentence,
+    provenance,
+    source_rows,
+)
 from hf_tsv.checkpoints.modules import group_of
 from hf_tsv.files.names import LOCK_FILE
 from hf_tsv.lora.format import ADAPTER_CONFIG
-from hf_tsv.lora.formats import ADAPTERS
+from hf_tsv.lora.formats import ADAPTERS, Profile
+from hf_tsv.record import AdaptersRecord
 
 PAPER = "https://arxiv.org/abs/2412.00081"
 TASK_CLASSES = {
@@ -26,112 +36,148 @@ TASK_CLASSES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
+Places = Mapping[tuple[str, Profile], str]  # where each adapter lies in a repository, by task and profile
 
 
-def of_task(record: Mapping[str, Any], task: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AdapterRow:
+    """An adapter in the table of what was kept.
+
+    Attributes:
+        task: Its task.
+        folder: Where it lies.
+        bytes: Its size.
+        share: That as a share of the task's checkpoint.
+        energy: Share of the task matrices' squared singular values that it holds.
+        left_out: Share of the whole squared change that it lacks.
+    """
+
+    task: str
+    folder: str
+    bytes: int
+    share: str
+    energy: str
+    left_out: str
+
+
+@dataclass(frozen=True)
+class RankRow:
+    """A module type in the table of ranks. Attributes: its `name`, the `count` of its tensors, and their `ranks`."""
+
+    name: str
+    count: int
+    ranks: str
+
+
+def of_task(record: AdaptersRecord, task: str) -> AdaptersRecord:
     """The part of a compression's record that is about one task."""
-    return {
-        **record,
-        "sources": [source for source in record["sources"] if source["task"] in (None, task)],
-        "checkpoint_bytes": {task: record["checkpoint_bytes"][task]},
-        "tasks": {task: record["tasks"][task]},
-    }
+    return record.model_copy(
+        update={
+            "sources": tuple(source for source in record.sources if source.task in (None, task)),
+            "checkpoint_bytes": {task: record.checkpoint_bytes[task]},
+            "adapters": {task: record.adapters[task]},
+        }
+    )
 
 
 def render_adapters(
-    record: Mapping[str, Any],
-    folder: Path,
-    places: Mapping[tuple[str, str], str],
-    *,
-    olds: Sequence[str],
-    licence: Licence | None,
+    record: AdaptersRecord, folder: Path, places: Places, *, olds: Sequence[str], licence: Licence | None
 ) -> str:
     """The card of the adapters of a record; what people wrote into earlier ones stays.
 
     Args:
         record: A compression's, or the part of it about one task.
         folder: The compression's output.
-        places: By task and profile, where an adapter lies in the repository that the card is for.
+        places: Where each adapter lies in the repository that the card is for.
         olds: Earlier cards.
         licence: The one chosen; None for what follows from the sources.
     """
-    common = provenance(record, folder, licence)
-    base = common["base_model"][:1] if common["base_model"] and record["sources"][0]["revision"] else None
+    common = provenance(record, published_recipe(record, folder), licence)
+    # An adapter's relation is to the base alone, which comes first; a local base has no id to name.
+    base = common["base_model"][:1] if common["base_model"] and record.sources[0].revision else None
     header = ModelCardData(
         base_model_relation="adapter" if base else None,
         **{**common, "base_model": base},
         library_name="peft",
         tags=["hf_tsv", "tsv-c", "lora"],
     )
-    return compose(header, sections("adapters.md.j2", _contents(record, folder, places, licence)), olds)
+    contents = _contents(record, folder, places)
+    contents["licence_sentence"] = licence_sentence(record, licence)
+    return compose(header, sections("adapters.md.j2", contents), olds)
 
 
-def _contents(
-    record: Mapping[str, Any], folder: Path, places: Mapping[tuple[str, str], str], licence: Licence | None
-) -> dict[str, Any]:
+def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str, Any]:
     """What the template shows."""
     sources = source_rows(record)
     (task, profile), place = next(iter(places.items()))
-    base = sources[0]["places"][0]
-    merges = (folder / ADAPTER_CONFIG).is_file()  # several tasks as one adapter, which is the output itself
-    config = read_json((folder if merges else folder / ADAPTERS[profile] / task) / ADAPTER_CONFIG)
+    base = sources[0].places[0]
+    is_merge = (folder / ADAPTER_CONFIG).is_file()  # several tasks as one adapter, which is the output itself
+    config = read_json((folder if is_merge else folder / ADAPTERS[profile] / task) / ADAPTER_CONFIG)
+    adapters_of_profile = [key for key in places if key[1] == profile]
     return {
         "record": record,
         "base": base,
-        "tasks": len(record["tasks"]),
+        "tasks": len(record.adapters),
         "model_class": _model_class(config),
         "base_in_python": Markdown(_in_python(base)),
-        "base_is_folder": not base["url"],
+        "base_is_folder": not base.url,
         "folder_in_python": Markdown(json.dumps(place)) if place != "." else "",
-        "adapters": [_adapter(record, *key, place) for key, place in places.items()],
+        "adapters": [_adapter_row(record, *key, path) for key, path in places.items()],
         "sources": sources,
-        "has_licences": any(place["licence"] for source in sources for place in source["places"]),
-        "licence_said": licence_said(record, licence),
-        "has_folders": any(not place["url"] for source in sources for place in source["places"]),
-        "ranks": list(_ranks(record, [key for key in places if key[1] == profile])),
-        "ranks_of": profile if len({profile for _, profile in places}) > 1 else "",
-        "warnings": [without_folders(warning) for warning in record["warnings"]],
+        "has_licences": have_licences(sources),
+        "has_folders": have_folders(sources),
+        "ranks": _rank_rows(record, adapters_of_profile),
+        "ranks_of": profile if len(adapters_of_profile) < len(places) else "",
+        "warnings": [without_folders(warning) for warning in record.warnings],
         "recipe": published_lock(record, folder),
-        "merges": len(sources) - 1 if merges else 0,
-        "command": " ".join(["hf-tsv", "merge" if merges else "compress", LOCK_FILE, "OUT", *record["flags"]]),
+        "merges": len(sources) - 1 if is_merge else 0,
+        "command": f"hf-tsv {'merge' if is_merge else 'compress'} {LOCK_FILE} OUT",
         "citations": citations([PAPER]),
     }
 
 
 def _model_class(config: Mapping[str, Any]) -> str:
     """The Auto class by the adapter's task, else the base's own class, as PEFT has noted it."""
+    if auto_class := TASK_CLASSES.get(str(config.get("task_type"))):
+        return auto_class
     mapping = config.get("auto_mapping")
     own = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
-    return TASK_CLASSES.get(str(config.get("task_type"))) or (
-        own if own.isidentifier() and own != "None" else "AutoModel"
+    # The card's snippet is code that people run: only a name may get into it.
+    return own if own.isidentifier() and own != "None" else "AutoModel"
+
+
+def _in_python(place: PlaceCell) -> str:
+    """The arguments of `from_pretrained` for a model."""
+    revision = f", revision={json.dumps(place.revision)}" if place.revision else ""
+    return json.dumps(place.name) + revision
+
+
+def _adapter_row(record: AdaptersRecord, task: str, profile: Profile, folder: str) -> AdapterRow:
+    report = record.adapters[task][profile]
+    return AdapterRow(
+        task,
+        folder,
+        report.bytes,
+        share=f"{report.bytes / record.checkpoint_bytes[task]:.1%}",
+        energy=f"{report.energy:.1%}",
+        left_out=f"{report.left_out_share:.2%}",
     )
 
 
-def _in_python(place: Mapping[str, Any]) -> str:
-    revision = f", revision={json.dumps(place['revision'])}" if place["revision"] else ""
-    return json.dumps(place["name"]) + revision
-
-
-def _adapter(record: Mapping[str, Any], task: str, profile: str, place: str) -> dict[str, Any]:
-    facts = record["tasks"][task][profile]
-    return {
-        "task": task,
-        "folder": place,
-        "bytes": facts["bytes"],
-        "share": f"{facts['bytes'] / record['checkpoint_bytes'][task]:.1%}",
-        "energy": f"{facts['energy']:.1%}",
-        "left_out": f"{facts['left_out_share']:.2%}",
-    }
-
-
-def _ranks(record: Mapping[str, Any], adapters: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def _rank_rows(record: AdaptersRecord, adapters: Iterable[tuple[str, Profile]]) -> list[RankRow]:
     """By module type, how many tensors these adapters hold, and between which ranks they lie."""
-    found: dict[str, list[int | str]] = {}
+    by_module: dict[str, list[int | str]] = {}
     for task, profile in adapters:
-        for name, rank in record["tasks"][task][profile]["ranks"].items():
-            found.setdefault(group_of(name), []).append(rank)
-    for name, ranks in found.items():
-        numbers = sorted({rank for rank in ranks if isinstance(rank, int)})
-        told = " to ".join(map(str, dict.fromkeys((numbers[0], numbers[-1])))) if numbers else ""
-        whole = "stored whole" if len(numbers) < len(set(ranks)) else ""
-        yield {"name": name, "count": len(ranks), "ranks": ", ".join(filter(None, (told, whole)))}
+        for name, rank in record.adapters[task][profile].ranks.items():
+            by_module.setdefault(group_of(name), []).append(rank)
+    rows = []
+    for name, ranks in by_module.items():
+        numbers = [rank for rank in ranks if isinstance(rank, int)]
+        shown = []
+        if numbers:
+            ends = dict.fromkeys((min(numbers), max(numbers)))
+            shown.append(" to ".join(map(str, ends)))
+        if len(numbers) < len(ranks):
+            shown.append("stored whole")
+        rows.append(RankRow(name, len(ranks), ", ".join(shown)))
+    return rows

@@ -1,9 +1,10 @@
 """Which licence a model made of others may carry, by what these say of themselves. A report, no legal advice."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from hf_tsv.record import Terms
 
 LICENCE_ID = r"[a-z0-9][a-z0-9.-]*"  # how the Hub writes one
 PERMISSIVE = frozenset(
@@ -17,7 +18,7 @@ PERMISSIVE = frozenset(
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as a card's header says it.
+    """A licence as a card's header states it.
 
     Attributes:
         id: The Hub's word for it, such as `apache-2.0`, or `other`.
@@ -29,13 +30,18 @@ class Licence:
     name: str | None = None
     link: str | None = None
 
+    @property
+    def label(self) -> str:
+        """How people call it."""
+        return self.name or self.id
+
 
 @dataclass(frozen=True)
 class Inherited:
     """What follows from the licences of all sources.
 
     Attributes:
-        licence: The one to carry; None when that has to be decided by a person.
+        licence: The one to carry; None when a person has to decide.
         why: How it follows, or why it doesn't.
     """
 
@@ -43,32 +49,30 @@ class Inherited:
     why: str
 
 
-def inherited(terms: Sequence[Mapping[str, Any]]) -> Inherited:
-    """The licence that a model made of these sources may carry.
+def inherited(terms: Sequence[Terms]) -> Inherited:
+    """Find the licence that a model made of these sources may carry.
 
-    One for all is that one; of permissive ones alone Apache-2.0 if it is among them, else the base's; a single
-    stricter one wins over permissive ones. Two different stricter ones, or a source that names none, are a conflict.
+    If all sources have the same licence, it is that one. Permissive ones alone give Apache-2.0 if it is among them,
+    else the base's; a single stricter one wins over permissive ones. Two different stricter ones, or a source that
+    names none, are a conflict.
 
     Args:
-        terms: Of each source, the base first: `license`, `license_name` and `license_link`, None where it says nothing.
+        terms: What each source says of itself, the base first.
     """
-    if any(not re.fullmatch(LICENCE_ID, str(term.get("license") or "")) for term in terms):
-        return Inherited(None, "some sources name no licence, or several")
-    found = {(t["license"], t.get("license_name")): _licence(t) for t in reversed(terms)}
-    strict = [licence for (id_, _), licence in found.items() if id_ not in PERMISSIVE]
-    if len(found) == 1:
-        return Inherited(_licence(terms[0]), "all sources have it")
+    licences = []
+    for term in terms:
+        if not re.fullmatch(LICENCE_ID, term.license or ""):
+            return Inherited(None, "some sources name no licence, or several")
+        licences.append(Licence(term.license or "", term.license_name, term.license_link))
+    # By id and name, since everything that the Hub has no word for is called 'other'. Of equal ones the base's counts.
+    different = {(licence.id, licence.name): licence for licence in reversed(licences)}
+    strict = [licence for licence in different.values() if licence.id not in PERMISSIVE]
+    if len(different) == 1:
+        return Inherited(licences[0], "all sources have it")
     if len(strict) == 1:
         return Inherited(strict[0], "the strictest of the sources' licences")
     if strict:
-        return Inherited(None, f"{' and '.join(_called(licence) for licence in strict)} can't be joined by rule")
-    apache = found.get(("apache-2.0", None))
-    return Inherited(apache or _licence(terms[0]), "all of the sources' licences are permissive")
-
-
-def _licence(term: Mapping[str, Any]) -> Licence:
-    return Licence(str(term["license"]), term.get("license_name"), term.get("license_link"))
-
-
-def _called(licence: Licence) -> str:
-    return licence.name or licence.id
+        labels = " and ".join(licence.label for licence in strict)
+        return Inherited(None, f"{labels} can't be combined by a rule")
+    apache = different.get(("apache-2.0", None))
+    return Inherited(apache or licences[0], "all of the sources' licences are permissive")

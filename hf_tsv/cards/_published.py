@@ -2,49 +2,55 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hf_tsv.cards._sources import folder_name, places
 from hf_tsv.files.names import LOCK_FILE, RECIPE_FILE, RECORD_FILE
+from hf_tsv.record import Record, RestoredRecord, to_text
 
 MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source", "source")  # keys of a recipe that name a model
 NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that do
+WRITTEN_AS_FOLDER = re.compile(r"[~/]|\.{1,2}(/|$)")  # at the start of a reference
 _FOLDER = re.compile(r"(?<![\w.~/-])(?:~\w*|\.{1,2})?/(?!/)(?:[^\s/'\"]*/)*")
 
 
-def published(folder: Path, record: Mapping[str, Any]) -> dict[str, bytes]:
+def published(folder: Path, record: Record) -> dict[str, bytes]:
     """The text files of an output folder that are published otherwise than they lie there, by name."""
-    record_text = json.dumps(published_record(record), indent=1, ensure_ascii=False) + "\n"
     return {
-        RECORD_FILE: record_text.encode(),
+        RECORD_FILE: to_text(published_record(record)).encode(),
         RECIPE_FILE: published_recipe(record, folder).encode(),
         LOCK_FILE: published_lock(record, folder).encode(),
     }
 
 
-def published_record(record: Mapping[str, Any]) -> dict[str, Any]:
+def published_record(record: Record) -> Record:
     """The record with folders by their names alone."""
-    sources = [dict(source) for source in record["sources"]]
-    for source in sources:
-        (model, _), *adapter = (_shown(place) for place in places(source))
-        source["model"] = model
-        if adapter:
-            source["adapter"] = "@".join(filter(None, adapter[0]))
-    return {**record, "sources": sources, "warnings": [without_folders(warning) for warning in record["warnings"]]}
+    sources = []
+    for source in record.sources:
+        model, *adapter = places(source)
+        changes = {"model": model.name}
+        for place in adapter:
+            changes["adapter"] = f"{place.name}@{place.revision}" if place.revision else place.name
+        sources.append(source.model_copy(update=changes))
+    update: dict[str, Any] = {"sources": tuple(sources)}
+    if not isinstance(record, RestoredRecord):
+        update["warnings"] = tuple(without_folders(warning) for warning in record.warnings)
+    return record.model_copy(update=update)
 
 
-def published_recipe(record: Mapping[str, Any], folder: Path) -> str:
-    """The recipe as it was written; one that names folders is told without them, and so without its comments."""
+def published_recipe(record: Record, folder: Path) -> str:
+    """The recipe as it was written. One that names folders loses their paths, and with them its comments."""
     text = (folder / RECIPE_FILE).read_text("utf-8")
     named = any(path in text for path in _folders(record))
     return _masked(text, record) if named or _FOLDER.search(text) else text
 
 
-def published_lock(record: Mapping[str, Any], folder: Path) -> str:
-    """The recipe with every Hub model at its commit, and with folders by their names alone."""
+def published_lock(record: Record, folder: Path) -> str:
+    """The recipe with every Hub model pinned to its commit, and with folders by their names alone."""
     return _masked((folder / LOCK_FILE).read_text("utf-8"), record)
 
 
@@ -56,30 +62,11 @@ def published_config(text: str) -> str:
             return {key: masked(item, key) for key, item in value.items()}
         if isinstance(value, list):
             return [masked(item) for item in value]
-        is_folder = key in NAME_KEYS and isinstance(value, str) and re.match(r"[~/]|\.{1,2}(/|$)", value)
+        is_folder = key in NAME_KEYS and isinstance(value, str) and WRITTEN_AS_FOLDER.match(value)
         return folder_name(value) if is_folder else value
 
     data = json.loads(text)
     return text if masked(data) == data else json.dumps(masked(data), indent=2, ensure_ascii=False) + "\n"
-
-
-def places(source: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """Path and commit of a source's model and of the adapter on top of it, if any; folders have no commit."""
-    places = [(str(source["model"]), source["revision"])]
-    if adapter := source.get("adapter"):
-        path, _, revision = adapter.rpartition("@")
-        places.append((path, revision) if re.fullmatch("[0-9a-f]{40}", revision) else (adapter, None))
-    return places
-
-
-def _shown(place: tuple[str, str | None]) -> tuple[str, str | None]:
-    path, revision = place
-    return (path, revision) if revision else (folder_name(path), None)
-
-
-def folder_name(path: str) -> str:
-    name = PurePosixPath(path).name
-    return name if name.strip(".~") else "local folder"
 
 
 def without_folders(message: str) -> str:
@@ -88,11 +75,12 @@ def without_folders(message: str) -> str:
     return _FOLDER.sub("", message)
 
 
-def _folders(record: Mapping[str, Any]) -> set[str]:
-    return {path for source in record["sources"] for path, revision in places(source) if not revision}
+def _folders(record: Record) -> set[str]:
+    """The paths of all sources that are folders."""
+    return {place.path for source in record.sources for place in places(source) if not place.revision}
 
 
-def _masked(text: str, record: Mapping[str, Any]) -> str:
+def _masked(text: str, record: Record) -> str:
     """A recipe's text with folders by their names alone."""
     folders = _folders(record)
 
@@ -108,6 +96,10 @@ def _masked(text: str, record: Mapping[str, Any]) -> str:
 
 def _reference(written: str, folders: Collection[str]) -> str:
     """`MODEL` or `MODEL+ADAPTER`, each that is a folder by its name alone: known, or written as one."""
+    # A folder's name may hold a plus sign, so that it is looked up as a whole first.
     parts = [written] if written in folders else written.split("+")
-    is_folder = [part in folders or re.match(r"[~/]|\.{1,2}(/|$)", part) for part in parts]
-    return "+".join(folder_name(part) if told else part for part, told in zip(parts, is_folder, strict=True))
+    shown = []
+    for part in parts:
+        is_folder = part in folders or WRITTEN_AS_FOLDER.match(part)
+        shown.append(folder_name(part) if is_folder else part)
+    return "+".join(shown)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_tsv._version import __version__
-from hf_tsv.cli import card, compress, eval, inspect, merge, methods, plan, push, recipes, restore, tune, verify
+from hf_tsv.cli import card, compress, eval, inspect, merge, methods, plan, push, recipes, restore, schema, tune, verify
 
 app = typer.Typer(
     name="hf-tsv",
@@ -30,6 +30,7 @@ app.command("eval", epilog=eval.EPILOG)(eval.evaluate)
 app.command()(tune.tune)
 app.command()(methods.methods)
 app.command()(recipes.recipes)
+app.command()(schema.schema)
 
 
 def _print_version(wanted: bool) -> None:

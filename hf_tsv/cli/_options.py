@@ -9,7 +9,7 @@ import typer
 from hf_tsv.job.options import Options, option
 
 if TYPE_CHECKING:
-    from hf_tsv.publish.publishing import Pushing
+    from hf_tsv.publish.check import Pushing
     from hf_tsv.recipe import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
@@ -63,7 +63,7 @@ class PushOptions:
             if idle:
                 raise typer.BadParameter("has no effect without --push-to-hub", param_hint=" / ".join(idle))
             return None
-        from hf_tsv.publish.publishing import Pushing
+        from hf_tsv.publish.check import Pushing
 
         return Pushing(self.push_to_hub, self.create_pr, self.private, self.license, self.commit_message)
 

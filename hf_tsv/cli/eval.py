@@ -1,9 +1,8 @@
 """`hf-tsv eval`: what an output is worth."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +15,9 @@ EPILOG = (
     " .tsv; keys text or image, label, head, pooling, max_length), perplexity (data: a text file; context), lm-eval"
     " (task, score, num_fewshot). Any task: limit. The suite: seed, batch_size, dtype."
 )
+
+if TYPE_CHECKING:
+    from hf_tsv.record import Evaluation
 
 
 @told
@@ -44,27 +46,27 @@ def evaluate(
     except KeyboardInterrupt:
         interrupted("Interrupted. Every score that was complete is kept; the same command goes on from there.")
     if json_:
-        print(json.dumps(found))
+        print(json.dumps(found.model_dump(mode="json")))
     else:
         show(found)
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(evaluation: "Evaluation") -> None:
     """A row a task, a column a model: the score, and in brackets its share of the fine-tuned model's."""
     from rich.markup import escape
     from rich.table import Table
 
-    labels = list(dict.fromkeys(label for row in found["tasks"].values() for label in row["scores"]))
+    labels = list(dict.fromkeys(label for row in evaluation.tasks.values() for label in row.scores))
     table = Table("task", "metric", box=None, pad_edge=False, header_style="bold")
     for label in labels:
         table.add_column(label, justify="right")
-    for task, row in found["tasks"].items():
-        metric = row["metric"] + ("" if row["higher_is_better"] else " (lower is better)")
-        cells = (_cell(row["scores"].get(label), row["relative"].get(label)) for label in labels)
+    for task, row in evaluation.tasks.items():
+        metric = row.metric + ("" if row.higher_is_better else " (lower is better)")
+        cells = (_cell(row.scores.get(label), row.relative.get(label)) for label in labels)
         table.add_row(escape(task), escape(metric), *cells)
-    mean = found["mean"]
+    mean = evaluation.mean
     table.add_section()
-    table.add_row("mean", "", *(_cell(mean["scores"].get(label), mean["relative"].get(label)) for label in labels))
+    table.add_row("mean", "", *(_cell(mean.scores.get(label), mean.relative.get(label)) for label in labels))
     out.print(table)
 
 

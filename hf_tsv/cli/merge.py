@@ -1,16 +1,23 @@
 """`hf-tsv merge`: the merged model."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hf_tsv.cli._flags import with_flags
 from hf_tsv.cli._options import Keep, OutFolder, PushOptions, RecipeFile, RunOptions, Talk
 from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, told
-from hf_tsv.errors import counted, size
+from hf_tsv.cli._told import out as stdout
+from hf_tsv.errors import counted, size, some
 from hf_tsv.job.options import Access
+from hf_tsv.lora.formats import FORMATS
+
+if TYPE_CHECKING:
+    from hf_tsv.recipe import Recipe
+    from hf_tsv.record import AdaptersRecord, MergeRecord
 
 Form = Annotated[
     Literal["recipe", "adapter"],
@@ -43,7 +50,7 @@ def merge(
 
 
 def run_job(
-    recipe: Any, out: Path, options: RunOptions, push: PushOptions, access: Access, talk: Talk, *, label: str
+    recipe: "Recipe", out: Path, options: RunOptions, push: PushOptions, access: Access, talk: Talk, *, label: str
 ) -> None:
     """Do what a recipe says and report it; with --dry-run, say what would be done."""
     from huggingface_hub.utils import disable_progress_bars
@@ -70,36 +77,86 @@ def run_job(
     return None
 
 
-def _show(record: dict[str, Any], out: Path, talk: Talk) -> None:
-    from hf_tsv.cli.compress import show_adapters
+def _show(record: "MergeRecord | AdaptersRecord", out: Path, talk: Talk) -> None:
+    from hf_tsv.record import AdaptersRecord
 
     if talk.json:
-        print(json.dumps({"out": str(out), **record}))
+        print(json.dumps(as_data(record, out)))
         return
-    for warning in record["warnings"]:
+    for warning in record.warnings:
         err.print(f"Note: {warning}", style="yellow", markup=False)
-    if "tasks" in record:
+    if isinstance(record, AdaptersRecord):
         show_adapters(record)
     elif not talk.quiet:
         _show_model(record)
-    for pushed in record.get("pushed", ()):
-        err.print(f"Pushed to {pushed['url']}", markup=False)
+    for pushed in record.pushed:
+        err.print(f"Pushed to {pushed.url}", markup=False)
     print(out)
 
 
-def _show_model(record: dict[str, Any]) -> None:
+def as_data(record: "MergeRecord | AdaptersRecord", folder: Path) -> dict[str, Any]:
+    """What --json prints: the record as its file holds it, where it lies, and where it was pushed."""
+    from hf_tsv.record import to_data
+
+    data = {"out": str(folder), **to_data(record)}
+    if record.pushed:
+        data["pushed"] = [asdict(one) for one in record.pushed]
+    return data
+
+
+def _show_model(record: "MergeRecord") -> None:
     """What was merged, what lies beside it for single tasks, and what their checkpoints would take."""
-    written = record["bytes"]["written"]
-    merged = counted(len(record["sources"]) - 1, "model")
-    err.print(f"Merged {merged} in {record['seconds']:.0f} s, {size(written)}.")
-    beside, what = record.get("masks", {}).get("tasks", {}), "masks"
-    if "adapters" in record:
+    written = record.bytes.written
+    merged = counted(len(record.sources) - 1, "model")
+    err.print(f"Merged {merged} in {record.seconds:.0f} s, {size(written)}.")
+    if record.masks:
+        what = "masks"
+        sizes = [mask.bytes for mask in record.masks.tasks.values()]
+    else:
         what = "adapters"
-        for task, profiles in record["adapters"].items():
-            beside[task] = {"bytes": sum(facts["bytes"] for facts in profiles.values())}
-    if beside:
-        nbytes = sum(facts["bytes"] for facts in beside.values())
+        sizes = [sum(report.bytes for report in profiles.values()) for profiles in record.adapters.values()]
+    if sizes:
+        beside = sum(sizes)
         err.print(
-            f"With the {what} of {len(beside)} tasks ({size(nbytes)}) {size(written + nbytes)}, instead of"
-            f" {size(written * len(beside))} for a checkpoint each."
+            f"With the {what} of {counted(len(sizes), 'task')} ({size(beside)}) {size(written + beside)}, instead of"
+            f" {size(written * len(sizes))} for a checkpoint each."
         )
+
+
+def show_adapters(record: "AdaptersRecord") -> None:
+    """A table of the adapters that were written."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("task")
+    table.add_column("adapter")
+    for column in ("bytes", "of the checkpoint", "energy kept", "largest error", "left out"):
+        table.add_column(column, justify="right")
+    for task, profiles in record.adapters.items():
+        for profile, report in profiles.items():
+            tensor, error = max(report.errors.items(), key=lambda item: item[1], default=("", 0.0))
+            cells = (
+                task,
+                profile,
+                size(report.bytes),
+                f"{report.bytes / record.checkpoint_bytes[task]:.1%}",
+                f"{report.energy:.1%}",
+                f"{error:.2f} {tensor}",
+                f"{report.left_out_share:.2%} of the change",
+            )
+            table.add_row(*map(escape, cells))
+    stdout.print(table)
+    for why, names in _left_out(record).items():
+        err.print(f"Note: PEFT doesn't load {some(sorted(names))}: {why}", style="yellow", markup=False)
+
+
+def _left_out(record: "AdaptersRecord") -> dict[str, set[str]]:
+    """By reason, the tensors that PEFT doesn't load of formats that are meant to hold all; of every task together."""
+    names: dict[str, set[str]] = {}
+    for profiles in record.adapters.values():
+        for profile, report in profiles.items():
+            if FORMATS[profile].is_complete:
+                for name, why in report.left_out.items():
+                    names.setdefault(why, set()).add(name)
+    return names

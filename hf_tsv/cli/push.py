@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,9 +15,10 @@ from hf_tsv.errors import size, some
 from hf_tsv.job.options import Access
 
 if TYPE_CHECKING:
+    from hf_tsv.cards import NamedTerms
     from hf_tsv.hub import Pushed
     from hf_tsv.job.preview import Preview
-    from hf_tsv.publish.publishing import Destination
+    from hf_tsv.publish.check import Destination
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def push(
 
     from hf_tsv.cards import all_terms
     from hf_tsv.hub import Hub
-    from hf_tsv.publish.publishing import Pushing, deliver
+    from hf_tsv.publish.check import Pushing
+    from hf_tsv.publish.send import deliver
     from hf_tsv.verbs.push import prepare_push
 
     if talk.quiet or not err.is_terminal:
@@ -77,7 +79,7 @@ def show_preview(run: "Preview") -> None:
         show(terms, to, uploads)
 
 
-def show(terms: "list[dict[str, Any]]", to: "Destination", sizes: str = "") -> None:
+def show(terms: "list[NamedTerms]", to: "Destination", sizes: str = "") -> None:
     """Where an output goes, and the licences of what it is made of."""
     from rich.markup import escape
     from rich.table import Table
@@ -88,15 +90,19 @@ def show(terms: "list[dict[str, Any]]", to: "Destination", sizes: str = "") -> N
     how = {True: "private", False: "public", None: "as your settings say"}[hidden]
     err.print(f"{to.target.repo_id} ({'' if to.target.exists else 'new, '}{how}){sizes}", markup=False)
     table = Table("source", "licence", "seen by", box=None, pad_edge=False, header_style="bold")
-    for term in terms:
-        seen = "its owners" if term.get("private") else "whom it lets in" if term.get("gated") else ""
-        called = term.get("license_name") or term.get("license") or "none named"
-        table.add_row(*map(escape, (term["name"], called, seen)))
+    for named in terms:
+        seen = ""
+        if named.terms.private:
+            seen = "its owners"
+        elif named.terms.gated:
+            seen = "whom it lets in"
+        licence_label = named.terms.license_label or "none named"
+        table.add_row(*map(escape, (named.name, licence_label, seen)))
     err.print(table)
-    following = inherited(terms)
+    following = inherited([named.terms for named in terms])
     licence = to.licence or following.licence
     why = "chosen" if to.licence else following.why
-    err.print(f"Licence: {licence.name or licence.id if licence else 'none'} ({why}).", markup=False)
+    err.print(f"Licence: {licence.label if licence else 'none'} ({why}).", markup=False)
 
 
 def report(pushed: "Iterable[Pushed]", *, json_: bool) -> None:

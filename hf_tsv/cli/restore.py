@@ -34,10 +34,11 @@ def restore(
 ) -> None:
     """Write the checkpoint of one task from its adapter or mask in OUT, with what PEFT can't load."""
     from hf_tsv.hub import Hub
+    from hf_tsv.record import to_data
     from hf_tsv.verbs.restore import restore
 
     options = Options(overwrite=writing.overwrite, max_shard_size=writing.max_shard_size)
     hub = Hub(token=access.token, cache_dir=access.cache_dir)
     with WorkProgress("Restoring", quiet=talk.quiet) as progress:
         record = restore(out, task, folder, options, base=writing.base, hub=hub, progress=progress)
-    print(json.dumps({"out": str(folder), **record}) if talk.json else folder)
+    print(json.dumps({"out": str(folder), **to_data(record)}) if talk.json else folder)

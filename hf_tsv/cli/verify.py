@@ -37,17 +37,17 @@ def verify(
     """Compare every file of OUT with its record, and a sample of its tensors, merged again, bit for bit."""
     memory = memory_of(max_memory)
     from hf_tsv.hub import Hub
+    from hf_tsv.merging.resources import Resources, device_named
     from hf_tsv.verbs.verify import verify
 
+    resources = Resources.of(workers, memory, device=device_named(device))
     with WorkProgress("Verifying", quiet=quiet) as progress:
         found = verify(
             out,
             sample=None if all_ else sample,
             seed=seed,
             recipe=recipe,
-            workers=workers,
-            max_memory=memory,
-            device=device,
+            resources=resources,
             hub=Hub(token=token, cache_dir=cache_dir),
             progress=progress,
         )

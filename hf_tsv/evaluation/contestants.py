@@ -1,7 +1,7 @@
 """The models that are compared on a task, each as transformers, or PEFT on top of it, loads it."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hf_tsv.errors import CheckpointError, some
 from hf_tsv.evaluation.suite import AnyTask, Classification, ImageClassification, LmEval, TextClassification
 from hf_tsv.lora.formats import ADAPTERS, DEFAULT
 from hf_tsv.lora.skeleton import model_class_of, quiet
+from hf_tsv.record import AdapterReports, AdaptersRecord, MergeRecord
 from hf_tsv.sources.models import Source
 
 BASE, FINETUNED, MERGED, RESTORED = "base", "finetuned", "merged", "restored"
@@ -67,7 +68,7 @@ def originals(sources: Sequence[Source], task: str | None) -> list[Contestant]:
 
 def made(
     out: Path,
-    record: Mapping[str, Any],
+    record: MergeRecord | AdaptersRecord,
     restored: Callable[[str], Checkpoint],
     base: Contestant,
     task: str | None,
@@ -86,23 +87,23 @@ def made(
     Raises:
         CheckpointError: the output's weights can't be read.
     """
-    if "tasks" in record:
-        return list(_adapted(out, record["tasks"], restored, base, task))
-    file = record["task_parts"].get(task, {}).get("file")
+    if isinstance(record, AdaptersRecord):
+        return list(_adapted(out, record.adapters, restored, base, task))
+    part = record.task_parts.get(task) if task is not None else None
     merged = open_checkpoint(out)
-    parts = SafetensorsCheckpoint([out / file], label=str(out / file)) if file else None
+    parts = SafetensorsCheckpoint([out / part.file], label=str(out / part.file)) if part else None
     identity = " ".join(c.fingerprint() for c in (merged, parts) if c)
     inputs = (out, *base.input_folders)
     shared = Contestant(MERGED, identity, merged, parts, base.config_folder, inputs)
-    adapted = _adapted(out, record.get("adapters", {}), restored, shared, task)
+    adapted = _adapted(out, record.adapters, restored, shared, task)
     return [shared, *adapted, *_masked(record, restored, shared, task)]
 
 
 def _masked(
-    record: Mapping[str, Any], restored: Callable[[str], Checkpoint], on: Contestant, task: str | None
+    record: MergeRecord, restored: Callable[[str], Checkpoint], on: Contestant, task: str | None
 ) -> Iterator[Contestant]:
     """The task's model, where a mask makes it of the merged one."""
-    if task is not None and task in record.get("masks", {}).get("tasks", {}):
+    if task is not None and record.masks and task in record.masks.tasks:
         whole = restored(task)
         yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
 
@@ -115,7 +116,7 @@ def _differs(own: Source, base: Source) -> bool:
 
 def _adapted(
     out: Path,
-    written: Mapping[str, Mapping[str, Any]],
+    written: AdapterReports,
     restored: Callable[[str], Checkpoint],
     on: Contestant,
     task: str | None,
@@ -123,11 +124,11 @@ def _adapted(
     """The adapters that were written for a task, by profile, each on its model."""
     if task is None:
         return
-    for profile, facts in written.get(task, {}).items():
+    for profile, report in written.get(task, {}).items():
         folder = out / ADAPTERS[profile] / task
         label = "adapter" if profile == DEFAULT else f"adapter ({profile})"
         yield replace(on, label=label, identity=f"{on.identity} {_digest(folder)}", parts=None, adapter=folder)
-        if facts["in_sidecar"]:
+        if report.in_sidecar:
             whole = restored(task)
             yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
 

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import ValidationError
+
 from hf_tsv.errors import OutputError
 from hf_tsv.evaluation.scoring import Score
+from hf_tsv.record import ScoreLine
 
 
 class Results:
@@ -21,14 +24,14 @@ class Results:
     def get(self, key: str) -> Score | None:
         return self._known.get(key)
 
-    def put(self, key: str, score: Score, about: Mapping[str, Any]) -> None:
-        """Keep a score. `about` is for people who read the file.
+    def put(self, scored: ScoreLine) -> None:
+        """Keep a score.
 
         Raises:
             OutputError: the file can't be written.
         """
-        self._known[key] = score
-        line = json.dumps({"key": key, "score": score.value, "examples": score.examples, **about}) + "\n"
+        self._known[scored.key] = Score(scored.score, scored.examples)
+        line = json.dumps(scored.model_dump()) + "\n"
         try:
             with self._path.open("ab+") as file:
                 if file.tell() and not _ends_a_line(file):
@@ -51,7 +54,7 @@ def key_of(depends_on: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path) -> dict[str, Score]:
-    """What is kept; a line that an interruption cut short is no score."""
+    """The scores in a file, without lines that an interruption cut short."""
     known: dict[str, Score] = {}
     try:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
@@ -59,8 +62,8 @@ def _read(path: Path) -> dict[str, Score]:
         raise OutputError(f"{path}: can't be read, expected scores that an earlier evaluation kept: {error}") from error
     for line in lines:
         try:
-            kept = json.loads(line)
-            known[kept["key"]] = Score(float(kept["score"]), int(kept["examples"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
+            scored = ScoreLine.model_validate_json(line)
+        except ValidationError:
             continue
+        known[scored.key] = Score(scored.score, scored.examples)
     return known

@@ -26,6 +26,7 @@ from hf_tsv.evaluation.scoring import Score, accuracy, harness, perplexity
 from hf_tsv.evaluation.suite import AnyTask, Classification, HubData, ImageClassification, LmEval, Perplexity, Suite
 from hf_tsv.lora.skeleton import check_installed
 from hf_tsv.merging.progress import Progress
+from hf_tsv.record import Evaluation, EvaluationVersions, MeanScores, ScoreLine, SuiteEntry, TaskScores
 from hf_tsv.sources.models import Source
 
 SCORING = "1"  # counts up whenever the same model and suite give another score than before
@@ -110,7 +111,17 @@ def score_all(suite: Suite, prepared: Sequence[Prepared], results: Results, devi
             if held is None or held[0] != wanted:
                 held = None  # gone before the next comes
                 held = wanted, load_model(entrant, one.task, suite.file.dtype, device)
-            results.put(key, _scored(suite, one, entrant, held[1], progress, name), _about(one, entrant))
+            score = _scored(suite, one, entrant, held[1], progress, name)
+            results.put(
+                ScoreLine(
+                    key=key,
+                    score=score.value,
+                    examples=score.examples,
+                    task=one.task.name,
+                    model=entrant.label,
+                    metric=_metric(one.task),
+                )
+            )
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -144,10 +155,6 @@ def _body_key(one: Prepared, entrant: Contestant) -> tuple[Any, ...]:
     return entrant.label, task.kind, task.name
 
 
-def _about(one: Prepared, entrant: Contestant) -> dict[str, str]:
-    return {"task": one.task.name, "model": entrant.label, "metric": _metric(one.task)}
-
-
 def _scored(suite: Suite, one: Prepared, entrant: Contestant, model: Any, progress: Progress, name: str) -> Score:
     task = one.task
     if isinstance(task, LmEval):
@@ -169,47 +176,40 @@ def _metric(task: AnyTask) -> str:
     return task.score if isinstance(task, LmEval) else task.metric
 
 
-def summarize(suite: Suite, prepared: Sequence[Prepared], results: Results) -> dict[str, Any]:
-    """What the record keeps of an evaluation.
-
-    Returns:
-        `suite` and what it was run with; `tasks`: by name, what was measured, the `scores` by model, and the same
-        `relative` to the fine-tuned model's, where there is one: 1 is as good, more is better, whatever the metric;
-        `mean`: of both, over the tasks that have them.
-    """
+def summarize(suite: Suite, prepared: Sequence[Prepared], results: Results) -> Evaluation:
+    """What the record keeps of an evaluation."""
     import transformers
 
     tasks = {one.task.name: _task(suite, one, results) for one in prepared}
-    metrics = {told["metric"] for told in tasks.values()}
-    return {
-        "suite": {
-            "file": suite.source.name,
-            "sha256": suite.sha256,
-            "seed": suite.file.seed,
-            "dtype": suite.file.dtype,
-        },
-        "versions": {"hf_tsv": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "tasks": tasks,
-        "mean": {
-            "scores": _means([told["scores"] for told in tasks.values()]) if len(metrics) == 1 else {},
-            "relative": _means([told["relative"] for told in tasks.values() if told["relative"]]),
-        },
-    }
+    # Scores of different metrics have no mean; relative ones do, whatever the metric.
+    has_one_metric = len({scores.metric for scores in tasks.values()}) == 1
+    relative = [scores.relative for scores in tasks.values() if scores.relative]
+    return Evaluation(
+        suite=SuiteEntry(file=suite.source.name, sha256=suite.sha256, seed=suite.file.seed, dtype=suite.file.dtype),
+        versions=EvaluationVersions(
+            hf_tsv=__version__, torch=str(torch.__version__), transformers=transformers.__version__
+        ),
+        tasks=tasks,
+        mean=MeanScores(
+            scores=_means([scores.scores for scores in tasks.values()]) if has_one_metric else {},
+            relative=_means(relative),
+        ),
+    )
 
 
-def _task(suite: Suite, one: Prepared, results: Results) -> dict[str, Any]:
+def _task(suite: Suite, one: Prepared, results: Results) -> TaskScores:
     scores = {entrant.label: _kept(results, score_key(suite, one, entrant)) for entrant in one.entrants}
     values = {label: score.value for label, score in scores.items()}
-    return {
-        "kind": one.task.kind,
-        "metric": _metric(one.task),
-        "higher_is_better": one.task.higher_is_better,
-        "data": _data(one.task),
-        "data_sha256": one.examples.sha256 if one.examples else None,
-        "examples": scores[BASE].examples,
-        "scores": values,
-        "relative": _relative(one.task, values),
-    }
+    return TaskScores(
+        kind=one.task.kind,
+        metric=_metric(one.task),
+        higher_is_better=one.task.higher_is_better,
+        data=_data(one.task),
+        data_sha256=one.examples.sha256 if one.examples else None,
+        examples=scores[BASE].examples,
+        scores=values,
+        relative=_relative(one.task, values),
+    )
 
 
 def _data(task: AnyTask) -> str:

@@ -197,8 +197,8 @@ class _Search:
             for one in together
         ]
         score_all(self._suite, prepared, self._results, self._device, Silent())
-        for name, told in summarize(self._suite, prepared, self._results)["tasks"].items():
-            self._known[name, key] = told["relative"][label]
+        for name, scores in summarize(self._suite, prepared, self._results).tasks.items():
+            self._known[name, key] = scores.relative[label]
 
     def _candidate(self, base: Contestant, body: MemoryCheckpoint, key: str, label: str) -> Contestant:
         return replace(base, label=label, identity=f"{self._identity} {base.identity} {key}", body=body)

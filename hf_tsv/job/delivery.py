@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hf_tsv.cards import all_terms
+from hf_tsv.cards import NamedTerms, named_terms
 from hf_tsv.errors import HubError, OutputError, PublishError
 from hf_tsv.files.names import LOCK_FILE
 from hf_tsv.hub import Hub
 from hf_tsv.merging.plan import Plan
 from hf_tsv.merging.progress import Progress
-from hf_tsv.publish.publishing import Destination, Pushing, check, deliver, parcel
+from hf_tsv.publish.check import Contents, Destination, Pushing, check, check_replaces_no_source
+from hf_tsv.publish.parcel import parcel
+from hf_tsv.publish.send import deliver
 from hf_tsv.recipe import in_repository
-from hf_tsv.record.record import read_record
+from hf_tsv.record import MergeRecord, PushedTo, RestoredRecord, read_record
 from hf_tsv.sources.models import Source, described, lock_text
 
 UPLOADING = "uploading"
@@ -20,38 +21,50 @@ UPLOADING = "uploading"
 
 def targets(
     pushing: Pushing | str | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
-) -> list[tuple[list[dict[str, Any]], Destination]]:
-    """Where an output of these sources is to go, checked, each with what the sources of it say of themselves."""
+) -> list[tuple[list[NamedTerms], Destination]]:
+    """Where an output of these sources is to go, checked, each with what its sources say of themselves.
+
+    Args:
+        pushing: What was asked for; None for an output that stays here.
+        sources: The recipe's models.
+        tasks: The tasks that get an adapter each; None for a merged model, or a merge as one adapter.
+        hub: How to reach the Hub.
+
+    Raises:
+        HubError: a repository can't be written.
+        PublishError: licence or privacy forbids it, or the push would replace a source.
+    """
     if pushing is None:
         return []
     pushing = Pushing(pushing) if isinstance(pushing, str) else pushing
-    told, found = described(sources, hub), []
-    named = all_terms({"sources": told})
+    entries = described(sources, hub)
+    named = named_terms(entries)
+    source_ids = [in_repository(source.ref.path)[0] for source in sources]
+    checked = []
     for repo, chosen in pushing.repositories(tasks).items():
-        _check_replaces_no_source(pushing, repo, [source.ref.path for source in sources])
-        terms = all_terms({"sources": [s for s in told if chosen is None or s["task"] in (None, *chosen)]})
-        found.append((terms, check(pushing, repo, terms, named, hub, tasks=chosen)))
-    return found
+        check_replaces_no_source(pushing, repo, source_ids)
+        # Only the base and the chosen tasks are in what goes there.
+        terms = named_terms([s for s in entries if chosen is None or s.task in (None, *chosen)])
+        contents = Contents(terms, named, tasks=chosen)
+        checked.append((terms, check(pushing, repo, contents, hub)))
+    return checked
 
 
-def _check_replaces_no_source(pushing: Pushing, repo: str, models: Sequence[str]) -> None:
-    if repo in {in_repository(model)[0] for model in models} and not pushing.create_pr:
-        raise PublishError(
-            f"{repo}: is one of the recipe's models, which the push would replace. Choose another name, or pass"
-            " --create-pr"
-        )
+def delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> list[PushedTo]:
+    """Push a finished output to each destination; where it is now.
 
-
-def delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> dict[str, Any]:
-    """Push a finished output; what the record says of that, nothing where nothing was to be pushed."""
+    Raises:
+        HubError, PublishError: as `deliver`, adding how to go on.
+    """
     if not destinations:
-        return {}
+        return []
     progress.advance(0.0, UPLOADING)
     try:
         pushed = [deliver(parcel(out, to.tasks), to) for to in destinations]
     except (HubError, PublishError) as error:
-        raise type(error)([*error.problems, f"{out} is complete. The same command goes on with the push"]) from error
-    return {"pushed": [{"repo_id": one.repo_id, "url": one.url} for one in pushed]}
+        problems = [*error.problems, f"{out} is complete. The same command goes on with the push"]
+        raise type(error)(problems) from error
+    return [PushedTo(one.repo_id, one.url) for one in pushed]
 
 
 def is_made(out: Path, plan: Plan, sources: Sequence[Source]) -> bool:
@@ -61,8 +74,11 @@ def is_made(out: Path, plan: Plan, sources: Sequence[Source]) -> bool:
         lock = (out / LOCK_FILE).read_text("utf-8")
     except (OutputError, OSError):
         return False
-    if lock != lock_text(plan.recipe, sources):
+    if isinstance(record, RestoredRecord) or lock != lock_text(plan.recipe, sources):
         return False
-    made_of = [{key: value for key, value in source.items() if key != "terms"} for source in record["sources"]]
-    files = [shard.file for shard in plan.shards]
-    return made_of == [source.describe() for source in sources] and files == record.get("files", [])
+    # Terms may have changed on the Hub since; they change no weight.
+    made_of = [source.model_copy(update={"terms": ()}) for source in record.sources]
+    if made_of != [source.describe() for source in sources]:
+        return False
+    files = record.files if isinstance(record, MergeRecord) else ()
+    return files == tuple(shard.file for shard in plan.shards)

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from hf_tsv.cards import write_card
+from hf_tsv.cards import NamedTerms, write_card
 from hf_tsv.files.checksums import checksums
 from hf_tsv.files.disk import write_text
 from hf_tsv.files.names import LOCK_FILE, RECIPE_FILE, RECORD_FILE
@@ -27,7 +26,7 @@ from hf_tsv.job.recording import make_compression_record, make_record
 from hf_tsv.job.writing import (
     copy_companions_of,
     help_to_write_shared,
-    write_kept_beside,
+    write_kept,
     write_parts,
     write_shared,
 )
@@ -36,9 +35,10 @@ from hf_tsv.merging.engine import check_memory
 from hf_tsv.merging.plan import check_on_base, leaves_residuals
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources, check_disks
-from hf_tsv.publish.publishing import Destination, Pushing, sending
+from hf_tsv.publish.check import Destination, Pushing
+from hf_tsv.publish.send import sending
 from hf_tsv.recipe import Recipe
-from hf_tsv.record.record import read_record, write_record
+from hf_tsv.record import AdaptersRecord, MergeRecord, RestoredRecord, read_record, write_record
 from hf_tsv.sources.models import described, folders_of, lock_text
 from hf_tsv.staging.folder import Staging
 
@@ -72,7 +72,7 @@ class Job:
             self.recipe, self.hub, max_shard_size=self.options.max_shard_size, stream=self.options.stream
         )
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> MergeRecord | AdaptersRecord:
         """Do it, unless OUT is what would be made and only has to be pushed.
 
         A job that was stopped goes on where it was, to the same bytes.
@@ -106,12 +106,20 @@ class Job:
                 if process.rank:
                     if fetched.plan.makes_model:
                         help_to_write_shared(fetched.plan, work, team)
-                    return team.await_output(self.out / RECORD_FILE, stamp_before)
+                    team.await_output(self.out / RECORD_FILE, stamp_before)
+                    return self._record()
                 self._make(fetched, work, team, destinations)
-        record = read_record(self.out)
-        return record if process.rank else record | delivered(self.out, destinations, self.progress)
+        record = self._record()
+        if process.rank:
+            return record
+        return record.with_pushed(delivered(self.out, destinations, self.progress))
 
-    def targets(self, opened: Opened) -> list[tuple[list[dict[str, Any]], Destination]]:
+    def _record(self) -> MergeRecord | AdaptersRecord:
+        record = read_record(self.out)
+        assert not isinstance(record, RestoredRecord), "a job makes models and adapters"
+        return record
+
+    def targets(self, opened: Opened) -> list[tuple[list[NamedTerms], Destination]]:
         """Where the output goes, each with what its sources say of themselves.
 
         Raises:
@@ -145,21 +153,24 @@ class Job:
         """Write everything into the working folder, and make it the output."""
         started = time.monotonic()
         go_on_or_start(work.staging, work.identity, restart=self.options.restart)
+        record: MergeRecord | AdaptersRecord
         if opened.plan.makes_model:
             record = self._make_model(opened, work, team, destinations)
+            known_files = record.files
         else:
             record = self._make_adapters(opened, work)
-        record["seconds"] = round(time.monotonic() - started, 1)
+            known_files = ()
         write_text(work.out / RECIPE_FILE, self.recipe.text)
         write_text(work.out / LOCK_FILE, lock_text(self.recipe, opened.sources))
-        record["checksums"] = checksums(work.out, record.get("files", ()))
+        record = record.with_checksums(checksums(work.out, known_files))
+        record = record.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         write_record(record, work.out)
         write_card(record, work.out, licence=destinations[0].licence if destinations else None)
         work.staging.publish()
 
     def _make_model(
         self, opened: Opened, work: Workplace, team: Team, destinations: Sequence[Destination]
-    ) -> dict[str, Any]:
+    ) -> MergeRecord:
         """The shared model, and what single tasks keep beside it; the record."""
         plan, sources = opened.plan, opened.sources
         await_uploads = partial(self.progress.advance, 0.0, UPLOADING)
@@ -169,19 +180,10 @@ class Job:
             parts = write_parts(plan, work.out)
             check_unchanged(plan, sources, work.identity)
         copy_companions_of(plan, sources, self.hub, work.out)
-        kept = write_kept_beside(plan, work, parts)
-        return make_record(
-            plan,
-            described(sources, self.hub),
-            tensors,
-            seconds=0.0,
-            device=work.resources.device,
-            parts=kept.parts,
-            adapters=kept.adapters,
-            masks=kept.masks,
-        )
+        kept = write_kept(plan, work, parts)
+        return make_record(plan, described(sources, self.hub), tensors, kept, seconds=0.0, device=work.resources.device)
 
-    def _make_adapters(self, opened: Opened, work: Workplace) -> dict[str, Any]:
+    def _make_adapters(self, opened: Opened, work: Workplace) -> AdaptersRecord:
         """Adapters on the base, one a task or one for the merge; the record."""
         from hf_tsv.kept.on_base import write_on_base
 

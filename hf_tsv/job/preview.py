@@ -1,11 +1,11 @@
 """What a job would do, and where its output would go."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from hf_tsv.cards import NamedTerms
 from hf_tsv.job.job import Job
 from hf_tsv.merging.plan import Plan
-from hf_tsv.publish.publishing import Destination
+from hf_tsv.publish.check import Destination
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Preview:
     plan: Plan
     download_bytes: int
     stream_bytes: int
-    targets: list[tuple[list[dict[str, Any]], Destination]]
+    targets: list[tuple[list[NamedTerms], Destination]]
 
 
 def preview(job: Job) -> Preview:

@@ -173,15 +173,14 @@ class Team:
         while not all(map(self._is_through, self._crew)):
             time.sleep(POLL_SECONDS)
 
-    def await_output(self, record: Path, before: object) -> dict[str, Any]:
-        """The record, once process 0 has published it; `before` is what `stamp` said of the record at the start."""
+    def await_output(self, record: Path, before: object) -> None:
+        """Wait until process 0 has published the record; `before` is what `stamp` said of it at the start."""
         self.leave()
         while self._root.exists() and _is_held(self._lock_of(0)):
             time.sleep(POLL_SECONDS)
         list(record.parent.parent.iterdir())  # a network file system then looks again at what is there
         if stamp(record) == before:
             raise OutputError(self._ended("process 0", ""))
-        return dict(json.loads(record.read_text("utf-8")))
 
     def _sign_in(self) -> None:
         """A file is locked and says who holds it before it gets its name, so that nobody reads another start's."""

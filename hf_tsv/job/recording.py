@@ -2,145 +2,185 @@
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import JsonValue
+from pydantic_core import to_jsonable_python
 
 from hf_tsv._version import __version__
 from hf_tsv.checkpoints.protocol import Checkpoint
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.resources import CPU, device_name
 from hf_tsv.methods import METHODS
-from hf_tsv.record.record import FORMAT
+from hf_tsv.record import (
+    AdapterReports,
+    AdaptersRecord,
+    Arithmetic,
+    Masks,
+    MergeRecord,
+    MethodEntry,
+    RestoredRecord,
+    SourceEntry,
+    TaskPart,
+    TensorEntry,
+    TensorSum,
+    Traffic,
+    Versions,
+    VocabularyEntry,
+)
 
 NUMERICS = "4"  # counts up whenever the same inputs give other bits than before
 
 
+@dataclass(frozen=True)
+class KeptFiles:
+    """What was written for single tasks beside a merged model.
+
+    Attributes:
+        parts: The file of each task's own tensors, by task.
+        adapters: The adapters on the merged model.
+        masks: The masks; None for a merge without any.
+    """
+
+    parts: Mapping[str, str] = field(default_factory=dict)
+    adapters: AdapterReports = field(default_factory=dict)
+    masks: Masks | None = None
+
+
+ENGINES_FACTS = ("name", "sha256", "seconds", "unchanged")  # of a tensor; all other facts are its method's notes
+
+
 def make_record(
     plan: Plan,
-    sources: Sequence[Mapping[str, Any]],
+    sources: Sequence[SourceEntry],
     tensors: Mapping[str, Mapping[str, Any]],
+    kept: KeptFiles,
     *,
     seconds: float,
     device: torch.device = CPU,
-    parts: Mapping[str, str],
-    adapters: Mapping[str, Mapping[str, Any]],
-    masks: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The record as plain data.
+) -> MergeRecord:
+    """Make the record of a merged model.
 
     Args:
         plan: What was done.
-        sources: One mapping a source, the base first: role, task name, model, revision, fingerprint.
-        tensors: What the run noted of each output tensor: checksum, rank, seconds and what else the method told.
+        sources: The models, the base first.
+        tensors: What the run noted of each output tensor: checksum, seconds and the method's own notes.
+        kept: What was written for single tasks.
         seconds: Wall time of the merge.
         device: Where methods computed.
-        parts: File of each task's own tensors.
-        adapters: By task and profile, what was written of adapters on the merged model.
-        masks: What was written of masks beside it.
     """
-    return {
-        "format": FORMAT,
-        "versions": versions(device),
-        "sources": [dict(source) for source in sources],
-        "method": plan.recipe.merge_method,
-        "methods": {name: {"paper": METHODS[name].paper} for name in sorted({s.method for s in plan.merged})},
-        "arithmetic": {
-            "dtype": plan.recipe.dtype,
-            "svd": plan.recipe.svd,
-            "fell_back": sum(_fallen_back(facts) for facts in tensors.values()),
-        },
-        "bytes": {"read": plan.bytes_in, "written": plan.bytes_out},
-        "seconds": round(seconds, 1),
-        "warnings": list(plan.warnings),
-        **({"vocabulary": plan.vocabulary.describe()} if plan.vocabulary else {}),
-        "files": [shard.file for shard in plan.shards],
-        "task_parts": {
-            task: {"file": file, "tensors": [part.info.name for part in plan.parts if part.task == task]}
-            for task, file in parts.items()
-        },
-        **({"adapters": {task: dict(profiles) for task, profiles in adapters.items()}} if adapters else {}),
-        **({"masks": dict(masks)} if masks else {}),
-        "tensors": {step.name: _tensor(step, tensors[step.name]) for step in plan.steps},
-    }
+    entries = {step.name: _tensor_entry(step, tensors[step.name]) for step in plan.steps}
+    used = sorted({step.method for step in plan.merged})
+    task_parts = {}
+    for task, file in kept.parts.items():
+        names = tuple(part.info.name for part in plan.parts if part.task == task)
+        task_parts[task] = TaskPart(file=file, tensors=names)
+    return MergeRecord(
+        format=2,
+        kind="merge",
+        versions=versions(device),
+        sources=tuple(sources),
+        method=plan.recipe.merge_method,
+        methods={name: MethodEntry(paper=METHODS[name].paper) for name in used},
+        arithmetic=Arithmetic(
+            dtype=plan.recipe.dtype, svd=plan.recipe.svd, fell_back=sum(map(_fallen_back, entries.values()))
+        ),
+        bytes=Traffic(read=plan.bytes_in, written=plan.bytes_out),
+        seconds=round(seconds, 1),
+        warnings=tuple(plan.warnings),
+        vocabulary=VocabularyEntry(**plan.vocabulary.describe()) if plan.vocabulary else None,
+        files=tuple(shard.file for shard in plan.shards),
+        task_parts=task_parts,
+        adapters=kept.adapters,
+        masks=kept.masks,
+        tensors=entries,
+    )
 
 
 def make_compression_record(
     plan: Plan,
-    sources: Sequence[Mapping[str, Any]],
-    tasks: Mapping[str, Mapping[str, Any]],
+    sources: Sequence[SourceEntry],
+    adapters: AdapterReports,
     *,
-    flags: Sequence[str],
     seconds: float,
-) -> dict[str, Any]:
-    """The record of a compression.
+) -> AdaptersRecord:
+    """Make the record of a compression.
 
     Args:
         plan: Which tensors took part.
         sources: As in a merge's record.
-        tasks: By task and profile, what was written and found.
-        flags: How it was compressed, in the command line's words.
+        adapters: What was written.
         seconds: Wall time.
     """
     checkpoints = dict(zip(plan.tasks, plan.finetuned, strict=True))
-    return {
-        "format": FORMAT,
-        "versions": versions(),
-        "sources": [dict(source) for source in sources],
-        "method": "tsv_c",
-        "flags": list(flags),
-        "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
-        "seconds": round(seconds, 1),
-        "warnings": list(plan.warnings),
-        "checkpoint_bytes": {task: _nbytes(checkpoints.get(task, plan.base)) for task in tasks},
-        "tasks": {task: dict(profiles) for task, profiles in tasks.items()},
-    }
+    # Several tasks in one adapter have no checkpoint of their own; their merge would be as large as the base.
+    sizes = {task: _nbytes(checkpoints.get(task, plan.base)) for task in adapters}
+    return AdaptersRecord(
+        format=2,
+        kind="adapters",
+        versions=versions(),
+        sources=tuple(sources),
+        method=plan.recipe.merge_method,
+        arithmetic=Arithmetic(dtype=plan.recipe.dtype, svd=plan.recipe.svd),
+        seconds=round(seconds, 1),
+        warnings=tuple(plan.warnings),
+        checkpoint_bytes=sizes,
+        adapters=adapters,
+    )
 
 
 def make_restoration_record(
-    task: str, source: Mapping[str, Any], files: Sequence[str], checksums: Mapping[str, str]
-) -> dict[str, Any]:
-    """The record of a restored task. `checksums`: SHA-256 by tensor."""
-    return {
-        "format": FORMAT,
-        "versions": versions(),
-        "sources": [dict(source)],
-        "restored": task,
-        "files": list(files),
-        "tensors": {name: {"sha256": checksum} for name, checksum in checksums.items()},
-    }
+    task: str, source: SourceEntry, files: Sequence[str], checksums: Mapping[str, str]
+) -> RestoredRecord:
+    """Make the record of a restored task. `checksums`: SHA-256 by tensor."""
+    return RestoredRecord(
+        format=2,
+        kind="restored",
+        versions=versions(),
+        sources=(source,),
+        task=task,
+        files=tuple(files),
+        tensors={name: TensorSum(sha256=checksum) for name, checksum in checksums.items()},
+    )
+
+
+def versions(device: torch.device = CPU) -> Versions:
+    """What the bits of an output depend on besides recipe and sources, and the version of Python."""
+    return Versions(
+        hf_tsv=__version__,
+        numerics=NUMERICS,
+        torch=str(torch.__version__),  # a subclass of str
+        python=platform.python_version(),
+        processor=device_name(device),
+    )
 
 
 def _nbytes(checkpoint: Checkpoint) -> int:
     return sum(checkpoint.info(name).nbytes for name in checkpoint.names())
 
 
-def _fallen_back(facts: Mapping[str, Any]) -> int:
-    """Task matrices of one tensor that were not factored by the way that was meant; experts come in a list."""
-    told = facts.get("fell_back", 0)
-    return sum(number or 0 for number in told) if isinstance(told, list) else told
+def _tensor_entry(step: Step, facts: Mapping[str, Any]) -> TensorEntry:
+    notes = {key: value for key, value in facts.items() if key not in ENGINES_FACTS}
+    return TensorEntry(
+        kind=step.kind,
+        shape=step.info.shape,
+        dtype=step.out.dtype,
+        method=step.method,
+        sha256=facts["sha256"],
+        seconds=facts.get("seconds", 0.0),
+        why=step.why,
+        unchanged=facts.get("unchanged", False),
+        # Tuples become lists, as they are once the record was read.
+        parameters=to_jsonable_python(dict(step.parameters)),
+        notes=to_jsonable_python(notes),
+    )
 
 
-def versions(device: torch.device = CPU) -> dict[str, str]:
-    """What the bits of an output depend on besides recipe and sources, and the version of Python."""
-    return {
-        "hf_tsv": __version__,
-        "numerics": NUMERICS,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": device_name(device),
-    }
-
-
-def _tensor(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "kind": step.kind,
-        "shape": list(step.info.shape),
-        "dtype": step.out.dtype,
-        "method": step.method,
-    }
-    if step.why:
-        told["why"] = step.why
-    if step.parameters:
-        told["parameters"] = dict(step.parameters)
-    return told | {key: value for key, value in facts.items() if key != "name"}
+def _fallen_back(entry: TensorEntry) -> int:
+    """Task matrices of one tensor that another SVD than the recipe's had to factor."""
+    noted = entry.notes.get("fell_back", 0)
+    # A stack of experts has one note an expert, None for those without any.
+    numbers: list[JsonValue] = noted if isinstance(noted, list) else [noted]
+    return sum(number for number in numbers if isinstance(number, int))

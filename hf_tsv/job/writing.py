@@ -1,7 +1,6 @@
 """What a job writes into its working folder: the shared model, what single tasks keep, and the files beside them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,27 +13,14 @@ from hf_tsv.files.disk import full_disk_told
 from hf_tsv.files.names import PARTS
 from hf_tsv.hub import Hub
 from hf_tsv.job.processes import Team
+from hf_tsv.job.recording import KeptFiles
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.merging.engine import run
 from hf_tsv.merging.plan import Plan, Step, leaves_masks, leaves_residuals
+from hf_tsv.record import AdapterReports, Masks
 from hf_tsv.sources.companions import copy_companions, copy_licences, most_common_template
 from hf_tsv.sources.models import Source, companions, tokenizer_companions
 from hf_tsv.staging.journal import Journal
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What was written for single tasks.
-
-    Attributes:
-        adapters: By task and profile, the report of each adapter.
-        masks: The report of the masks; empty without any.
-        parts: The file of each task's own tensors, by task.
-    """
-
-    adapters: Mapping[str, Mapping[str, Any]]
-    masks: Mapping[str, Any]
-    parts: Mapping[str, str]
 
 
 def write_shared(
@@ -98,10 +84,10 @@ def write_parts(plan: Plan, out: Path) -> dict[str, str]:
     return files
 
 
-def write_kept_beside(plan: Plan, work: Workplace, parts: Mapping[str, str]) -> Kept:
+def write_kept(plan: Plan, work: Workplace, parts: Mapping[str, str]) -> KeptFiles:
     """Write what single tasks keep beside the shared model, whose weights and configuration are in place."""
-    adapters: Mapping[str, Mapping[str, Any]] = {}
-    masks: Mapping[str, Any] = {}
+    adapters: AdapterReports = {}
+    masks: Masks | None = None
     # What imports PEFT and transformers is imported when it is needed: most merges don't.
     if leaves_residuals(plan):
         from hf_tsv.kept.residuals import write_residuals
@@ -111,7 +97,7 @@ def write_kept_beside(plan: Plan, work: Workplace, parts: Mapping[str, str]) -> 
         from hf_tsv.kept.masks import write_masks
 
         masks = write_masks(plan, work)
-    return Kept(adapters, masks, parts)
+    return KeptFiles(parts, adapters, masks)
 
 
 def copy_companions_of(plan: Plan, sources: Sequence[Source], hub: Hub, out: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence, Set
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,14 +32,13 @@ from hf_tsv.lora.write.writer import AdapterWriter
 from hf_tsv.merging.plan import Plan, Step, TaskPart
 from hf_tsv.merging.pool import one_thread_each
 from hf_tsv.merging.resources import check_disk
+from hf_tsv.record import AdapterReport, AdapterReports, VerifiedReport
 from hf_tsv.sources.companions import copy_config
 from hf_tsv.staging.findings import Findings
 from hf_tsv.staging.journal import Journal
 
-Reports = dict[str, dict[str, Any]]  # by task and profile
 
-
-def compress_tasks(plan: Plan, base: BaseRef, settings: AdapterSettings, work: Workplace) -> Reports:
+def compress_tasks(plan: Plan, base: BaseRef, settings: AdapterSettings, work: Workplace) -> AdapterReports:
     """Write an adapter of every task, and have PEFT read it.
 
     What an earlier start of the job has found is not computed again. While it works, the factors take room in float32
@@ -52,7 +51,7 @@ def compress_tasks(plan: Plan, base: BaseRef, settings: AdapterSettings, work: W
         work: Where and with what; `adapters/TASK` and the like come to lie in its output.
 
     Returns:
-        By task and profile: bytes, energy kept, what is left out, largest errors.
+        What the record says of each adapter, by task and profile.
 
     Raises:
         MethodError: a budget too small for what is stored whole, or NaN.
@@ -91,7 +90,7 @@ def _work_left(plan: Plan, done: Set[str]) -> float:
     return sum(plan.work(step) for step in plan.merged if step.name not in done_steps)
 
 
-def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, work: Workplace) -> Reports:
+def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, work: Workplace) -> AdapterReports:
     """Put every changed tensor into every adapter that holds it."""
     with ExitStack() as open_writers:
         writers: list[tuple[TaskAdapters, Profile, AdapterWriter]] = []
@@ -113,7 +112,7 @@ def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Finding
             for task, _, writer in writers:
                 if task.name == part.task:
                     writer.put(part.info.name, WholeChange(_part_value(plan, part)))
-        reports: Reports = {task.name: {} for task in tasks}
+        reports: AdapterReports = {task.name: {} for task in tasks}
         for task, profile, writer in writers:
             reports[task.name][profile] = _report(plan, task, profile, findings, writer)
     return reports
@@ -121,7 +120,7 @@ def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Finding
 
 def _report(
     plan: Plan, task: TaskAdapters, profile: Profile, findings: Findings, writer: AdapterWriter
-) -> dict[str, Any]:
+) -> AdapterReport:
     written = writer.finish()
     ranks = task.ranks_in(profile)
     summary: Compression[str] = summarize(task.spectra, {name: ranks.get(name, 0) for name in task.spectra})
@@ -129,18 +128,20 @@ def _report(
     is_complete = FORMATS[profile].is_complete
     errors = {name: error for name, error in summary.errors.items() if is_complete or name in ranks}
     fell_back = sum(findings.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
-    plain_ranks = {name: rank.value if isinstance(rank, Dense) else rank for name, rank in sorted(ranks.items())}
-    return {
-        "bytes": written.nbytes,
-        "tensors": written.held,
-        "left_out": dict(written.left_out),
-        "in_sidecar": list(written.in_sidecar),
-        "left_out_share": written.left_out_share,
-        "energy": summary.energy,
-        "errors": errors,
-        "ranks": plain_ranks,
-        **({"fell_back": fell_back} if fell_back else {}),
-    }
+    plain_ranks: dict[str, int | Literal["dense"]] = {}
+    for name, rank in sorted(ranks.items()):
+        plain_ranks[name] = rank.value if isinstance(rank, Dense) else rank
+    return AdapterReport(
+        bytes=written.nbytes,
+        tensors=written.held,
+        left_out=dict(written.left_out),
+        in_sidecar=tuple(written.in_sidecar),
+        left_out_share=written.left_out_share,
+        energy=summary.energy,
+        errors=errors,
+        ranks=plain_ranks,
+        fell_back=fell_back,
+    )
 
 
 def _copy_configs(plan: Plan, tasks: Sequence[TaskAdapters], work: Workplace) -> None:
@@ -157,7 +158,7 @@ def _verify_adapters(
     tasks: Sequence[TaskAdapters],
     findings: Findings,
     settings: AdapterSettings,
-    reports: Reports,
+    reports: AdapterReports,
     out: Path,
 ) -> None:
     """Compare PEFT's reading of every adapter with what was meant, and report how near it comes."""
@@ -168,11 +169,11 @@ def _verify_adapters(
             folder = out / ADAPTERS[profile] / task.name
             expected = partial(_expected_value, plan, task, profile, findings)
             checked = verify_adapter(folder, task.architecture, expected, forward=settings.verify == "forward")
-            reports[task.name][profile]["verified"] = {
-                "tensors": checked.tensors,
-                "largest_error": checked.largest_error,
-                "logits_error": checked.logits_error,
-            }
+            verified = VerifiedReport(
+                tensors=checked.tensors, largest_error=checked.largest_error, logits_error=checked.logits_error
+            )
+            report = reports[task.name][profile]
+            reports[task.name][profile] = report.model_copy(update={"verified": verified})
 
 
 def _expected_value(plan: Plan, task: TaskAdapters, profile: Profile, findings: Findings, name: str) -> Tensor:

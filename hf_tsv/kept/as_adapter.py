@@ -7,7 +7,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import TensorInfo
-from hf_tsv.kept.adapters import Reports, compress_tasks
+from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.settings import AdapterSettings
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg.ranks import RankChoice
@@ -16,11 +16,12 @@ from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.engine import merge_step
 from hf_tsv.merging.plan import TSV_C, Plan
 from hf_tsv.merging.surveys import run_surveys
+from hf_tsv.record import AdapterReports
 
 MERGED = "merged"  # the name of the one task
 
 
-def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplace) -> Reports:
+def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplace) -> AdapterReports:
     """Write what a merge changes of the base as a PEFT adapter, and have PEFT load it.
 
     Its factors are the leading singular triplets of the merged change, which no other factors of that rank come nearer

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,9 @@ from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.protocol import Checkpoint, Shard, TensorInfo
 from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
 from hf_tsv.checkpoints.writer import CheckpointWriter
+from hf_tsv.errors import OutputError
 from hf_tsv.files.disk import full_disk_told
-from hf_tsv.files.names import MASKS, MODEL_CONFIG
+from hf_tsv.files.names import MASKS, MODEL_CONFIG, RECORD_FILE
 from hf_tsv.linalg.masks import EmrRescaler, Use, emr_mask, magnitude_mask, pack, tall_mask, unpack
 from hf_tsv.merging.plan import MASKED, Plan, Step
 from hf_tsv.merging.pool import each_step, one_thread_each
@@ -27,12 +27,13 @@ from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor, change
 from hf_tsv.merging.surveys import Surveys, run_surveys
 from hf_tsv.methods import METHODS, Deltas, per_task
+from hf_tsv.record import MaskReport, Masks, MaskUse, MergeRecord, Record
 from hf_tsv.sources.companions import copy_config
 
 
 def write_masks(
     plan: Plan, folder: Path, folders: Mapping[str | None, Path], resources: Resources, progress: Progress
-) -> dict[str, Any]:
+) -> Masks:
     """Write every task's mask into the merged model's folder.
 
     Args:
@@ -43,8 +44,7 @@ def write_masks(
         progress: Told of the work done.
 
     Returns:
-        `tasks`: by task its file, bytes, the share of the masked weights that is its own and the factor on its change.
-        `weights`: of what any task changed, the shares that no task uses, one does, and several do.
+        What the record says of them.
 
     Raises:
         CheckpointError: a model can't be read.
@@ -126,16 +126,19 @@ class MaskedCheckpoint:
         return "\0".join(c.fingerprint() for c in (self._base, self._merged, self._masks))
 
 
-def open_masked(out: Path, task: str, base: Checkpoint, record: Mapping[str, Any]) -> MaskedCheckpoint:
+def open_masked(out: Path, task: str, base: Checkpoint, record: Record) -> MaskedCheckpoint:
     """A task's model from a merge's folder and record.
 
     Raises:
+        OutputError: the record tells of no mask of this task.
         CheckpointError: a file can't be read.
     """
-    facts, part = record["masks"]["tasks"][task], record["task_parts"].get(task)
-    masks = SafetensorsCheckpoint([out / facts["file"]], label=f"{out}: {facts['file']}")
-    own = SafetensorsCheckpoint([out / part["file"]], label=f"{out}: {part['file']}") if part else None
-    return MaskedCheckpoint(base, open_checkpoint(out), masks, own, factor=facts["factor"])
+    if not isinstance(record, MergeRecord) or not record.masks or task not in record.masks.tasks:
+        raise OutputError(f"{out / RECORD_FILE}: tells of no mask of '{task}'. Make the output again")
+    mask, part = record.masks.tasks[task], record.task_parts.get(task)
+    masks = SafetensorsCheckpoint([out / mask.file], label=f"{out}: {mask.file}")
+    own = SafetensorsCheckpoint([out / part.file], label=f"{out}: {part.file}") if part else None
+    return MaskedCheckpoint(base, open_checkpoint(out), masks, own, factor=mask.factor)
 
 
 @dataclass(frozen=True)
@@ -203,21 +206,21 @@ def _mask(step: Step, deltas: Deltas, t: int, delta: Tensor, change: Tensor) -> 
     return tall_mask(delta, change, lambda_of(step, t, len(deltas)))
 
 
-def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> dict[str, Any]:
+def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> Masks:
     entries = sum(step.info.numel for step in plan.merged if step.method in MASKED)
     use = Use((0,) * (len(plan.tasks) + 1))
     for found in counts:
         use += found.use
     tasks = {
-        task: {
-            "file": shard.file,
-            "bytes": shard.nbytes,
-            "own": sum(found.ones[t] for found in counts) / entries,
-            "factor": _factor(plan, [found.rescalers[t] for found in counts]),
-        }
+        task: MaskReport(
+            file=shard.file,
+            bytes=shard.nbytes,
+            own=sum(found.ones[t] for found in counts) / entries,
+            factor=_factor(plan, [found.rescalers[t] for found in counts]),
+        )
         for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True))
     }
-    return {"tasks": tasks, "weights": use.shares()}
+    return Masks(tasks=tasks, weights=MaskUse(**use.shares()))
 
 
 def _factor(plan: Plan, rescalers: Sequence[EmrRescaler]) -> float:

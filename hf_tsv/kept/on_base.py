@@ -1,16 +1,17 @@
 """Adapters on the base model itself, where a job makes no model of its own."""
 
-from hf_tsv.kept.adapters import Reports, compress_tasks
+from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.as_adapter import write_as_adapter
 from hf_tsv.kept.settings import read_settings
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg.ranks import Energy, RankChoice, rank_choice
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.plan import Plan
+from hf_tsv.record import AdapterReports
 from hf_tsv.sources.models import Source
 
 
-def write_on_base(plan: Plan, base: Source, work: Workplace) -> Reports:
+def write_on_base(plan: Plan, base: Source, work: Workplace) -> AdapterReports:
     """Write an adapter of every task or, where the recipe says so, one of the merge.
 
     Returns:

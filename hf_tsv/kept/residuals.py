@@ -10,14 +10,15 @@ from torch import Tensor
 
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, TensorInfo
-from hf_tsv.kept.adapters import Reports, compress_tasks
+from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.settings import read_settings
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.plan import KEEP, Plan, Step
+from hf_tsv.record import AdapterReports
 
 
-def write_residuals(plan: Plan, work: Workplace) -> Reports:
+def write_residuals(plan: Plan, work: Workplace) -> AdapterReports:
     """Write the adapters into the merged model's folder, and have PEFT load each on it.
 
     Args:

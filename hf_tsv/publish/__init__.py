@@ -1,1 +1,1 @@
-"""What of an output goes to which repository, and whether it may."""
+"""Publishing an output on the Hub: what goes (`parcel`), whether it may (`check`), and sending it (`send`)."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hf_tsv.checkpoints.aligned import aligned
 from hf_tsv.checkpoints.folder import open_checkpoint
@@ -13,6 +13,7 @@ from hf_tsv.hub import Hub, Pinned, facts_of_folder
 from hf_tsv.lora.read.adapter import Adapter, is_adapter, open_adapter
 from hf_tsv.lora.read.changes import Place, Places
 from hf_tsv.recipe import ModelRef, Recipe, is_local, pinned_text
+from hf_tsv.record import SourceEntry, Terms
 from hf_tsv.sources.companions import Companions
 from hf_tsv.vocabulary.tokenizer import VOCABULARY_FILES, has_tokenizer
 
@@ -80,21 +81,25 @@ class Source:
             return self.ref.text
         return "+".join(filter(None, (_at(self.ref.path, self.pin), _at(self.ref.adapter, self.parts.adapter_pin))))
 
-    def describe(self) -> dict[str, Any]:
-        """What the record says of it."""
-        return {
-            "role": "task" if self.task else "base",
-            "task": self.task,
-            "model": self.ref.path,
-            "revision": self.revision,
-            "fingerprint": None if self.revision else self.checkpoint.fingerprint(),
-            **({"adapter": _at(self.ref.adapter, self.parts.adapter_pin)} if self.ref.adapter else {}),
-        }
+    def describe(self) -> SourceEntry:
+        """What the record says of it, without its terms."""
+        return SourceEntry(
+            role="task" if self.task else "base",
+            task=self.task,
+            model=self.ref.path,
+            revision=self.revision,
+            fingerprint=None if self.revision else self.checkpoint.fingerprint(),
+            adapter=_at(self.ref.adapter, self.parts.adapter_pin) if self.ref.adapter else None,
+        )
 
 
-def described(sources: Sequence[Source], hub: Hub) -> list[dict[str, Any]]:
-    """What the record says of each source; as `terms`, what its model and its adapter say of themselves."""
-    return [source.describe() | {"terms": [_terms(*place, hub) for place in _places_of(source)]} for source in sources]
+def described(sources: Sequence[Source], hub: Hub) -> list[SourceEntry]:
+    """What the record says of each source, with what its model and its adapter say of themselves."""
+    entries = []
+    for source in sources:
+        terms = tuple(_terms(path, pin, hub) for path, pin in _places_of(source))
+        entries.append(source.describe().model_copy(update={"terms": terms}))
+    return entries
 
 
 def _places_of(source: Source) -> list[tuple[str, Pinned | None]]:
@@ -102,17 +107,23 @@ def _places_of(source: Source) -> list[tuple[str, Pinned | None]]:
     return [(source.ref.path, source.pin), *on_top]
 
 
-def _terms(path: str, pin: Pinned | None, hub: Hub) -> dict[str, Any]:
+def _terms(path: str, pin: Pinned | None, hub: Hub) -> Terms:
     """Licence, languages, datasets; and of a model on the Hub, whether all may see it (None: not known offline)."""
     facts = hub.facts(pin) if pin else facts_of_folder(Path(path).expanduser())
-    return {
-        "license": facts.license,
-        "license_name": facts.license_name,
-        "license_link": facts.license_link,
-        "language": list(facts.languages),
-        "datasets": list(facts.datasets),
-        **({"private": facts.private, "gated": facts.gated} if pin else {}),
-    }
+    return Terms(
+        license=_text(facts.license),
+        license_name=_text(facts.license_name),
+        license_link=_text(facts.license_link),
+        language=facts.languages,
+        datasets=facts.datasets,
+        private=facts.private if pin else False,
+        gated=facts.gated if pin else False,
+    )
+
+
+def _text(field: object) -> str | None:
+    """A field of a stranger's card, where YAML may have made a number or a date of it."""
+    return None if field is None else str(field)
 
 
 def open_sources(recipe: Recipe, hub: Hub) -> list[Source]:

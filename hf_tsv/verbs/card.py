@@ -4,12 +4,12 @@ from pathlib import Path
 
 from hf_tsv.cards import all_terms, write_card
 from hf_tsv.files.names import CARD_FILE
-from hf_tsv.publish.publishing import licence_of_card
-from hf_tsv.record.record import read_record
+from hf_tsv.publish.check import licence_of_card
+from hf_tsv.record import read_record
 
 
 def card(out: str | Path, *, license: str | None = None) -> Path:
-    """Write the card of an output again, and of a compression those of its adapters; the path of the first.
+    """Write the card of an output again, and those of a compression's adapters; the path of the first.
 
     What people wrote outside of our marks stays, and so does what they added to the header.
 
@@ -18,11 +18,12 @@ def card(out: str | Path, *, license: str | None = None) -> Path:
         license: The licence to carry, in the Hub's word; None for what its header or the sources say.
 
     Raises:
-        OutputError: the folder is no output.
-        PublishError: no such licence.
+        OutputError: the folder is not an output, or is a restored checkpoint, which has no card.
+        PublishError: there is no such licence.
     """
     out = Path(out)
     record, path = read_record(out), out / CARD_FILE
     old = path.read_text("utf-8") if path.is_file() else ""
-    write_card(record, out, licence=licence_of_card(license, all_terms(record), old), keep=[old] if old else [])
+    licence = licence_of_card(license, all_terms(record), old)
+    write_card(record, out, licence=licence, keep=[old] if old else [])
     return path

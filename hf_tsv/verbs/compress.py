@@ -1,15 +1,15 @@
 """Compress every fine-tune of a recipe into an adapter."""
 
 from pathlib import Path
-from typing import Any
 
 from hf_tsv.hub import Hub
 from hf_tsv.job.opened import load
 from hf_tsv.job.options import AdapterOptions, Options
 from hf_tsv.linalg.ranks import parse_keep
 from hf_tsv.merging.progress import Progress
-from hf_tsv.publish.publishing import Pushing
+from hf_tsv.publish.check import Pushing
 from hf_tsv.recipe import Recipe, as_compression
+from hf_tsv.record import AdaptersRecord, MergeRecord
 from hf_tsv.verbs.merge import DEFAULTS, merge
 
 
@@ -23,7 +23,7 @@ def compress(
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> MergeRecord | AdaptersRecord:
     """Compress every fine-tuned model of a recipe into an adapter on the base (TSV-C).
 
     The same as `merge` of the recipe with `tsv_c` where it names another method; `keep` and `adapters` set what the
@@ -44,7 +44,7 @@ def compress(
         progress: Told of the work done.
 
     Returns:
-        The record; under `pushed`, where the output was pushed.
+        The record of the output; `pushed` says where it was pushed.
 
     Raises:
         HfTsvError: anything a person can mend.

@@ -2,16 +2,16 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hf_tsv.checkpoints.protocol import Checkpoint
+from hf_tsv.errors import OutputError
 from hf_tsv.files.names import LOCK_FILE
 from hf_tsv.hub import Hub
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.recipe import load_recipe
-from hf_tsv.record.record import read_record, write_record
+from hf_tsv.record import Evaluation, RestoredRecord, read_record, write_record
 from hf_tsv.sources.models import fetch, open_sources
 from hf_tsv.verbs.card import card
 
@@ -24,7 +24,7 @@ def evaluate(
     device: str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Score an output, its base and its fine-tuned models on a suite; what is measured goes into record and card.
 
     A score that is known for the same weights, task and data is not computed again: an evaluation that was stopped goes
@@ -39,7 +39,7 @@ def evaluate(
         progress: Told of the work done.
 
     Returns:
-        Plain data, as `hf_tsv.evaluation.summarize` describes it.
+        What the record says of it from now on.
 
     Raises:
         HfTsvError: anything a person can mend; nothing is lost by it.
@@ -50,6 +50,8 @@ def evaluate(
     out, hub = Path(out), hub or Hub()
     asked = load_suite(suite)
     record = read_record(out)
+    if isinstance(record, RestoredRecord):
+        raise OutputError(f"{out}: is one task's restored checkpoint. Score the output that it was restored from")
     recipe = load_recipe(out / LOCK_FILE)
     sources = fetch(open_sources(recipe, hub), hub)
 
@@ -59,10 +61,10 @@ def evaluate(
     prepared = prepare(asked, sources, partial(made, out, record, restored))
     kept = Results(Path(results) if results else out / "evaluation.jsonl")
     score_all(asked, prepared, kept, device or _default_device(), progress or Silent())
-    record["evaluation"] = summarize(asked, prepared, kept)
-    write_record(record, out)
+    evaluation = summarize(asked, prepared, kept)
+    write_record(record.with_evaluation(evaluation), out)
     card(out)
-    return dict(record["evaluation"])
+    return evaluation
 
 
 def _default_device() -> str:

@@ -1,7 +1,6 @@
 """Merge by a recipe: into a model, or into an adapter on the base."""
 
 from pathlib import Path
-from typing import Any
 
 from hf_tsv.hub import Hub
 from hf_tsv.job.job import Job
@@ -9,8 +8,9 @@ from hf_tsv.job.opened import load
 from hf_tsv.job.options import Options
 from hf_tsv.linalg.ranks import parse_keep
 from hf_tsv.merging.progress import Progress, Silent
-from hf_tsv.publish.publishing import Pushing
+from hf_tsv.publish.check import Pushing
 from hf_tsv.recipe import Recipe, as_adapter_output
+from hf_tsv.record import AdaptersRecord, MergeRecord
 
 DEFAULTS = Options()
 
@@ -23,7 +23,7 @@ def merge(
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> MergeRecord | AdaptersRecord:
     """Do what a recipe says, into a folder that transformers or PEFT loads.
 
     The folder holds a merged model, with adapters or masks of single tasks beside it where the recipe keeps something
@@ -46,7 +46,7 @@ def merge(
         progress: Told of the work done.
 
     Returns:
-        The record; under `pushed`, where the output was pushed.
+        The record of the output; `pushed` says where it was pushed.
 
     Raises:
         HfTsvError: anything a person can mend, and the end of another process of the job; no work is lost by it.
@@ -64,7 +64,7 @@ def merge_as_adapter(
     push_to_hub: Pushing | str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> MergeRecord | AdaptersRecord:
     """Merge by a recipe into an adapter on the base model, which PEFT loads.
 
     The same as `merge` of the recipe with `output: {as: adapter}`.

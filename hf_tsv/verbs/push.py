@@ -1,11 +1,13 @@
-"""The verbs of the Hub: push and card, and what merges and compressions need of them."""
+"""Pushing an output folder to the Hub."""
 
 from pathlib import Path
 
 from hf_tsv.cards import all_terms
 from hf_tsv.hub import Hub, Pushed
-from hf_tsv.job.delivery import _check_replaces_no_source
-from hf_tsv.publish.publishing import Destination, Parcel, Pushing, check, deliver, parcel, tasks_of
+from hf_tsv.publish.check import Contents, Destination, Pushing, check, check_replaces_no_source
+from hf_tsv.publish.parcel import Parcel, parcel, tasks_of
+from hf_tsv.publish.send import deliver
+from hf_tsv.recipe import in_repository
 
 
 def push(
@@ -30,11 +32,11 @@ def push(
         private: Whether a new repository is private; None for private where a source is private or gated, else as its
             owner's settings say. False says that such sources may go public.
         license: The licence to carry, in the Hub's word; None for what follows from the sources.
-        commit_message: What the commit says in its first line, or more; what was done unless given.
+        commit_message: The commit message: its first line, and maybe more (default: what was done).
         hub: How to reach the Hub.
 
     Raises:
-        OutputError: the folder is no output.
+        OutputError: the folder is not an output.
         PublishError: licence or privacy forbids it.
         HubError: the Hub refuses or fails; says what was done.
     """
@@ -45,10 +47,11 @@ def push(
 def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
     """What `push` would do, checked; nothing is written. Errors are those of `push`."""
     parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
-    for repo, found in parcels.items():
-        _check_replaces_no_source(pushing, repo, [source["model"] for source in found.record["sources"]])
-    destinations = [
-        check(pushing, repo, all_terms(found.record), found.named, hub, card=found.old_card)
-        for repo, found in parcels.items()
-    ]
-    return list(zip(parcels.values(), destinations, strict=True))
+    for repo, one in parcels.items():
+        source_ids = [in_repository(source.model)[0] for source in one.record.sources]
+        check_replaces_no_source(pushing, repo, source_ids)
+    prepared = []
+    for repo, one in parcels.items():
+        contents = Contents(all_terms(one.record), one.named, one.old_card)
+        prepared.append((one, check(pushing, repo, contents, hub)))
+    return prepared

@@ -20,7 +20,7 @@ from hf_tsv.merging.plan import plan_shards
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import check_disk
 from hf_tsv.recipe import ModelRef, load_recipe
-from hf_tsv.record.record import read_record, write_record
+from hf_tsv.record import RestoredRecord, read_record, write_record
 from hf_tsv.sources.companions import copy_companions, copy_config
 from hf_tsv.sources.models import Source, companions, open_model
 from hf_tsv.staging.folder import Staging, check_output
@@ -37,7 +37,7 @@ def restore(
     base: str | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> RestoredRecord:
     """Write one task's checkpoint, from its adapter or its mask; the record.
 
     Each tensor has the model's dtype, or the task's own where the model has no such tensor. What PEFT can't load of an
@@ -71,7 +71,7 @@ def restore(
             staging.remove()
             raise
         record = make_restoration_record(task, source.describe(), [shard.file for shard in shards], digests)
-        record["checksums"] = checksums(staging.out, record["files"])
+        record = record.with_checksums(checksums(staging.out, record.files))
         write_record(record, staging.out)
         staging.publish()
     return record

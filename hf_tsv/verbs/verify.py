@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +14,18 @@ from torch import Tensor
 from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.checkpoints.safetensors import Located, read_header
 from hf_tsv.checkpoints.writer import METADATA, bytes_of, layout
-from hf_tsv.errors import CheckpointError, HfTsvError, OutputError, some
+from hf_tsv.errors import CheckpointError, HfTsvError, some
 from hf_tsv.files.checksums import sha256_of
 from hf_tsv.files.names import CARD_FILE, LOCK_FILE, RECORD_FILE
 from hf_tsv.hub import Hub
 from hf_tsv.job.inputs import plan_of
 from hf_tsv.job.recording import versions
 from hf_tsv.merging.engine import check_memory, run
-from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan, Step
+from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Step
 from hf_tsv.merging.progress import Progress, Silent
-from hf_tsv.merging.resources import Resources, device_named, usable_cores
-from hf_tsv.recipe import load_recipe
-from hf_tsv.record.record import read_record
+from hf_tsv.merging.resources import Resources, usable_cores
+from hf_tsv.recipe import Recipe, load_recipe
+from hf_tsv.record import MergeRecord, Record, RestoredRecord, TensorEntry, TensorSum, read_record
 from hf_tsv.sources.models import Source, fetch, open_sources
 
 SAMPLE = 8
@@ -34,12 +34,12 @@ OWN_WORDS = (CARD_FILE, RECORD_FILE)  # the card may be written again, and a rec
 
 @dataclass
 class Verification:
-    """What was compared, and what came of it.
+    """What was compared, and with what result.
 
     Attributes:
         tensors: How many tensors' bytes were compared with their recorded checksums.
         files: How many whole files were.
-        recomputed: Tensors that were merged again from the sources, whatever came of it.
+        recomputed: Tensors that were merged again from the sources, whatever the result.
         differs: What is not as recorded, a line each. Empty: all that was compared is the same, bit for bit.
         not_checked: What could not be compared, and why, a line each.
         notes: What a person should know besides, such as another version of torch.
@@ -61,9 +61,7 @@ def verify(
     sample: int | None = SAMPLE,
     seed: int = 0,
     recipe: str | Path | None = None,
-    workers: int | None = None,
-    max_memory: int | None = None,
-    device: str = "cpu",
+    resources: Resources | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -73,178 +71,175 @@ def verify(
         out: A folder that `merge`, `compress` or `restore` has written.
         sample: How many tensors are merged again from the sources that `recipe.lock.yaml` pins; None for all of them,
             0 for none. Of adapters and restored checkpoints only the files are compared.
-        seed: Which tensors these are.
+        seed: Chooses these tensors.
         recipe: A copy of the lock file that names the sources where they are now, should they have moved.
-        workers: Tensors in work at once; all cores unless given.
-        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
-        device: Where to merge them, as for `merge`.
+        resources: What may be used of the machine to merge them (default: all cores, and most of the free memory).
         hub: How to reach the Hub.
         progress: Told of the work done, of the reading and of the merging in turn.
 
     Raises:
-        OutputError: the folder has no record that can be read, so that there is nothing to compare with.
+        OutputError: the record is missing or malformed, so that there is nothing to compare with.
     """
     out, progress = Path(out), progress or Silent()
-    record, found = _record(out), Verification()
-    resources = Resources.of(workers, max_memory, device=device_named(device))
-    _compare_tensors(out, record, found, progress)
-    _compare_files(out, record, found)
-    if sample != 0:
+    record, result = read_record(out), Verification()
+    _compare_tensors(out, record, result, progress)
+    _compare_files(out, record, result)
+    if sample == 0:
+        pass
+    elif not isinstance(record, MergeRecord):
+        result.notes.append("nothing was merged into this folder, so only its files were compared")
+    else:
         try:
-            _merge_again(out, record, found, sample, seed, recipe, resources, hub or Hub(), progress)
+            locked = load_recipe(recipe or out / LOCK_FILE)
+            sampled = _Sampled(record, sample, seed, result)
+            sampled.merge(locked, resources or Resources.of(None, None), hub or Hub(), progress)
         except HfTsvError as error:
-            found.not_checked += [f"not merged again: {problem}" for problem in error.problems]
-            found.not_checked.append(
+            result.not_checked += [f"not merged again: {problem}" for problem in error.problems]
+            result.not_checked.append(
                 f"where sources have moved, pass a copy of {out / LOCK_FILE} that names them as --recipe;"
                 " --sample 0 compares the files alone"
             )
-            found.exit_code = error.exit_code
-    found.exit_code = 1 if found.differs else found.exit_code
-    return found
+            result.exit_code = error.exit_code
+    result.exit_code = 1 if result.differs else result.exit_code
+    return result
 
 
-def _record(out: Path) -> dict[str, Any]:
-    record = read_record(out)
-    try:
-        files, tensors, sums = record.get("files", []), record.get("tensors", {}), record.get("checksums", {})
-        entries = [tensors, sums, record["versions"], *tensors.values(), *record["sources"]]
-        if all(map(_is_inside, (*files, *sums))) and all(isinstance(entry, dict) for entry in entries):
-            return record
-    except (KeyError, TypeError, AttributeError):
-        pass
-    raise OutputError(f"{out / RECORD_FILE}: is not the record of a run. Get the folder again")
+def _files_of(record: Record) -> Sequence[str]:
+    """The weight files, whose tensors have checksums of their own."""
+    return record.files if isinstance(record, MergeRecord | RestoredRecord) else ()
 
 
-def _is_inside(file: object) -> bool:
-    return isinstance(file, str) and bool(file) and not Path(file).is_absolute() and ".." not in Path(file).parts
-
-
-def _compare_tensors(out: Path, record: Mapping[str, Any], found: Verification, progress: Progress) -> None:
+def _compare_tensors(out: Path, record: Record, result: Verification, progress: Progress) -> None:
     """Every byte of the weight files: headers against what they must be, tensors against their checksums."""
-    tensors, held = record.get("tensors", {}), _located(out, record, found)
-    progress.begin(float(sum(located.info.nbytes for located in held)))
+    entries: Mapping[str, TensorEntry | TensorSum] = {}
+    if isinstance(record, MergeRecord | RestoredRecord):
+        entries = record.tensors
+    present = _located(out, record, result)
+    progress.begin(float(sum(located.info.nbytes for located in present)))
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for located, digest in zip(held, pool.map(_digest, held), strict=True):
+        for located, digest in zip(present, pool.map(_digest, present), strict=True):
             progress.advance(located.info.nbytes, located.info.name)
-            found.differs += _tensor_differs(located, digest, tensors.get(located.info.name))
-    found.tensors = len(held)
-    if not found.differs and (lost := sorted(tensors.keys() - {located.info.name for located in held})):
-        found.differs.append(f"{out}: {len(lost)} recorded tensors are in none of its files: {some(lost)}")
+            if difference := _difference(located, digest, entries.get(located.info.name)):
+                result.differs.append(difference)
+    result.tensors = len(present)
+    # Where a file is broken or gone, its tensors are too, and that line says enough.
+    lost = sorted(entries.keys() - {located.info.name for located in present})
+    if lost and not result.differs:
+        result.differs.append(f"{out}: {len(lost)} recorded tensors are in none of its files: {some(lost)}")
 
 
-def _located(out: Path, record: Mapping[str, Any], found: Verification) -> list[Located]:
-    held: list[Located] = []
-    for file in record.get("files", []):
+def _located(out: Path, record: Record, result: Verification) -> list[Located]:
+    """Where the weight files hold which tensor, by their headers."""
+    present: list[Located] = []
+    for file in _files_of(record):
         try:
-            there = read_header(out / file)
+            in_file = read_header(out / file)
         except CheckpointError as error:
-            found.differs += error.problems
+            result.differs += error.problems
             continue
-        if not _has_header(out / file, [located.info for located in there]):
-            found.differs.append(f"{out / file}: its header is not the one that was written. Get it again")
-        held += there
-    return held
+        if not _has_header(out / file, [located.info for located in in_file]):
+            result.differs.append(f"{out / file}: its header is not the one that was written. Download it again")
+        present += in_file
+    return present
 
 
 def _has_header(path: Path, tensors: Sequence[TensorInfo]) -> bool:
+    """Whether a file's header is, byte for byte, the one that would be written for these tensors."""
     header, _ = layout(tensors, METADATA)
     with path.open("rb") as file:
         return file.read(len(header)) == header
 
 
-def _tensor_differs(located: Located, digest: str, entry: Mapping[str, Any] | None) -> list[str]:
+def _difference(located: Located, digest: str, entry: TensorEntry | TensorSum | None) -> str:
+    """How a tensor in a file differs from its entry in the record; empty where it doesn't."""
     where = f"{located.path}: tensor {located.info.name!r}"
     if entry is None:
-        return [f"{where} is not in the record"]
-    there = [located.info.dtype, list(located.info.shape)]
-    said = [entry.get("dtype", there[0]), entry.get("shape", there[1])]
-    if said != there:
-        return [f"{where} is {there[0]} {there[1]}, expected {said[0]} {said[1]}"]
-    return [] if digest == entry.get("sha256") else [f"{where} has other bytes than were written. Get the file again"]
+        return f"{where} is not in the record"
+    info = located.info
+    if isinstance(entry, TensorEntry) and (info.dtype, info.shape) != (entry.dtype, entry.shape):
+        return f"{where} is {info.dtype} {list(info.shape)}, expected {entry.dtype} {list(entry.shape)}"
+    return "" if digest == entry.sha256 else f"{where} has other bytes than were written. Download the file again"
 
 
 def _digest(located: Located) -> str:
+    """A tensor's SHA-256, or why it can't be read, which equals none."""
     try:
         return sha256_of(located.path, located.start, located.info.nbytes)
     except OSError as error:
         return error.strerror or "can't be read"
 
 
-def _compare_files(out: Path, record: Mapping[str, Any], found: Verification) -> None:
+def _compare_files(out: Path, record: Record, result: Verification) -> None:
     """What lies beside the weights."""
-    sums: Mapping[str, str] = record.get("checksums", {})
-    for file, digest in sums.items():
+    for file, digest in record.checksums.items():
         if not (out / file).is_file():
-            found.differs.append(f"{out / file}: is gone")
+            result.differs.append(f"{out / file}: is gone")
         elif sha256_of(out / file) != digest:
-            found.differs.append(f"{out / file}: has other bytes than were written")
-    found.files = len(sums)
-    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    extra = sorted(file for file in there - {*sums, *record.get("files", [])} if Path(file).name not in OWN_WORDS)
+            result.differs.append(f"{out / file}: has other bytes than were written")
+    result.files = len(record.checksums)
+    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    known = {*record.checksums, *_files_of(record)}
+    extra = sorted(file for file in present - known if Path(file).name not in OWN_WORDS)
     if extra:
-        found.not_checked.append(f"{out}: the record has no checksum of {len(extra)} files: {some(extra)}")
+        result.not_checked.append(f"{out}: the record has no checksum of {len(extra)} files: {some(extra)}")
 
 
-def _merge_again(
-    out: Path,
-    record: Mapping[str, Any],
-    found: Verification,
-    sample: int | None,
-    seed: int,
-    recipe: str | Path | None,
-    resources: Resources,
-    hub: Hub,
-    progress: Progress,
-) -> None:
-    if "tasks" in record or "restored" in record:
-        found.notes.append("nothing was merged into this folder, so its files were compared and nothing else")
-        return
-    locked = load_recipe(recipe or out / LOCK_FILE)
-    sources = fetch(open_sources(locked, hub), hub)
-    plan = plan_of(locked, sources, DEFAULT_SHARD_SIZE, hub)
-    steps = [step for step in plan.steps if step.name in record["tensors"]]
-    chosen = steps if sample is None else random.Random(seed).sample(steps, min(sample, len(steps)))
-    check_memory(plan, resources)
-    found.notes += [*_other_sources(record, sources), *_other_versions(record, resources.device)]
-    again = _Again(record["tensors"])
-    run(plan, chosen, again, resources, progress)
-    found.recomputed = sorted(step.name for step in chosen)
-    found.differs += _told_apart(plan, sorted(again.differing))
-    if unlike := sorted(record["tensors"].keys() ^ {step.name for step in plan.steps}):
-        found.differs.append(f"{locked.source}: its sources hold other tensors than were merged: {some(unlike)}")
+class _Sampled:
+    """Merges a sample of a record's tensors again, and compares them with the record instead of writing them."""
 
+    def __init__(self, record: MergeRecord, sample: int | None, seed: int, result: Verification) -> None:
+        """`sample`: how many tensors, None for all; `seed`: chooses them; `result`: where differences are told."""
+        self._record = record
+        self._sample = sample
+        self._draw = random.Random(seed)
+        self._result = result
+        self._differing: dict[str, str] = {}  # tensor to method
 
-class _Again:
-    """Compares merged tensors with the record instead of writing them."""
-
-    def __init__(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        self._entries = entries
-        self.differing: list[str] = []
+    def merge(self, locked: Recipe, resources: Resources, hub: Hub, progress: Progress) -> None:
+        """Merge them from the sources that a recipe names. Errors are those of a merge."""
+        sources = fetch(open_sources(locked, hub), hub)
+        plan = plan_of(locked, sources, DEFAULT_SHARD_SIZE, hub)
+        entries = self._record.tensors
+        steps = [step for step in plan.steps if step.name in entries]
+        if self._sample is not None:
+            steps = self._draw.sample(steps, min(self._sample, len(steps)))
+        check_memory(plan, resources)
+        self._result.notes += [*_other_sources(self._record, sources), *_other_versions(self._record, resources.device)]
+        run(plan, steps, self, resources, progress)
+        self._result.recomputed = sorted(step.name for step in steps)
+        for name, method in sorted(self._differing.items()):
+            self._result.differs.append(f"{name}: {method} of the sources gives other bits than were recorded")
+        if unlike := sorted(entries.keys() ^ {step.name for step in plan.steps}):
+            self._result.differs.append(
+                f"{locked.source}: its sources hold other tensors than were merged: {some(unlike)}"
+            )
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
-        if hashlib.sha256(bytes_of(tensor)).hexdigest() != self._entries[step.name].get("sha256"):
-            self.differing.append(step.name)
+        """Compare a merged tensor: what the engine calls for each."""
+        if hashlib.sha256(bytes_of(tensor)).hexdigest() != self._record.tensors[step.name].sha256:
+            self._differing[step.name] = step.method
 
 
-def _told_apart(plan: Plan, names: Iterable[str]) -> list[str]:
-    methods = {step.name: step.method for step in plan.steps}
-    return [f"{name}: {methods[name]} of the sources gives other bits than were recorded" for name in names]
-
-
-def _other_sources(record: Mapping[str, Any], sources: Sequence[Source]) -> list[str]:
-    """Local folders have no commit: what is known of them is their files' size, time of change and headers."""
-    then = {str(source.get("task")): source.get("fingerprint") for source in record["sources"]}
+def _other_sources(record: Record, sources: Sequence[Source]) -> list[str]:
+    """Which local folders have changed. They have no commit: their files' size, time of change and headers count."""
+    then = {source.task: source.fingerprint for source in record.sources}
     return [
         f"{source.ref}: its files have another size, time of change or header than when they were merged"
         for source in sources
-        if then.get(str(source.task)) and source.identity != then[str(source.task)]
+        if then.get(source.task) and source.identity != then[source.task]
     ]
 
 
-def _other_versions(record: Mapping[str, Any], device: torch.device) -> list[str]:
-    now, then = versions(device), record["versions"]
+def _other_versions(record: Record, device: torch.device) -> list[str]:
+    """Which versions, that bits depend on, are others now."""
+    now, then = versions(device), record.versions
+    compared = {
+        "numerics": (then.numerics, now.numerics),
+        "torch": (then.torch, now.torch),
+        "processor": (then.processor, now.processor),
+    }
     return [
-        f"made with {what} {then[what]}, merged again with {now[what]}: another one may round differently"
-        for what in ("numerics", "torch", "processor")
-        if what in then and then[what] != now[what]
+        f"made with {what} {before}, merged again with {after}: another one may round differently"
+        for what, (before, after) in compared.items()
+        if before != after
     ]

@@ -1,0 +1,21 @@
+"""The BibTeX entries of papers, from `cards/citations.bib`."""
+
+import re
+from collections.abc import Iterable
+
+from hf_tsv.recipe.bundled import bundled
+
+
+def citations(papers: Iterable[str]) -> str:
+    """The BibTeX entries of these papers, each once.
+
+    Args:
+        papers: Their addresses, on arXiv or as a DOI; one that is empty or unknown has no entry.
+    """
+    entries = re.split(r"\n{2,}", (bundled("cards") / "citations.bib").read_text("utf-8").strip())
+    cited = []
+    for paper in dict.fromkeys(papers):
+        number = re.sub(r"https://(arxiv\.org/abs|doi\.org)/", "", paper)
+        field = re.compile(f"(eprint|doi) = {{{re.escape(number)}}}")
+        cited += [entry for entry in entries if number and field.search(entry)]
+    return "\n\n".join(cited)

@@ -1,0 +1,179 @@
+"""What of an output folder goes into a repository on the Hub."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from hf_tsv.cards import (
+    Licence,
+    NamedTerms,
+    all_terms,
+    is_one_adapter,
+    of_task,
+    published,
+    published_config,
+    render_adapters,
+    render_card,
+)
+from hf_tsv.errors import OutputError
+from hf_tsv.files.names import CARD_FILE, LOCK_FILE, RECIPE_FILE, RECORD_FILE
+from hf_tsv.lora.format import ADAPTER_CONFIG
+from hf_tsv.lora.formats import ADAPTERS, Profile
+from hf_tsv.record import AdaptersRecord, MergeRecord, Record, RestoredRecord, read_record
+
+CONFIG_MAX_BYTES = 1_000_000  # above every configuration; a tokenizer's vocabulary names no folder
+PROFILES: Mapping[str, Profile] = {folder: profile for profile, folder in ADAPTERS.items()}
+
+
+class CardMaker(Protocol):
+    """Makes a card from earlier ones, under a chosen licence, or None for what follows from the sources."""
+
+    def __call__(self, *, olds: Sequence[str], licence: Licence | None) -> str: ...
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What goes into one repository.
+
+    Attributes:
+        record: The part of the output's record that is about it.
+        files: By path in the repository: a file, or its content where that is published otherwise than it lies there.
+        card: Makes the card.
+        old_card: The card that lies in the output; empty when there is none.
+        named: What each model that the recipe names says of itself; the recipe goes along as a whole.
+    """
+
+    record: MergeRecord | AdaptersRecord
+    files: Mapping[str, Path | bytes]
+    card: CardMaker
+    old_card: str
+    named: Sequence[NamedTerms]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files, without the card."""
+        return sum(file.stat().st_size if isinstance(file, Path) else len(file) for file in self.files.values())
+
+    def files_in(self, repo_id: str) -> dict[str, Path | bytes]:
+        """The files as they lie in that repository, where adapters on the merged model name it as their base."""
+        files = dict(self.files)
+        if isinstance(self.record, MergeRecord) and self.record.adapters:
+            for path in [path for path in files if path.endswith("/adapter_config.json")]:
+                files[path] = _with_base(files[path], repo_id)
+        return files
+
+
+def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
+    """What of an output goes into one repository.
+
+    Args:
+        out: A merged model, a compression, or the folder of one adapter.
+        tasks: The tasks of a compression that go there; a single one lies at the repository's root. None for all.
+
+    Raises:
+        OutputError: the folder wasn't made by hf-tsv, is incomplete, or is a restored checkpoint.
+    """
+    root, own_profile = _output_of(out)
+    record = read_record(root)
+    if isinstance(record, RestoredRecord):
+        raise OutputError(
+            f"{out}: is the restored checkpoint of '{record.task}', which has no recipe and no card. Upload it with"
+            " `hf upload`, or push the output that it was restored from"
+        )
+    if own_profile and isinstance(record, MergeRecord):
+        raise OutputError(f"{out}: is an adapter on the merged model in {root}, and goes along with it. Push {root}")
+    if isinstance(record, AdaptersRecord) and own_profile:
+        return _parcel_of_task(root, record, out.resolve().name, {own_profile: "."})
+    if isinstance(record, AdaptersRecord) and tasks is not None and len(tasks) == 1:
+        # The task's first adapter lies at the root, those of other profiles in the folders that they have here.
+        first, *more = record.adapters[tasks[0]]
+        places = {first: ".", **{profile: f"{ADAPTERS[profile]}/{tasks[0]}" for profile in more}}
+        return _parcel_of_task(root, record, tasks[0], places)
+    files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return Parcel(
+        record,
+        _published_files(files, root, record),
+        partial(render_card, record, root),
+        _text(root / CARD_FILE),
+        all_terms(record),
+    )
+
+
+def tasks_of(out: Path) -> tuple[str, ...] | None:
+    """The tasks whose adapters an output holds; None for a merged model, or the folder of one adapter.
+
+    Raises:
+        OutputError: the folder wasn't made by hf-tsv.
+    """
+    root, own_profile = _output_of(out)
+    if own_profile or is_one_adapter(root):
+        return None
+    record = read_record(root)
+    return tuple(record.adapters) if isinstance(record, AdaptersRecord) else None
+
+
+def _output_of(out: Path) -> tuple[Path, Profile | None]:
+    """The output that a folder is, or that it is an adapter of, and that adapter's profile."""
+    place = out.resolve()
+    if (place / ADAPTER_CONFIG).is_file() and place.parent.name in PROFILES:
+        return place.parent.parent, PROFILES[place.parent.name]
+    return out, None
+
+
+def _parcel_of_task(root: Path, record: AdaptersRecord, task: str, places: Mapping[Profile, str]) -> Parcel:
+    """Adapters of one task, by profile, with where each lies in the repository.
+
+    Raises:
+        OutputError: the record tells of no such task.
+    """
+    if task not in record.adapters:
+        raise OutputError(f"{root / RECORD_FILE}: tells of no adapter of '{task}'. Make the output again")
+    part = of_task(record, task)
+    files = {name: root / name for name in (RECORD_FILE, RECIPE_FILE, LOCK_FILE)}
+    for profile, place in places.items():
+        folder = root / ADAPTERS[profile] / task
+        prefix = "" if place == "." else f"{place}/"
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                files[prefix + path.relative_to(folder).as_posix()] = path
+    by_task = {(task, profile): place for profile, place in places.items()}
+    old_card = _text(root / ADAPTERS[next(iter(places))] / task / CARD_FILE)
+    card = partial(render_adapters, part, root, by_task)
+    # The recipe beside one task's adapter names the models of all tasks.
+    return Parcel(part, _published_files(files, root, part), card, old_card, all_terms(record))
+
+
+def _published_files(files: Mapping[str, Path], root: Path, record: Record) -> dict[str, Path | bytes]:
+    """The files as they are published: hidden ones not at all, and none with a folder of this machine in it."""
+    shown: dict[str, Path | bytes] = {}
+    for path, file in files.items():
+        is_hidden = any(part.startswith(".") for part in path.split("/"))
+        if path != CARD_FILE and not is_hidden:
+            shown[path] = _published_file(file)
+    return shown | published(root, record)
+
+
+def _published_file(file: Path) -> Path | bytes:
+    """A configuration without the folders that it names; any other file as it is."""
+    if file.suffix != ".json" or file.stat().st_size > CONFIG_MAX_BYTES:
+        return file
+    try:
+        text = file.read_text("utf-8")
+        shown = published_config(text)
+    except (ValueError, RecursionError):
+        return file
+    return file if shown == text else shown.encode()
+
+
+def _with_base(config: Path | bytes, repo_id: str) -> bytes:
+    """An adapter's configuration with another base."""
+    content = config.read_bytes() if isinstance(config, Path) else config
+    changed = json.loads(content) | {"base_model_name_or_path": repo_id}
+    return (json.dumps(changed, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8") if path.is_file() else ""

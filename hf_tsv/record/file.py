@@ -1,0 +1,136 @@
+"""`hf_tsv.json` itself: written, read, and checked as a file that anyone may have edited."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from hf_tsv._version import __version__
+from hf_tsv.errors import OutputError, counted
+from hf_tsv.files.disk import write_text
+from hf_tsv.files.names import RECORD_FILE
+from hf_tsv.record.evaluation import ScoreLine
+from hf_tsv.record.record import FORMAT, AdaptersRecord, MergeRecord, Record
+
+MAX_BYTES = 2**29  # a record of a million tensors takes less
+WAY_OUT = "Make the output again, or download it again"
+_RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+# How some of pydantic's errors are put to people who never heard of it.
+_WORDS = {
+    "missing": "this field is missing",
+    "extra_forbidden": "there is no such field",
+    "union_tag_not_found": "this field is missing",
+}
+
+
+def to_text(record: Record) -> str:
+    """The record as JSON. Fields that have their default value are left out."""
+    return _RECORD.dump_json(record, indent=1, exclude_defaults=True).decode() + "\n"
+
+
+def to_data(record: Record) -> dict[str, Any]:
+    """The record as plain data, as its file holds it."""
+    data: dict[str, Any] = _RECORD.dump_python(record, mode="json", exclude_defaults=True)
+    return data
+
+
+def write_record(record: Record, folder: Path) -> None:
+    """Write a record into its output folder.
+
+    Raises:
+        ResourceError: the disk is full.
+        OutputError: the file can't be written.
+    """
+    write_text(folder / RECORD_FILE, to_text(record))
+
+
+def read_record(folder: Path) -> Record:
+    """Read the record in an output folder.
+
+    Raises:
+        OutputError: the record is missing, malformed, or of another format.
+    """
+    path = folder / RECORD_FILE
+    try:
+        too_large = path.stat().st_size > MAX_BYTES
+        content = b"" if too_large else path.read_bytes()
+    except OSError as error:
+        if path.exists():
+            raise OutputError(f"{path}: can't be read ({error.strerror})") from None
+        raise OutputError(f"{folder}: has no {RECORD_FILE}, so it is not an output of hf-tsv. Name another") from None
+    if too_large:
+        raise OutputError(f"{path}: is larger than {MAX_BYTES >> 20} MiB, so it is not a record. {WAY_OUT}")
+    try:
+        return _RECORD.validate_json(content)
+    except ValidationError as error:
+        # Only the errors' places and kinds: a stranger's values may be long.
+        mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+        problem = _other_format(content) or _first_of(mistakes)
+    raise OutputError(f"{path}: {problem}")
+
+
+def read_merge_record(folder: Path) -> MergeRecord:
+    """Read the record of a merged model. Raises what `read_record` does, and OutputError for another kind."""
+    record = read_record(folder)
+    if not isinstance(record, MergeRecord):
+        raise OutputError(f"{folder / RECORD_FILE}: kind: expected a merge but got {record.kind}. Choose another path")
+    return record
+
+
+def read_adapters_record(folder: Path) -> AdaptersRecord:
+    """Read the record of adapters. Raises what `read_record` does, and OutputError for another kind."""
+    record = read_record(folder)
+    if not isinstance(record, AdaptersRecord):
+        raise OutputError(f"{folder / RECORD_FILE}: kind: expected adapters but got {record.kind}. Choose another path")
+    return record
+
+
+def json_schema(what: str) -> dict[str, Any]:
+    """The JSON schema of `record` (hf_tsv.json) or `evaluation` (a line of evaluation.jsonl).
+
+    Raises:
+        KeyError: there is no such schema.
+    """
+    adapter: TypeAdapter[Any] = SCHEMAS[what]
+    schema = adapter.json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+SCHEMAS: dict[str, TypeAdapter[Any]] = {"record": _RECORD, "evaluation": TypeAdapter(ScoreLine)}
+
+
+def _other_format(content: bytes) -> str:
+    """Whether a record that is wrong here is of another version's format, and what to do then; else empty."""
+    try:
+        data = from_json(content)
+    except ValueError:
+        return ""
+    number = data.get("format") if isinstance(data, dict) else None
+    if not isinstance(number, int) or number == FORMAT:
+        return ""
+    if number > FORMAT:
+        return f"is of format {number}, which this version ({__version__}) does not know. Install a newer hf-tsv"
+    versions = data.get("versions")
+    written = versions.get("hf_tsv") if isinstance(versions, dict) else None
+    known = isinstance(written, str) and re.fullmatch(r"\d+(\.\w+){0,4}", written)
+    by, earlier = (f"hf-tsv {written}", f"pip install hf-tsv=={written}") if known else ("an earlier hf-tsv", "")
+    way_out = "Make the output again with this version" + (f", or read it with {earlier}" if earlier else "")
+    return f"was made by {by} as format {number}, and this version ({__version__}) reads format {FORMAT}. {way_out}"
+
+
+def _first_of(mistakes: Sequence[ErrorDetails]) -> str:
+    """The first mistake with the path of its field, and how many more there are."""
+    first = mistakes[0]
+    if first["type"] == "json_invalid":
+        return f"is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}. {WAY_OUT}"
+    # The first entry of a place within the union is the kind of record.
+    place = [str(key) for key in first["loc"][1:]]
+    if first["type"].startswith("union_tag"):
+        place = ["kind"]
+    words = _WORDS.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:]
+    more = f" (and {counted(len(mistakes) - 1, 'more mistake')})" if len(mistakes) > 1 else ""
+    where = f"{'.'.join(place)}: " if place else ""
+    return f"{where}{words}{more}. {WAY_OUT}"
