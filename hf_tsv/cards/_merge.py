@@ -23,6 +23,7 @@ from hf_tsv.cards._published import (
     without_folders,
 )
 from hf_tsv.cards._sections import compose
+from hf_tsv.checkpoints.dtypes import DTYPES
 from hf_tsv.checkpoints.modules import group_of
 from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.files.names import ADAPTERS, PICTURES
@@ -33,7 +34,6 @@ from hf_tsv.recipe.bundled import bundled
 HUB = "https://huggingface.co"
 # What the kinds of tasks that models are scored on are called on the Hub, where it is otherwise.
 HUB_TASKS = {"text-classification": "text-classification", "image-classification": "image-classification"}
-DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def render_merge(record: Mapping[str, Any], folder: Path, *, olds: Sequence[str], licence: Licence | None) -> str:
@@ -202,8 +202,8 @@ def _dtypes(record: Mapping[str, Any]) -> list[str]:
     """The dtypes of the floating-point weights, that of the most bytes first."""
     found: Counter[str] = Counter()
     for info in _infos(record):
-        if info.dtype in DTYPES:
-            found[DTYPES[info.dtype]] += info.nbytes
+        if info.dtype in DTYPES and info.is_float:  # a record may have been edited
+            found[DTYPES[info.dtype].word] += info.nbytes
     return [dtype for dtype, _ in found.most_common()]
 
 

@@ -18,28 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
+from hf_tsv.checkpoints.dtypes import DTYPES
+from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import CheckpointError, some
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**60  # numpy's and torch's, to spare
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ class SafetensorsCheckpoint:
         if rows:
             start += rows[0] * (info.nbytes // max(1, shape[0]))
             shape = (rows[1] - rows[0], *shape[1:])
-        tensor = torch.empty(shape, dtype=TORCH_DTYPES[info.dtype])
+        tensor = torch.empty(shape, dtype=info.torch_dtype)
         if tensor.numel():
             _read_into(located.path, start, tensor.view(-1).view(torch.uint8).numpy().data)
         return tensor
@@ -155,8 +139,8 @@ def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError("has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise ValueError(f"has dtype {dtype!r}, which isn't read. Known: {', '.join(ITEM_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"has dtype {dtype!r}, which isn't read. Known: {', '.join(DTYPES)}")
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
         raise ValueError("has a shape or offsets that are no natural numbers")
     if len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) > MAX_ENTRIES:

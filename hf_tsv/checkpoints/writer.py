@@ -15,29 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_tsv.checkpoints.dtypes import FILE_ORDER
 from hf_tsv.checkpoints.protocol import Shard, TensorInfo
 from hf_tsv.files.disk import full_disk_told, write_text
 
 METADATA = {"format": "pt"}  # transformers asks for it
 ALIGNMENT = 8
-# The safetensors library writes the dtypes in this order, so that every tensor lies at a multiple of its item's size.
-DTYPE_ORDER = (
-    "U64",
-    "I64",
-    "F64",
-    "F32",
-    "U32",
-    "I32",
-    "BF16",
-    "F16",
-    "U16",
-    "I16",
-    "F8_E4M3",
-    "F8_E5M2",
-    "I8",
-    "U8",
-    "BOOL",
-)
 
 
 class CheckpointWriter:
@@ -128,7 +111,7 @@ def layout(tensors: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     starts, end = {}, 0
-    for info in sorted(tensors, key=lambda info: (DTYPE_ORDER.index(info.dtype), info.name)):
+    for info in sorted(tensors, key=lambda info: (FILE_ORDER[info.dtype], info.name)):
         starts[info.name], end = end, end + info.nbytes
         entries[info.name] = {
             "dtype": info.dtype,

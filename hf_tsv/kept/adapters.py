@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
+from hf_tsv.checkpoints.dtypes import BY_WORD, DTYPES
+from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import MethodError, some
 from hf_tsv.files.names import ADAPTERS, Profile
 from hf_tsv.kept.options import Compressing
@@ -32,7 +32,7 @@ from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange
 from hf_tsv.lora.write.plan import AdapterPlan, BaseRef
 from hf_tsv.lora.write.writer import AdapterWriter
 from hf_tsv.merging.engine import each_step, naming, one_thread_each
-from hf_tsv.merging.plan import STORED, Plan, Step, TaskPart
+from hf_tsv.merging.plan import Plan, Step, TaskPart
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor
@@ -205,7 +205,7 @@ def _spectrum(step: Step, stored: StoredTensor, t: int, options: Compressing) ->
         n=n,
         noise=max(deltas.noise(t), 1e-6 * float(values[0]) if len(values) else 0.0),
         unit=float(stored.base.double().square().mean().sqrt()) or 1.0,
-        factor_item=ITEM_BYTES[dtype] if dtype else item,
+        factor_item=DTYPES[dtype].nbytes if dtype else item,
         whole_item=item,
     )
 
@@ -304,7 +304,9 @@ def _choose_within(
 
 def _factor_infos(plan: Plan, tasks: Sequence[_Task]) -> list[TensorInfo]:
     return [
-        TensorInfo(task.key(step), (step.view.count, rank, step.view.m + 1 + step.view.n), STORED[plan.recipe.dtype])
+        TensorInfo(
+            task.key(step), (step.view.count, rank, step.view.m + 1 + step.view.n), BY_WORD[plan.recipe.dtype].name
+        )
         for task in tasks
         for step in plan.merged
         if step.view and (rank := task.factored(step)) is not None
@@ -432,7 +434,7 @@ def _change(plan: Plan, task: _Task, profile: Profile, found: Findings, step: St
     if isinstance(rank, Dense) or step.view is None:
         t = plan.tasks.index(task.name)
         values = [stored.value(t) for stored in _slices(plan, step)]
-        return WholeChange((torch.cat(values) if len(values) > 1 else values[0]).to(TORCH_DTYPES[step.info.dtype]))
+        return WholeChange((torch.cat(values) if len(values) > 1 else values[0]).to(step.info.torch_dtype))
     key = task.key(step)
     facts = found.done[key]
     matrices = unpacked(found.read(key)[:, :rank], step.view.m, facts["kept"], facts["energies"])

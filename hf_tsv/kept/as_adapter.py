@@ -1,6 +1,6 @@
 """A merge as an adapter on the base, instead of a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.checkpoints.view import View
 from hf_tsv.files.names import ADAPTERS
 from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.options import compressing
@@ -67,20 +68,16 @@ def write_as_adapter(
     return report
 
 
-class _Merged:
-    """The merged model, of which every tensor is merged when it is read."""
-
-    label = "the merged model"
+class _Merged(View):
+    """The merged model, of which every tensor is merged when it is read. It has the base's names."""
 
     def __init__(self, plan: Plan, resources: Resources, progress: Progress) -> None:
+        super().__init__(plan.base, label="the merged model")
         self._plan = plan
         self._steps = {step.name: step for step in plan.steps}
         self._surveys = surveys(plan, plan.steps, resources, progress)
         # A stack's matrices are read one after another, and each is asked for more than once.
         self._whole = lru_cache(maxsize=resources.workers)(self._computed)
-
-    def names(self) -> Sequence[str]:
-        return self._plan.base.names()
 
     def info(self, name: str) -> TensorInfo:
         return self._steps[name].out

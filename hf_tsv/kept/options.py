@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Literal
 
+from hf_tsv.checkpoints.dtypes import BY_WORD, DTYPES
 from hf_tsv.files.names import Profile
 from hf_tsv.linalg.ranks import Budget, Energy, Error, FixedRank, Fraction, RankChoice
-from hf_tsv.merging.plan import STORED
 from hf_tsv.recipe import Recipe
 
 RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
@@ -57,7 +57,7 @@ class Compressing:
         """The command line's words for it."""
         rule = [word for rule in self.rules for word in (f"--{RULES[type(rule)]}", *map(str, astuple(rule)))]
         serving = ["--serving-rank", str(self.serving_rank)] if self.serving_rank else []
-        dtype = [f"--factor-dtype={name}" for name, stored in STORED.items() if stored == self.factor_dtype]
+        dtype = [f"--factor-dtype={DTYPES[self.factor_dtype].word}"] if self.factor_dtype else []
         together = ["--together"] if self.together else []
         profile = "both" if len(self.profiles) > 1 else self.profiles[0]
         return [*rule, *together, "--profile", profile, *serving, *dtype]
@@ -88,7 +88,7 @@ def compressing(
     dtype = factor_dtype or said.get("factor_dtype")
     return Compressing(
         how,
-        factor_dtype=STORED[dtype] if dtype else None,
+        factor_dtype=BY_WORD[dtype].name if dtype else None,
         profiles=profiles or tuple(said.get("profiles", ("faithful",))),
         serving_rank=serving_rank or said.get("rank"),
         verify=verify,

@@ -4,15 +4,13 @@ Where a recipe says `tsv_c`, the merged model has the base's weight and the adap
 `residuals` the adapter also holds what the merge lost of the task elsewhere.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from hf_tsv.checkpoints.folder import open_checkpoint
-from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, TensorInfo
+from hf_tsv.checkpoints.view import View
 from hf_tsv.errors import PlanError
 from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.options import compressing
@@ -89,33 +87,8 @@ def write_residuals(
         info = shared.info(step.name)
         return replace(step, info=info, out=info, method=step.method if step.name in rules else KEEP)
 
-    finetuned = tuple(_Whole(c) if isinstance(c, AdapterCheckpoint) else c for c in plan.finetuned)
+    # An adapter's change is one of the base model. Here another model is the base, so each is seen as a plain one.
+    finetuned = tuple(map(View, plan.finetuned))
     left = replace(plan, base=shared, finetuned=finetuned, steps=tuple(map(on_merged, plan.steps)))
     options = compressing(plan.recipe, rules)
     return compress_tasks(left, {**folders, None: merged}, staging, identity, base, options, resources, progress)
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A fine-tuned model that is known as a change of the base, seen without that: another model is the base here."""
-
-    model: Checkpoint
-
-    @property
-    def label(self) -> str:
-        return self.model.label
-
-    def names(self) -> Sequence[str]:
-        return self.model.names()
-
-    def info(self, name: str) -> TensorInfo:
-        return self.model.info(name)
-
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        return self.model.read(name, rows)
-
-    def will_need(self, name: str) -> None:
-        self.model.will_need(name)
-
-    def fingerprint(self) -> str:
-        return self.model.fingerprint()

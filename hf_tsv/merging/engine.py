@@ -11,7 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv.merging.plan import TOUCHED, Plan, Step
 from hf_tsv.merging.progress import Progress, Silent
@@ -21,7 +21,7 @@ from hf_tsv.merging.resources import (
     operations_per_second,
     reuse_freed_memory,
 )
-from hf_tsv.merging.stored import ARITHMETIC, StoredTensor, is_finite
+from hf_tsv.merging.stored import StoredTensor, is_finite
 from hf_tsv.methods import METHODS, Survey
 
 
@@ -104,7 +104,7 @@ def merge_step(
     if step.slices == [None]:
         return _merge_slice(plan, step, survey, None, device)
     survey = survey or _survey_of_tensor(plan, step)
-    out = torch.empty(step.info.shape, dtype=TORCH_DTYPES[step.out.dtype])
+    out = torch.empty(step.info.shape, dtype=step.out.torch_dtype)
     told: list[dict[str, Any]] = []
     for rows in filter(None, step.slices):
         out[rows[0] : rows[1]], notes = _merge_slice(plan, step, survey, rows, device)
@@ -123,7 +123,7 @@ def _merge_slice(
     plan: Plan, step: Step, survey: Survey | None, rows: tuple[int, int] | None, device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
     source = StoredTensor(plan, step, rows, device=device)
-    out_dtype = TORCH_DTYPES[step.out.dtype]
+    out_dtype = step.out.torch_dtype
     if not step.is_merged:
         return _stored_as(out_dtype, source.base, source, step), {}
     method = METHODS[step.method]
@@ -196,7 +196,7 @@ def _survey(plan: Plan, step: Step, for_masks: bool = False) -> Survey | None:
     method = METHODS[step.method]
     if method.survey_is_for_masks != for_masks:
         return None
-    return method.make_survey(ARITHMETIC[plan.recipe.dtype], len(plan.tasks), step.parameters)
+    return method.make_survey(BY_WORD[plan.recipe.dtype].torch, len(plan.tasks), step.parameters)
 
 
 def _survey_of_tensor(plan: Plan, step: Step) -> Survey | None:

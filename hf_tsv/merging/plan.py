@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.modules import Depths, Kind, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, Shard, TensorInfo
 from hf_tsv.errors import MethodError, PlanError, some
@@ -16,7 +17,6 @@ from hf_tsv.methods import METHODS, Deltas
 from hf_tsv.recipe import Recipe, Rule
 from hf_tsv.vocabulary.rows import Vocabulary
 
-STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 KEEP = "base"
 TSV_C = "tsv_c"  # keeps each task's change in its adapter
 MASKED = ("emr", "magnitude_mask", "tall_mask")  # keep a mask a task beside what is merged
@@ -288,7 +288,11 @@ class _Planner:
     def step(self, name: str) -> Step:
         info = self.base.info(name)
         kind = self.kinds[name] = kind_of(info)
-        out = replace(info, dtype=STORED[self.recipe.out_dtype]) if self.recipe.out_dtype and info.is_float else info
+        out = (
+            replace(info, dtype=BY_WORD[self.recipe.out_dtype].name)
+            if self.recipe.out_dtype and info.is_float
+            else info
+        )
         if why := self._why_kept(info):
             return Step(info, out, kind, KEEP, {}, (), None, why=why)
         rule = self.recipe.rule_at(name, kind, self._depth(name))

@@ -11,14 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from hf_tsv.checkpoints.dtypes import FactorWord, FloatWord
 from hf_tsv.checkpoints.modules import Kind
 from hf_tsv.linalg import SvdMode
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
 from hf_tsv.recipe._settings import ABSENT, by_name
 from hf_tsv.recipe._yaml import Document, Path
-
-DType = Literal["float32", "float64", "bfloat16", "float16"]
 
 
 class Keys(BaseModel):
@@ -171,7 +170,7 @@ class Adapters(Keys):
 
     profiles: Annotated[list[Literal["faithful", "serving"]], Field(min_length=1)] | None = None
     rank: Literal[8, 16, 32, 64, 128] | None = None
-    factor_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    factor_dtype: FactorWord | None = None
 
 
 class TokenizerKeys(Keys):
@@ -199,8 +198,8 @@ class RecipeFile(Keys):
     models: list[ModelEntry] | None = None
     parameters: dict[str, Setting] | None = None
     overrides: list[Override] | None = None
-    dtype: DType | None = None
-    out_dtype: DType | None = None
+    dtype: FloatWord | None = None
+    out_dtype: FloatWord | None = None
     tokenizer_source: TextOr[Reference] | None = None
     tokenizer: TokenizerKeys | None = None
     chat_template: str | None = None

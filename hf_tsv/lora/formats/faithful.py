@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
 
-from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
+from hf_tsv.checkpoints.dtypes import DTYPES
+from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import CheckpointError, some
 from hf_tsv.linalg.ranks import Dense
 from hf_tsv.lora.architecture import Architecture
@@ -229,7 +230,7 @@ class _Planner:
         return rest, rest + sum(info.nbytes for slot in self._slots(draft) for info in slot.infos)
 
     def _whole_bytes(self, key: str) -> int:
-        return self.architecture.shape(key).numel() * ITEM_BYTES[self._dtype(key)]
+        return self.architecture.shape(key).numel() * DTYPES[self._dtype(key)].nbytes
 
     def _asked_bytes(self, key: str) -> int:
         """Bytes of a parameter in the form asked for, 0 when it is unchanged."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hf_tsv.checkpoints.modules import kind_of, matrix_view
 from hf_tsv.checkpoints.protocol import Checkpoint, TensorInfo
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.modules import Module
 from hf_tsv.lora.names import Piece
@@ -119,7 +118,7 @@ class LoraSlot:
         tensors = [a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)]
         if self.bias_size:
             tensors.append(self._bias(changes, base))
-        return [t.to(TORCH_DTYPES[i.dtype]).reshape(i.shape) for t, i in zip(tensors, self.infos, strict=True)]
+        return [t.to(i.torch_dtype).reshape(i.shape) for t, i in zip(tensors, self.infos, strict=True)]
 
     def _assembled(self, changes: Mapping[str, Change]) -> tuple[Tensor, Tensor]:
         """left (E, rows, r) and right (E, r, columns) float32 whose products are the changes, all in their places."""
@@ -162,7 +161,7 @@ class WholeSlot:
         return self.changed
 
     def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
-        dtype = TORCH_DTYPES[self.info.dtype]
+        dtype = self.info.torch_dtype
         if len(self.sources) == 1 and self.sources[0][1].rows is None:
             return [current_value(self.sources[0][0], changes, base).to(dtype)]
         value = torch.empty(self.info.shape, dtype=dtype)
@@ -185,14 +184,14 @@ class RestSlot:
 
     def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
         if self.rank is None:
-            return [new_value(self.name, changes[self.name], base).to(TORCH_DTYPES[self.infos[0].dtype])]
+            return [new_value(self.name, changes[self.name], base).to(self.infos[0].torch_dtype)]
         pairs = halves(Source(self.name, Piece(""), self.rank), changes[self.name])
         tensors = []
         for side, info in enumerate(self.infos):
             full = torch.zeros(info.shape)
             for matrix, pair in zip(full.reshape(-1, *info.shape[-2:]), pairs, strict=True):
                 matrix[: pair[side].shape[0], : pair[side].shape[1]] = pair[side]
-            tensors.append(full.to(TORCH_DTYPES[info.dtype]))
+            tensors.append(full.to(info.torch_dtype))
         return tensors
 
 
