@@ -9,12 +9,13 @@ import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from hf_tsv.checkpoints.dtypes import BY_WORD, DTYPES
@@ -44,6 +45,51 @@ from hf_tsv.staging.journal import Journal
 
 SPECTRA, FACTORS = "spectra", "factors"  # the stages of a run
 ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once it is planned
+
+
+class _SpectrumFacts(BaseModel):
+    """A `Spectrum` without its values, which are a tensor."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    m: int
+    n: int
+    noise: float
+    unit: float
+    factor_item: int
+    whole_item: int
+    rank_numbers: int | None
+    whole_numbers: int | None
+
+
+class _SurveyNotes(BaseModel):
+    """What the journal says of a task's tensor after the first pass.
+
+    Attributes:
+        is_changed: Whether the task changed it.
+        spectrum: Of its singular values, where it is a matrix.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    is_changed: bool
+    spectrum: _SpectrumFacts | None = None
+
+
+class _FactorNotes(BaseModel):
+    """What the journal says of a task's tensor after the second pass.
+
+    Attributes:
+        counts: Triplets of each of its matrices.
+        energies: Squared Frobenius norm of each, where it is known.
+        fell_back: How many of them were not factored by the mode asked for.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    counts: list[int]
+    energies: list[float | None]
+    fell_back: int
 
 
 @dataclass
@@ -162,15 +208,15 @@ def _survey(
     in_order: bool,
 ) -> None:
     """The first pass: which tensors each task changed, and the singular values of those that are matrices."""
-    left = [step for step in plan.merged if any(task.key(step) not in found.done for task in tasks)]
+    left = [step for step in plan.merged if any(task.key(step) not in found for task in tasks)]
     observe = partial(_observe, plan, tasks, found, options)
     each_step(left, observe, plan, resources, progress, plan.work, in_order=in_order)
     for task in tasks:
         for step in plan.merged:
-            facts = found.done[task.key(step)]
-            if "spectrum" in facts:
-                task.spectra[step.name] = Spectrum(found.read(task.key(step)), **facts["spectrum"])
-            elif facts["changed"]:
+            notes = found.notes(task.key(step), _SurveyNotes)
+            if notes.spectrum:
+                task.spectra[step.name] = Spectrum(found.read(task.key(step)), **notes.spectrum.model_dump())
+            elif notes.is_changed:
                 task.whole[step.name] = step.info.nbytes
         task.whole |= {part.info.name: part.info.nbytes for part in plan.parts if part.task == task.name}
 
@@ -178,18 +224,18 @@ def _survey(
 def _observe(plan: Plan, tasks: Sequence[_Task], found: Findings, options: Compressing, step: Step) -> None:
     slices = _slices(plan, step)
     for t, task in enumerate(tasks):
-        if task.key(step) in found.done:
+        if task.key(step) in found:
             continue
         changed = any(stored.is_changed(t) for stored in slices)
         with naming(step, "compress"):
             spectrum = pooled([_spectrum(step, s, t, options) for s in slices]) if changed and step.view else None
         if spectrum is None or not spectrum.full_rank:
-            found.put(task.key(step), None, changed=changed)
+            found.put(task.key(step), None, _SurveyNotes(is_changed=changed))
             continue
         values = torch.zeros(min(spectrum.m, spectrum.n), dtype=torch.float64)
         values[: len(spectrum.values)] = spectrum.values
-        facts = {f.name: getattr(spectrum, f.name) for f in fields(spectrum) if f.name != "values"}
-        found.put(task.key(step), values, spectrum=facts)
+        facts = _SpectrumFacts(**{name: getattr(spectrum, name) for name in _SpectrumFacts.model_fields})
+        found.put(task.key(step), values, _SurveyNotes(is_changed=True, spectrum=facts))
 
 
 def _spectrum(step: Step, stored: StoredTensor, t: int, options: Compressing) -> Spectrum:
@@ -325,7 +371,7 @@ def _factor(
     """The second pass: factors of every changed matrix that isn't stored whole."""
 
     def left(step: Step) -> list[tuple[int, _Task, int]]:
-        ranks = ((t, task, task.factored(step)) for t, task in enumerate(tasks) if task.key(step) not in found.done)
+        ranks = ((t, task, task.factored(step)) for t, task in enumerate(tasks) if task.key(step) not in found)
         return [(t, task, rank) for t, task, rank in ranks if rank is not None]
 
     def do(step: Step) -> None:
@@ -333,8 +379,12 @@ def _factor(
         for t, task, rank in left(step):
             with naming(step, "compress"):
                 made = [_factors(stored, t, rank) for stored in slices]
-            facts = {"kept": [len(f.s) for f in made], "energies": [f.energy for f in made]}
-            found.put(task.key(step), packed(made, rank), **facts, fell_back=sum(f.fell_back for f in made))
+            notes = _FactorNotes(
+                counts=[len(f.s) for f in made],
+                energies=[f.energy for f in made],
+                fell_back=sum(f.fell_back for f in made),
+            )
+            found.put(task.key(step), packed(made, rank), notes)
 
     each_step(list(filter(left, plan.merged)), do, plan, resources, progress, plan.work, in_order=in_order)
     found.sync()
@@ -404,7 +454,8 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
 def _facts(plan: Plan, task: _Task, profile: Profile, found: Findings) -> dict[str, Any]:
     kept = task.kept_in(profile)
     summary: Compression[str] = summarize(task.spectra, {name: kept.get(name, 0) for name in task.spectra})
-    fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
+    factored = [task.key(step) for step in plan.merged if task.key(step) in found]
+    fell_back = sum(found.notes(key, _FactorNotes).fell_back for key in factored)
     return {
         "energy": summary.energy,
         "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in kept},
@@ -436,8 +487,8 @@ def _change(plan: Plan, task: _Task, profile: Profile, found: Findings, step: St
         values = [stored.value(t) for stored in _slices(plan, step)]
         return WholeChange((torch.cat(values) if len(values) > 1 else values[0]).to(step.info.torch_dtype))
     key = task.key(step)
-    facts = found.done[key]
-    matrices = unpacked(found.read(key)[:, :rank], step.view.m, facts["kept"], facts["energies"])
+    notes = found.notes(key, _FactorNotes)
+    matrices = unpacked(found.read(key)[:, :rank], step.view.m, notes.counts, notes.energies)
     return LowRankChange(matrices)
 
 

@@ -19,7 +19,6 @@ from hf_tsv.merging.resources import (
     CPU,
     Resources,
     operations_per_second,
-    reuse_freed_memory,
 )
 from hf_tsv.merging.stored import StoredTensor, is_finite
 from hf_tsv.methods import METHODS, Survey
@@ -276,7 +275,6 @@ def _admitted(waiting: list[Step], running: Iterable[Step], plan: Plan, resource
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """One BLAS thread a worker: two workers of one thread beat one of two, and the bits stay the same."""
-    reuse_freed_memory()
     before = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)

@@ -183,7 +183,10 @@ class _Files:
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
         self._team.check()
         checksum = self._writer.write(step.name, tensor)
-        self._journal.note({"name": step.name, **facts, "sha256": checksum}, step.out.nbytes)
+        notes = {key: value for key, value in facts.items() if key != "seconds"}
+        self._journal.note(
+            step.name, sha256=checksum, nbytes=step.out.nbytes, seconds=facts.get("seconds"), notes=notes
+        )
         file = self._files[step.name]
         with self._lock:
             self._left[file].remove(step.name)
@@ -215,7 +218,7 @@ def _write_shared(
         team.await_all()
         journal.take_in()
     writer.write_index()
-    return journal.done
+    return {name: line.facts() for name, line in journal.done.items()}
 
 
 def _help(planned: Plan, staging: Staging, team: Team, identity: Mapping[str, str], run_: _Run) -> None:
