@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from hf_tsv.checkpoints.dtypes import DTYPES
 from hf_tsv.checkpoints.modules import group_of
-from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
+from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.methods import METHODS
 from hf_tsv.record import MergeRecord, TensorEntry
-
-DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,9 @@ def tensor_tables(record: MergeRecord) -> TensorTables:
 
     bytes_by_dtype: Counter[str] = Counter()
     for name, entry in record.tensors.items():
-        if entry.dtype in ITEM_BYTES:
+        if entry.dtype in DTYPES:
             bytes_by_dtype[entry.dtype] += TensorInfo(name, entry.shape, entry.dtype).nbytes
-    dtypes = [DTYPES[dtype] for dtype, _ in bytes_by_dtype.most_common() if dtype in DTYPES]
+    dtypes = [DTYPES[dtype].word for dtype, _ in bytes_by_dtype.most_common() if DTYPES[dtype].is_float]
     return TensorTables(methods, rows, _grouped(kept), dtypes, bytes_by_dtype.total())
 
 

@@ -1,12 +1,25 @@
 """A fine-tune saved from a class with a head has its encoder under a prefix; the base may have none, or the reverse."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import Checkpoint, TensorInfo
+from hf_tsv.checkpoints.view import View
 
 ENOUGH = 0.5  # of the base's tensors: fewer matches than that are chance
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """A prefix that is taken off a name where it stands there, and one that is then put in front of it."""
+
+    drop: str = ""
+    add: str = ""
+
+    def __call__(self, name: str) -> str:
+        return self.add + name.removeprefix(self.drop)
 
 
 def aligned(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
@@ -16,49 +29,40 @@ def aligned(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
     The one prefix that makes most names meet is dropped or added; when the names meet as they are, or nothing
     makes them meet, the checkpoint comes back as it is.
     """
-    ours, theirs = set(base.names()), set(checkpoint.names())
-    if len(ours & theirs) >= ENOUGH * len(ours):
+    base_names, names = set(base.names()), set(checkpoint.names())
+    if len(base_names & names) >= ENOUGH * len(base_names):
         return checkpoint
-    found = max(_candidates(ours, theirs), key=lambda item: item[0], default=(0, "", ""))
-    matches, drop, add = found
-    return Renamed(checkpoint, drop, add) if matches >= ENOUGH * len(ours) else checkpoint
+    # A class puts a whole model under one attribute, so only the first component of a name can be the prefix.
+    renamings = [Renaming(drop=prefix) for prefix in first_components(names)]
+    renamings += [Renaming(add=prefix) for prefix in first_components(base_names)]
+    matches = {renaming: len(base_names & set(map(renaming, names))) for renaming in renamings}
+    best = max(renamings, key=matches.__getitem__, default=Renaming())
+    if matches.get(best, 0) < ENOUGH * len(base_names):
+        return checkpoint
+    return Renamed(checkpoint, best)
 
 
-class Renamed:
+class Renamed(View):
     """A checkpoint with one prefix of its names dropped and another added."""
 
-    def __init__(self, checkpoint: Checkpoint, drop: str, add: str) -> None:
-        self.label = checkpoint.label
-        self._checkpoint = checkpoint
-        self._names = {_swap(name, drop, add): name for name in checkpoint.names()}
+    def __init__(self, inner: Checkpoint, renaming: Renaming) -> None:
+        super().__init__(inner)
+        self._inner_names = {renaming(name): name for name in inner.names()}
 
     def names(self) -> Sequence[str]:
-        return tuple(self._names)
+        return tuple(self._inner_names)
 
     def info(self, name: str) -> TensorInfo:
-        info = self._checkpoint.info(self._names[name])
+        info = super().info(self._inner_names[name])
         return TensorInfo(name, info.shape, info.dtype)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        return self._checkpoint.read(self._names[name], rows)
+        return super().read(self._inner_names[name], rows)
 
     def will_need(self, name: str) -> None:
-        self._checkpoint.will_need(self._names[name])
-
-    def fingerprint(self) -> str:
-        return self._checkpoint.fingerprint()
+        super().will_need(self._inner_names[name])
 
 
-def _candidates(ours: set[str], theirs: set[str]) -> list[tuple[int, str, str]]:
-    """(how many names meet, prefix to drop, prefix to add), for every first component of a name."""
-    dropped = [(len({_swap(n, p, "") for n in theirs} & ours), p, "") for p in _first_parts(theirs)]
-    added = [(len({p + n for n in theirs} & ours), "", p) for p in _first_parts(ours)]
-    return dropped + added
-
-
-def _first_parts(names: set[str]) -> list[str]:
+def first_components(names: Iterable[str]) -> list[str]:
+    """What names have before their first dot, with it, sorted: sets have no order that is the same in every run."""
     return sorted({name.split(".", 1)[0] + "." for name in names if "." in name})
-
-
-def _swap(name: str, drop: str, add: str) -> str:
-    return add + name.removeprefix(drop)

@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hf_tsv.checkpoints.dtypes import BY_TORCH
 from hf_tsv.checkpoints.protocol import TensorInfo
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.errors import CheckpointError
-
-NAMES_OF_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 class MemoryCheckpoint:
@@ -27,7 +25,7 @@ class MemoryCheckpoint:
 
     def info(self, name: str) -> TensorInfo:
         tensor = self._tensors[name]
-        return TensorInfo(name, tuple(tensor.shape), NAMES_OF_DTYPES[tensor.dtype])
+        return TensorInfo(name, tuple(tensor.shape), BY_TORCH[tensor.dtype].name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         tensor = self._tensors[name].detach()
@@ -41,4 +39,4 @@ class MemoryCheckpoint:
 
 
 def _readable(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in NAMES_OF_DTYPES
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in BY_TORCH

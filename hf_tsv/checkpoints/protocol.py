@@ -3,18 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-HALVES = frozenset({"F16", "BF16"})
+from hf_tsv.checkpoints.dtypes import DTYPES
+
+Rows = tuple[int, int] | None  # [first, past-the-last) along the first axis; None for all
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,22 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        return self.numel * ITEM_BYTES[self.dtype]
+        return self.numel * DTYPES[self.dtype].nbytes
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What torch reads it as."""
+        return DTYPES[self.dtype].torch
 
     @property
     def is_float(self) -> bool:
         """Whether it takes part in merging: a float of 16 bits or more."""
-        return self.dtype in FLOATS
+        return DTYPES[self.dtype].is_float
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it is a float of 16 bits."""
+        return DTYPES[self.dtype].is_half
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Checkpoint(Protocol):
 
     def info(self, name: str) -> TensorInfo: ...
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> "Tensor":
+    def read(self, name: str, rows: Rows = None) -> Tensor:
         """The tensor, or rows [first, past-the-last) of it, in its stored dtype, on the CPU, owned by the caller."""
         ...
 
@@ -91,11 +97,11 @@ class LowRank:
     The factors may be shared: they are not to be changed.
     """
 
-    b: "Tensor"
-    a: "Tensor"
+    b: Tensor
+    a: Tensor
     scale: float
 
-    def product(self, dtype: "torch.dtype") -> "Tensor":
+    def product(self, dtype: torch.dtype) -> Tensor:
         """The task matrix (m, n), computed in dtype."""
         return (self.b.to(dtype) @ self.a.to(dtype)).mul_(self.scale)
 
@@ -117,7 +123,7 @@ class AdapterCheckpoint(Checkpoint, Protocol):
         """Whether the adapter holds anything for one of the base's tensors. Reads nothing."""
         ...
 
-    def delta(self, name: str, base: "Tensor", dtype: "torch.dtype", rows: tuple[int, int] | None = None) -> "Tensor":
+    def delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: Rows = None) -> Tensor:
         """The tensor's change, computed in dtype, in the shape of `base`: that tensor of the base, or those rows."""
         ...
 

@@ -18,28 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
+from hf_tsv.checkpoints.dtypes import DTYPES
+from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import CheckpointError, some
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**60  # numpy's and torch's, to spare
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -83,18 +67,20 @@ class SafetensorsCheckpoint:
         info = located.info
         start, shape = located.start, info.shape
         if rows:
-            start += rows[0] * (info.nbytes // max(1, shape[0]))
+            bytes_per_row = info.nbytes // max(1, shape[0])
+            start += rows[0] * bytes_per_row
             shape = (rows[1] - rows[0], *shape[1:])
-        tensor = torch.empty(shape, dtype=TORCH_DTYPES[info.dtype])
+        tensor = torch.empty(shape, dtype=info.torch_dtype)
         if tensor.numel():
             _read_into(located.path, start, tensor.view(-1).view(torch.uint8).numpy().data)
         return tensor
 
     def will_need(self, name: str) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return  # macOS and Windows take no such hint
         located = self._tensors[name]
-        if hasattr(os, "posix_fadvise"):
-            with suppress(OSError), located.path.open("rb", buffering=0) as file:  # reading it will tell
-                os.posix_fadvise(file.fileno(), located.start, located.info.nbytes, os.POSIX_FADV_WILLNEED)
+        with suppress(OSError), located.path.open("rb", buffering=0) as file:  # what is wrong is told by `read`
+            os.posix_fadvise(file.fileno(), located.start, located.info.nbytes, os.POSIX_FADV_WILLNEED)
 
     def fingerprint(self) -> str:
         """Hash of every file's name, size, time of change and header."""
@@ -118,9 +104,9 @@ class SafetensorsCheckpoint:
             self._tensors[name] = located
 
     def _missing(self, index: Mapping[str, str]) -> list[str]:
-        lost = sorted(
-            name for name, file in index.items() if name not in self._tensors or self._tensors[name].path.name != file
-        )
+        """The problem, if there is one, with tensors that the index lists and the file that it names doesn't hold."""
+        files = {name: located.path.name for name, located in self._tensors.items()}
+        lost = sorted(name for name, file in index.items() if files.get(name) != file)
         if not lost:
             return []
         return [f"{self.label}: the index lists {len(lost)} tensors that its shards don't hold: {some(lost)}"]
@@ -130,19 +116,19 @@ def read_header(path: Path) -> list[Located]:
     """The tensors of one safetensors file, checked against its size.
 
     Raises:
-        CheckpointError: the file is no safetensors file, is cut short, or its header contradicts itself.
+        CheckpointError: the file is not a safetensors file, is cut short, or its header contradicts itself.
     """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"{path}: not a safetensors file, or cut short ({size} bytes). Get it again")
+                raise CheckpointError(f"{path}: not a safetensors file, or cut short ({size} bytes). Download it again")
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the safetensors header is no JSON. Get the file again") from error
+        raise CheckpointError(f"{path}: the safetensors header is not JSON. Download the file again") from error
     return _checked(header, path, start=8 + length, size=size)
 
 
@@ -155,10 +141,10 @@ def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError("has no dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise ValueError(f"has dtype {dtype!r}, which isn't read. Known: {', '.join(ITEM_BYTES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"has dtype {dtype!r}, which isn't read. Known: {', '.join(DTYPES)}")
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
-        raise ValueError("has a shape or offsets that are no natural numbers")
+        raise ValueError("has a shape or offsets that are not natural numbers")
     if len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) > MAX_ENTRIES:
         raise ValueError("has a shape that no tensor can have")
     if not name.isprintable():
@@ -170,13 +156,15 @@ def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
 
 
 def _naturals(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    """Whether it is a list of natural numbers; JSON's true and false, which Python counts as 1 and 0, are none."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _checked(header: Any, path: Path, *, start: int, size: int) -> list[Located]:
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: the safetensors header is no mapping. Get the file again")
-    found: list[tuple[int, int, TensorInfo]] = []
+        raise CheckpointError(f"{path}: the safetensors header is not a mapping. Download the file again")
+    """Every tensor of a header; their data must fill the file, from `start` on, and not overlap."""
+    spans: list[tuple[int, int, TensorInfo]] = []  # first and past-the-last byte behind the header
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -184,25 +172,26 @@ def _checked(header: Any, path: Path, *, start: int, size: int) -> list[Located]
             info, begin, end = parse_entry(name, entry)
         except ValueError as error:
             raise CheckpointError(f"{path}: tensor {name!r} {error}") from None
-        found.append((begin, end, info))
-    found.sort(key=lambda item: item[:2])
-    for (_, end, info), (begin, _, after) in pairwise(found):
+        spans.append((begin, end, info))
+    spans.sort(key=lambda span: span[:2])
+    for (_, end, info), (begin, _, after) in pairwise(spans):
         if begin < end:
-            raise CheckpointError(f"{path}: tensors {info.name!r} and {after.name!r} overlap. Get the file again")
-    last = start + max((end for _, end, _ in found), default=0)
+            raise CheckpointError(f"{path}: tensors {info.name!r} and {after.name!r} overlap. Download the file again")
+    last = start + max((end for _, end, _ in spans), default=0)
     if last != size:
-        raise CheckpointError(f"{path}: expected {last} bytes by its header but got {size}. Get the file again")
-    return [Located(info, path, start + begin) for begin, _, info in found]
+        raise CheckpointError(f"{path}: expected {last} bytes by its header but got {size}. Download the file again")
+    return [Located(info, path, start + begin) for begin, _, info in spans]
 
 
 def _read_into(path: Path, start: int, view: memoryview) -> None:
+    """Fill the memory with a file's bytes from `start`. One read may give less than it was asked for."""
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(start)
             while view:
                 read = file.readinto(view)
                 if not read:
-                    raise CheckpointError(f"{path}: became shorter while it was read. Get it again")
+                    raise CheckpointError(f"{path}: became shorter while it was read. Download it again")
                 view = view[read:]
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error

@@ -10,55 +10,52 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_tsv.checkpoints.dtypes import FILE_ORDER
 from hf_tsv.checkpoints.protocol import Shard, TensorInfo
 from hf_tsv.files.disk import full_disk_told, write_text
 
 METADATA = {"format": "pt"}  # transformers asks for it
 ALIGNMENT = 8
-# The safetensors library writes the dtypes in this order, so that every tensor lies at a multiple of its item's size.
-DTYPE_ORDER = (
-    "U64",
-    "I64",
-    "F64",
-    "F32",
-    "U32",
-    "I32",
-    "BF16",
-    "F16",
-    "U16",
-    "I16",
-    "F8_E4M3",
-    "F8_E5M2",
-    "I8",
-    "U8",
-    "BOOL",
-)
 
 
 class CheckpointWriter:
     """The files of one checkpoint in a folder, written in place.
 
     A file that is already there with the planned size and header is gone on with, else it is made anew.
+
+    Attributes:
+        made_anew: Tensors of the files that were made anew.
     """
 
     def __init__(
         self, folder: Path, shards: Sequence[Shard], metadata: Mapping[str, str] = METADATA, *, is_shared: bool = False
     ) -> None:
-        """`is_shared`: whether other processes, perhaps on other machines, write into the same files."""
+        """
+        Args:
+            folder: Where the files lie.
+            shards: Files and the headers of their tensors.
+            metadata: What the files say of themselves.
+            is_shared: Whether other processes, perhaps on other machines, write into the same files.
+
+        Raises:
+            ResourceError: the disk is full.
+            OutputError: the folder can't be written.
+        """
         self._folder = folder
-        # Of a file without it, NFS may write back a whole page of which another machine has changed a part.
-        self._flags = os.O_RDWR | os.O_CREAT | (os.O_DSYNC if is_shared else 0)
+        self._flags = os.O_RDWR | os.O_CREAT | _BINARY
+        if is_shared:
+            # Without this NFS may write back a whole page of which another machine has changed a part.
+            self._flags |= _SYNCED
         self._shards = tuple(shards)
         self._starts: dict[str, tuple[Path, int]] = {}
         self._open: dict[Path, int] = {}
         self._dirty: set[Path] = set()
         self._lock = Lock()
-        self.made_anew: set[str] = set()  # tensors of files that did not stand there yet
+        self.made_anew: set[str] = set()
         for shard in self._shards:
             self._lay_out(shard, metadata)
 
@@ -69,7 +66,7 @@ class CheckpointWriter:
         with self._lock:
             self._dirty.add(path)
         with full_disk_told(path):
-            _pwrite(self._open[path], data, start)
+            _write_at(self._open[path], data, start)
         return hashlib.sha256(data).hexdigest()
 
     def sync(self) -> None:
@@ -93,10 +90,8 @@ class CheckpointWriter:
         if len(self._shards) == 1:
             return
         weight_map = {info.name: shard.file for shard in self._shards for info in shard.tensors}
-        index = {
-            "metadata": {"total_size": sum(shard.nbytes for shard in self._shards)},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
+        total = sum(shard.nbytes for shard in self._shards)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         stem = self._shards[0].file.split("-", 1)[0]
         write_text(self._folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
@@ -107,18 +102,20 @@ class CheckpointWriter:
         with full_disk_told(path):
             descriptor = os.open(path, self._flags, 0o644)
             self._open[path] = descriptor
-            if os.fstat(descriptor).st_size != size or os.pread(descriptor, len(header), 0) != header:
+            if os.fstat(descriptor).st_size != size or os.read(descriptor, len(header)) != header:
                 os.ftruncate(descriptor, 0)
                 _reserve(descriptor, size)
-                _pwrite(descriptor, memoryview(header), 0)
+                _write_at(descriptor, memoryview(header), 0)
                 self.made_anew |= starts.keys()
-        self._dirty.add(path)
+        self._dirty.add(path)  # its name and size aren't on the disk yet
         self._starts |= {name: (path, len(header) + start) for name, start in starts.items()}
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """A tensor's memory, not copied where it is contiguous."""
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+    if not tensor.numel():
+        return memoryview(b"")  # an empty tensor can't be viewed as bytes
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data  # (nbytes,)
 
 
 def layout(tensors: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
@@ -126,22 +123,23 @@ def layout(tensors: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[
 
     Order and padding are the ones of the safetensors library: wide dtypes first, then by name.
     """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
-    starts, end = {}, 0
-    for info in sorted(tensors, key=lambda info: (DTYPE_ORDER.index(info.dtype), info.name)):
-        starts[info.name], end = end, end + info.nbytes
-        entries[info.name] = {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [starts[info.name], end],
-        }
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    starts: dict[str, int] = {}
+    end = 0
+    for info in sorted(tensors, key=lambda info: (FILE_ORDER[info.dtype], info.name)):
+        start, end = end, end + info.nbytes
+        starts[info.name] = start
+        entries[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, starts
 
 
-# macOS has neither of the two calls.
+# Not every system has all of these: macOS has no fdatasync and no posix_fallocate, Windows none of them but O_BINARY.
 _sync = getattr(os, "fdatasync", os.fsync)
+_BINARY = getattr(os, "O_BINARY", 0)
+_SYNCED = getattr(os, "O_DSYNC", 0)
+_seeking = Lock()
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -152,7 +150,14 @@ def _reserve(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _pwrite(descriptor: int, data: memoryview, start: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, start)
-        data, start = data[written:], start + written
+def _write_at(descriptor: int, data: memoryview, start: int) -> None:
+    """Write all of the data at a place in a file. Safe to call from several threads."""
+    if hasattr(os, "pwrite"):
+        while data:
+            written = os.pwrite(descriptor, data, start)
+            data, start = data[written:], start + written
+        return
+    with _seeking:  # where a write has no place of its own, the file's position is shared by all threads
+        os.lseek(descriptor, start, os.SEEK_SET)
+        while data:
+            data = data[os.write(descriptor, data) :]

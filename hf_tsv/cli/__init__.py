@@ -7,6 +7,7 @@ import typer
 
 from hf_tsv._version import __version__
 from hf_tsv.cli import card, compress, eval, inspect, merge, methods, plan, push, recipes, restore, schema, tune, verify
+from hf_tsv.cli._malloc import reuse_freed_memory
 
 app = typer.Typer(
     name="hf-tsv",
@@ -49,4 +50,5 @@ def _options(
 
 def main() -> None:
     """The console script."""
+    reuse_freed_memory()
     sys.exit(app())

@@ -66,7 +66,7 @@ def _flag(field: "Field[Any]", hint: Any) -> inspect.Parameter:
     details = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar")}
     if "least" in field.metadata:
         details["min"] = field.metadata["least"]
-    annotation: Any = Annotated[_as_text(hint), typer.Option(*names, **details)]  # type: ignore[valid-type]  # made here
+    annotation: Any = Annotated[_as_text(hint), typer.Option(*names, **details)]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_tsv.checkpoints.dtypes import BY_WORD, DTYPES
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.model_files import TOKENIZER, matches
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint
@@ -205,9 +206,10 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
 
 def _dtype(asked: str, contestant: Contestant) -> torch.dtype:
     if asked != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[asked]
+        return BY_WORD[asked].torch
     stored = {contestant.body.info(name).dtype for name in contestant.body.names()}
-    return next((d for n, d in (("F32", torch.float32), ("BF16", torch.bfloat16)) if n in stored), torch.float16)
+    preferred = next((name for name in ("F32", "BF16") if name in stored), "F16")
+    return DTYPES[preferred].torch
 
 
 def _missing(keys: Sequence[str], task: AnyTask) -> list[str]:

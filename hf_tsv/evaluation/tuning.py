@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.memory import MemoryCheckpoint
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.errors import PlanError
 from hf_tsv.evaluation import MERGED, RESTORED, Contestant, Prepared, Results, Suite, score_all, summarize
 from hf_tsv.evaluation.tunable import LOCALIZED, By, Choice, Group, chosen_text, groups_of
 from hf_tsv.kept.masks import lambda_of
 from hf_tsv.linalg.masks import tall_mask
 from hf_tsv.merging.engine import run
-from hf_tsv.merging.plan import STORED, Plan, Step
+from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor
@@ -156,7 +156,7 @@ class _Search:
         self._known: dict[tuple[str, str], float] = {}
         self._plan, self._suite, self._prepared, self._results = plan, suite, prepared, results
         self._device = device
-        self._out = TORCH_DTYPES[STORED[recipe.out_dtype]] if recipe.out_dtype else None
+        self._out = BY_WORD[recipe.out_dtype].torch if recipe.out_dtype else None
         self._base: dict[str, Tensor] = {}
         self._merged: dict[str, Tensor] = {}
         self._changes: tuple[str, dict[str, Tensor]] = ("", {})

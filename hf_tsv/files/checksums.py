@@ -6,29 +6,37 @@ from pathlib import Path
 
 from hf_tsv.files.names import CARD_FILE, RECORD_FILE
 
-_CHUNK = 2**22
+_CHUNK = 2**22  # bytes read at a time
 
 
 def checksums(folder: Path, known: Collection[str]) -> dict[str, str]:
-    """SHA-256 of every file by its path in the folder.
+    """SHA-256 of every file in a folder and its subfolders, by the path in it.
 
-    Left out are cards, the record itself, and `known` files, whose tensors have checksums of their own.
+    Cards and the record are left out: they are written later. So are the `known` files, by their paths, whose tensors
+    have checksums of their own.
     """
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    own_words = (RECORD_FILE, CARD_FILE)
-    return {file: sha256_of(path) for file, path in found.items() if file not in known and path.name not in own_words}
+    digests: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in known and path.name not in (RECORD_FILE, CARD_FILE):
+            digests[name] = sha256_of(path)
+    return digests
 
 
 def sha256_of(path: Path, start: int = 0, nbytes: int | None = None) -> str:
-    """SHA-256 of a file's bytes from `start`, all that follow or so many.
+    """SHA-256 of a file's bytes from `start`: `nbytes` of them, or all that follow.
 
     Raises:
         OSError: the file can't be read.
     """
-    digest, left = hashlib.sha256(), path.stat().st_size - start if nbytes is None else nbytes
+    digest = hashlib.sha256()
+    left = path.stat().st_size - start if nbytes is None else nbytes
     with path.open("rb") as file:
         file.seek(start)
-        while left and (chunk := file.read(min(left, _CHUNK))):
+        while left:
+            chunk = file.read(min(left, _CHUNK))
+            if not chunk:
+                break  # the file is shorter than was asked for
             digest.update(chunk)
             left -= len(chunk)
     return digest.hexdigest()

@@ -1,6 +1,7 @@
-"""Writing to a disk that may be full."""
+"""Writing to a disk that may be full, and making sure that what was written stays."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,18 +10,33 @@ from hf_tsv.errors import OutputError, ResourceError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file, telling a full disk."""
+    """Write a small file. Errors as for `full_disk_told`."""
     with full_disk_told(path):
         path.write_text(text, encoding="utf-8")
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut: a file's own sync doesn't write the name down.
+
+    Raises:
+        OSError: the folder can't be read.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders, and its file systems write names down by themselves
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def full_disk_told(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of a write into a told error.
+    """Turn what the operating system says of a write into an error with a way out.
 
     Raises:
         ResourceError: the disk or the quota is full, or the file too large.
-        OutputError: the place can't be written.
+        OutputError: the path can't be written.
     """
     try:
         yield

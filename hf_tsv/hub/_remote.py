@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import TensorInfo
-from hf_tsv.checkpoints.safetensors import MAX_HEADER_BYTES, TORCH_DTYPES, parse_entry
+from hf_tsv.checkpoints.safetensors import MAX_HEADER_BYTES, parse_entry
 from hf_tsv.errors import CheckpointError, some
 
 FIRST_READ_BYTES = 100_000  # holds the header of most files, so that one request suffices
@@ -74,7 +74,7 @@ class RemoteCheckpoint:
         if rows:
             begin += rows[0] * (found.info.nbytes // max(1, shape[0]))
             shape = (rows[1] - rows[0], *shape[1:])
-        tensor = torch.empty(shape, dtype=TORCH_DTYPES[found.info.dtype])
+        tensor = torch.empty(shape, dtype=found.info.torch_dtype)
         if tensor.numel():
             view = tensor.view(-1).view(torch.uint8).numpy().data
             run = self._runs.get(name) if rows is None else None

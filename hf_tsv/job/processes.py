@@ -4,17 +4,18 @@ All that they tell each other are files in the run's working folder, and all tha
 whether the lock on its file is held: the operating system lets go of it when a process ends, however that comes. So
 no clock, no port and no collective of torch.distributed is needed, and a launcher need only set RANK and WORLD_SIZE.
 
-    lock, lock-1, ...      held by each process; says which start of it this is
+    lock                   held by process 0
+    lock-1-START, ...      held by each other process; START names its host and this start of it
     deal.json              by process 0: who makes which tensors
     journal-1.jsonl, ...   what each other process has made
-    said-START             why one of them gave up
+    reason-START           why one of them gave up
 """
 
-import fcntl
 import heapq
 import json
 import os
 import platform
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ from typing import Any, TypeVar
 
 from hf_tsv.errors import OutputError
 from hf_tsv.files.disk import full_disk_told
+from hf_tsv.files.locks import is_locked, lock
+from hf_tsv.staging.journal import names_in
 
 T = TypeVar("T")
 MEETING_SECONDS = 300.0  # for all processes to start; imports from a busy shared folder take their time
@@ -53,37 +56,35 @@ class Process:
         Raises:
             OutputError: RANK and WORLD_SIZE contradict each other.
         """
-        said = {name: os.environ.get(name, "") for name in VARIABLES}
-        if not said["WORLD_SIZE"]:
+        values = {name: os.environ.get(name, "") for name in VARIABLES}
+        if not values["WORLD_SIZE"]:
             return cls()
         try:
-            rank, count = int(said["RANK"]), int(said["WORLD_SIZE"])
-            process = cls(rank, count, int(said["LOCAL_WORLD_SIZE"] or 1))
+            rank, count = int(values["RANK"]), int(values["WORLD_SIZE"])
+            process = cls(rank, count, int(values["LOCAL_WORLD_SIZE"] or 1))
         except ValueError:
-            process = cls(-1)
+            process = cls(-1)  # as wrong as any
         if not 0 <= process.rank < process.count or process.local_count < 1:
-            told = ", ".join(f"{name}={value!r}" for name, value in said.items() if value)
+            shown = ", ".join(f"{name}={value!r}" for name, value in values.items() if value)
             raise OutputError(
-                f"environment: no process of a launcher is described by {told}, expected 0 <= RANK < WORLD_SIZE."
-                " Unset them to run alone"
+                f"environment: {shown} contradict each other: RANK must be a number from 0 to WORLD_SIZE - 1, and"
+                " LOCAL_WORLD_SIZE at least 1. Unset them to run a single process"
             )
         return process
 
 
 def check_alone(out: Path) -> None:
-    """Refuse several processes where one does all.
+    """Refuse several processes where one does all the work.
 
     Raises:
         OutputError: a launcher has started more than one.
     """
     if (count := Process.launched().count) > 1:
-        raise OutputError(
-            f"{out}: this is made by one process, expected one but got WORLD_SIZE={count}. Run it without a launcher"
-        )
+        raise OutputError(f"{out}: this is made by a single process, but WORLD_SIZE={count}. Run it without a launcher")
 
 
-def dealt_out(items: Iterable[T], work: Callable[[T], float], count: int) -> list[list[T]]:
-    """Items in `count` shares of about the same work.
+def deal_out(items: Iterable[T], work: Callable[[T], float], count: int) -> list[list[T]]:
+    """Deal items out into `count` shares of about the same work.
 
     Longest processing time first: each goes to who has least so far (Graham, 1969, https://doi.org/10.1137/0117039).
     """
@@ -109,24 +110,24 @@ class Team:
         self.process = process
         self._root = root
         self._checked = time.monotonic()
-        self._crew: dict[int, dict[str, str]] = {}  # by rank, what each worker's lock says; known to process 0
+        self._crew: dict[int, str] = {}  # the start of each worker, by rank; known to process 0
         self._shares: Sequence[Sequence[str]] = ()
         self._lock: int | None = None
-        self._me = {"start": uuid.uuid4().hex, "host": platform.node()}
+        self._start = f"{re.sub(r'[^A-Za-z0-9._-]', '_', platform.node())}-{uuid.uuid4().hex}"
 
     def __enter__(self) -> "Team":
         if self.process.rank:
             self._sign_in()
-            self._meet(range(1))
+            self._await_leader()
         else:
-            self._meet(range(1, self.process.count))
-            self._crew = {rank: _signed(self._lock_of(rank)) for rank in range(1, self.process.count)}
+            for rank in range(1, self.process.count):
+                self._crew[rank] = self._await_worker(rank)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.process.rank and error is not None:
             with suppress(OSError):
-                (self._root / f"said-{self._me['start']}").write_text(str(error), encoding="utf-8")
+                (self._root / f"reason-{self._start}").write_text(str(error), encoding="utf-8")
         self.leave()
 
     def leave(self) -> None:
@@ -136,12 +137,18 @@ class Team:
             self._lock = None
 
     def deal(self, items: Sequence[T], work: Callable[[T], float], name: Callable[[T], str], run: object) -> list[T]:
-        """Process 0 deals out the work; its own share. `run`: what the others compare with what they were asked for."""
-        shares = dealt_out(items, work, self.process.count)
-        self._shares = [[name(item) for item in share] for share in shares]
+        """Process 0 deals out the work; its own share.
+
+        Args:
+            items: What is to be made.
+            work: How much work an item is.
+            name: What an item is called.
+            run: What the others compare with what they were asked for.
+        """
+        shares = deal_out(items, work, self.process.count)
+        self._shares = [list(map(name, share)) for share in shares]
         if self.process.count > 1:
-            starts = {rank: entry.get("start") for rank, entry in self._crew.items()}
-            _write_whole(self._root / "deal.json", {"starts": starts, "run": run, "shares": self._shares})
+            _write_whole(self._root / "deal.json", {"starts": self._crew, "run": run, "shares": self._shares})
         return shares[0]
 
     def await_deal(self, run: object) -> list[str]:
@@ -151,13 +158,13 @@ class Team:
             time.sleep(POLL_SECONDS)
         if deal["run"] != run:
             raise OutputError(
-                f"{self._root}: process {self.process.rank} on {self._me['host']} sees another recipe, other models"
+                f"{self._root}: process {self.process.rank} on {_host(self._start)} sees another recipe, other models"
                 " or another version than process 0. All processes need the same files and environment"
             )
         return list(deal["shares"][self.process.rank])
 
     def check(self) -> None:
-        """Whether all are still there; asked often, looks once in a while."""
+        """Check that all are still there. It is called often, and looks once in a while."""
         if self.process.count == 1 or time.monotonic() - self._checked < CHECK_SECONDS:
             return
         self._checked = time.monotonic()
@@ -176,56 +183,67 @@ class Team:
     def await_output(self, record: Path, before: object) -> None:
         """Wait until process 0 has published the record; `before` is what `stamp` said of it at the start."""
         self.leave()
-        while self._root.exists() and _is_held(self._lock_of(0)):
+        while self._root.exists() and is_locked(self._root / "lock"):
             time.sleep(POLL_SECONDS)
         list(record.parent.parent.iterdir())  # a network file system then looks again at what is there
         if stamp(record) == before:
             raise OutputError(self._ended("process 0", ""))
 
     def _sign_in(self) -> None:
-        """A file is locked and says who holds it before it gets its name, so that nobody reads another start's."""
-        path = self._lock_of(self.process.rank)
-        with full_disk_told(self._root):
-            if _is_held(path):
-                raise OutputError(f"{self._root}: another run is writing there. Wait for it, or choose another folder")
-            new = self._root / f".{self._me['start']}"
-            self._lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            os.write(self._lock, json.dumps(self._me).encode())
-            new.rename(path)
+        """Lock a file that bears this start's name, so that nobody takes an earlier start's for it."""
+        if self._start_of(self.process.rank) is None:
+            self._lock = lock(self._root / f"lock-{self.process.rank}-{self._start}")
+        if self._lock is None:
+            raise OutputError(f"{self._root}: another run is writing there. Wait for it, or choose another folder")
 
-    def _meet(self, ranks: Iterable[int]) -> None:
+    def _await_leader(self) -> None:
         deadline = time.monotonic() + MEETING_SECONDS
-        for rank in ranks:
-            while not _is_held(self._lock_of(rank)):
-                if time.monotonic() > deadline:
-                    raise OutputError(
-                        f"{self._root}: process {rank} of {self.process.count} has not come there within"
-                        f" {MEETING_SECONDS:.0f} s. All need the same output folder, on a file system that they share"
-                    )
-                time.sleep(POLL_SECONDS)
+        while not is_locked(self._root / "lock"):
+            self._wait_for(0, deadline)
+
+    def _await_worker(self, rank: int) -> str:
+        deadline = time.monotonic() + MEETING_SECONDS
+        while (start := self._start_of(rank)) is None:
+            self._wait_for(rank, deadline)
+        return start
+
+    def _wait_for(self, rank: int, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise OutputError(
+                f"{self._root}: process {rank} of {self.process.count} has not come there within"
+                f" {MEETING_SECONDS:.0f} s. All need the same output folder, on a file system that they share"
+            )
+        time.sleep(POLL_SECONDS)
 
     def _check_leader(self) -> None:
-        if not _is_held(self._lock_of(0)):
+        if not is_locked(self._root / "lock"):
             raise OutputError(self._ended("process 0", ""))
+
+    def _start_of(self, rank: int) -> str | None:
+        """The start of a worker that is there now; None when none is. Files of earlier starts may lie there, too."""
+        prefix = f"lock-{rank}-"
+        for path in self._root.glob(f"{prefix}*"):
+            if is_locked(path):
+                return path.name.removeprefix(prefix)
+        return None
 
     def _is_through(self, rank: int) -> bool:
         """Whether a worker has made its share and left; raises when it left before."""
-        path, entry = self._lock_of(rank), self._crew[rank]
-        if _is_held(path) and _signed(path) == entry:
+        start = self._crew[rank]
+        if is_locked(self._root / f"lock-{rank}-{start}"):
             return False
         made = names_in(self._root / f"journal-{rank}.jsonl")
         if self._shares and made.issuperset(self._shares[rank]):
             return True
-        said = self._root / f"said-{entry.get('start')}"
-        raise OutputError(
-            self._ended(f"process {rank} on {entry.get('host')}", said.read_text("utf-8") if said.exists() else "")
-        )
+        reason = self._root / f"reason-{start}"
+        why = reason.read_text("utf-8") if reason.exists() else ""
+        raise OutputError(self._ended(f"process {rank} on {_host(start)}", why))
 
     def _ended(self, who: str, why: str) -> str:
+        because = f": {why.rstrip('.')}" if why else ""
         return (
-            f"{who} has ended before its work was done{': ' if why else ''}{why.rstrip('.')}. What is complete is kept"
-            f" in {self._root}; the same command goes on from there"
+            f"{who} has ended before its work was done{because}. What is complete is kept in {self._root}; the same"
+            " command goes on from there"
         )
 
     def _deal(self) -> dict[str, Any] | None:
@@ -234,14 +252,11 @@ class Team:
             deal: dict[str, Any] = json.loads((self._root / "deal.json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return deal if deal["starts"].get(str(self.process.rank)) == self._me["start"] else None
-
-    def _lock_of(self, rank: int) -> Path:
-        return self._root / (f"lock-{rank}" if rank else "lock")
+        return deal if deal["starts"].get(str(self.process.rank)) == self._start else None
 
 
 def stamp(path: Path) -> object:
-    """What is another for another file; None where there is none."""
+    """A value that changes when the file is replaced; None if it doesn't exist."""
     try:
         stat = path.stat()
     except OSError:
@@ -249,31 +264,8 @@ def stamp(path: Path) -> object:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def names_in(journal: Path) -> set[str]:
-    """The tensors that a journal says are complete."""
-    lines = journal.read_bytes().split(b"\n")[1:-1] if journal.exists() else []
-    return {json.loads(line)["name"] for line in lines}
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _signed(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError):
-        return {}
+def _host(start: str) -> str:
+    return start.rpartition("-")[0]
 
 
 def _write_whole(path: Path, data: Mapping[str, object]) -> None:
@@ -283,4 +275,4 @@ def _write_whole(path: Path, data: Mapping[str, object]) -> None:
         json.dump(data, file)
         file.flush()
         os.fsync(file.fileno())
-    new.rename(path)
+    new.replace(path)

@@ -52,7 +52,7 @@ def write_shared(
         journal.take_in()
     if plan.shards:
         writer.write_index()
-    return journal.done
+    return {name: line.facts() for name, line in journal.done.items()}
 
 
 def help_to_write_shared(plan: Plan, work: Workplace, team: Team) -> None:
@@ -151,7 +151,9 @@ class _ShardSink:
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
         self._team.check()
         checksum = self._writer.write(step.name, tensor)
-        self._journal.note({"name": step.name, **facts, "sha256": checksum}, step.out.nbytes)
+        notes = {key: value for key, value in facts.items() if key != "seconds"}
+        seconds = facts.get("seconds")
+        self._journal.note(step.name, sha256=checksum, nbytes=step.out.nbytes, seconds=seconds, notes=notes)
         file = self._file_of[step.name]
         with self._lock:
             self._names_left[file].remove(step.name)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_tsv.kept import factors, spectra
 from hf_tsv.kept.choice import choose_adapters
-from hf_tsv.kept.factors import change_of, factor_infos, find_factors
+from hf_tsv.kept.factors import FactorNotes, change_of, factor_infos, find_factors
 from hf_tsv.kept.settings import AdapterSettings
 from hf_tsv.kept.spectra import find_spectra
 from hf_tsv.kept.task import TaskAdapters
@@ -127,7 +127,8 @@ def _report(
     # A format that leaves out kinds of module by design is judged by what it holds.
     is_complete = FORMATS[profile].is_complete
     errors = {name: error for name, error in summary.errors.items() if is_complete or name in ranks}
-    fell_back = sum(findings.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
+    factored = [task.key(step) for step in plan.merged if task.key(step) in findings]
+    fell_back = sum(findings.notes(key, FactorNotes).fell_back for key in factored)
     plain_ranks: dict[str, int | Literal["dense"]] = {}
     for name, rank in sorted(ranks.items()):
         plain_ranks[name] = rank.value if isinstance(rank, Dense) else rank

@@ -1,12 +1,13 @@
 """A merge as an adapter on the base, instead of a checkpoint."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 from torch import Tensor
 
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.checkpoints.view import View
 from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.settings import AdapterSettings
 from hf_tsv.kept.workplace import Workplace
@@ -40,9 +41,10 @@ def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplac
         replace(step, method=TSV_C, weights=(1.0,), parameters={}) if step.is_merged else step for step in plan.steps
     )
     plan_of_one = replace(plan, tasks=(MERGED,), finetuned=(_Merged(plan, work),), steps=steps, parts=())
+    factor_dtype = plan.recipe.adapters.get("factor_dtype")
     settings = AdapterSettings(
         rules={step.name: rule for step in plan_of_one.merged},
-        factor_dtype=plan.recipe.adapters.get("factor_dtype"),
+        factor_dtype=BY_WORD[factor_dtype].name if factor_dtype else None,
         verify=plan.recipe.adapters.get("verify", "weights"),
     )
     reports = compress_tasks(plan_of_one, base, settings, work)
@@ -55,20 +57,16 @@ def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplac
     return reports
 
 
-class _Merged:
-    """The merged model, of which every tensor is merged when it is read."""
-
-    label = "the merged model"
+class _Merged(View):
+    """The merged model, of which every tensor is merged when it is read. It has the base's names."""
 
     def __init__(self, plan: Plan, work: Workplace) -> None:
+        super().__init__(plan.base, label="the merged model")
         self._plan = plan
         self._steps = {step.name: step for step in plan.steps}
         self._surveys = run_surveys(plan, plan.steps, work.resources, work.progress)
         # The matrices of a stack are read one after another, and each is asked for more than once.
         self._whole = lru_cache(maxsize=work.resources.workers)(self._merge)
-
-    def names(self) -> Sequence[str]:
-        return self._plan.base.names()
 
     def info(self, name: str) -> TensorInfo:
         return self._steps[name].out

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.protocol import TensorInfo
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.kept.spectra import matrices_of
 from hf_tsv.kept.task import TaskAdapters
 from hf_tsv.kept.workplace import Workplace
@@ -14,12 +15,28 @@ from hf_tsv.linalg import Factors, truncated_svd
 from hf_tsv.linalg.ranks import Dense
 from hf_tsv.lora.formats import Profile
 from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange
-from hf_tsv.merging.plan import STORED, Plan, Step
+from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.stored import StoredTensor
 from hf_tsv.merging.surveys import naming
 from hf_tsv.staging.findings import Findings, packed, unpacked
 
 STAGE = "factors"
+
+
+class FactorNotes(BaseModel):
+    """What the journal says of a task's tensor after this pass.
+
+    Attributes:
+        counts: Triplets of each of its matrices.
+        energies: Squared Frobenius norm of each, where it is known.
+        fell_back: How many of them were not factored by the mode asked for.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    counts: list[int]
+    energies: list[float | None]
+    fell_back: int
 
 
 def factor_infos(plan: Plan, tasks: Sequence[TaskAdapters]) -> list[TensorInfo]:
@@ -30,7 +47,7 @@ def factor_infos(plan: Plan, tasks: Sequence[TaskAdapters]) -> list[TensorInfo]:
             rank = task.factored_rank(step)
             if step.view and rank is not None:
                 shape = (step.view.count, rank, step.view.m + 1 + step.view.n)
-                infos.append(TensorInfo(task.key(step), shape, STORED[plan.recipe.dtype]))
+                infos.append(TensorInfo(task.key(step), shape, BY_WORD[plan.recipe.dtype].name))
     return infos
 
 
@@ -51,11 +68,11 @@ def change_of(plan: Plan, task: TaskAdapters, profile: Profile, findings: Findin
     if isinstance(rank, Dense) or step.view is None:
         values = [matrix.value(task.index) for matrix in matrices_of(plan, step)]
         value = torch.cat(values) if len(values) > 1 else values[0]
-        return WholeChange(value.to(TORCH_DTYPES[step.info.dtype]))
+        return WholeChange(value.to(step.info.torch_dtype))
     key = task.key(step)
-    facts = findings.done[key]
+    notes = findings.notes(key, FactorNotes)
     rows = findings.read(key)[:, :rank]  # (matrices, rank, m + 1 + n)
-    return LowRankChange(unpacked(rows, step.view.m, facts["kept"], facts["energies"]))
+    return LowRankChange(unpacked(rows, step.view.m, notes.counts, notes.energies))
 
 
 def _ranks_left(tasks: Sequence[TaskAdapters], findings: Findings, step: Step) -> list[tuple[TaskAdapters, int]]:
@@ -63,7 +80,7 @@ def _ranks_left(tasks: Sequence[TaskAdapters], findings: Findings, step: Step) -
     left = []
     for task in tasks:
         rank = task.factored_rank(step)
-        if rank is not None and task.key(step) not in findings.done:
+        if rank is not None and task.key(step) not in findings:
             left.append((task, rank))
     return left
 
@@ -73,13 +90,12 @@ def _find_factors_of(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findin
     for task, rank in _ranks_left(tasks, findings, step):
         with naming(step, "compress"):
             factors = [_leading_factors(matrix, task.index, rank) for matrix in matrices]
-        findings.put(
-            task.key(step),
-            packed(factors, rank),
-            kept=[len(f.s) for f in factors],
+        notes = FactorNotes(
+            counts=[len(f.s) for f in factors],
             energies=[f.energy for f in factors],
             fell_back=sum(f.fell_back for f in factors),
         )
+        findings.put(task.key(step), packed(factors, rank), notes)
 
 
 def _leading_factors(matrix: StoredTensor, t: int, rank: int) -> Factors:

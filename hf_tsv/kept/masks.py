@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.protocol import Checkpoint, Shard, TensorInfo
 from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
+from hf_tsv.checkpoints.view import View
 from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.errors import OutputError
 from hf_tsv.files.disk import full_disk_told
@@ -82,7 +83,7 @@ def lambda_of(step: Step, t: int, num_tasks: int) -> float:
     return per_task(step.parameters.get("mask_lambda", default), num_tasks)[t]
 
 
-class MaskedCheckpoint:
+class MaskedCheckpoint(View):
     """A task's model, of the base, the merged model and the task's mask.
 
     Where the mask is 1 it is theta_0 + factor (theta - theta_0), elsewhere theta_0; a tensor without a mask is the
@@ -93,22 +94,24 @@ class MaskedCheckpoint:
         self, base: Checkpoint, merged: Checkpoint, masks: Checkpoint, own: Checkpoint | None, *, factor: float
     ) -> None:
         """`own`: tensors that only this task has."""
-        self.label = masks.label
-        self._base, self._merged, self._masks, self._own, self._factor = base, merged, masks, own, factor
+        super().__init__(merged, label=masks.label)
+        self._base, self._masks, self._own, self._factor = base, masks, own, factor
         self._masked = frozenset(masks.names())
         self._of_task = frozenset(own.names() if own else ())
 
     def names(self) -> Sequence[str]:
-        held = self._merged.names()
+        held = super().names()
         return (*held, *sorted(self._of_task - set(held)))
 
     def info(self, name: str) -> TensorInfo:
-        return self._own.info(name) if self._own and name in self._of_task else self._merged.info(name)
+        if self._own and name in self._of_task:
+            return self._own.info(name)
+        return super().info(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         if self._own and name in self._of_task:
             return self._own.read(name, rows)
-        merged = self._merged.read(name, rows)
+        merged = super().read(name, rows)
         if name not in self._masked:
             return merged
         mask = unpack(self._masks.read(name), self.info(name).shape)
@@ -119,11 +122,11 @@ class MaskedCheckpoint:
         return torch.where(mask[slice(*rows)] if rows else mask, merged, base.to(merged.dtype))
 
     def will_need(self, name: str) -> None:
-        self._merged.will_need(name)
+        super().will_need(name)
         self._base.will_need(name)
 
     def fingerprint(self) -> str:
-        return "\0".join(c.fingerprint() for c in (self._base, self._merged, self._masks))
+        return "\0".join(c.fingerprint() for c in (self._base, self.inner, self._masks))
 
 
 def open_masked(out: Path, task: str, base: Checkpoint, record: Record) -> MaskedCheckpoint:

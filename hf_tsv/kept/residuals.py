@@ -4,12 +4,10 @@ Where a recipe says `tsv_c`, the merged model has the base's weight, and the ada
 With `residuals`, the adapter also holds what the merge lost of the task elsewhere.
 """
 
-from dataclasses import dataclass, replace
-
-from torch import Tensor
+from dataclasses import replace
 
 from hf_tsv.checkpoints.folder import open_checkpoint
-from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, TensorInfo
+from hf_tsv.checkpoints.view import View
 from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.settings import read_settings
 from hf_tsv.kept.workplace import Workplace
@@ -38,37 +36,10 @@ def write_residuals(plan: Plan, work: Workplace) -> AdapterReports:
         info = merged.info(step.name)
         return replace(step, info=info, out=info, method=step.method if step.name in settings.rules else KEEP)
 
-    # A fine-tune that is an adapter is known as a change of the base. Here the merged model takes the base's place, so
-    # it has to be read as a whole model.
-    finetuned = tuple(_Whole(c) if isinstance(c, AdapterCheckpoint) else c for c in plan.finetuned)
+    # An adapter's change is one of the base model. Here the merged model is the base, so each is seen as a plain one.
+    finetuned = tuple(map(View, plan.finetuned))
     steps = tuple(on_merged(step) for step in plan.steps)
     plan_on_merged = replace(plan, base=merged, finetuned=finetuned, steps=steps)
     work_on_merged = replace(work, folders={**work.folders, None: work.out}, in_order=False)
     base = BaseRef(str(work.staging.final))
     return compress_tasks(plan_on_merged, base, settings, work_on_merged)
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A fine-tuned model without what it knows of its base."""
-
-    model: Checkpoint
-
-    @property
-    def label(self) -> str:
-        return self.model.label
-
-    def names(self) -> "list[str]":
-        return list(self.model.names())
-
-    def info(self, name: str) -> TensorInfo:
-        return self.model.info(name)
-
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        return self.model.read(name, rows)
-
-    def will_need(self, name: str) -> None:
-        self.model.will_need(name)
-
-    def fingerprint(self) -> str:
-        return self.model.fingerprint()

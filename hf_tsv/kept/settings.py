@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.errors import PlanError
 from hf_tsv.linalg.ranks import Budget, RankChoice, rank_choice
 from hf_tsv.lora.formats import DEFAULT, Profile
-from hf_tsv.merging.plan import STORED, Plan
+from hf_tsv.merging.plan import Plan
 from hf_tsv.methods import METHODS
 
 
@@ -61,7 +62,7 @@ def read_settings(plan: Plan) -> AdapterSettings:
     factor_dtype = options.get("factor_dtype")
     return AdapterSettings(
         rules=read_rules(plan),
-        factor_dtype=STORED[factor_dtype] if factor_dtype else None,
+        factor_dtype=BY_WORD[factor_dtype].name if factor_dtype else None,
         profiles=tuple(options.get("profiles", (DEFAULT,))),
         serving_rank=options.get("rank"),
         verify=options.get("verify", "weights"),

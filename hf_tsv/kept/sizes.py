@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_tsv.checkpoints.protocol import ITEM_BYTES
+from hf_tsv.checkpoints.dtypes import DTYPES
 from hf_tsv.kept.settings import AdapterSettings, read_settings
 from hf_tsv.linalg.ranks import Budget, RankChoice, Spectrum, choose_ranks
 from hf_tsv.merging.plan import Plan, Step
@@ -36,7 +36,7 @@ def _largest_bytes(step: Step, rule: RankChoice, settings: AdapterSettings) -> i
         values=torch.ones(min(view.m, view.n), dtype=torch.float64),
         m=view.m,
         n=view.n,
-        factor_item=ITEM_BYTES[factor_dtype] if factor_dtype else item,
+        factor_item=DTYPES[factor_dtype].nbytes if factor_dtype else item,
         whole_item=item,
     )
     rank = choose_ranks({step.name: flat}, rule)[step.name]

@@ -4,13 +4,14 @@ Ranks are chosen from singular values alone, so that no singular vector is compu
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import partial
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
+from hf_tsv.checkpoints.dtypes import DTYPES
+from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.kept.settings import AdapterSettings
 from hf_tsv.kept.task import TaskAdapters
 from hf_tsv.kept.workplace import Workplace
@@ -26,6 +27,35 @@ STAGE = "spectra"
 NOISE_FLOOR = 1e-6  # of the largest singular value: what float32 arithmetic leaves of a zero
 
 
+class SpectrumFacts(BaseModel):
+    """A `Spectrum` without its values, which are a tensor."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    m: int
+    n: int
+    noise: float
+    unit: float
+    factor_item: int
+    whole_item: int
+    rank_numbers: int | None
+    whole_numbers: int | None
+
+
+class SpectrumNotes(BaseModel):
+    """What the journal says of a task's tensor after this pass.
+
+    Attributes:
+        is_changed: Whether the task changed it.
+        spectrum: Facts about its singular values, where it is a matrix.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    is_changed: bool
+    spectrum: SpectrumFacts | None = None
+
+
 def find_spectra(plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSettings, work: Workplace) -> None:
     """Fill in `spectra` and `whole` of every task.
 
@@ -33,7 +63,7 @@ def find_spectra(plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSet
         MethodError: NaN or infinity in a change; names task and tensor.
     """
     with work.open_findings(STAGE, _spectrum_infos(plan, tasks)) as findings:
-        steps_left = [step for step in plan.merged if any(task.key(step) not in findings.done for task in tasks)]
+        steps_left = [step for step in plan.merged if any(task.key(step) not in findings for task in tasks)]
         work.run(plan, steps_left, partial(_find_spectra_of, plan, tasks, settings, findings))
         for task in tasks:
             _read_findings(plan, task, findings)
@@ -62,7 +92,7 @@ def _find_spectra_of(
     """Note of one tensor, for every task, whether it changed and its singular values where it is a matrix."""
     matrices = matrices_of(plan, step)
     for task in tasks:
-        if task.key(step) in findings.done:
+        if task.key(step) in findings:
             continue
         changed = any(matrix.is_changed(task.index) for matrix in matrices)
         spectrum = None
@@ -71,12 +101,12 @@ def _find_spectra_of(
                 # The matrices of a stack have one rank, so they compete for bytes as one.
                 spectrum = pooled([_spectrum(step, matrix, task.index, settings) for matrix in matrices])
         if spectrum is None or not spectrum.full_rank:
-            findings.put(task.key(step), None, changed=changed)
+            findings.put(task.key(step), None, SpectrumNotes(is_changed=changed))
             continue
         values = torch.zeros(min(spectrum.m, spectrum.n), dtype=torch.float64)
         values[: len(spectrum.values)] = spectrum.values
-        facts = {field.name: getattr(spectrum, field.name) for field in fields(spectrum) if field.name != "values"}
-        findings.put(task.key(step), values, spectrum=facts)
+        facts = SpectrumFacts(**{name: getattr(spectrum, name) for name in SpectrumFacts.model_fields})
+        findings.put(task.key(step), values, SpectrumNotes(is_changed=True, spectrum=facts))
 
 
 def _spectrum(step: Step, matrix: StoredTensor, t: int, settings: AdapterSettings) -> Spectrum:
@@ -95,7 +125,7 @@ def _spectrum(step: Step, matrix: StoredTensor, t: int, settings: AdapterSetting
         n=n,
         noise=max(deltas.noise(t), NOISE_FLOOR * largest),
         unit=base_rms or 1.0,
-        factor_item=ITEM_BYTES[factor_dtype] if factor_dtype else item,
+        factor_item=DTYPES[factor_dtype].nbytes if factor_dtype else item,
         whole_item=item,
     )
 
@@ -108,10 +138,10 @@ def _singular_values(deltas: Deltas, t: int) -> Tensor:
 
 def _read_findings(plan: Plan, task: TaskAdapters, findings: Findings) -> None:
     for step in plan.merged:
-        facts = findings.done[task.key(step)]
-        if "spectrum" in facts:
-            task.spectra[step.name] = Spectrum(findings.read(task.key(step)), **facts["spectrum"])
-        elif facts["changed"]:
+        notes = findings.notes(task.key(step), SpectrumNotes)
+        if notes.spectrum:
+            task.spectra[step.name] = Spectrum(findings.read(task.key(step)), **notes.spectrum.model_dump())
+        elif notes.is_changed:
             task.whole[step.name] = step.info.nbytes
     for part in plan.parts:
         if part.task == task.name:

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.errors import MethodError, ResourceError
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.pool import each_step, one_thread_each
@@ -94,7 +93,7 @@ def merge_step(
     if step.slices == [None]:
         return _merge_slice(plan, step, survey, None, device)
     survey = survey or survey_of_tensor(plan, step)
-    merged = torch.empty(step.info.shape, dtype=TORCH_DTYPES[step.out.dtype])
+    merged = torch.empty(step.info.shape, dtype=step.out.torch_dtype)
     notes_of_slices: list[dict[str, Any]] = []
     for rows in filter(None, step.slices):
         first, end = rows
@@ -120,7 +119,7 @@ def _merge_slice(
     plan: Plan, step: Step, survey: Survey | None, rows: tuple[int, int] | None, device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
     source = StoredTensor(plan, step, rows, device=device)
-    out_dtype = TORCH_DTYPES[step.out.dtype]
+    out_dtype = step.out.torch_dtype
     if not step.is_merged:
         return _rounded(source.base, out_dtype, source, step), {}
     method = METHODS[step.method]

@@ -15,7 +15,6 @@ from hf_tsv.methods import METHODS
 from hf_tsv.recipe import Recipe
 from hf_tsv.vocabulary.rows import Vocabulary
 
-STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 KEEP = "base"
 TSV_C = "tsv_c"  # keeps each task's change in its adapter
 MASKED = ("emr", "magnitude_mask", "tall_mask")  # keep a mask a task beside what is merged

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.modules import Depths, Kind, MatrixView, kind_of, matrix_view, paper_matrix_view
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, TensorInfo
 from hf_tsv.errors import MethodError, PlanError, some
@@ -14,7 +15,6 @@ from hf_tsv.merging.plan import (
     DEFAULT_SHARD_SIZE,
     KEEP,
     MASKED,
-    STORED,
     TSV_C,
     Plan,
     Step,
@@ -121,7 +121,7 @@ class _Planner:
     def step(self, name: str) -> Step:
         info = self.base.info(name)
         kind = self.kinds[name] = kind_of(info)
-        out = replace(info, dtype=STORED[self._out_dtype]) if self._out_dtype and info.is_float else info
+        out = replace(info, dtype=BY_WORD[self._out_dtype].name) if self._out_dtype and info.is_float else info
         if why := self._why_kept(info):
             return Step(info, out, kind, KEEP, {}, (), None, why=why)
         rule = self.recipe.rule_at(name, kind, self._depth(name))

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.progress import Progress
-from hf_tsv.merging.resources import Resources, reuse_freed_memory
+from hf_tsv.merging.resources import Resources
 
 
 def each_step(
@@ -64,7 +64,6 @@ def each_step(
 @contextmanager
 def one_thread_each() -> Iterator[None]:
     """One BLAS thread a worker: two workers of one thread beat one of two, and the bits stay the same."""
-    reuse_freed_memory()
     threads_before = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)

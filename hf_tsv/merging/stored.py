@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_tsv import linalg
-from hf_tsv.checkpoints.protocol import HALVES, AdapterCheckpoint
+from hf_tsv.checkpoints.dtypes import BY_WORD
+from hf_tsv.checkpoints.protocol import AdapterCheckpoint
 from hf_tsv.errors import MethodError
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.resources import CPU
@@ -17,7 +18,6 @@ from hf_tsv.methods import METHODS, Deltas, Survey
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-ARITHMETIC = {"float32": torch.float32, "float64": torch.float64}
 
 
 def change(value: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,7 +52,7 @@ class StoredTensor:
         self._plan = plan
         self._step = step
         self._rows = rows
-        self._dtype = ARITHMETIC[plan.recipe.dtype]
+        self._dtype = BY_WORD[plan.recipe.dtype].torch
         self.view = step.view if (METHODS[step.method].matrices if as_matrix is None else as_matrix) else None
         self._kept: tuple[object, Tensor] | None = None
         self.base = plan.base.read(step.name, rows)
@@ -67,7 +67,7 @@ class StoredTensor:
 
     def deltas(self, survey: Survey | None = None) -> Deltas:
         view = self.view
-        halves = [c.info(self._step.name).dtype in HALVES for c in self._plan.finetuned]
+        halves = [c.info(self._step.name).is_half for c in self._plan.finetuned]
         return Deltas(
             self._read_by(self._delta),
             shape=(view.m, view.n) if view else tuple(self.base.shape),

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.errors import MethodError
 from hf_tsv.merging.cost import entry_work
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.pool import each_step, one_thread_each
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
-from hf_tsv.merging.stored import ARITHMETIC, StoredTensor
+from hf_tsv.merging.stored import StoredTensor
 from hf_tsv.methods import METHODS, Survey
 
 
@@ -124,7 +125,7 @@ def _make_survey(plan: Plan, step: Step, *, for_masks: bool = False) -> Survey |
     method = METHODS[step.method]
     if method.survey_is_for_masks != for_masks:
         return None
-    return method.make_survey(ARITHMETIC[plan.recipe.dtype], len(plan.tasks), step.parameters)
+    return method.make_survey(BY_WORD[plan.recipe.dtype].torch, len(plan.tasks), step.parameters)
 
 
 def _pass_work(step: Step) -> float:

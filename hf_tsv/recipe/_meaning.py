@@ -1,8 +1,9 @@
 """The meaning of a well-shaped recipe, or everything that is wrong with it."""
 
 from pathlib import Path as Folder
-from typing import Any, Literal
+from typing import Any
 
+from hf_tsv.checkpoints.dtypes import BY_WORD, ArithmeticWord
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg.ranks import rank_choice
 from hf_tsv.methods import METHODS, MergeMethod
@@ -13,8 +14,6 @@ from hf_tsv.recipe._recipe import Branch, Recipe
 from hf_tsv.recipe._schema import Override, RecipeFile
 from hf_tsv.recipe._settings import Chain, Filter
 from hf_tsv.recipe._yaml import Document, Path
-
-HALVES = ("bfloat16", "float16")
 
 
 def read_meaning(document: Document, file: RecipeFile, text: str, folder: Folder | None) -> Recipe:
@@ -154,10 +153,10 @@ class _MeaningReader:
 
     # The rest
 
-    def _dtypes(self) -> tuple[Literal["float32", "float64"], str | None]:
+    def _dtypes(self) -> tuple[ArithmeticWord, str | None]:
         """Dtypes of the arithmetic and of the output; a half precision as the first is meant for the second."""
         dtype, out_dtype = self._file.dtype, self._file.out_dtype
-        if dtype in HALVES:
+        if dtype is not None and BY_WORD[dtype].is_half:
             out_dtype = out_dtype or dtype
             self._document.note(("dtype",), f"arithmetic is in float32 whatever the output is, here {out_dtype}.")
         return "float64" if dtype == "float64" else "float32", out_dtype

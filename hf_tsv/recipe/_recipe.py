@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal
 
+from hf_tsv.checkpoints.dtypes import ArithmeticWord
 from hf_tsv.linalg import SvdMode
 from hf_tsv.recipe._refs import ModelRef
 from hf_tsv.recipe._settings import ABSENT, Chain, Filter, idle_filters
@@ -141,7 +142,7 @@ class Recipe:
     merge_method: str
     base: ModelRef
     models: tuple[RecipeModel, ...]
-    dtype: Literal["float32", "float64"]
+    dtype: ArithmeticWord
     out_dtype: str | None
     tokenizer: TokenizerChoice
     chat_template: str | None

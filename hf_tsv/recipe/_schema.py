@@ -6,11 +6,12 @@ depends on the method, and is told where the meaning is read.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from hf_tsv.checkpoints.dtypes import FactorWord, FloatWord
 from hf_tsv.checkpoints.modules import Kind
 from hf_tsv.linalg import SvdMode
 from hf_tsv.lora.formats import FORMATS
@@ -18,8 +19,6 @@ from hf_tsv.methods import METHODS
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
 from hf_tsv.recipe._settings import ABSENT, by_name
 from hf_tsv.recipe._yaml import Document, Path
-
-DType = Literal["float32", "float64", "bfloat16", "float16"]
 
 
 class Keys(BaseModel):
@@ -193,7 +192,7 @@ class Adapters(Keys):
 
     profiles: Annotated[list[FormatName], Field(min_length=1)] | None = None
     rank: FormatRank | None = None
-    factor_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    factor_dtype: FactorWord | None = None
 
 
 class TokenizerKeys(Keys):
@@ -221,8 +220,8 @@ class RecipeFile(Keys):
     models: list[ModelEntry] | None = None
     parameters: dict[str, Setting] | None = None
     overrides: list[Override] | None = None
-    dtype: DType | None = None
-    out_dtype: DType | None = None
+    dtype: FloatWord | None = None
+    out_dtype: FloatWord | None = None
     tokenizer_source: TextOr[Reference] | None = None
     tokenizer: TokenizerKeys | None = None
     chat_template: str | None = None

@@ -1,10 +1,11 @@
-"""What a compression has found so far: kept on the disk while it runs, so that one that was stopped goes on."""
+"""What a stage of a run has found: tensors on the disk while the run lasts, so that one that was stopped goes on."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from hf_tsv.checkpoints.protocol import Shard, TensorInfo
@@ -14,7 +15,9 @@ from hf_tsv.errors import OutputError
 from hf_tsv.files.disk import full_disk_told
 from hf_tsv.linalg import Factors
 from hf_tsv.staging.folder import Staging
-from hf_tsv.staging.journal import Journal
+from hf_tsv.staging.journal import RESTART, Journal
+
+Notes = TypeVar("Notes", bound=BaseModel)
 
 
 class Findings:
@@ -28,7 +31,7 @@ class Findings:
         Args:
             staging: The run's working folder.
             identity: What the run is, for its journal.
-            stage: Names the file, and the entries in the journal.
+            stage: Names the file, and the lines in the journal.
             infos: What may be found, at most so large.
 
         Raises:
@@ -43,15 +46,28 @@ class Findings:
         self._journal = Journal(staging, self._writer, identity, stage=stage)
         self._file = SafetensorsCheckpoint([path], label=str(path))
 
-    @property
-    def done(self) -> Mapping[str, Mapping[str, Any]]:
-        """What was noted of everything that is found, by name."""
-        return self._journal.done
+    def __contains__(self, name: str) -> bool:
+        """Whether this was looked for already, be it that there is a tensor or none."""
+        return name in self._journal.done
 
-    def put(self, name: str, tensor: Tensor | None, **facts: Any) -> None:
-        """Keep a tensor, or None where there is none to keep, and what is to be known of it as plain data."""
+    def put(self, name: str, tensor: Tensor | None, notes: BaseModel) -> None:
+        """Keep a tensor, or None where there is none to keep, and what is to be known of it."""
         checksum = None if tensor is None else self._writer.write(name, tensor)
-        self._journal.note({"name": name, "sha256": checksum, **facts}, tensor.nbytes if tensor is not None else 0)
+        nbytes = 0 if tensor is None else tensor.nbytes
+        self._journal.note(name, sha256=checksum, nbytes=nbytes, notes=notes.model_dump())
+
+    def notes(self, name: str, model: type[Notes]) -> Notes:
+        """What was noted of something that was put.
+
+        Raises:
+            OutputError: the journal holds something else.
+        """
+        try:
+            return model.model_validate(self._journal.done[name].notes)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, ("notes", *first["loc"])))
+            raise OutputError(f"{self._path}: {name}: {field}: {first['msg']}. {RESTART}") from None
 
     def read(self, name: str) -> Tensor:
         """A tensor that was put.
@@ -60,8 +76,8 @@ class Findings:
             OutputError: the file holds another one now.
         """
         tensor = self._file.read(name)
-        if hashlib.sha256(bytes_of(tensor)).hexdigest() != self.done[name]["sha256"]:
-            raise OutputError(f"{self._path}: was damaged. Pass --restart to throw the unfinished run away")
+        if hashlib.sha256(bytes_of(tensor)).hexdigest() != self._journal.done[name].sha256:
+            raise OutputError(f"{self._path}: was damaged. {RESTART}")
         return tensor
 
     def sync(self) -> None:
@@ -83,14 +99,26 @@ def packed(matrices: Sequence[Factors], rank: int) -> Tensor:
 
     A row is a triplet: its column of u, s, its row of vh; zeros fill up.
     """
-    rows = [torch.cat([f.u.T, f.s[:, None], f.vh], dim=1) for f in matrices]
-    return torch.stack([torch.cat([r, r.new_zeros(rank - len(r), r.shape[1])]) for r in rows])
+    padded = []
+    for factors in matrices:
+        triplets = torch.cat([factors.u.T, factors.s[:, None], factors.vh], dim=1)  # (k, m + 1 + n)
+        zeros = triplets.new_zeros(rank - len(triplets), triplets.shape[1])
+        padded.append(torch.cat([triplets, zeros]))
+    return torch.stack(padded)
 
 
-def unpacked(rows: Tensor, m: int, kept: Sequence[int], energies: Sequence[float | None]) -> list[Factors]:
-    """The reverse of `packed`: `kept` triplets of each matrix, whose rows were m."""
-    cut = (matrix[:k] for matrix, k in zip(rows, kept, strict=True))
-    return [
-        Factors(row[:, :m].T.contiguous(), row[:, m].contiguous(), row[:, m + 1 :].contiguous(), energy)
-        for row, energy in zip(cut, energies, strict=True)
-    ]
+def unpacked(rows: Tensor, m: int, counts: Sequence[int], energies: Sequence[float | None]) -> list[Factors]:
+    """The reverse of `packed`.
+
+    Args:
+        rows: The packed tensor (E, rank, m + 1 + n), or its first triplets.
+        m: Rows of each matrix.
+        counts: How many triplets each matrix has; where `rows` was cut to fewer, all that are left are taken.
+        energies: Energy of each matrix as a whole, where it is known.
+    """
+    factors = []
+    for matrix, count, energy in zip(rows, counts, energies, strict=True):
+        triplets = matrix[:count]  # (k, m + 1 + n)
+        u, s, vh = triplets[:, :m].T, triplets[:, m], triplets[:, m + 1 :]
+        factors.append(Factors(u.contiguous(), s.contiguous(), vh.contiguous(), energy))
+    return factors

@@ -1,13 +1,23 @@
-"""A run's working folder: where it writes, and how it becomes the output."""
+"""A run's working folder: where it writes, and how it becomes the output.
 
-import fcntl
+`.OUT.hf_tsv/` lies beside OUT, on the same file system:
+
+    lock            held by the run; a second run on the same OUT refuses
+    journal.jsonl   what is complete, see `journal.py`
+    scratch/        what only the run itself reads again
+    out/            becomes OUT by one rename when everything is there
+
+`processes.py` says what else lies there when several processes write one output.
+"""
+
 import os
 import shutil
-import time
+from contextlib import suppress
 from pathlib import Path
 
 from hf_tsv.errors import OutputError
-from hf_tsv.files.disk import full_disk_told
+from hf_tsv.files.disk import full_disk_told, sync_folder
+from hf_tsv.files.locks import lock
 from hf_tsv.files.names import RECORD_FILE
 
 
@@ -16,6 +26,13 @@ class Staging:
 
     Use it in a `with`: leaving it gives the lock back, whatever happened, and leaves nothing behind where nothing
     was begun. Of several processes that write one output, only the first locks the folder.
+
+    Attributes:
+        final: The output folder.
+        leads: Whether this process is the first, or the only one, of the run.
+        root: The working folder.
+        out: What becomes the output folder.
+        scratch: What only the run itself reads again.
     """
 
     def __init__(self, out: Path, *, leads: bool = True) -> None:
@@ -30,19 +47,25 @@ class Staging:
     def __enter__(self) -> "Staging":
         with full_disk_told(self.root):
             self.out.mkdir(parents=True, exist_ok=True)
-            if self.leads:
-                self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        if self._lock is not None and not _locked(self._lock, self.root / "lock"):
-            os.close(self._lock)
-            self._lock = None
-            raise OutputError(f"{self.final}: another run is writing it. Wait for it, or choose another folder")
+        if self.leads:
+            self._lock = lock(self.root / "lock")
+            if self._lock is None:
+                raise OutputError(f"{self.final}: another run is writing it. Wait for it, or choose another folder")
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._lock is not None:
-            if not self._is_removed and not (self.root / "journal.jsonl").exists():
-                self.remove()
-            os.close(self._lock)
+        if self._lock is None:
+            return
+        if not self._is_removed and not (self.root / "journal.jsonl").exists():
+            self.remove()
+        # Windows doesn't remove a file that is open, so the lock file is still there. Elsewhere the folder is gone by
+        # now, and must not be looked for after the lock is given back: another run may have made it again.
+        is_left = self._is_removed and self.root.exists()
+        os.close(self._lock)
+        if is_left:
+            with suppress(OSError):
+                (self.root / "lock").unlink()
+                self.root.rmdir()
 
     def discard(self) -> None:
         """Throw away all that was done so far, but stay in charge of the folder."""
@@ -54,30 +77,31 @@ class Staging:
             self.out.mkdir()
 
     def remove(self) -> None:
+        """Throw the working folder away. It is removed under its lock, so that no other run has begun in it yet."""
         self._is_removed = True
         shutil.rmtree(self.root, ignore_errors=True)
 
     def publish(self) -> None:
-        """Make OUT what was staged; what stood there is gone only after the new is in place."""
+        """Make what was staged the output; what stood there is removed only after the new one is in place."""
         old = self.root / "old"
         with full_disk_told(self.final):
             shutil.rmtree(old, ignore_errors=True)
-            _sync_folder(self.out)
+            sync_folder(self.out)
             if self.final.exists():
                 self.final.rename(old)
             self.out.rename(self.final)
-            _sync_folder(self.final.parent)
+            sync_folder(self.final.parent)
         self.remove()
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Whether OUT may become the output.
+    """Check that a folder may become the output.
 
     Raises:
         OutputError: something is there that would be lost.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out}: is no folder. Choose another place")
+        raise OutputError(f"{out}: is not a folder. Choose another path")
     if not out.exists() or not any(out.iterdir()):
         return
     if not overwrite:
@@ -86,28 +110,3 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{out}: holds no {RECORD_FILE}, so it was not made by hf-tsv and is not overwritten. Choose another folder"
         )
-
-
-def _locked(descriptor: int, path: Path) -> bool:
-    """Whether the lock could be had, on the file that still is at that path: a run that ends removes its own.
-
-    Another process may hold it for the moment of a look at whether it is held.
-    """
-    for _ in range(20):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.01)
-        except OSError as error:
-            raise OutputError(f"the output's file system has no locks: {error.strerror}. Choose another") from error
-        else:
-            return path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
-    return False
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,13 +1,7 @@
-"""A run's working folder: where it writes, what of it is complete, and how it becomes the output.
+"""What of a run is complete: one line of JSON a tensor, which a run that was stopped goes on from.
 
-`.OUT.hf_tsv/` lies beside OUT, on the same file system:
-
-    lock            held by the run; a second run on the same OUT refuses
-    journal.jsonl   first line: what the run is; then one line a complete tensor
-    scratch/        what only the run itself reads again
-    out/            becomes OUT by one rename when everything is there
-
-`processes.py` says what else lies there when several processes write one output.
+The first line says what the run is, each other one that a tensor's bytes are on the disk. Only whole lines count: a
+process that is killed may leave half of one at the end.
 """
 
 import json
@@ -16,25 +10,69 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.errors import OutputError
-from hf_tsv.files.disk import full_disk_told
-from hf_tsv.staging.folder import Staging, _sync_folder
+from hf_tsv.files.disk import full_disk_told, sync_folder
+from hf_tsv.staging.folder import Staging
 
 MERGED = "merged"  # the stage of a run that writes the model's own files
 SYNC_BYTES, SYNC_SECONDS = 256 * 2**20, 1.0  # at most so much is done again after a crash, whichever comes first
+RESTART = "Pass --restart to throw the unfinished run away"
+
+
+class RunLine(BaseModel):
+    """The first line.
+
+    Attributes:
+        format: Of the journal. Another version of this package may write another one.
+        identity: What has to be the same for the run to be gone on with, by what a message calls it.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    format: Literal[1] = 1
+    identity: dict[str, str]
+
+
+class TensorLine(BaseModel):
+    """A complete tensor.
+
+    Attributes:
+        name: The tensor's, within its stage.
+        stage: What part of the run made it.
+        sha256: Of its bytes; None where it was found that there is no tensor to keep.
+        seconds: How long it took.
+        notes: What the method, or the stage, noted about it.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    name: str
+    stage: str
+    sha256: str | None = None
+    seconds: float | None = None
+    notes: dict[str, JsonValue] = {}
+
+    def facts(self) -> dict[str, JsonValue]:
+        """What the record says of it."""
+        facts = dict(self.notes)
+        if self.seconds is not None:
+            facts["seconds"] = self.seconds
+        return facts | {"sha256": self.sha256}
 
 
 class Journal:
     """Which tensors are complete. A tensor's line is written only after its bytes are on the disk.
 
     Each process of a run has a journal of its own; the first one's takes the others' in. A run with several stages has
-    one object for each, on the same file.
+    one object for each, on the same file. Safe to use from several threads.
 
     Attributes:
-        done: By name, what was noted of each complete tensor: checksum, rank, seconds.
+        done: What was noted of each complete tensor of the stage, by name.
     """
 
     def __init__(
@@ -46,46 +84,83 @@ class Journal:
         rank: int = 0,
         stage: str = MERGED,
     ) -> None:
+        """
+        Args:
+            staging: The run's working folder.
+            writer: What writes the tensors that are noted.
+            identity: What the run is.
+            rank: Which process of the run this is.
+            stage: Which part of the run.
+
+        Raises:
+            OutputError: the journal can't be read or written.
+            ResourceError: the disk is full.
+        """
         self._root, self._stage = staging.root, stage
         self._path = staging.root / (f"journal-{rank}.jsonl" if rank else "journal.jsonl")
         self._writer = writer
-        self._pending: list[str] = []
+        self._pending: list[TensorLine] = []
         self._pending_bytes = 0
         self._synced = time.monotonic()
         self._lock = Lock()
-        self.done = _but(_entries(self._path, stage), writer.made_anew)
+        _cut_torn_line(self._path)
+        self.done = _lines_of(self._path, stage, but=writer.made_anew)
         with full_disk_told(self._path):
             self._file = self._path.open("ab", buffering=0)
         if not self._path.stat().st_size:
-            _sync_folder(staging.out)
-            self._append([json.dumps(dict(identity))])
+            sync_folder(staging.out)
+            self._append([RunLine(identity=dict(identity))])
         if not rank:
             self.take_in(but=writer.made_anew)
 
     def take_in(self, but: Collection[str] = ()) -> None:
         """Make what the other processes have noted this journal's own, except for these tensors."""
         for path in sorted(self._root.glob("journal-*.jsonl")):
-            entries = _but(_entries(path, self._stage), but)
-            self._append(list(map(self._line, entries.values())))
-            self.done |= entries
+            lines = _lines_of(path, self._stage, but)
+            self._append(list(lines.values()))
+            self.done |= lines
             path.unlink()
 
     @staticmethod
     def read_identity(staging: Staging) -> dict[str, str] | None:
-        """What the run that left this folder was, or None when there was none."""
-        lines = _complete_lines(staging.root / "journal.jsonl")
-        return _parsed(staging.root / "journal.jsonl", lines[:1])[0] if lines else None
+        """What the run that left this folder was; None when there was none.
+
+        Raises:
+            OutputError: the journal is damaged, or another version wrote it.
+        """
+        path = staging.root / "journal.jsonl"
+        lines = _complete_lines(path)
+        return _parsed(path, 1, lines[0], RunLine).identity if lines else None
 
     @staticmethod
     def read_done(staging: Staging, stage: str) -> set[str]:
-        """The names noted in one stage of the run that left this folder."""
-        return set(_entries(staging.root / "journal.jsonl", stage))
+        """The names noted in one stage of the run that left this folder. Errors as for `read_identity`."""
+        return set(_lines_of(staging.root / "journal.jsonl", stage))
 
-    def note(self, entry: Mapping[str, Any], nbytes: int) -> None:
-        """Note a written tensor; it counts once the next sync has gone through."""
+    def note(
+        self,
+        name: str,
+        *,
+        sha256: str | None,
+        nbytes: int,
+        seconds: float | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note a written tensor; it counts once the next sync has gone through.
+
+        Args:
+            name: The tensor's.
+            sha256: Of its bytes; None where there is no tensor to keep.
+            nbytes: How many bytes were written.
+            seconds: How long it took.
+            notes: Anything that JSON holds.
+        """
+        # Taken as JSON gives it back, so that a run that goes on has the same as one that wasn't stopped.
+        plain = json.loads(json.dumps(dict(notes or {})))
+        line = TensorLine(name=name, stage=self._stage, sha256=sha256, seconds=seconds, notes=plain)
         with self._lock:
-            self.done[entry["name"]] = dict(entry)
-            self._pending.append(self._line(entry))
+            self.done[name] = line
+            self._pending.append(line)
             self._pending_bytes += nbytes
             due = self._pending_bytes >= SYNC_BYTES or time.monotonic() - self._synced >= SYNC_SECONDS
         if due:
@@ -109,12 +184,10 @@ class Journal:
         finally:
             self._file.close()
 
-    def _line(self, entry: Mapping[str, Any]) -> str:
-        return json.dumps({**entry, "stage": self._stage})
-
-    def _append(self, lines: Sequence[str]) -> None:
+    def _append(self, lines: Sequence[RunLine | TensorLine]) -> None:
         """All of the lines, or, where the disk is full, none: half a line would spoil the next one."""
-        data, end = memoryview("".join(line + "\n" for line in lines).encode()), self._file.seek(0, os.SEEK_END)
+        text = "".join(json.dumps(line.model_dump()) + "\n" for line in lines)
+        data, end = memoryview(text.encode()), self._file.seek(0, os.SEEK_END)
         with full_disk_told(self._path):
             try:
                 while data:
@@ -125,27 +198,53 @@ class Journal:
                 raise
 
 
-def _but(entries: Mapping[str, dict[str, Any]], names: Collection[str]) -> dict[str, dict[str, Any]]:
-    return {name: entry for name, entry in entries.items() if name not in names}
+def names_in(path: Path) -> set[str]:
+    """The tensors that a journal says are complete, of all stages; another process may be writing it.
+
+    Raises:
+        OutputError: it is damaged, or another version wrote it.
+    """
+    return {line.name for line in _tensor_lines(path)}
 
 
-def _entries(path: Path, stage: str) -> dict[str, dict[str, Any]]:
+Line = TypeVar("Line", RunLine, TensorLine)
+
+
+def _lines_of(path: Path, stage: str, but: Collection[str] = ()) -> dict[str, TensorLine]:
+    """The lines of one stage by tensor, except for some tensors."""
+    return {line.name: line for line in _tensor_lines(path) if line.stage == stage and line.name not in but}
+
+
+def _tensor_lines(path: Path) -> list[TensorLine]:
     lines = _complete_lines(path)
-    if path.exists():  # a torn last line would swallow the next one
-        os.truncate(path, sum(len(line) + 1 for line in lines))
-    entries = _parsed(path, lines[1:])
-    return {entry.get("name", ""): entry for entry in entries if entry.pop("stage", None) == stage}
+    return [_parsed(path, number, line, TensorLine) for number, line in enumerate(lines[1:], start=2)]
 
 
-def _parsed(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
+def _parsed(path: Path, number: int, line: bytes, model: type[Line]) -> Line:
+    """One line of a journal.
+
+    Raises:
+        OutputError: it isn't one; names the line and the field.
+    """
     try:
-        entries = [json.loads(line) for line in lines]
+        # Not by pydantic's own reader of JSON: Python's gives back every float that it wrote, bit for bit.
+        return model.model_validate(json.loads(line))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        problem = f"{field}: {first['msg']}" if field else first["msg"]
     except (ValueError, RecursionError):
-        entries = [None]
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise OutputError(f"{path}: is no journal that can be read. Pass --restart to throw the unfinished run away")
-    return entries
+        problem = "is not JSON"
+    raise OutputError(
+        f"{path}:{number}: {problem}: the journal is damaged, or another version of hf-tsv wrote it. {RESTART}"
+    )
 
 
 def _complete_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove half a line at the end, which the next one would be added to."""
+    if path.exists():
+        os.truncate(path, sum(len(line) + 1 for line in _complete_lines(path)))

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
+from hf_tsv.checkpoints.dtypes import ARITHMETIC
 from hf_tsv.checkpoints.memory import MemoryCheckpoint
 from hf_tsv.errors import MethodError, RecipeError
 from hf_tsv.merging.engine import run
@@ -14,7 +15,6 @@ from hf_tsv.merging.plan import Step, leaves_masks, leaves_residuals
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.merging.progress import Silent
 from hf_tsv.merging.resources import Resources, usable_cores
-from hf_tsv.merging.stored import ARITHMETIC
 from hf_tsv.recipe import Recipe, parse_recipe
 
 

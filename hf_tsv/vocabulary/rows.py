@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoints.memory import NAMES_OF_DTYPES
-from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, LowRank, TensorInfo
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
+from hf_tsv.checkpoints.dtypes import BY_TORCH
+from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, LowRank, Rows, TensorInfo
+from hf_tsv.checkpoints.view import View
 from hf_tsv.recipe import UNION
 from hf_tsv.vocabulary.tokenizer import Tokenizer, write_with_tokens
 
-PIECE = 2**22  # entries that are averaged at a time
-ABSENT = -1
+PIECE = 2**22  # entries that are averaged at a time; another number would round the mean differently
+ABSENT = -1  # where a model has no row of a token
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,7 @@ class Vocabulary:
 
     def describe(self) -> dict[str, Any]:
         """What the record says of it."""
-        return {
-            "source": self.source,
-            "tokens": len(self.ids),
-            "new": len(self.added),
-            "rows": dict(self.rows),
-        }
+        return {"source": self.source, "tokens": len(self.ids), "new": len(self.added), "rows": dict(self.rows)}
 
     def write(self, folder: Path) -> None:
         """Make the base's tokenizer in a folder the union's; nothing where the output has one of the models' own."""
@@ -85,150 +80,172 @@ class Vocabulary:
             write_with_tokens(folder, self.tokenizers[0], self.added, self.tokenizers[1:])
 
 
-class OfBase:
-    """The base model in the output's vocabulary."""
+class OfBase(View):
+    """The base model in the output's vocabulary.
+
+    Attributes:
+        inner: The base model as it is stored.
+        vocabulary: The output's.
+        axes: The tensors with one row a token, and the axis along which these rows lie.
+    """
 
     def __init__(
         self, base: Checkpoint, finetuned: Sequence[Checkpoint], vocabulary: Vocabulary, axes: Mapping[str, int]
     ) -> None:
-        self.label = base.label
-        self.raw = base
+        super().__init__(base)
         self.vocabulary = vocabulary
         self.axes = axes
         self._finetuned = [(checkpoint, frozenset(checkpoint.names())) for checkpoint in finetuned]
         self._means: dict[str, Tensor] = {}
 
-    def names(self) -> Sequence[str]:
-        return self.raw.names()
-
     def info(self, name: str) -> TensorInfo:
-        info = self.raw.info(name)
+        info = super().info(name)
         return self.with_rows(info) if name in self.axes else info
 
+    def read(self, name: str, rows: Rows = None) -> Tensor:
+        if name not in self.axes:
+            return super().read(name, rows)
+        first, end = self.span(name, rows)
+        return self.as_stored(name, self.rows_of(name, first, end))
+
+    def fingerprint(self) -> str:
+        return f"{super().fingerprint()}\0{self.vocabulary.fingerprint}"
+
     def fits(self, info: TensorInfo) -> bool:
-        """Whether a task's tensor has one row a token, and otherwise the base's shape: else it is told as a misfit."""
-        axis, base = self.axes[info.name], self.raw.info(info.name)
+        """Whether a task's tensor has one row a token, and otherwise the base's shape.
+
+        One that doesn't is passed on as it is, so that the plan can say that it doesn't fit.
+        """
+        axis, base = self.axes[info.name], self.inner.info(info.name)
         return info.is_float and _without(info.shape, axis) == _without(base.shape, axis)
 
     def with_rows(self, info: TensorInfo) -> TensorInfo:
+        """The header with the output's number of rows."""
         shape = list(info.shape)
         shape[self.axes[info.name]] = self.vocabulary.rows[info.name]
         return TensorInfo(info.name, tuple(shape), info.dtype)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        if name not in self.axes:
-            return self.raw.read(name, rows)
-        first, end = self.span(name, rows)
-        return self.lying(name, self.of_tokens(name, first, end))
+    def span(self, name: str, rows: Rows) -> tuple[int, int]:
+        """The first and past-the-last token of some rows of a tensor; all tokens where they lie along axis 1."""
+        if rows and not self.axes[name]:
+            return rows
+        return 0, self.vocabulary.rows[name]
 
-    def span(self, name: str, rows: tuple[int, int] | None) -> tuple[int, int]:
-        """The tokens that some rows of a tensor are; all where they lie along the second axis."""
-        return rows if rows and not self.axes[name] else (0, self.vocabulary.rows[name])
-
-    def lying(self, name: str, by_token: Tensor) -> Tensor:
+    def as_stored(self, name: str, by_token: Tensor) -> Tensor:
+        """One entry a token, (tokens, *rest), in the tensor's own layout: (1, tokens) where they lie along axis 1."""
         return by_token[None] if self.axes[name] else by_token
 
-    def own(self, model: int, checkpoint: Checkpoint, name: str, first: int, end: int) -> Tensor:
-        """Where a model has some tokens' rows; ABSENT where its tensor ends before them."""
-        ids, held = self.vocabulary.own[model][first:end], checkpoint.info(name).shape[self.axes[name]]
-        return torch.where(ids < held, ids, ABSENT)
+    def positions(self, model: int, checkpoint: Checkpoint, name: str, first: int, end: int) -> Tensor:
+        """Where a model has the rows of the tokens [first, end), int64; ABSENT where its tensor ends before them."""
+        ids = self.vocabulary.own[model][first:end]
+        length = checkpoint.info(name).shape[self.axes[name]]
+        return torch.where(ids < length, ids, ABSENT)
 
-    def of_tokens(self, name: str, first: int, end: int) -> Tensor:
-        ids = self.own(0, self.raw, name, first, end)
-        if bool((ids >= 0).all()):
-            return gathered(self.raw, name, self.axes[name], ids)
-        known = gathered(self.raw, name, self.axes[name], ids[ids >= 0])
+    def rows_of(self, name: str, first: int, end: int) -> Tensor:
+        """The base's rows of the tokens [first, end): (end - first, *rest), in the base's dtype."""
+        ids = self.positions(0, self.inner, name, first, end)
+        is_known = ids >= 0
+        if bool(is_known.all()):
+            return gathered(self.inner, name, self.axes[name], ids)
+        known = gathered(self.inner, name, self.axes[name], ids[is_known])
         out = known.new_empty((end - first, *known.shape[1:]))
-        out[ids >= 0] = known
-        out[ids < 0] = self._means_of_tasks(name, first, end, ids < 0).to(out.dtype)
+        out[is_known] = known
+        out[~is_known] = self._means_of_tasks(name, first, end, ~is_known).to(out.dtype)
         return out
 
     def _means_of_tasks(self, name: str, first: int, end: int, wanted: Tensor) -> Tensor:
-        """Rows of tokens that the base lacks, in the arithmetic's dtype."""
-        shape = self.raw.info(name).shape[1:] if not self.axes[name] else ()
-        dtype = torch.promote_types(TORCH_DTYPES[self.raw.info(name).dtype], torch.float32)
+        """Rows of tokens that the base lacks: the mean over the tasks that have them, in at least float32.
+
+        Args:
+            name: The tensor.
+            first: The first token that is looked at.
+            end: The one past the last.
+            wanted: Which of them are asked for, (end - first,) bool.
+        """
+        base = self.inner.info(name)
+        shape = () if self.axes[name] else base.shape[1:]
+        dtype = torch.promote_types(base.torch_dtype, torch.float32)
         total = torch.zeros((int(wanted.sum()), *shape), dtype=dtype)
-        found = torch.zeros(len(total), dtype=dtype)
-        for model, (checkpoint, held) in enumerate(self._finetuned, start=1):
-            if name not in held or not self.fits(checkpoint.info(name)):
+        count = torch.zeros(len(total), dtype=dtype)  # tasks that have each of the tokens
+        for model, (checkpoint, names) in enumerate(self._finetuned, start=1):
+            if name not in names or not self.fits(checkpoint.info(name)):
                 continue
-            ids = self.own(model, checkpoint, name, first, end)[wanted]
+            ids = self.positions(model, checkpoint, name, first, end)[wanted]
             has = ids >= 0
             if has.any():
                 total[has] += gathered(checkpoint, name, self.axes[name], ids[has]).to(dtype)
-                found[has] += 1
-        mean = total / found.clamp(min=1).reshape(-1, *[1] * (total.dim() - 1))
-        if (found == 0).any():
-            mean[found == 0] = self._mean(name).to(dtype)
+                count[has] += 1
+        per_row = [1] * (total.dim() - 1)
+        mean = total / count.clamp(min=1).reshape(-1, *per_row)
+        if (count == 0).any():
+            mean[count == 0] = self._mean_of_base(name).to(dtype)
         return mean
 
-    def _mean(self, name: str) -> Tensor:
-        """The mean of the rows of the base's tokens, float64; in pieces that depend on nothing but the tensor."""
+    def _mean_of_base(self, name: str) -> Tensor:
+        """The mean of the rows of the base's tokens, float64. Computed once a tensor.
+
+        It is summed in pieces whose size depends on nothing but the tensor, so that its bits depend on nothing else.
+        """
         if name not in self._means:
-            rows = self.raw.info(name).shape[self.axes[name]]
-            held = sorted({i for i in self.vocabulary.tokenizers[0].ids.values() if i < rows})
-            ids = torch.tensor(held, dtype=torch.int64)
-            at_once = max(1, PIECE * rows // self.raw.info(name).numel)
-            pieces = (ids[first : first + at_once] for first in range(0, len(ids), at_once))
-            sums = [gathered(self.raw, name, self.axes[name], piece).double().sum(dim=0) for piece in pieces]
+            info = self.inner.info(name)
+            rows = info.shape[self.axes[name]]
+            tokens = sorted({i for i in self.vocabulary.tokenizers[0].ids.values() if i < rows})
+            ids = torch.tensor(tokens, dtype=torch.int64)
+            rows_at_once = max(1, PIECE * rows // info.numel)
+            sums = [
+                gathered(self.inner, name, self.axes[name], piece).double().sum(dim=0)
+                for piece in torch.split(ids, rows_at_once)
+            ]
             self._means[name] = torch.stack(sums).sum(dim=0) / max(1, len(ids))
         return self._means[name]
 
-    def will_need(self, name: str) -> None:
-        self.raw.will_need(name)
 
-    def fingerprint(self) -> str:
-        return _joined(self.raw, self.vocabulary)
-
-
-class OfTask:
+class OfTask(View):
     """A fine-tuned model in the output's vocabulary."""
 
     def __init__(self, base: OfBase, checkpoint: Checkpoint, t: int) -> None:
-        self.label = checkpoint.label
-        self._base, self._raw, self._model = base, checkpoint, t + 1
-        self._held = frozenset(checkpoint.names())
-
-    def names(self) -> Sequence[str]:
-        return self._raw.names()
+        super().__init__(checkpoint)
+        self._base = base
+        self._model = t + 1  # in the vocabulary, where the base comes first
+        self._inner_names = frozenset(checkpoint.names())
 
     def info(self, name: str) -> TensorInfo:
         """In a dtype that holds the base's rows exactly, for those that the task lacks."""
-        info = self._raw.info(name)
-        if not self._is_over(name):
+        info = super().info(name)
+        if not self._is_by_token(name):
             return info
-        dtype = torch.promote_types(TORCH_DTYPES[info.dtype], TORCH_DTYPES[self._base.raw.info(name).dtype])
-        return self._base.with_rows(TensorInfo(name, info.shape, NAMES_OF_DTYPES[dtype]))
+        dtype = torch.promote_types(info.torch_dtype, self._base.inner.info(name).torch_dtype)
+        return self._base.with_rows(TensorInfo(name, info.shape, BY_TORCH[dtype].name))
 
-    def _is_over(self, name: str) -> bool:
-        return name in self._base.axes and name in self._held and self._base.fits(self._raw.info(name))
-
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        if not self._is_over(name):
-            return self._raw.read(name, rows)
+    def read(self, name: str, rows: Rows = None) -> Tensor:
+        if not self._is_by_token(name):
+            return super().read(name, rows)
         first, end = self._base.span(name, rows)
-        ids = self._shared(name, first, end)
-        dtype, axis = TORCH_DTYPES[self.info(name).dtype], self._base.axes[name]
-        if bool((ids >= 0).all()):
-            return self._base.lying(name, gathered(self._raw, name, axis, ids).to(dtype))
-        out = self._base.of_tokens(name, first, end).to(dtype)
-        out[ids >= 0] = gathered(self._raw, name, axis, ids[ids >= 0]).to(dtype)
-        return self._base.lying(name, out)
-
-    def _shared(self, name: str, first: int, end: int) -> Tensor:
-        """Its rows of tokens that the base has too; ABSENT for the others."""
-        own = self._base.own(self._model, self._raw, name, first, end)
-        return torch.where(self._base.own(0, self._base.raw, name, first, end) >= 0, own, ABSENT)
-
-    def will_need(self, name: str) -> None:
-        self._raw.will_need(name)
+        ids = self._shared_positions(name, first, end)
+        is_shared = ids >= 0
+        dtype, axis = self.info(name).torch_dtype, self._base.axes[name]
+        if bool(is_shared.all()):
+            return self._base.as_stored(name, gathered(self.inner, name, axis, ids).to(dtype))
+        out = self._base.rows_of(name, first, end).to(dtype)  # (end - first, *rest)
+        out[is_shared] = gathered(self.inner, name, axis, ids[is_shared]).to(dtype)
+        return self._base.as_stored(name, out)
 
     def fingerprint(self) -> str:
-        return _joined(self._raw, self._base.vocabulary)
+        return f"{super().fingerprint()}\0{self._base.vocabulary.fingerprint}"
+
+    def _is_by_token(self, name: str) -> bool:
+        """Whether the model has the tensor, with one row a token."""
+        return name in self._base.axes and name in self._inner_names and self._base.fits(self.inner.info(name))
+
+    def _shared_positions(self, name: str, first: int, end: int) -> Tensor:
+        """Where the model has the rows of tokens that the base has, too; ABSENT for the others. (end - first,) int64"""
+        own = self._base.positions(self._model, self.inner, name, first, end)
+        in_base = self._base.positions(0, self._base.inner, name, first, end)
+        return torch.where(in_base >= 0, own, ABSENT)
 
 
 class OfAdapter(OfTask):
-    """An adapter on the base, in the output's vocabulary. Its change stays exact; of embeddings it comes dense."""
+    """An adapter on the base, in the output's vocabulary. Its change stays exact; that of embeddings comes dense."""
 
     def __init__(self, base: OfBase, adapter: AdapterCheckpoint, t: int) -> None:
         super().__init__(base, adapter, t)
@@ -236,63 +253,75 @@ class OfAdapter(OfTask):
         self.notes = adapter.notes
 
     def is_changed(self, name: str) -> bool:
-        return self._adapter.is_changed(name) or (self._is_over(name) and self._is_resized(name))
+        return self._adapter.is_changed(name) or (self._is_by_token(name) and self._is_resized(name))
 
-    def _is_resized(self, name: str) -> bool:
-        return self._adapter.info(name).shape != self._base.raw.info(name).shape
-
-    def delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: tuple[int, int] | None = None) -> Tensor:
-        if not self._is_over(name):
+    def delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: Rows = None) -> Tensor:
+        if not self._is_by_token(name):
             return self._adapter.delta(name, base, dtype, rows)
         first, end = self._base.span(name, rows)
-        own, ours = self._shared(name, first, end), self._base.own(0, self._base.raw, name, first, end)
-        if self._is_resized(name) or not torch.equal(own[own >= 0], ours[own >= 0]):
+        own = self._shared_positions(name, first, end)
+        in_base = self._base.positions(0, self._base.inner, name, first, end)
+        # The adapter's own delta is one of the base's tensor, row by row. It can be used only where both number the
+        # tokens alike.
+        if self._is_resized(name) or not torch.equal(own[own >= 0], in_base[own >= 0]):
             return self.read(name, rows).to(dtype).sub_(base)
-        delta = torch.zeros_like(base, dtype=dtype)
-        by_token, axis = (delta[0] if self._base.axes[name] else delta), self._base.axes[name]
-        at = (own >= 0).nonzero().flatten()
-        for piece in _runs(own[at]):
-            start = int(own[at[piece.start]])
-            run = (start, start + piece.stop - piece.start)
-            raw = self._base.raw.read(name, None if axis else run)
-            change = self._adapter.delta(name, raw, dtype, None if axis else run)
-            by_token[at[piece]] = change[0, slice(*run)] if axis else change
-        return delta
+        return self._delta_by_token(name, base, dtype, own)
 
     def low_rank(self, name: str, row: int | None = None) -> LowRank | None:
-        return None if self._is_over(name) else self._adapter.low_rank(name, row)
+        return None if self._is_by_token(name) else self._adapter.low_rank(name, row)
 
     def nbytes(self, name: str) -> int:
         return self._adapter.nbytes(name)
+
+    def _is_resized(self, name: str) -> bool:
+        """Whether the adapter has another number of rows than the base."""
+        return self._adapter.info(name).shape != self._base.inner.info(name).shape
+
+    def _delta_by_token(self, name: str, base: Tensor, dtype: torch.dtype, ids: Tensor) -> Tensor:
+        """The adapter's delta in the shape of `base`, whose tokens have the rows `ids` in the adapter's base."""
+        axis = self._base.axes[name]
+        delta = torch.zeros_like(base, dtype=dtype)
+        by_token = delta[0] if axis else delta  # (tokens, *rest)
+        known = (ids >= 0).nonzero().flatten()
+        for piece in _consecutive(ids[known]):
+            start = int(ids[known[piece.start]])
+            run = (start, start + piece.stop - piece.start)
+            # Rows are read along axis 0 only, so a tensor whose tokens lie along axis 1 is read whole.
+            read = None if axis else run
+            stored = self._base.inner.read(name, read)
+            change = self._adapter.delta(name, stored, dtype, read)
+            by_token[known[piece]] = change[0, slice(*run)] if axis else change
+        return delta
 
 
 def gathered(checkpoint: Checkpoint, name: str, axis: int, ids: Tensor) -> Tensor:
     """The rows of these tokens, in their order: (len(ids), *rest), in the stored dtype.
 
-    Read run by run; in one go, with what lies between, where that is no more than twice as much.
+    They are read run by run; or in one go, with what lies between, where that is no more than twice as much.
     """
     if axis:
         return checkpoint.read(name)[0][ids]
     if not len(ids):
         info = checkpoint.info(name)
-        return torch.empty((0, *info.shape[1:]), dtype=TORCH_DTYPES[info.dtype])
-    runs = list(_runs(ids))
+        return torch.empty((0, *info.shape[1:]), dtype=info.torch_dtype)
+    runs = list(_consecutive(ids))
     low, high = int(ids.min()), int(ids.max()) + 1
     if len(runs) > 1 and high - low <= 2 * len(ids):
         return checkpoint.read(name, (low, high))[ids - low]
-    found = [checkpoint.read(name, (int(ids[run.start]), int(ids[run.stop - 1]) + 1)) for run in runs]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    pieces = []
+    for run in runs:
+        first, last = int(ids[run.start]), int(ids[run.stop - 1])
+        pieces.append(checkpoint.read(name, (first, last + 1)))
+    # One piece is the tensor itself: torch.cat would copy it.
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _runs(ids: Tensor) -> Iterator[slice]:
-    """Where ids follow one another by one."""
-    ends = [0, *((ids.diff() != 1).nonzero().flatten() + 1).tolist(), len(ids)]
+def _consecutive(ids: Tensor) -> Iterator[slice]:
+    """The longest slices of ids in which each follows the one before it by one."""
+    breaks = (ids.diff() != 1).nonzero().flatten() + 1
+    ends = [0, *breaks.tolist(), len(ids)]
     return (slice(first, end) for first, end in pairwise(ends) if end > first)
 
 
 def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
-
-
-def _joined(checkpoint: Checkpoint, vocabulary: Vocabulary) -> str:
-    return f"{checkpoint.fingerprint()}\0{vocabulary.fingerprint}"

@@ -122,7 +122,7 @@ def test_every_truncated_shard_is_told(tmp_path: Path) -> None:
     size = (tmp_path / "model-00002-of-00003.safetensors").stat().st_size
     assert lines == [
         f"DIR/model-0000{i}-of-00003.safetensors: expected {size} bytes by its header but got {size - 10}."
-        " Get the file again"
+        " Download the file again"
         for i in (1, 3)
     ]
 
@@ -143,17 +143,17 @@ def test_an_index_that_promises_more_than_its_shards_hold(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        (b"[]", "the safetensors header is no mapping. Get the file again"),
-        (b"{nonsense", "the safetensors header is no JSON. Get the file again"),
+        (b"[]", "the safetensors header is not a mapping. Download the file again"),
+        (b"{nonsense", "the safetensors header is not JSON. Download the file again"),
         (b'{"a": 3}', "tensor 'a' has no dtype, shape and data_offsets"),
         (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', "tensor 'a' has 4 bytes, expected 8 for F32 (2,)"),
         (
             b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
-            "tensor 'a' has a shape or offsets that are no natural numbers",
+            "tensor 'a' has a shape or offsets that are not natural numbers",
         ),
         (
             b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
-            "tensors 'a' and 'b' overlap. Get the file again",
+            "tensors 'a' and 'b' overlap. Download the file again",
         ),
     ],
 )
@@ -164,7 +164,9 @@ def test_headers_that_lie_are_refused(tmp_path: Path, header: bytes, said: str) 
 
 def test_an_enormous_header_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}")
-    assert message(tmp_path) == "DIR/model.safetensors: not a safetensors file, or cut short (10 bytes). Get it again"
+    assert (
+        message(tmp_path) == "DIR/model.safetensors: not a safetensors file, or cut short (10 bytes). Download it again"
+    )
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_told(tmp_path: Path) -> None:

@@ -77,14 +77,14 @@ def test_the_journal_remembers_what_is_complete(tmp_path: Path) -> None:
     shards = shards_of(memory, ["a", "b"])
     with Staging(tmp_path / "out") as staging, CheckpointWriter(staging.out, shards) as writer:
         with Journal(staging, writer, IDENTITY) as journal:
-            journal.note({"name": "a", "sha256": writer.write("a", torch.ones(3))}, 12)
+            journal.note("a", sha256=writer.write("a", torch.ones(3)), nbytes=12)
         with (staging.root / "journal.jsonl").open("a") as file:
             file.write('{"name": "b", "sha2')  # a line torn by a crash
     with Staging(tmp_path / "out") as staging, CheckpointWriter(staging.out, shards) as writer:
         assert Journal.read_identity(staging) == IDENTITY
         with Journal(staging, writer, IDENTITY) as journal:
             assert list(journal.done) == ["a"]
-            journal.note({"name": "b", "sha256": ""}, 8)
+            journal.note("b", sha256="", nbytes=8)
         with Journal(staging, writer, IDENTITY) as journal:
             assert list(journal.done) == ["a", "b"]
 
@@ -96,7 +96,7 @@ def test_a_tensor_is_noted_only_once_it_is_on_the_disk(tmp_path: Path) -> None:
         CheckpointWriter(staging.out, shards_of(memory, ["a"])) as writer,
         Journal(staging, writer, IDENTITY) as journal,
     ):
-        journal.note({"name": "a"}, 12)
+        journal.note("a", sha256="", nbytes=12)
         assert b'"a"' not in (staging.root / "journal.jsonl").read_bytes()
         journal.sync()
         assert b'"a"' in (staging.root / "journal.jsonl").read_bytes()
@@ -107,7 +107,7 @@ def test_a_lost_file_takes_its_lines_in_the_journal_with_it(tmp_path: Path) -> N
     shards = shards_of(memory, ["a"])
     with Staging(tmp_path / "out") as staging:
         with CheckpointWriter(staging.out, shards) as writer, Journal(staging, writer, IDENTITY) as journal:
-            journal.note({"name": "a"}, 12)
+            journal.note("a", sha256="", nbytes=12)
         (staging.out / "model.safetensors").unlink()
         with CheckpointWriter(staging.out, shards) as writer, Journal(staging, writer, IDENTITY) as journal:
             assert not journal.done

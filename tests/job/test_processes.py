@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,9 +14,10 @@ from safetensors.torch import load_file, save_file
 import hf_tsv
 from hf_tsv.errors import OutputError
 from hf_tsv.job import processes
-from hf_tsv.job.processes import Process, Team, dealt_out
+from hf_tsv.job.processes import Process, Team, deal_out
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import parse_recipe
+from hf_tsv.staging.journal import names_in
 from tests.support import models
 from tests.support.headers import Headers
 
@@ -36,10 +36,10 @@ def llama3_8b() -> Headers:
 
 @pytest.mark.parametrize("method", ["tsv_m", "ties"])
 @pytest.mark.parametrize("count", [2, 4, 8])
-def test_the_work_of_a_real_model_is_dealt_out_evenly(count: int, method: str) -> None:
+def test_the_work_of_a_real_model_is_deal_out_evenly(count: int, method: str) -> None:
     text = f"merge_method: {method}\nbase_model: ./b\nmodels: [{{model: ./x}}, {{model: ./y}}, {{model: ./z}}]\n"
     plan = make_plan(parse_recipe(text), llama3_8b(), [llama3_8b() for _ in range(3)])
-    shares = dealt_out(plan.steps, plan.work, count)
+    shares = deal_out(plan.steps, plan.work, count)
     loads = [sum(map(plan.work, share)) for share in shares]
     assert sorted(step.name for share in shares for step in share) == sorted(step.name for step in plan.steps)
     assert max(loads) / (sum(loads) / count) < 1.1
@@ -116,7 +116,7 @@ def test_one_process_goes_on_where_two_were_stopped(zoo: Path, tmp_path: Path) -
     for process in running:
         process.kill()
     ends(running)
-    theirs = processes.names_in(staging / "journal-1.jsonl")
+    theirs = names_in(staging / "journal-1.jsonl")
     [(code, _, said)] = ends([start(recipe, out, 0, 1)])
     assert (code, bool(theirs)) == (0, True), said
     assert same_weights(out, zoo / "whole")
@@ -172,7 +172,10 @@ def test_who_does_not_come_is_named(rank: int, tmp_path: Path, monkeypatch: pyte
 def test_a_contradicting_environment_is_told(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
-    with pytest.raises(OutputError, match=re.escape("expected 0 <= RANK < WORLD_SIZE. Unset them to run alone")):
+    with pytest.raises(
+        OutputError,
+        match="RANK must be a number from 0 to WORLD_SIZE - 1, and .* Unset them to run a single process",
+    ):
         Process.launched()
 
 

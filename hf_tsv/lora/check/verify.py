@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_tsv.checkpoints.dtypes import DTYPES
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.protocol import Checkpoint
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES, SafetensorsCheckpoint, read_header
+from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint, read_header
 from hf_tsv.errors import CheckpointError
 from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.check.inputs import random_inputs
@@ -268,7 +269,7 @@ def _factor_rounding(folder: Path) -> float:
     """The relative spacing of the coarsest dtype that factors are stored in; what is compared is in float32 at best."""
     file = SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=str(folder))
     stored = {file.info(name).dtype for name in file.names() if f".{FACTOR_MARK}" in name}
-    return max(_rounding(dtype) for dtype in (torch.float32, *(TORCH_DTYPES[name] for name in stored)))
+    return max(_rounding(dtype) for dtype in (torch.float32, *(DTYPES[name].torch for name in stored)))
 
 
 def _rounding(dtype: torch.dtype) -> float:

@@ -9,7 +9,8 @@ biases beside the factors, and the cheaper draft is taken. What PEFT can't hold 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
+from hf_tsv.checkpoints.dtypes import DTYPES
+from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import CheckpointError, some
 from hf_tsv.linalg.ranks import Dense
 from hf_tsv.lora.architecture import Architecture
@@ -215,7 +216,7 @@ class _Planner:
         return whole <= sum(otherwise.values())
 
     def _whole_bytes(self, key: str) -> int:
-        return self.architecture.shape(key).numel() * ITEM_BYTES[self._dtype(key)]
+        return self.architecture.shape(key).numel() * DTYPES[self._dtype(key)].nbytes
 
     def _asked_bytes(self, key: str) -> int:
         """Bytes of a parameter in the form asked for, 0 when it is unchanged."""

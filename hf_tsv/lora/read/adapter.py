@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hf_tsv.checkpoints.folder import STEMS
 from hf_tsv.checkpoints.protocol import Checkpoint, LowRank, TensorInfo
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES, SafetensorsCheckpoint
+from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
+from hf_tsv.checkpoints.view import View
 from hf_tsv.errors import CheckpointError, some
 from hf_tsv.lora.format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLED_ADAPTER, SIDECAR_FILE, AdapterConfig
 from hf_tsv.lora.read.changes import Change, Pair, Places, Value
@@ -97,7 +98,7 @@ def _why_none(folder: Path) -> str:
     return f"no {ADAPTER_WEIGHTS} in it, expected an adapter as PEFT saves it"
 
 
-class AppliedAdapter:
+class AppliedAdapter(View):
     """A model with an adapter on top. What the adapter holds beyond the model's tensors, a head, comes behind them.
 
     Raises:
@@ -105,11 +106,10 @@ class AppliedAdapter:
     """
 
     def __init__(self, adapter: Adapter, model: Checkpoint, places: Callable[[], Places] | None) -> None:
-        self.label = adapter.label
+        super().__init__(model, label=adapter.label)
         changes = changes_of(adapter.tensors, adapter.config, model, places)
         self.notes = changes.notes
         self._adapter = adapter
-        self._model = model
         self._changes = changes.of
         self._own = changes.own
         self._rest = adapter.rest
@@ -121,35 +121,35 @@ class AppliedAdapter:
         self._factor = lru_cache(maxsize=4)(lambda key: adapter.tensors.read(key).flatten(1))
 
     def names(self) -> Sequence[str]:
-        held = self._model.names()
+        held = self.inner.names()
         return (*held, *sorted(self._own.keys() - set(held)))
 
     def info(self, name: str) -> TensorInfo:
         if key := self._own.get(name):
             stored = self._adapter.tensors.info(key)
             return TensorInfo(name, stored.shape, stored.dtype)
-        return self._model.info(name)
+        return self.inner.info(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Base and change added in float32 (float64 if the base is), rounded once to the base's dtype."""
         own = self._own.get(name)
-        tensor = self._adapter.tensors.read(own, rows) if own else self._model.read(name, rows)
+        tensor = self._adapter.tensors.read(own, rows) if own else self.inner.read(name, rows)
         dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
         if name in self._rest:
-            return self._rest[name].applied(tensor.to(dtype), rows).to(TORCH_DTYPES[self.info(name).dtype])
+            return self._rest[name].applied(tensor.to(dtype), rows).to(self.info(name).torch_dtype)
         if name not in self._changes:
             return tensor
-        return self._delta(name, tensor, dtype, rows).add_(tensor).to(TORCH_DTYPES[self.info(name).dtype])
+        return self._delta(name, tensor, dtype, rows).add_(tensor).to(self.info(name).torch_dtype)
 
     def will_need(self, name: str) -> None:
         for key in self._changes[name].keys if name in self._changes else ():
             self._adapter.tensors.will_need(key)
         if name not in self._own:
-            self._model.will_need(name)
+            self.inner.will_need(name)
 
     def fingerprint(self) -> str:
         """Hash of the model's fingerprint, the adapter's, and its configuration."""
-        parts = [self._model.fingerprint(), self._adapter.tensors.fingerprint(), self._adapter.config.model_dump_json()]
+        parts = [self.inner.fingerprint(), self._adapter.tensors.fingerprint(), self._adapter.config.model_dump_json()]
         parts += {rest.fingerprint for rest in self._rest.values()}
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -238,12 +238,12 @@ class AdapterOnBase(AppliedAdapter):
             return self._rest[name].nbytes
         change = self._changes.get(name, Change())
         if change.value and (change.value.rows or change.value.expert is not None):  # a part of what the key holds
-            return self._model.info(name).nbytes
+            return self.inner.info(name).nbytes
         shared_by = change.pair.experts if change.pair and not change.pair.is_stacked else 1
         return sum(self._adapter.tensors.info(key).nbytes for key in change.keys) // shared_by
 
     def _is_as_in_base(self, name: str, value: Value) -> bool:
         """PEFT saves an embedding itself beside the factors of its change, as a rule unchanged."""
-        stored, base = self._value(value), self._model.read(name)
+        stored, base = self._value(value), self.inner.read(name)
         dtype = torch.promote_types(stored.dtype, base.dtype)
         return stored.shape == base.shape and torch.equal(stored.to(dtype), base.to(dtype))

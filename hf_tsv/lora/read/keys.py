@@ -17,7 +17,7 @@ from functools import cached_property
 
 import torch
 
-from hf_tsv.checkpoints.aligned import _first_parts, _swap
+from hf_tsv.checkpoints.aligned import Renaming, first_components
 from hf_tsv.checkpoints.protocol import Checkpoint
 from hf_tsv.errors import CheckpointError, some
 from hf_tsv.lora.format import ADAPTER_CONFIG, AdapterConfig
@@ -166,7 +166,7 @@ class _Mapper:
         """A tensor of a module that was trained as a whole, or a bias: it stands in the model's place."""
         target = self._find(name)
         if target is None:
-            self._add_parts_or_own(_swap(name, *self._prefix), key)
+            self._add_parts_or_own(self._prefix(name), key)
             return
         if self._model.info(target).shape != self._shape(key):
             self.changes.own[target] = key
@@ -261,7 +261,7 @@ class _Mapper:
 
     def _find(self, name: str) -> str | None:
         """The tensor that is a parameter, in the model's files; None where there is none."""
-        name = _swap(name, *self._prefix)
+        name = self._prefix(name)
         if name in self._held:
             return name
         places = self._places.get(name, ())
@@ -287,21 +287,22 @@ class _Mapper:
             if is_parameter and len(shape) == 3:
                 return _Weight(name, shape[1:], (place,), shape[0], is_parameter=True, is_stack=True)
             return _Weight(name, shape, (place,), is_parameter=is_parameter)
-        places = self._places.get(_swap(name, *self._prefix), ())
+        places = self._places.get(self._prefix(name), ())
         if not places:
             return None
         rows, width = max(place.row + (place.rows or 0) for place in places), self._stored_shape(places[0].tensor)[1:]
         experts = 1 + max(place.expert or 0 for place in places)
         return _Weight(name, (rows, *width), tuple(places), experts, is_parameter)
 
-    def _best_prefix(self) -> tuple[str, str]:
+    def _best_prefix(self) -> Renaming:
         """The first component to drop from names, or to add, so that most are the model's; none among equals."""
         wanted = {name for module in self._keys.modules for name in self._parameters_of(module)}
         wanted |= {f"{_owner(module)}.weight" for module in self._keys.modules} | self._keys.values.keys()
         held = self._held | self._places.keys()
-        drops, adds = ((part, "") for part in _first_parts(wanted)), (("", part) for part in _first_parts(set(held)))
-        options = [("", ""), *drops, *adds]
-        return max(options, key=lambda option: len({_swap(name, *option) for name in wanted} & held))
+        renamings = [Renaming()]
+        renamings += [Renaming(drop=prefix) for prefix in first_components(wanted)]
+        renamings += [Renaming(add=prefix) for prefix in first_components(held)]
+        return max(renamings, key=lambda renaming: len(held & set(map(renaming, wanted))))
 
     def _is_transposed(self, weight: _Weight, made: Shape, *, is_embedding: bool) -> bool | None:
         """Whether a weight is stored (in, out) for factors that make (out, in); None where they don't fit it."""

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hf_tsv.checkpoints.modules import kind_of, matrix_view
 from hf_tsv.checkpoints.protocol import Checkpoint, TensorInfo
-from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.format import BASE_LAYER, BIAS, EMBEDDING, LEFT, LINEAR, PREFIX, RIGHT
 from hf_tsv.lora.modules import Module
@@ -129,7 +128,7 @@ class LoraSlot:
         if self.bias_size:
             tensors.append(self._bias(changes, base))
         in_file = zip(tensors, self.infos, strict=True)
-        return [tensor.to(TORCH_DTYPES[info.dtype]).reshape(info.shape) for tensor, info in in_file]
+        return [tensor.to(info.torch_dtype).reshape(info.shape) for tensor, info in in_file]
 
     def _assembled(self, changes: Mapping[str, Change]) -> tuple[Tensor, Tensor]:
         """left (E, rows, r) and right (E, r, columns) float32 whose products are the changes, all in their places."""
@@ -175,7 +174,7 @@ class WholeSlot:
         return self.changed
 
     def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
-        dtype = TORCH_DTYPES[self.info.dtype]
+        dtype = self.info.torch_dtype
         if len(self.sources) == 1 and self.sources[0][1].rows is None:
             return [current_value(self.sources[0][0], changes, base).to(dtype)]
         value = torch.empty(self.info.shape, dtype=dtype)
@@ -200,7 +199,7 @@ class RestSlot:
         change = changes[self.name]
         if self.rank is None:
             [info] = self.infos
-            return [new_value(self.name, change, base).to(TORCH_DTYPES[info.dtype])]
+            return [new_value(self.name, change, base).to(info.torch_dtype)]
         pairs = halves(self.name, self.rank, change)
         tensors = []
         for side, info in enumerate(self.infos):
@@ -209,7 +208,7 @@ class RestSlot:
             for matrix, pair in zip(stack, pairs, strict=True):
                 rows, columns = pair[side].shape
                 matrix[:rows, :columns] = pair[side]
-            tensors.append(stack.reshape(info.shape).to(TORCH_DTYPES[info.dtype]))
+            tensors.append(stack.reshape(info.shape).to(info.torch_dtype))
         return tensors
 
 
