@@ -84,13 +84,13 @@ def compressing(
         verify: As in `Compressing`.
         together: As in `Compressing`.
     """
-    said = recipe.adapters
-    dtype = factor_dtype or said.get("factor_dtype")
+    of_recipe = recipe.adapters
+    dtype = factor_dtype or of_recipe.factor_dtype
     return Compressing(
         how,
         factor_dtype=STORED[dtype] if dtype else None,
-        profiles=profiles or tuple(said.get("profiles", ("faithful",))),
-        serving_rank=serving_rank or said.get("rank"),
+        profiles=profiles or of_recipe.profiles or ("faithful",),
+        serving_rank=serving_rank or of_recipe.rank,
         verify=verify,
         together=together,
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hf_tsv.errors import RecipeError
+from hf_tsv.recipe._document import Document
 from hf_tsv.recipe._lock import pinned_text
 from hf_tsv.recipe._meaning import read_meaning
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
@@ -10,7 +11,7 @@ from hf_tsv.recipe._recipe import UNION, Recipe, RecipeModel, Rule, TokenizerCho
 from hf_tsv.recipe._refs import ModelRef, in_repository, is_local
 from hf_tsv.recipe._schema import read_shape
 from hf_tsv.recipe._slices import read_whole_slice
-from hf_tsv.recipe._yaml import Document, read_yaml
+from hf_tsv.recipe._yaml import MAX_CHARACTERS, read_yaml
 
 __all__ = [
     "UNION",
@@ -35,8 +36,7 @@ __all__ = [
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file.
 
-    A model's relative path is one from the current directory, as in mergekit; where no folder is there, one from the
-    recipe's own folder.
+    A model's relative path starts at the current directory, as in mergekit; if no folder is there, at the recipe's own.
 
     Raises:
         RecipeError: the file can't be read, or anything in it is wrong.
@@ -49,12 +49,14 @@ def read_text(path: Path, what: str) -> str:
     """The text of a file that a person wrote, which messages call `what`.
 
     Raises:
-        RecipeError: it can't be read.
+        RecipeError: it can't be read, or isn't UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            return file.read(MAX_CHARACTERS + 1)  # one more than `read_yaml` takes, which refuses it then
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: this is no UTF-8 text ({error.reason} at byte {error.start}).") from None
+        problem = f"the {what} isn't UTF-8 text ({error.reason} at byte {error.start})."
+        raise RecipeError(f"{path}: {problem} Save it as UTF-8.") from None
     except OSError as error:
         raise RecipeError(f"{path}: the {what} can't be read: {error.strerror}.") from None
 
