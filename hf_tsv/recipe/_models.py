@@ -130,7 +130,8 @@ class ModelReader:
             if problem:
                 self._document.tell(path, problem)
                 continue
-            tasks[i] = by_lower_case[name.lower()] = RecipeModel(ref, name, self._document.line(("models", i)))
+            tasks[i] = RecipeModel(ref, name, self._document.line(("models", i)), entry=i)
+            by_lower_case[name.lower()] = tasks[i]
         return tasks
 
     def _same_model(self, text: str, models: Models) -> ModelRef | None:

@@ -23,11 +23,13 @@ class RecipeModel:
         ref: Where it is.
         name: Its task's name, fit for a file name and unlike every other task's.
         line: Where it was written.
+        entry: Which of the recipe's `models` it is, from 0; the base may be among them.
     """
 
     ref: ModelRef
     name: str
     line: int
+    entry: int
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,10 @@ def yaml_of(typ: Literal["safe", "rt"]) -> YAML:
     yaml = YAML(typ=typ, pure=True)
     yaml.Resolver = _Resolver
     yaml.max_depth = MAX_DEPTH
+    yaml.composer.warn_double_anchors = False  # YAML allows them, and the latest counts
     yaml.allow_unicode = True
     yaml.preserve_quotes = True
+    yaml.brace_single_entry_mapping_in_flow_sequence = True  # JSON stays JSON
     yaml.width = MAX_CHARACTERS  # no line is broken
     return yaml
 
