@@ -1,17 +1,17 @@
 """What of a recipe can be chosen by scores, and the recipe in which it is chosen."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from ruamel.yaml.comments import CommentedMap
 
 from hf_tsv.checkpoints.modules import group_of
 from hf_tsv.errors import PlanError
 from hf_tsv.merging.plan import MASKED, Step
 from hf_tsv.methods import METHODS
-from hf_tsv.recipe import Document, Recipe, parse_recipe, read_yaml
+from hf_tsv.recipe import Recipe, edited, models_of, own_value, put_keys, remove_key
 
 By = Literal["all", "kind", "type"]
 REST = "rest"  # of methods with a `rest_scale`: what is no matrix, whose factor that is
@@ -61,8 +61,8 @@ def at_scale_one(recipe: Recipe) -> Recipe:
     """
     _check(recipe)
     places = [place for place, method in _methods(recipe) if method in SCALED]
-    text = _text(recipe, {place: dict.fromkeys(_SCALES, 1.0) for place in places}, {})
-    return replace(_parsed(text, recipe), out_dtype=recipe.dtype)
+    at_one = _edited(recipe, {place: dict.fromkeys(_SCALES, 1.0) for place in places}, {})
+    return replace(at_one, out_dtype=recipe.dtype)
 
 
 def groups_of(recipe: Recipe, steps: Sequence[Step], by: By) -> dict[str, Group]:
@@ -79,13 +79,11 @@ def groups_of(recipe: Recipe, steps: Sequence[Step], by: By) -> dict[str, Group]
 
 
 def chosen_text(recipe: Recipe, choice: Choice) -> str:
-    """The recipe with a choice: scales as mergekit's lists of filter and value, lambdas at their models."""
+    """The recipe's text with a choice: scales as mergekit's lists of filter and value, lambdas at their models."""
     settings: dict[int | None, dict[str, Any]] = {}
     for place in dict.fromkeys(group.override for group in choice.scales):
         settings[place] = _scales({g.name: s for g, s in choice.scales.items() if g.override == place})
-    text = _text(recipe, settings, choice.lambdas)
-    _parsed(text, recipe)
-    return text
+    return _edited(recipe, settings, choice.lambdas).text
 
 
 def _check(recipe: Recipe) -> None:
@@ -132,44 +130,45 @@ def _filter(name: str) -> Any:
     return name if "." in name or "*" in name else {"kind": name}
 
 
-def _text(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lambdas: Mapping[str, float]) -> str:
-    """The recipe's text with these scales in their places, and these lambdas at their tasks."""
-    document = read_yaml(recipe.text, recipe.source)
-    data = document.data
-    shared = dict(data.get("parameters") or {})
-    for place, method in _methods(recipe):
-        block = data if place is None else data["overrides"][place]
-        given = dict(block.get("parameters") or {})
-        if place is not None and method not in SCALED:  # what it has from the whole recipe isn't to change
-            given = {name: value for name, value in shared.items() if _meaning(name, method) in _SCALES} | given
-        if place in scales:
-            taken = {name: value for name, value in scales[place].items() if name in METHODS[method].parameters}
-            given = {name: value for name, value in given.items() if _meaning(name, method) not in taken} | taken
-        if given:
-            block["parameters"] = given
-    for entry, task in _entries(document, recipe):
-        if task in lambdas:
-            entry["parameters"] = {**(entry.get("parameters") or {}), _LAMBDA: lambdas[task]}
-    return yaml.safe_dump(data, sort_keys=False)
+def _edited(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lambdas: Mapping[str, float]) -> Recipe:
+    """The recipe with these scales in their places, and these lambdas at their tasks."""
+
+    def change(document: CommentedMap) -> None:
+        shared = dict(document.get("parameters") or {})
+        for place, method in _methods(recipe):
+            settings = dict(scales.get(place, {}))
+            if place is None:
+                _set_parameters(document, method, settings)
+                continue
+            entry = own_value(own_value(document, "overrides"), place)
+            if method not in SCALED:  # what it has from the whole recipe isn't to change
+                given = entry.get("parameters") or {}
+                for name, value in shared.items():
+                    if _meaning(name, method) in _SCALES and name not in given:
+                        settings[name] = copy.deepcopy(value)
+            _set_parameters(entry, method, settings)
+        for model in recipe.models:
+            if model.name in lambdas:
+                put_keys(own_value(models_of(document), model.entry), "parameters", {_LAMBDA: lambdas[model.name]})
+
+    return edited(recipe, change)
+
+
+def _set_parameters(entry: CommentedMap, method: str, settings: Mapping[str, Any]) -> None:
+    """Set those that the method takes, in place of what it has under another word for the same."""
+    taken = {name: value for name, value in settings.items() if _meaning(name, method)}
+    if not taken:
+        return
+    meanings = {_meaning(name, method) for name in taken}
+    others = [
+        name for name in entry.get("parameters") or {} if name not in taken and _meaning(name, method) in meanings
+    ]
+    put_keys(entry, "parameters", taken)
+    for name in others:
+        remove_key(own_value(entry, "parameters"), name)
 
 
 def _meaning(name: str, method: str) -> str | None:
     """The parameter that a method takes under this name."""
     real = METHODS[method].aliases.get(name, name)
     return real if real in METHODS[method].parameters else None
-
-
-def _entries(document: Document, recipe: Recipe) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each task's entry among the recipe's models."""
-    place = ("models",) if "models" in document.data else ("slices", 0, "sources")
-    entries = document.data["models"] if len(place) == 1 else document.data["slices"][0]["sources"]
-    by_line = {model.line: model.name for model in recipe.models}
-    for i, entry in enumerate(entries):
-        if task := by_line.get(document.line((*place, i))):
-            yield entry, task
-
-
-def _parsed(text: str, recipe: Recipe) -> Recipe:
-    """What is written in the recipe alone changes, not what was said beside it."""
-    parsed = parse_recipe(text, recipe.source, Path(recipe.source).parent)
-    return replace(parsed, svd=recipe.svd)

@@ -41,11 +41,11 @@ def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplac
         replace(step, method=TSV_C, weights=(1.0,), parameters={}) if step.is_merged else step for step in plan.steps
     )
     plan_of_one = replace(plan, tasks=(MERGED,), finetuned=(_Merged(plan, work),), steps=steps, parts=())
-    factor_dtype = plan.recipe.adapters.get("factor_dtype")
+    factor_dtype = plan.recipe.adapters.factor_dtype
     settings = AdapterSettings(
         rules={step.name: rule for step in plan_of_one.merged},
         factor_dtype=BY_WORD[factor_dtype].name if factor_dtype else None,
-        verify=plan.recipe.adapters.get("verify", "weights"),
+        verify=plan.recipe.adapters.verify,
     )
     reports = compress_tasks(plan_of_one, base, settings, work)
     # The output is one adapter, not a folder of adapters.

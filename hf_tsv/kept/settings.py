@@ -56,18 +56,20 @@ def read_settings(plan: Plan) -> AdapterSettings:
     """The settings that the recipe of a plan gives.
 
     Raises:
-        PlanError: two different budgets, where an adapter has one size.
+        PlanError: two different budgets, where an adapter has one size; or none to share.
     """
     options = plan.recipe.adapters
-    factor_dtype = options.get("factor_dtype")
-    return AdapterSettings(
+    settings = AdapterSettings(
         rules=read_rules(plan),
-        factor_dtype=BY_WORD[factor_dtype].name if factor_dtype else None,
-        profiles=tuple(options.get("profiles", (DEFAULT,))),
-        serving_rank=options.get("rank"),
-        verify=options.get("verify", "weights"),
-        together=options.get("together", False),
+        factor_dtype=BY_WORD[options.factor_dtype].name if options.factor_dtype else None,
+        profiles=options.profiles or (DEFAULT,),
+        serving_rank=options.rank,
+        verify=options.verify,
+        together=options.together,
     )
+    if settings.together and settings.budget is None:
+        raise PlanError(f"{plan.recipe.source}: adapters: together shares budgets, but there is none. Keep by a size")
+    return settings
 
 
 def read_rules(plan: Plan) -> dict[str, RankChoice]:

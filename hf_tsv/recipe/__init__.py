@@ -1,75 +1,43 @@
-"""YAML -> Recipe. Strict: every mistake is told at once, in the order of the file, with its line and the way out."""
+"""YAML <-> Recipe. Strict: every mistake is told at once, in the order of the file, with its line and the way out.
 
-from pathlib import Path
+A recipe can be changed in the text that its author wrote, whose comments stay: see `edited`.
+"""
 
-from hf_tsv.errors import RecipeError
+from hf_tsv.recipe._compression import as_adapter_output, as_compression
+from hf_tsv.recipe._document import Document
+from hf_tsv.recipe._edit import edited, models_of, own_value, put_key, put_keys, remove_key
+from hf_tsv.recipe._load import load_recipe, parse_recipe, read_text
 from hf_tsv.recipe._lock import pinned_text
-from hf_tsv.recipe._meaning import read_meaning
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
-from hf_tsv.recipe._recipe import UNION, Recipe, RecipeModel, Rule, TokenizerChoice
+from hf_tsv.recipe._recipe import UNION, Recipe, RecipeAdapters, RecipeModel, Rule, TokenizerChoice
 from hf_tsv.recipe._refs import ModelRef, in_repository, is_local
-from hf_tsv.recipe._schema import read_shape
-from hf_tsv.recipe._slices import read_whole_slice
-from hf_tsv.recipe._yaml import Document, read_yaml
+from hf_tsv.recipe._yaml import read_yaml, to_yaml
 
 __all__ = [
     "UNION",
     "Document",
     "ModelRef",
     "Recipe",
+    "RecipeAdapters",
     "RecipeModel",
     "Rule",
     "TokenizerChoice",
+    "as_adapter_output",
+    "as_compression",
     "did_you_mean",
+    "edited",
     "in_repository",
     "is_local",
     "load_recipe",
+    "models_of",
+    "own_value",
     "parse_recipe",
     "pinned_text",
+    "put_key",
+    "put_keys",
     "read_text",
     "read_yaml",
+    "remove_key",
+    "to_yaml",
     "wrong_value",
 ]
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file.
-
-    A model's relative path is one from the current directory, as in mergekit; where no folder is there, one from the
-    recipe's own folder.
-
-    Raises:
-        RecipeError: the file can't be read, or anything in it is wrong.
-    """
-    path = Path(path)
-    return parse_recipe(read_text(path, "recipe"), str(path), path.parent)
-
-
-def read_text(path: Path, what: str) -> str:
-    """The text of a file that a person wrote, which messages call `what`.
-
-    Raises:
-        RecipeError: it can't be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: this is no UTF-8 text ({error.reason} at byte {error.start}).") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: the {what} can't be read: {error.strerror}.") from None
-
-
-def parse_recipe(text: str, source: str = "recipe.yaml", folder: Path | None = None) -> Recipe:
-    """Read a recipe from its text.
-
-    Args:
-        text: YAML.
-        source: What messages call it.
-        folder: Where it lies, for models' relative paths.
-
-    Raises:
-        RecipeError: anything in it is wrong.
-    """
-    document = read_yaml(text, source)
-    read_whole_slice(document)
-    return read_meaning(document, read_shape(document), text, folder)

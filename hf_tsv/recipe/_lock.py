@@ -1,35 +1,43 @@
 """The recipe again, with every model pinned."""
 
 from collections.abc import Mapping
-from typing import Any
 
-import yaml
+from ruamel.yaml.comments import CommentedMap
 
+from hf_tsv.recipe._edit import edited, models_of, own_value, put_key
 from hf_tsv.recipe._recipe import Recipe
-from hf_tsv.recipe._schema import Reference
-from hf_tsv.recipe._slices import read_whole_slice
-from hf_tsv.recipe._yaml import read_yaml
+from hf_tsv.recipe._refs import ModelRef
 
 
 def pinned_text(recipe: Recipe, pins: Mapping[str, str]) -> str:
-    """A recipe that means the same for ever: each reference replaced by the pinned one that `pins` has for it.
+    """The text of a recipe that always means the same: each reference is replaced by the one that `pins` has for it.
 
     Args:
         recipe: A recipe that was read.
         pins: From references as the recipe writes them to pinned ones.
     """
-    document = read_yaml(recipe.text, recipe.source)
-    read_whole_slice(document)
-    data = document.data
-    for entry in (data, *data["models"], data.get("tokenizer") or {}):
-        for key in {"base_model", "model", "tokenizer_source", "source"} & entry.keys():
-            text = _text(entry[key])
-            entry[key] = pins.get(text, text)
-    if data.get("svd", "exact") != recipe.svd:
-        data["svd"] = recipe.svd
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    refs = {model.entry: model.ref for model in recipe.models}
+
+    def change(document: CommentedMap) -> None:
+        if document.get("base_model") and recipe.base.text in pins:
+            put_key(document, "base_model", pins[recipe.base.text])
+        models = models_of(document)
+        for i in range(len(models)):
+            ref = refs.get(i, recipe.base)
+            if ref.text in pins:
+                put_key(own_value(models, i), "model", pins[ref.text])
+        _pin_tokenizer(document, recipe, pins)
+
+    return edited(recipe, change).text
 
 
-def _text(reference: Any) -> Any:
-    """mergekit's mapping in one line; everything else as it is."""
-    return Reference.model_validate(reference).text if isinstance(reference, dict) else reference
+def _pin_tokenizer(document: CommentedMap, recipe: Recipe, pins: Mapping[str, str]) -> None:
+    source = recipe.tokenizer.source
+    if not isinstance(source, ModelRef) or source.text not in pins:
+        return
+    in_section = bool(document.get("tokenizer"))
+    part = own_value(document, "tokenizer") if in_section else document
+    key = "source" if in_section else "tokenizer_source"
+    names = {"base", *(model.name for model in recipe.models)}
+    if part[key] not in names:  # which mean the same with pinned models
+        put_key(part, key, pins[source.text])

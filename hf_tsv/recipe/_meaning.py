@@ -7,13 +7,13 @@ from hf_tsv.checkpoints.dtypes import BY_WORD, ArithmeticWord
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg.ranks import rank_choice
 from hf_tsv.methods import METHODS, MergeMethod
+from hf_tsv.recipe._document import Document, Path
 from hf_tsv.recipe._messages import did_you_mean, shown
 from hf_tsv.recipe._models import ModelReader, Models
 from hf_tsv.recipe._parameters import WEIGHT, ParameterReader
-from hf_tsv.recipe._recipe import Branch, Recipe
+from hf_tsv.recipe._recipe import Branch, Recipe, RecipeAdapters
 from hf_tsv.recipe._schema import Override, RecipeFile
 from hf_tsv.recipe._settings import Chain, Filter
-from hf_tsv.recipe._yaml import Document, Path
 
 
 def read_meaning(document: Document, file: RecipeFile, text: str, folder: Folder | None) -> Recipe:
@@ -34,6 +34,7 @@ class _MeaningReader:
     def __init__(self, document: Document, file: RecipeFile, folder: Folder | None) -> None:
         self._document = document
         self._file = file
+        self._folder = folder
         self._overrides: dict[Path, Override] = {("overrides", i): o for i, o in enumerate(file.overrides or [])}
         self._model_reader = ModelReader(document, file, folder)
         self._parameter_reader = ParameterReader(document)
@@ -45,10 +46,11 @@ class _MeaningReader:
         filters = {place: self._filter(place) for place in self._overrides}
         tokenizer = self._model_reader.tokenizer(self._models)
         dtype, out_dtype = self._dtypes()
+        residuals, output = self._residuals(), self._output()
         self._check_chat_template()
-        self._check_residuals()
         self._document.raise_problems()
         assert self._models.base is not None, "its absence is a mistake"
+        branches = [self._branch(place, tensors) for place, tensors in filters.items()]
         return Recipe(
             text=text,
             source=self._document.source,
@@ -60,26 +62,34 @@ class _MeaningReader:
             tokenizer=tokenizer,
             chat_template=self._file.chat_template,
             svd=self._file.svd or "exact",
-            residuals=self._residuals(),
-            adapters=self._file.adapters.model_dump(exclude_none=True) if self._file.adapters else {},
+            residuals=residuals,
+            adapters=self._adapters(),
+            output=output,
             notes=tuple(self._document.notes),
-            branches=tuple(self._branch(place, filters.get(place)) for place in (*filters, ())),
-            layers=self._document.layers,
+            branches=(*branches, self._branch((), None)),
             filters=(tuple(filters.values()), *self._parameter_reader.filters.values()),
+            layers=self._document.layers,
+            folder=self._folder,
         )
 
     # Methods
 
     def _read_methods(self) -> dict[Path, MergeMethod]:
-        """The method of each place where it is known."""
-        if self._file.merge_method is None:
+        """The method of each place where it is known; an override has the recipe's own unless it names one."""
+        own = self._file.merge_method
+        if own is None:
             self._document.tell_missing(("merge_method",), f"Known methods: {', '.join(sorted(METHODS))}.")
-        names = {(): self._file.merge_method} | {place: o.merge_method for place, o in self._overrides.items()}
-        for place, name in names.items():
+        written: dict[Path, str | None] = {(): own}
+        for place, override in self._overrides.items():
+            written[place] = override.merge_method
+        methods: dict[Path, MergeMethod] = {}
+        for place, name in written.items():
             if name is not None and name not in METHODS:
                 self._document.tell((*place, "merge_method"), _unknown_method(name))
-        chosen = {place: self._file.merge_method if name is None else name for place, name in names.items()}
-        return {place: METHODS[name] for place, name in chosen.items() if name in METHODS}
+            chosen = own if name is None else name
+            if chosen in METHODS:
+                methods[place] = METHODS[chosen]
+        return methods
 
     @property
     def _all_known(self) -> bool:
@@ -96,14 +106,15 @@ class _MeaningReader:
     # Models
 
     def _read_models(self) -> Models:
-        is_missing = self._file.base_model is None and not self._document.told(("base_model",))
-        needing = [(place, m) for place, m in self._used if is_missing and m.base == "reference"]
-        for place, method in needing:
-            problem = f"{method.name} needs the model that the others were fine-tuned from. Add base_model."
-            self._document.tell((*place, "merge_method"), problem)
+        is_missing = self._file.base_model is None and not self._document.has_problem(("base_model",))
+        needing = [place for place, method in self._used if method.base == "reference"] if is_missing else []
+        for place in needing:
+            problem = f"{self._methods[place].name} needs the model that the others were fine-tuned from."
+            self._document.tell((*place, "merge_method"), f"{problem} Add base_model.")
         models = self._model_reader.read(first_is_base=is_missing and self._all_known and not needing)
         for place, method in self._used:
-            if problem := _wrong_count(method, len(models.tasks), base_is_model=is_missing):
+            problem = _wrong_number(method, len(models.tasks), base_is_model=is_missing)
+            if problem:
                 self._document.tell((*place, "merge_method"), problem)
         return models
 
@@ -127,24 +138,31 @@ class _MeaningReader:
 
     def _branch(self, place: Path, tensors: Filter | None) -> Branch:
         method = self._methods[place]
-        shared_places = [(*place, "parameters"), *([("parameters",)] if place else [])]
+        shared_places: list[Path] = [(*place, "parameters")]
+        if place:
+            shared_places.append(("parameters",))
 
-        def chain(name: str, entry: int | None = None) -> Chain:
-            own: list[Path] = [] if entry is None else [("models", entry, "parameters")]
-            return self._parameter_reader.chain(name, method, [*own, *shared_places])
+        def shared(name: str) -> Chain:
+            return self._parameter_reader.chain(name, method, shared_places)
 
-        def chains(name: str) -> tuple[Chain, ...]:
-            return tuple(chain(name, entry) for entry in self._models.tasks)
+        def of_entry(name: str, entry: int) -> Chain:
+            return self._parameter_reader.chain(name, method, [("models", entry, "parameters"), *shared_places])
 
-        parameters, as_model = method.parameters.values(), self._models.base_entries
+        def of_tasks(name: str) -> tuple[Chain, ...]:
+            return tuple(of_entry(name, entry) for entry in self._models.tasks)
+
+        parameters = method.parameters.values()
+        base_weight = None
+        if self._models.base_entries and self._counts_base(method):
+            base_weight = of_entry(WEIGHT.name, self._models.base_entries[0])
         return Branch(
             filter=tensors,
             method=method.name,
             line=self._document.line((*place, "merge_method")),
-            shared={p.name: chain(p.name) for p in parameters if not p.per_task},
-            per_task={p.name: (p.default, chains(p.name)) for p in parameters if p.per_task},
-            weights=chains(WEIGHT.name),
-            base_weight=chain(WEIGHT.name, as_model[0]) if as_model and self._counts_base(method) else None,
+            shared={p.name: shared(p.name) for p in parameters if not p.per_task},
+            per_task={p.name: (p.default, of_tasks(p.name)) for p in parameters if p.per_task},
+            weights=of_tasks(WEIGHT.name),
+            base_weight=base_weight,
         )
 
     def _counts_base(self, method: MergeMethod) -> bool:
@@ -162,14 +180,47 @@ class _MeaningReader:
         return "float64" if dtype == "float64" else "float32", out_dtype
 
     def _residuals(self) -> dict[str, Any] | None:
-        return self._file.residuals.model_dump(exclude_none=True) if self._file.residuals else None
+        """The rule for the ranks of the residuals, as `tsv_c` takes it."""
+        if self._file.residuals is None:
+            return None
+        rule = self._file.residuals.model_dump(exclude_none=True)
+        try:
+            rank_choice(rule, num_tasks=1, checkpoint_bytes=1)  # whatever these are, a wrong rule is wrong
+        except MethodError as error:
+            self._document.tell(("residuals",), f"{error}.")
+        return rule
 
-    def _check_residuals(self) -> None:
-        if rule := self._residuals():
-            try:
-                rank_choice(rule, num_tasks=1, checkpoint_bytes=1)
-            except MethodError as error:
-                self._document.tell(("residuals",), f"{error}.")
+    def _adapters(self) -> RecipeAdapters:
+        section = self._file.adapters
+        if section is None:
+            return RecipeAdapters()
+        profiles = None if section.profiles is None else tuple(section.profiles)
+        return RecipeAdapters(
+            profiles, section.rank, section.factor_dtype, bool(section.together), section.verify or "weights"
+        )
+
+    def _output(self) -> dict[str, Any] | None:
+        """The rule for the ranks of an output that is one adapter; None for another output."""
+        section = self._file.output
+        if section is None:
+            return None
+        rule = section.model_dump(exclude_none=True, exclude={"form"})
+        if section.form == "model":
+            if rule:
+                self._document.tell(("output",), f"{', '.join(rule)} is for form: adapter. Leave it out.")
+            return None
+        try:
+            rank_choice(rule, num_tasks=1, checkpoint_bytes=1)  # whatever these are, a wrong rule is wrong
+        except MethodError as error:
+            self._document.tell(("output",), f"{error}.")
+        keepers = [method.name for _, method in self._used if method.keeps]
+        keepers += ["residuals"] if self._file.residuals is not None else []
+        if keepers:
+            problem = (
+                f"an adapter can't carry what {' and '.join(keepers)} keeps of single tasks. Leave one of them out."
+            )
+            self._document.tell(("output",), problem)
+        return rule
 
     def _check_chat_template(self) -> None:
         template = self._file.chat_template
@@ -184,13 +235,13 @@ def _unknown_method(name: str) -> str:
     return f"unknown merge method '{name}'.{did_you_mean(name, known)} Known methods: {', '.join(known)}."
 
 
-def _wrong_count(method: MergeMethod, tasks: int, *, base_is_model: bool) -> str:
+def _wrong_number(method: MergeMethod, tasks: int, *, base_is_model: bool) -> str:
     """What is wrong with the number of models, empty when nothing is."""
-    own = base_is_model and method.base == "either"
-    least, most, got = method.min_tasks, method.max_tasks, tasks + own
-    beside = "" if own else " besides the base"
-    if most is not None and got > most:
-        return f"too many models for {method.name}, expected at most {most}{beside} but got {got}."
-    if tasks and got < least:
-        return f"too few models for {method.name}, expected at least {least}{beside} but got {got}."
+    counts_base = base_is_model and method.base == "either"
+    number = tasks + counts_base
+    beside = "" if counts_base else " besides the base"
+    if method.max_tasks is not None and number > method.max_tasks:
+        return f"too many models for {method.name}, expected at most {method.max_tasks}{beside} but got {number}."
+    if tasks and number < method.min_tasks:
+        return f"too few models for {method.name}, expected at least {method.min_tasks}{beside} but got {number}."
     return ""

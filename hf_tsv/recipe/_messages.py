@@ -1,4 +1,4 @@
-"""The wording of mistakes: what was expected, what was found, and which known word it may have been."""
+"""The wording of mistakes: what was expected, what is there instead, and which known word was likely meant."""
 
 import difflib
 import re
@@ -24,6 +24,8 @@ OTHER_WORDS = {
     "average": "linear",
 }
 
+MAX_SHOWN = 60  # characters of a value in a message
+
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
@@ -45,22 +47,28 @@ _EXPECTED = {
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` is most likely meant to be."""
     by_lower = {other.lower(): other for other in known}
-    if (other := OTHER_WORDS.get(word.lower())) in by_lower:
-        return by_lower[other]
-    return next((by_lower[match] for match in difflib.get_close_matches(word.lower(), by_lower, n=1)), None)
+    other_word = OTHER_WORDS.get(word.lower())
+    if other_word in by_lower:
+        return by_lower[other_word]
+    matches = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
     """A sentence that names the nearest known word, or nothing. A mapping says what each known word stands for."""
-    found = nearest(word, known)
-    if found is None:
+    meant = nearest(word, known)
+    if meant is None:
         return ""
-    return f" Did you mean '{known[found] if isinstance(known, Mapping) else found}'?"
+    if isinstance(known, Mapping):
+        meant = known[meant]
+    return f" Did you mean '{meant}'?"
 
 
 def joined(words: Sequence[str], last: str) -> str:
-    """`a, b or c`."""
-    return f" {last} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+    """`a, b or c`, with `last` before the last."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def shown(value: Any) -> str:
@@ -72,18 +80,24 @@ def shown(value: Any) -> str:
     if isinstance(value, dict | list):
         kind = "mapping" if isinstance(value, dict) else "list"
         return f"a {kind}" if value else f"an empty {kind}"
-    return _shortened(repr(value))
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
 def wrong_value(label: str, error: ValidationError | Sequence[ErrorDetails]) -> str:
     """What a value should have been, by every error that pydantic found in it."""
     errors = error.errors(include_url=False) if isinstance(error, ValidationError) else error
-    if own := next((e["ctx"]["error"] for e in errors if e["type"] == "value_error"), None):
-        return f"{label} has a wrong value: {own}"
-    expected = joined(list(dict.fromkeys(map(_expected, errors))), "or")
+    for one in errors:
+        if one["type"] == "value_error":  # raised by a validator of ours, with its own words
+            return f"{label} has a wrong value: {one['ctx']['error']}"
+    expected = dict.fromkeys(_expected(one) for one in errors)  # each once, in order
     value = errors[0]["input"]
-    hints = (did_you_mean(value, _words(e)) for e in errors if isinstance(value, str))
-    return f"{label} has a wrong value, expected {expected} but got {shown(value)}.{next(filter(None, hints), '')}"
+    problem = f"{label} has a wrong value, expected {joined(list(expected), 'or')} but got {shown(value)}."
+    for one in errors:
+        hint = did_you_mean(value, _words(one)) if isinstance(value, str) else ""
+        if hint:
+            return problem + hint
+    return problem
 
 
 def _expected(error: ErrorDetails) -> str:
@@ -95,12 +109,8 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def _words(error: ErrorDetails) -> list[str]:
-    return (
-        re.findall(r"[^' ,]+", error["ctx"]["expected"].replace(" or ", " "))
-        if error["type"] == "literal_error"
-        else []
-    )
-
-
-def _shortened(text: str, most: int = 60) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    """The words of a literal, which pydantic lists as `'a', 'b' or 'c'`; none for another error."""
+    if error["type"] != "literal_error":
+        return []
+    listed = error["ctx"]["expected"].replace(" or ", " ")
+    return re.findall(r"[^' ,]+", listed)

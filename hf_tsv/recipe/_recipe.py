@@ -1,12 +1,14 @@
-"""What a recipe says, ready to be asked about each tensor."""
+"""What a recipe says, ready to be looked up tensor by tensor."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, Literal
 
-from hf_tsv.checkpoints.dtypes import ArithmeticWord
+from hf_tsv.checkpoints.dtypes import ArithmeticWord, FactorWord
 from hf_tsv.linalg import SvdMode
+from hf_tsv.lora.formats import Profile
 from hf_tsv.recipe._refs import ModelRef
 from hf_tsv.recipe._settings import ABSENT, Chain, Filter, idle_filters
 
@@ -21,11 +23,13 @@ class RecipeModel:
         ref: Where it is.
         name: Its task's name, fit for a file name and unlike every other task's.
         line: Where it was written.
+        entry: Which of the recipe's `models` it is, from 0; the base may be among them.
     """
 
     ref: ModelRef
     name: str
     line: int
+    entry: int
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,32 @@ class TokenizerChoice:
 
 
 @dataclass(frozen=True)
+class RecipeAdapters:
+    """How adapters are written, as far as the recipe says.
+
+    Attributes:
+        profiles: Names of the formats to write.
+        rank: Rank of all factors in formats with one rank.
+        factor_dtype: Dtype of the factors.
+        together: Whether the adapters share their budgets.
+        verify: How PEFT's reading of an adapter is compared with what was meant.
+    """
+
+    profiles: tuple[Profile, ...] | None = None
+    rank: int | None = None
+    factor_dtype: FactorWord | None = None
+    together: bool = False
+    verify: Literal["weights", "forward"] = "weights"
+
+
+@dataclass(frozen=True)
 class Rule:
     """What to do with one tensor.
 
     Attributes:
         method: The merge method, a key of METHODS.
-        parameters: Those of its keywords that the recipe gives: a value each, or one a task where it takes that.
-        weights: One factor a task.
+        parameters: Those of its keywords that the recipe gives: one value each, or one per task where it takes that.
+        weights: One factor per task.
         base_weight: The base's own factor where it is averaged as one of the models: it is a task without any
             change, which matters to a normalised `linear`. 0 elsewhere.
         line: Where the method was written.
@@ -70,9 +93,9 @@ class Branch:
         filter: Which tensors, None for all that no other branch takes.
         method: Their merge method.
         line: Where it was written.
-        shared: The method's parameters that are one for all tasks.
-        per_task: Those that every task has its own of, each with the default for a task that gives none.
-        weights: One a task.
+        shared: The method's parameters that have one value for all tasks.
+        per_task: Those that have a value for each task, each with the default for a task that gives none.
+        weights: One per task.
         base_weight: None where the base isn't one of the models.
     """
 
@@ -93,23 +116,32 @@ class Branch:
     @cached_property
     def _constant(self) -> Rule | None:
         """The rule of all its tensors, where it depends on none of them; models may have many thousands."""
-        per_task = [chain for _, chains in self.per_task.values() for chain in chains]
-        own = [*self.shared.values(), *per_task, *self.weights, *([self.base_weight] if self.base_weight else [])]
-        return self._rule("", "other", 0.0) if all(chain.is_constant for chain in own) else None
+        chains = [*self.shared.values(), *self.weights]
+        for _, of_tasks in self.per_task.values():
+            chains += of_tasks
+        if self.base_weight is not None:
+            chains.append(self.base_weight)
+        if not all(chain.is_constant for chain in chains):
+            return None
+        return self._rule("", "other", 0.0)
 
     def _rule(self, name: str, kind: str, depth: float) -> Rule:
-        def weight(chain: Chain) -> float:
+        def at(chain: Chain, default: Any) -> Any:
             value = chain.at(name, kind, depth)
-            return 1.0 if value is ABSENT else float(value)
+            return default if value is ABSENT else value
 
-        given = {key: chain.at(name, kind, depth) for key, chain in self.shared.items()}
-        parameters = {key: value for key, value in given.items() if value is not ABSENT}
+        parameters: dict[str, Any] = {}
+        for key, chain in self.shared.items():
+            value = at(chain, ABSENT)
+            if value is not ABSENT:
+                parameters[key] = value
         for key, (default, chains) in self.per_task.items():
-            values = [chain.at(name, kind, depth) for chain in chains]
-            if any(value is not ABSENT for value in values):
+            values = [at(chain, ABSENT) for chain in chains]
+            if any(value is not ABSENT for value in values):  # else the method's own default counts for all
                 parameters[key] = tuple(default if value is ABSENT else value for value in values)
-        weights = tuple(map(weight, self.weights))
-        return Rule(self.method, parameters, weights, weight(self.base_weight) if self.base_weight else 0.0, self.line)
+        weights = tuple(float(at(chain, 1.0)) for chain in self.weights)
+        base_weight = 0.0 if self.base_weight is None else float(at(self.base_weight, 1.0))
+        return Rule(self.method, parameters, weights, base_weight, self.line)
 
 
 @dataclass(frozen=True)
@@ -130,11 +162,14 @@ class Recipe:
         svd: How singular vectors are computed.
         residuals: How much of what a merge loses of each task goes into an adapter on the merged model, as parameters
             of `tsv_c`; None for nothing.
-        adapters: How adapters are written: `profiles`, `rank` of the serving one and `factor_dtype`, as far as said.
-        notes: What the recipe asks for that has no effect or another effect than its words say.
-        branches: The overrides in their order, and what is left last.
+        adapters: How adapters are written.
+        output: How much of the merged change goes into one adapter, as parameters of `tsv_c` and empty for all of it;
+            None where the output is what the methods make.
+        notes: What the recipe asks for that has no effect, or a different one than its words suggest.
+        branches: The overrides in their order, and last what is left.
         filters: Every list of filters of which the first match counts.
-        layers: How many layers it says that the models have, and the line; None where it doesn't say.
+        layers: How many layers it says the models have, and the line; None where it doesn't say.
+        folder: Where it lies, for models' relative paths; None where it comes from no file.
     """
 
     text: str = field(repr=False)
@@ -148,11 +183,13 @@ class Recipe:
     chat_template: str | None
     svd: SvdMode
     residuals: Mapping[str, Any] | None
-    adapters: Mapping[str, Any]
+    adapters: RecipeAdapters
+    output: Mapping[str, Any] | None
     notes: tuple[str, ...]
     branches: tuple[Branch, ...] = field(repr=False)
     filters: tuple[tuple[Filter, ...], ...] = field(repr=False)
     layers: tuple[int, int] | None = None
+    folder: Path | None = None
 
     @property
     def tokenizer_model(self) -> ModelRef:
@@ -167,22 +204,26 @@ class Recipe:
 
     def rule_at(self, name: str, kind: str, depth: float) -> Rule:
         """What to do with a tensor, by its name, its kind and its depth from 0 (first layer) to 1 (last)."""
-        return next(branch for branch in self.branches if branch.takes(name, kind)).rule(name, kind, depth)
+        branch = next(branch for branch in self.branches if branch.takes(name, kind))
+        return branch.rule(name, kind, depth)
 
     def unmatched_filters(self, tensors: Iterable[tuple[str, str]]) -> list[str]:
         """A message for every filter that chooses none of these tensors, given as (name, kind), in recipe order."""
         tensors = list(tensors)
-        idle = [found for filters in self.filters for found in idle_filters(filters, tensors)]
-        idle.sort(key=lambda found: found[0].line)
+        idle: list[tuple[Filter, str]] = []
+        for filters in self.filters:
+            idle += idle_filters(filters, tensors)
+        idle.sort(key=lambda pair: pair[0].line)
         return [f"{self.where(f.line)}: filter '{f.text}' has no effect: {why}" for f, why in idle]
 
-    def wrong_layers(self, found: int) -> list[str]:
-        """A message if the base has another number of layers than the recipe says."""
-        if self.layers is None or self.layers[0] == found:
+    def wrong_layers(self, of_base: int) -> list[str]:
+        """A message if the base's number of layers isn't what the recipe says."""
+        if self.layers is None or self.layers[0] == of_base:
             return []
-        said, line = self.layers
-        problem = f"'layer_range' ends at {said}, but the base has {found} layers, and a part of a model isn't merged."
-        return [f"{self.where(line)}: {problem} List the models under 'models', and treat layers apart by 'overrides'."]
+        stated, line = self.layers
+        problem = f"'layer_range' ends at {stated}, but the base has {of_base} layers, and models are merged whole."
+        way_out = "List the models under 'models', and treat single layers by 'overrides'."
+        return [f"{self.where(line)}: {problem} {way_out}"]
 
     def where(self, line: int) -> str:
         """A line of the recipe as messages call it."""

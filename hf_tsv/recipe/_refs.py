@@ -43,11 +43,11 @@ class ModelRef:
     def parse(cls, text: str, folder: Path | None = None) -> "ModelRef":
         """Read a reference.
 
-        A relative path is one from the current directory, as in mergekit, and if no folder is there, from
-        `folder`, where the recipe lies. A text that is a folder's path as a whole is that, whatever signs it holds.
+        A relative path starts at the current directory, as in mergekit, and if no folder is there, at `folder`, where
+        the recipe lies. A text that is a folder's path as a whole means that folder, whatever signs it holds.
 
         Raises:
-            RecipeError: the text is no reference.
+            RecipeError: the text isn't a reference.
         """
         if whole := _folder(text, folder):
             return cls(whole, text=text)
@@ -75,19 +75,24 @@ class ModelRef:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is that of a folder: because there is one, or because it is written as one."""
+    """Whether a path is that of a folder: because it exists, or because it is written as one."""
     return bool(_FOLDER.match(path)) or _folder(path, None) is not None
 
 
 def _folder(path: str, beside: Path | None) -> str | None:
-    """Where the folder of this name is, seen from here or else from `beside`; None when there is none."""
+    """The path of the folder of this name, seen from here or else from `beside`; None if there isn't one."""
+    if not path:
+        return None
     try:
         here = Path(path).expanduser()
         places = [here] if beside is None else [here, beside / here]
-        found = next((str(place) for place in places if path and place.is_dir()), None)
-        return f"./{found}" if found and not _FOLDER.match(found) else found
+        for place in places:
+            if place.is_dir():
+                found = str(place)
+                return found if _FOLDER.match(found) else f"./{found}"
     except (OSError, RuntimeError, ValueError):  # too long for a path, no such ~user, or a NUL in it
         return None
+    return None
 
 
 def _is_file(path: str, beside: Path | None) -> bool:
@@ -99,10 +104,11 @@ def _is_file(path: str, beside: Path | None) -> bool:
 
 
 def _cut(text: str, sign: str, folder: Path | None) -> tuple[str, str, str]:
-    """`text` cut in two at the sign behind the longest name of a folder, or else at the first sign."""
+    """`text` before, at and after the sign behind the longest name of a folder, or else at the first sign."""
     at = [i for i, letter in enumerate(text) if letter == sign]
     behind_folder = [i for i in at if _folder(text[:i], folder)]
-    cut = max(behind_folder, default=min(at, default=len(text)))
+    first = at[0] if at else len(text)
+    cut = max(behind_folder, default=first)
     return text[:cut], text[cut : cut + 1], text[cut + 1 :]
 
 
@@ -118,7 +124,7 @@ def _source(part: str, text: str, folder: Path | None) -> tuple[str, str | None]
     if at and (is_local(path) or _folder(path, folder)):
         raise RecipeError(f"'{path}' is a path, and only models on the Hub have revisions. Leave '@{revision}' out.")
     if _is_file(path, folder):
-        raise RecipeError(f"'{path}' is a file, expected the folder that it lies in.")
+        raise RecipeError(f"'{path}' is a file, expected the folder it is in.")
     if not is_local(path) and not _is_hub_id(path):
         raise RecipeError(
             f"'{text}' is neither a folder here nor a Hub id, expected org/name[/folder][@revision][+adapter]."
@@ -137,13 +143,13 @@ def _is_hub_id(path: str) -> bool:
 
 def _from_uri(uri: str) -> tuple[str, str | None]:
     try:
-        found = parse_hf_uri(uri)
+        parsed = parse_hf_uri(uri)
     except HfUriError as error:
-        raise RecipeError(f"'{uri}' is no address of a model: {error}") from None
-    path = f"{found.id}/{found.path_in_repo}" if found.path_in_repo else found.id
-    if found.type != "model" or not _is_hub_id(path):
-        raise RecipeError(f"'{uri}' is no address of a model, expected hf://org/name[@revision][/folder].")
-    return path, found.revision
+        raise RecipeError(f"'{uri}' isn't the address of a model: {error}") from None
+    path = f"{parsed.id}/{parsed.path_in_repo}" if parsed.path_in_repo else parsed.id
+    if parsed.type != "model" or not _is_hub_id(path):
+        raise RecipeError(f"'{uri}' isn't the address of a model, expected hf://org/name[@revision][/folder].")
+    return path, parsed.revision
 
 
 def in_repository(path: str) -> tuple[str, str]:

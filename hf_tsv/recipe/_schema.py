@@ -1,9 +1,10 @@
-"""The recipe's grammar: one class a level, one field a key. A new key is a new field.
+"""The recipe's grammar: one class per level, one field per key. A new key is a new field.
 
-Only shapes are told here. Every key of a recipe may be missing, and null counts as missing: which ones are needed
-depends on the method, and is told where the meaning is read.
+Only shapes are checked here. Every key of a recipe may be missing, and null counts as missing: which ones are needed
+depends on the method, and is checked where the meaning is read.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -13,20 +14,19 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hf_tsv.checkpoints.dtypes import FactorWord, FloatWord
 from hf_tsv.checkpoints.modules import Kind
-from hf_tsv.linalg import SvdMode
 from hf_tsv.lora.formats import FORMATS
 from hf_tsv.methods import METHODS
+from hf_tsv.recipe._document import Document, Path
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
 from hf_tsv.recipe._settings import ABSENT, by_name
-from hf_tsv.recipe._yaml import Document, Path
 
 
 class Keys(BaseModel):
     """A level of the grammar.
 
     Attributes:
-        place: Where its keys stand, for messages; nothing for the recipe itself.
-        refused: Keys of mergekit's that aren't taken here, each with the reason and the way out.
+        place: Where its keys stand, for messages; empty for the recipe itself.
+        refused: mergekit's keys that aren't taken here, each with the reason and the way out.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -43,15 +43,27 @@ def _scalar(value: Any) -> Any:
     return value
 
 
+# A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are told.
+# The tags stand in the paths of pydantic's errors; the brackets keep them apart from a recipe's own words.
+_TAGS = {"<mapping>", "<text>", "<scalar>", "<gradient>", "<filters>"}
+
+
+def _text_or_mapping(value: Any) -> str:
+    return "<mapping>" if isinstance(value, dict) else "<text>"
+
+
+def _scalar_or_gradient(value: Any) -> str:
+    return "<gradient>" if isinstance(value, list) else "<scalar>"
+
+
 def _setting_shape(value: Any) -> str:
     if not isinstance(value, list):
         return "<scalar>"
-    return "<filters>" if any(isinstance(item, dict) for item in value) else "<gradient>"
+    has_filters = any(isinstance(item, dict) for item in value)
+    return "<filters>" if has_filters else "<gradient>"
 
 
-# A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are told.
-_TAGS = {"<mapping>", "<text>", "<scalar>", "<gradient>", "<filters>"}
-_TEXT_OR_MAPPING = Discriminator(lambda value: "<mapping>" if isinstance(value, dict) else "<text>")
+_TEXT_OR_MAPPING = Discriminator(_text_or_mapping)
 _T = TypeVar("_T")
 TextOr = Annotated[Annotated[_T, Tag("<mapping>")] | Annotated[str, Tag("<text>")], _TEXT_OR_MAPPING]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
@@ -90,11 +102,15 @@ class Location(Keys):
         return self.path if self.revision is None else f"{self.path}@{self.revision}"
 
 
+def _in_one_line(location: Location | str) -> str:
+    return location.text if isinstance(location, Location) else location
+
+
 class Reference(Keys):
     """`{model: {path: org/name, revision: main}, lora: {path: org/adapter}}`"""
 
     place = " in a model"
-    refused = {"override_architecture": "tensors go by their names, whatever the architecture. Leave it out."}
+    refused = {"override_architecture": "tensors are matched by name, whatever the architecture. Leave it out."}
 
     model: TextOr[Location]
     lora: TextOr[Location] | None = None
@@ -102,9 +118,8 @@ class Reference(Keys):
     @property
     def text(self) -> str:
         """The same reference in one line."""
-        return "+".join(
-            part.text if isinstance(part, Location) else part for part in (self.model, self.lora) if part is not None
-        )
+        model = _in_one_line(self.model)
+        return model if self.lora is None else f"{model}+{_in_one_line(self.lora)}"
 
 
 class Choice(Keys):
@@ -115,7 +130,7 @@ class Choice(Keys):
     filter: FilterKey | None = None
     value: Annotated[
         Annotated[Scalar, Tag("<scalar>")] | Annotated[Gradient, Tag("<gradient>")],
-        Discriminator(lambda value: "<gradient>" if isinstance(value, list) else "<scalar>"),
+        Discriminator(_scalar_or_gradient),
     ] = ABSENT
 
 
@@ -186,13 +201,23 @@ FormatRank = Annotated[int, BeforeValidator(_format_rank)]
 
 
 class Adapters(Keys):
-    """`adapters: {profiles: [faithful, serving], rank: 64}`"""
+    """`adapters: {profiles: [faithful, serving], rank: 64, together: true}`"""
 
     place = " in adapters"
 
     profiles: Annotated[list[FormatName], Field(min_length=1)] | None = None
     rank: FormatRank | None = None
     factor_dtype: FactorWord | None = None
+    together: bool | None = None
+    verify: Literal["weights", "forward"] | None = None
+
+
+class Output(Residuals):
+    """`output: {form: adapter, rank: 16}`: what the output is; of an adapter, one rule for its ranks."""
+
+    place = " in output"
+
+    form: Literal["model", "adapter"]
 
 
 class TokenizerKeys(Keys):
@@ -207,11 +232,20 @@ class TokenizerKeys(Keys):
     pad_to_multiple_of: Annotated[int, Field(ge=1)] | None = None
 
 
+def _without_fast(value: Any) -> Any:
+    if value == "fast":
+        raise ValueError("fast was removed, because it was slower than exact. Leave 'svd' out, or write svd: sketch.")
+    return value
+
+
+Svd = Annotated[Literal["exact", "sketch"], BeforeValidator(_without_fast)]
+
+
 class RecipeFile(Keys):
     """A whole recipe."""
 
     refused = {
-        "slices": "layers keep their places. List the models under 'models', and treat layers apart by 'overrides'.",
+        "slices": "layers keep their places. List the models under 'models', and treat single layers by 'overrides'.",
         "modules": "one recipe merges all parts of a model. Use 'models', and 'overrides' for single parts.",
     }
 
@@ -225,46 +259,58 @@ class RecipeFile(Keys):
     tokenizer_source: TextOr[Reference] | None = None
     tokenizer: TokenizerKeys | None = None
     chat_template: str | None = None
-    svd: SvdMode | None = None
+    svd: Svd | None = None
     residuals: Residuals | None = None
     adapters: Adapters | None = None
+    output: Output | None = None
 
 
 def read_shape(document: Document) -> RecipeFile:
     """What a recipe says, less what isn't shaped as the grammar has it; that is noted in the document."""
-    data = document.data
-    while True:
-        try:
-            return RecipeFile.model_validate(data)
-        except ValidationError as error:
-            for detail in error.errors(include_url=False):
-                data = _without(data, _tell(document, detail))
+    try:
+        return RecipeFile.model_validate(document.data)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    sound = copy.deepcopy(document.data)
+    for detail in details:
+        _tell(document, detail)
+        _drop(sound, _unusable(detail))
+    return RecipeFile.model_validate(sound)
 
 
-def _tell(document: Document, error: ErrorDetails) -> Path:
-    """Note one of pydantic's errors; the path of what must be left out for it."""
-    *above, last = error["loc"]
+def _tell(document: Document, error: ErrorDetails) -> None:
+    """Note one of pydantic's errors."""
+    path = _path_of(error)
     if error["type"] == "extra_forbidden":
-        key = (*_untagged(above), last)
-        document.tell(key, _unknown_key(key))
-        return key
-    path = _untagged(error["loc"])
-    if error["type"] == "missing":
-        document.tell(path, f"'{last}' is missing{_level(path[:-1]).place}.")
+        problem = _unknown_key(path)
+    elif error["type"] == "missing":
+        problem = f"'{path[-1]}' is missing{_level(path[:-1]).place}."
     else:
-        document.tell(path, wrong_value(_label(path), [error]) + _way_out(path, error))
-    return _whole(path, error["loc"])
+        problem = wrong_value(_label(path), [error]) + _way_out(path, error)
+    document.tell(path, problem)
+
+
+def _path_of(error: ErrorDetails) -> Path:
+    """The path of one of pydantic's errors as the file has it, without the tags of unions."""
+    *above, last = error["loc"]
+    if error["type"] == "extra_forbidden":  # the key is the file's own, even if it looks like a tag
+        return (*_untagged(above), last)
+    return _untagged(error["loc"])
 
 
 def _untagged(loc: Sequence[int | str]) -> Path:
     """A path as the file has it, from one that holds the tags of unions. A parameter may be called like a tag."""
-    name_at = _parameters_at(loc) + 1
+    parameters = _parameters_at(loc)
+    name_at = None if parameters is None else parameters + 1
     return tuple(step for i, step in enumerate(loc) if step not in _TAGS or i == name_at)
 
 
-def _parameters_at(path: Sequence[int | str]) -> int:
-    """Where a path enters the parameters of the recipe (0) or of an entry (2); -2 if it doesn't."""
-    return next((at for at in (0, 2) if list(path[at : at + 1]) == ["parameters"]), -2)
+def _parameters_at(path: Sequence[int | str]) -> int | None:
+    """Where a path enters the parameters of the recipe (0) or of an entry of a list (2); None if it doesn't."""
+    for at in (0, 2):
+        if list(path[at : at + 1]) == ["parameters"]:
+            return at
+    return None
 
 
 def _unknown_key(path: Path) -> str:
@@ -286,7 +332,10 @@ def _way_out(path: Path, error: ErrorDetails) -> str:
 
 
 def _parameter_names() -> set[str]:
-    return {"weight"}.union(*(method.parameters.keys() | method.aliases.keys() for method in METHODS.values()))
+    names = {"weight"}
+    for method in METHODS.values():
+        names.update(method.parameters, method.aliases)
+    return names
 
 
 def _level(path: Path) -> type[Keys]:
@@ -300,6 +349,8 @@ def _level(path: Path) -> type[Keys]:
             return Residuals
         case ("adapters",):
             return Adapters
+        case ("output",):
+            return Output
         case ("tokenizer",):
             return TokenizerKeys
         case ("base_model",) | ("tokenizer_source",) | ("tokenizer", "source") | ("models", int(), "model"):
@@ -319,22 +370,31 @@ def _label(path: Path) -> str:
     return f"'{last}'" if isinstance(last, str) else f"entry {last + 1} of '{path[-2]}'"
 
 
-def _whole(path: Path, loc: Sequence[int | str]) -> Path:
-    """The piece of a recipe that is of no use when the value at `path`, `loc` to pydantic, is wrong.
+def _unusable(error: ErrorDetails) -> Path:
+    """The piece of a recipe that is of no use because of an error in it.
 
-    That is a key of the recipe, of an entry or of a list of filter and value; of a gradient it is the whole.
+    That is a key of the recipe, of an entry or of a list of filter and value; a gradient goes as a whole.
     """
-    setting = _parameters_at(path) + 2
-    if setting:
-        return path[: setting + 2] if list(loc[setting : setting + 1]) == ["<filters>"] else path[:setting]
-    return path[:3] if len(path) > 1 and isinstance(path[1], int) else path[:1]
+    path = _path_of(error)
+    if error["type"] == "extra_forbidden":
+        return path
+    parameters = _parameters_at(path)
+    if parameters is not None:
+        setting = parameters + 2  # the length of the parameter's own path
+        in_filters = list(error["loc"][setting : setting + 1]) == ["<filters>"]
+        return path[: setting + 2] if in_filters else path[:setting]
+    in_entry = len(path) > 1 and isinstance(path[1], int)
+    return path[:3] if in_entry else path[:1]
 
 
-def _without(data: Any, path: Path) -> Any:
-    """`data` less the value at `path`: a key is dropped, and an entry of a list becomes one that says nothing."""
-    step, *rest = path
+def _drop(data: Any, path: Path) -> None:
+    """Take the value at `path` out of `data`; an entry of a list becomes one that says nothing."""
+    *above, last = path
+    for step in above:
+        if isinstance(data, dict) and step not in data:
+            return  # what is around it was dropped for another error
+        data = data[step]
     if isinstance(data, list):
-        return [(_without(item, tuple(rest)) if rest else {}) if i == step else item for i, item in enumerate(data)]
-    if not rest or step not in data:
-        return {key: value for key, value in data.items() if key != step}
-    return {**data, step: _without(data[step], tuple(rest))}
+        data[int(last)] = {}
+    else:
+        data.pop(last, None)

@@ -1,15 +1,15 @@
-"""A parameter's value as it depends on the tensor: one for all, a gradient over depth, or by filters."""
+"""A parameter's value as a function of the tensor: one for all, a gradient over depth, or by filters."""
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from hf_tsv.checkpoints.modules import Kind
 
-ABSENT: Any = object()
+ABSENT: Any = object()  # stands for no value; None is a value that some parameters take
 EVERYTHING = "*"
 
 
@@ -36,21 +36,25 @@ class Filter:
     def matches(self, name: str, kind: str) -> bool:
         if self.kind is not None:
             return kind == self.kind
-        return self.text in name if self.pattern is None else self.pattern.search(name) is not None
+        if self.pattern is not None:
+            return self.pattern.search(name) is not None
+        return self.text in name
 
 
 def by_name(text: str, line: int) -> Filter:
-    """A filter on names: a part of one, a glob over the whole of it, or after `re:` a regular expression.
+    """A filter on names: a part of the name, a glob over all of it, or after `re:` a regular expression.
 
     Raises:
-        ValueError: the text is empty, or no regular expression.
+        ValueError: the text is empty, or isn't a regular expression.
     """
     if text.startswith("re:"):
         return Filter(text, line, pattern=_regex(text[3:]))
     if not text:
         raise ValueError("it is empty, expected a part of tensors' names, or '*' for every tensor.")
-    is_glob = "*" in text or "?" in text
-    return Filter(text, line, pattern=re.compile(r"\A" + fnmatch.translate(text)) if is_glob else None)
+    if "*" in text or "?" in text:
+        whole_name = re.compile(r"\A" + fnmatch.translate(text))
+        return Filter(text, line, pattern=whole_name)
+    return Filter(text, line)
 
 
 def by_kind(kind: Kind, line: int) -> Filter:
@@ -78,7 +82,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Values spread evenly over the depth from 0 to 1: linear between numbers, in steps between other values."""
+    """Values spread evenly over the depth from 0 to 1, as in mergekit.
+
+    Between numbers it is linear, and rounded between whole numbers; other values hold until the next.
+    """
 
     values: tuple[Any, ...]
 
@@ -87,12 +94,15 @@ class Gradient:
         return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
 
     def at(self, name: str, kind: str, depth: float) -> Any:
-        place = depth * (len(self.values) - 1)
-        i = int(place)
-        low, high = self.values[i], self.values[min(i + 1, len(self.values) - 1)]
+        last = len(self.values) - 1
+        position = depth * last
+        i = int(position)
+        low = self.values[i]
         if not self._are_numbers:
             return low
-        between = (1 - (place - i)) * low + (place - i) * high
+        high = self.values[min(i + 1, last)]  # at depth 1 there is no next value
+        share = position - i
+        between = (1 - share) * low + share * high
         return round(between) if isinstance(low, int) else between
 
 
@@ -117,11 +127,13 @@ class Chain:
 
     @property
     def is_constant(self) -> bool:
+        """Whether every tensor has the same value: a constant in the first place leaves nothing to the others."""
         return not self.settings or isinstance(self.settings[0], Constant)
 
     def at(self, name: str, kind: str, depth: float) -> Any:
         for setting in self.settings:
-            if (value := setting.at(name, kind, depth)) is not ABSENT:
+            value = setting.at(name, kind, depth)
+            if value is not ABSENT:
                 return value
         return ABSENT
 
@@ -130,7 +142,7 @@ def idle_filters(filters: Sequence[Filter], tensors: Sequence[tuple[str, str]]) 
     """The filters of a list that choose no tensor, each with the reason; the first to match takes a tensor."""
     idle = {id(f): f for f in filters if not f.is_everything}
     for name, kind in tensors:
-        if not idle:
+        if not idle:  # usually after a few tensors, and models have many thousands
             break
         taker = next((f for f in filters if f.matches(name, kind)), None)
         idle.pop(id(taker), None)
@@ -138,30 +150,31 @@ def idle_filters(filters: Sequence[Filter], tensors: Sequence[tuple[str, str]]) 
 
 
 def _why_idle(idle: Filter, tensors: Sequence[tuple[str, str]]) -> str:
-    if any(idle.matches(name, kind) for name, kind in tensors):
+    if _matches_any(idle, tensors):
         return "every tensor that it matches is taken by a filter above it. Move it up, or leave it out."
-    meant = next((text for text in _meant(idle) if _finds(text, tensors)), None)
-    return "it matches no tensor." + (f" Did you mean '{meant}'?" if meant else "")
+    meant = _meant(idle)
+    if meant is None or not _matches_any(meant, tensors):
+        return "it matches no tensor."
+    return f"it matches no tensor. Did you mean '{meant.text}'?"
 
 
-def _meant(idle: Filter) -> Iterable[str]:
-    """The same text as another sort of filter on names, which it may have been meant for."""
-    if idle.pattern is None and idle.kind is None:
-        yield f"re:{idle.text}"
-    elif not idle.text.startswith("re:"):
-        yield f"*{idle.text}*"
-
-
-def _finds(text: str, tensors: Sequence[tuple[str, str]]) -> bool:
+def _meant(idle: Filter) -> Filter | None:
+    """The same text as another sort of filter on names, which may have been intended; None where it can't be one."""
+    if idle.kind is not None or idle.text.startswith("re:"):
+        return None
+    text = f"re:{idle.text}" if idle.pattern is None else f"*{idle.text}*"
     try:
-        meant = by_name(text, 0)
+        return by_name(text, idle.line)
     except ValueError:
-        return False
-    return any(meant.matches(name, kind) for name, kind in tensors)
+        return None
+
+
+def _matches_any(chooser: Filter, tensors: Sequence[tuple[str, str]]) -> bool:
+    return any(chooser.matches(name, kind) for name, kind in tensors)
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"'{pattern}' is no regular expression: {error}.") from None
+        raise ValueError(f"'{pattern}' is not a regular expression: {error}.") from None

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from hf_tsv.recipe._yaml import Document
+from hf_tsv.recipe._document import Document
 
-_SOURCES = ("slices", 0, "sources")
+SOURCES = ("slices", 0, "sources")  # where the models are then
 
 
 def read_whole_slice(document: Document) -> None:
@@ -22,11 +22,13 @@ def read_whole_slice(document: Document) -> None:
     if ends[0] is None or any(end != ends[0] for end in ends):
         return
     models = [{key: value for key, value in source.items() if key != "layer_range"} for source in sources]
-    document.layers = (ends[0], document.line((*_SOURCES, 0, "layer_range")))
+    document.layers = (ends[0], document.line((*SOURCES, 0, "layer_range")))
     document.data = {"models" if key == "slices" else key: value for key, value in document.data.items()}
     document.data["models"] = models
-    for path in [path for path in document.marks if path[:3] == _SOURCES]:
-        document.marks["models", *path[3:]] = document.marks[path]
+    # The models keep the lines of the sources.
+    for path in list(document.marks):
+        if path[: len(SOURCES)] == SOURCES:
+            document.marks["models", *path[len(SOURCES) :]] = document.marks[path]
 
 
 def _end(source: Any) -> int | None:

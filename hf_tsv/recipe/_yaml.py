@@ -1,79 +1,64 @@
-"""YAML text -> plain data in which every value knows its line."""
+"""YAML text -> plain data in which every value knows its line; and plain data -> YAML text.
 
+The parser is ruamel.yaml's. Its loaders stop at the first mistake, so the tree that its composer makes is walked here
+instead: every mistake is noted, and the rest is read.
+"""
+
+import io
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml.tag import Tag
 
 from hf_tsv.errors import RecipeError
+from hf_tsv.recipe._document import Document, Mark, Path
+from hf_tsv.recipe._messages import shown
 
-Path = tuple[str | int, ...]
-Mark = tuple[int, int]  # line and column, from 1
-Pairs = dict[str, tuple[yaml.Node, yaml.Node]]  # the nodes of key and value, by the key
-
-MOST_VALUES = 100_000  # far beyond any recipe; a few lines of nested aliases can stand for billions
+# Far beyond any recipe: what is larger is refused before time or memory is spent on it.
+MAX_CHARACTERS = 1_000_000
+MAX_VALUES = 100_000  # a few lines of nested aliases can stand for billions
+MAX_DEPTH = 100
 
 _TAG = "tag:yaml.org,2002:"
 _KEY_TAGS = (_TAG + "str", _TAG + "merge")
+_TAGS_OF_TEXT = (_TAG + "timestamp", _TAG + "value")  # ruamel's for 2024-01-31 and =, which are text in YAML 1.2
+_FLOAT = re.compile(r"[-+]?\.[0-9]+[eE][0-9]+")  # which ruamel takes for text, but YAML 1.2 doesn't
 _WAYS_OUT = {
-    "'\\t'": "Indent by spaces, not by tabs.",
+    "'\\t'": "Indent with spaces instead of tabs.",
     "that cannot start any token": "Put the value in quotes.",
     "alias": "A value that starts with * needs quotes.",
-    "mapping values are not allowed": "A value that holds ': ' needs quotes, and keys of one level the same indent.",
+    "mapping values are not allowed": "A value that contains ': ' needs quotes, and keys of one level the same indent.",
 }
 
+Pairs = dict[str, tuple[Node, Node]]  # the nodes of key and value, by the key
 
-@dataclass
-class Document:
-    """What a recipe file says, and what is wrong with it.
 
-    Attributes:
-        source: What messages call the file.
-        data: Its content: dicts with text keys, lists and scalars.
-        marks: Where each value starts; for the value of a key, where the key does.
-        notes: What is right but has no effect, or another than its words say.
-        layers: How many layers it says that the models have, and the line; None where it doesn't say.
-    """
+def yaml_of(typ: Literal["safe", "rt"]) -> YAML:
+    """ruamel's YAML with our limits and scalars; `rt` keeps comments, quotes and order on the way back to text."""
+    yaml = YAML(typ=typ, pure=True)
+    yaml.Resolver = _Resolver
+    yaml.max_depth = MAX_DEPTH
+    yaml.composer.warn_double_anchors = False  # YAML allows them, and the latest counts
+    yaml.allow_unicode = True
+    yaml.preserve_quotes = True
+    yaml.brace_single_entry_mapping_in_flow_sequence = True  # JSON stays JSON
+    yaml.width = MAX_CHARACTERS  # no line is broken
+    return yaml
 
-    source: str
-    data: Any = None
-    marks: dict[Path, Mark] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    layers: tuple[int, int] | None = None
-    _problems: list[tuple[Mark, Path, str]] = field(default_factory=list)
 
-    def tell(self, path: Path, problem: str) -> None:
-        """Note a mistake, to be raised together with all others. What is absent is told of what it is absent from."""
-        self.tell_at(self._mark(path), problem, path)
-
-    def tell_at(self, mark: Mark, problem: str, path: Path = ()) -> None:
-        self._problems.append((mark, path, problem))
-
-    def tell_missing(self, path: Path, way_out: str) -> None:
-        """Note that a key is missing, unless it is there and wrong."""
-        if not self.told(path):
-            self.tell(path, f"'{path[-1]}' is missing. {way_out}")
-
-    def told(self, path: Path) -> bool:
-        """Whether a mistake is noted of the value at `path`, or of one inside or around it."""
-        return any(path[: len(other)] == other[: len(path)] for _, other, _ in self._problems if other)
-
-    def line(self, path: Path) -> int:
-        """The line of the value at `path`, or of what it is absent from."""
-        return self._mark(path)[0]
-
-    def note(self, path: Path, note: str) -> None:
-        self.notes.append(f"{self.source}:{self.line(path)}: {note}")
-
-    def raise_problems(self) -> None:
-        """Raise RecipeError with every mistake noted, in the order of the file."""
-        if self._problems:
-            in_order = sorted(self._problems, key=lambda problem: problem[0])
-            raise RecipeError(f"{self.source}:{line}: {text}" for (line, _), _, text in in_order)
-
-    def _mark(self, path: Path) -> Mark:
-        return next(self.marks[path[:i]] for i in range(len(path), -1, -1) if path[:i] in self.marks)
+def to_yaml(data: Any) -> str:
+    """Plain data as YAML text, in its own order."""
+    text = io.StringIO()
+    yaml_of("rt").dump(data, text)
+    return text.getvalue()
 
 
 def read_yaml(
@@ -83,144 +68,196 @@ def read_yaml(
     keys: str = "merge_method, base_model and models",
     example: str = "merge_method: tsv_m",
 ) -> Document:
-    """Read the one YAML document of a recipe or suite, which must be a mapping; `keys` and `example` say of what.
+    """Read the one YAML document of a file of ours, which must be a mapping.
 
-    Numbers such as 1e-3 are numbers here, as in YAML 1.2, and dates are text. What doesn't keep the rest from being
+    Scalars are those of YAML 1.2: 1e-3 is a number; yes, on and dates are text. What doesn't keep the rest from being
     read, such as a key written twice, is noted in the document.
 
+    Args:
+        text: The file's text.
+        source: What messages call the file.
+        keys: The keys that it must have, for the message about an empty file.
+        example: A line of such a file, for the message about one that isn't a mapping.
+
     Raises:
-        RecipeError: the text is no YAML, is empty, or is no mapping.
+        RecipeError: the text isn't YAML, is too large, is empty, or isn't a mapping.
     """
+    if len(text) > MAX_CHARACTERS:
+        size = MAX_CHARACTERS // 1_000_000
+        raise RecipeError(f"{source}:1: the file is larger than {size} MB. Leave out what isn't needed.")
     try:
         return _read(text, source, keys, example)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise RecipeError(f"{source}:{mark.line + 1 if mark else 1}: {_syntax_problem(error)}") from None
-    except yaml.reader.ReaderError as error:
+    except MaxDepthExceededError as error:
+        raise RecipeError(_too_deep(source, _line_of(error))) from None
+    except RecursionError:  # a long chain of aliases, each of which is part of the next
+        raise RecipeError(_too_deep(source)) from None
+    except MarkedYAMLError as error:
+        raise RecipeError(f"{source}:{_line_of(error)}: {_syntax_problem(error)}") from None
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise RecipeError(
-            f"{source}:{line}: character U+{ord(text[error.position]):04X} isn't allowed in YAML."
-        ) from None
-    except RecursionError:
-        raise RecipeError(f"{source}:1: its values are nested too deeply for a recipe.") from None
+        problem = f"character U+{error.character:04X} isn't allowed in YAML."
+        raise RecipeError(f"{source}:{line}: {problem}") from None
+
+
+def _too_deep(source: str, line: int = 1) -> str:
+    return f"{source}:{line}: its values are nested more than {MAX_DEPTH} levels deep. Write them flatter."
 
 
 def _read(text: str, source: str, keys: str, example: str) -> Document:
-    loader = _Loader(text)
-    root = loader.get_node() if loader.check_node() else None
+    yaml = yaml_of("safe")
+    constructor, parser = yaml.get_constructor_parser(text)
+    composer = yaml.composer
+    root = composer.get_node() if composer.check_node() else None
     if root is None or root.tag == _TAG + "null":
         raise RecipeError(f"{source}:1: the file is empty, expected {keys}.")
-    line, column = _mark(root)
-    if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(f"{source}:{line}: this is no mapping, expected keys such as {example}.")
-    document = Document(source, marks={(): (line, column)})
-    document.data = _Builder(loader, document).value(root, ())
-    if loader.check_node():
-        line = loader.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]  # PyYAML has no types for it
-        document.tell_at((line, 1), "a second document starts here, expected one recipe a file. Split the file.")
+    mark = _mark(root)
+    if not isinstance(root, MappingNode):
+        raise RecipeError(f"{source}:{mark[0]}: this isn't a mapping, expected keys such as {example}.")
+    document = Document(source, marks={(): mark})
+    document.data = _TreeReader(constructor, document).value(root, ())
+    if composer.check_node():
+        second = parser.peek_event().start_mark.line + 1
+        document.tell_at((second, 1), "a second document starts here, expected one recipe per file. Split the file.")
     return document
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's floats and without dates."""
+class _Resolver(VersionedResolver):
+    """Tells which plain scalars are numbers, by YAML 1.2's core schema where ruamel departs from it."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML keeps its table so
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != _TAG + "timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        if kind is not ScalarNode:
+            return tag
+        if str(tag) in _TAGS_OF_TEXT:
+            return self.DEFAULT_SCALAR_TAG
+        is_plain = implicit[0]
+        if is_plain and _FLOAT.fullmatch(value):
+            return Tag(suffix=_TAG + "float")
+        return tag
 
 
-_Loader.add_implicit_resolver(_TAG + "float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
-
-
-class _Builder:
+class _TreeReader:
     """Turns nodes into data, and marks where each value stands."""
 
-    def __init__(self, loader: _Loader, document: Document) -> None:
-        self._loader = loader
+    def __init__(self, constructor: SafeConstructor, document: Document) -> None:
+        self._constructor = constructor
         self._document = document
-        self._above: set[int] = set()
-        self._pairs_of: dict[int, Pairs] = {}
+        self._above: set[int] = set()  # ids of the nodes around the one that is read
+        self._pairs_of: dict[int, Pairs] = {}  # by the mapping node's id
 
-    def value(self, node: yaml.Node, path: Path) -> Any:
-        """The value of a node, None where a mistake is noted of it."""
-        if len(self._document.marks) > MOST_VALUES:
-            raise RecipeError(f"{self._document.source}:1: its aliases stand for more than {MOST_VALUES} values.")
-        if isinstance(node, yaml.ScalarNode):
+    def value(self, node: Node, path: Path) -> Any:
+        """The value of a node, None where a mistake is noted in it."""
+        if len(self._document.marks) > MAX_VALUES:
+            problem = f"it has more than {MAX_VALUES} values, with those that its aliases stand for."
+            raise RecipeError(f"{self._document.source}:1: {problem} Leave out what isn't needed.")
+        if len(path) > MAX_DEPTH:
+            raise RecipeError(_too_deep(self._document.source, self._document.line(path[:1])))
+        if isinstance(node, ScalarNode):
             return self._scalar(node, path)
         if id(node) in self._above:
-            return self._document.tell(path, "this alias stands for what it is a part of. Write the value out.")
+            self._document.tell(path, "this alias stands for something it is a part of. Write the value out.")
+            return None
         if node.tag not in (_TAG + "map", _TAG + "seq"):
-            return self._document.tell(path, f"unknown tag {_short(node.tag)}. Leave it out.")
+            self._document.tell(path, f"unknown tag {_short(node.tag)}. Leave it out.")
+            return None
         self._above.add(id(node))
-        data = self._mapping(node, path) if isinstance(node, yaml.MappingNode) else self._list(node, path)
+        data = self._mapping(node, path) if isinstance(node, MappingNode) else self._list(node.value, path)
         self._above.discard(id(node))
         return data
 
-    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
-        if not _is_text(node.value):
-            return self._document.tell(path, "half a character is written here. Write the whole of it.")
+    def _scalar(self, node: ScalarNode, path: Path) -> Any:
+        text = _whole_characters(node.value)
+        if text is None:
+            self._document.tell(path, "half a character is written here (a lone surrogate). Write the whole character.")
+            return None
+        if node.tag == _TAG + "str":
+            return text
         try:
-            return self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError):
-            return self._document.tell(path, f"{node.value!r} can't be read as {_short(node.tag)}. Leave the tag out.")
+            return self._constructor.construct_object(node)
+        except (YAMLError, ValueError, KeyError):  # KeyError: what `!!bool maybe` raises
+            problem = f"{shown(node.value)} can't be read as {_short(node.tag)}."
+            self._document.tell(path, f"{problem} Leave the tag out, or put the value in quotes.")
+            return None
 
-    def _list(self, node: yaml.Node, path: Path) -> list[Any]:
-        self._document.marks |= {(*path, i): _mark(item) for i, item in enumerate(node.value)}
-        return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+    def _list(self, items: Sequence[Node], path: Path) -> list[Any]:
+        for i, item in enumerate(items):
+            self._document.marks[*path, i] = _mark(item)
+        return [self.value(item, (*path, i)) for i, item in enumerate(items)]
 
-    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         pairs = self._pairs(node)
-        self._document.marks |= {(*path, name): _mark(key) for name, (key, _) in pairs.items()}
+        for name, (key, _) in pairs.items():
+            self._document.marks[*path, name] = _mark(key)
         return {name: self.value(value, (*path, name)) for name, (_, value) in pairs.items()}
 
-    def _pairs(self, node: yaml.Node) -> Pairs:
-        """The keys of a mapping and of those merged into it by `<<`, whose own keys count less."""
-        if id(node) not in self._pairs_of:
-            self._pairs_of[id(node)] = {}  # what a mapping holds that is merged into itself
-            own, merged = self._own_pairs(node), Pairs()
-            for key, value in node.value:
-                if key.tag == _TAG + "merge":
-                    for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                        merged = self._merged_pairs(source) | merged
-            self._pairs_of[id(node)] = merged | own
+    def _pairs(self, node: MappingNode) -> Pairs:
+        """The keys of a mapping and of those merged into it by `<<`, whose keys yield to its own."""
+        if id(node) in self._pairs_of:
+            return self._pairs_of[id(node)]
+        self._pairs_of[id(node)] = {}  # what a mapping holds that is merged into itself
+        own = self._own_pairs(node)
+        merged = Pairs()
+        for key, value in node.value:
+            if key.tag != _TAG + "merge":
+                continue
+            sources = value.value if isinstance(value, SequenceNode) else [value]
+            for source in sources:
+                merged = self._merged_pairs(source) | merged  # the first source that has a key counts
+        self._pairs_of[id(node)] = merged | own
         return self._pairs_of[id(node)]
 
-    def _merged_pairs(self, source: yaml.Node) -> Pairs:
-        if isinstance(source, yaml.MappingNode):
+    def _merged_pairs(self, source: Node) -> Pairs:
+        if isinstance(source, MappingNode):
             return self._pairs(source)
-        self._document.tell_at(_mark(source), "'<<' merges what is no mapping. Write an alias of one.")
+        self._document.tell_at(_mark(source), "'<<' needs mappings to merge. Write an alias of one, such as *name.")
         return {}
 
-    def _own_pairs(self, node: yaml.Node) -> Pairs:
+    def _own_pairs(self, node: MappingNode) -> Pairs:
         pairs: Pairs = {}
         for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEY_TAGS or not _is_text(key.value):
-                self._document.tell_at(_mark(key), "this key is no text. Put it in quotes if it is meant to be.")
-            elif key.value in pairs:
-                first = _mark(pairs[key.value][0])[0]
-                problem = f"'{key.value}' is written twice, first on line {first}. Keep one of them."
+            is_scalar = isinstance(key, ScalarNode) and key.tag in _KEY_TAGS
+            name = _whole_characters(key.value) if is_scalar else None
+            if name is None:
+                self._document.tell_at(_mark(key), "this key isn't text. Put it in quotes if it should be.")
+            elif name in pairs:
+                first_line, _ = _mark(pairs[name][0])
+                problem = f"'{name}' is written twice, first on line {first_line}. Keep one of them."
                 self._document.tell_at(_mark(key), problem)
             elif key.tag == _TAG + "str":
-                pairs[key.value] = key, value
+                pairs[name] = key, value
         return pairs
 
 
-def _is_text(value: str) -> bool:
-    """Whether it is Unicode: an escape such as \\ud800 alone is half a character."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+def _whole_characters(text: str) -> str | None:
+    """The text with surrogate pairs, which JSON escapes one character as, joined; None if half of a pair is missing."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return None
 
 
-def _mark(node: yaml.Node) -> Mark:
+def _mark(node: Node) -> Mark:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
-def _short(tag: str) -> str:
-    return tag.replace(_TAG, "!!")
+def _short(tag: str | None) -> str:
+    return str(tag).replace(_TAG, "!!")
 
 
-def _syntax_problem(error: yaml.MarkedYAMLError) -> str:
-    began = f" since line {error.context_mark.line + 1}" if error.context_mark else ""
-    context = f" {error.context}{began}" if error.context else ""
-    fact = f"this isn't YAML: {error.problem}{context}."
-    return f"{fact} {next((way_out for sign, way_out in _WAYS_OUT.items() if sign in fact), '')}".rstrip()
+def _line_of(error: MarkedYAMLError) -> int:
+    mark = error.problem_mark or error.context_mark
+    return mark.line + 1 if mark else 1
+
+
+def _syntax_problem(error: MarkedYAMLError) -> str:
+    problem = f"this isn't YAML: {error.problem}"
+    if error.context:
+        problem += f" {error.context}"
+        if error.context_mark:
+            problem += f" since line {error.context_mark.line + 1}"
+    for sign, way_out in _WAYS_OUT.items():
+        if sign in problem:
+            return f"{problem}. {way_out}"
+    return f"{problem}."

@@ -67,7 +67,7 @@ def merge_as_adapter(
 ) -> MergeRecord | AdaptersRecord:
     """Merge by a recipe into an adapter on the base model, which PEFT loads.
 
-    The same as `merge` of the recipe with `output: {as: adapter}`.
+    The same as `merge` of the recipe with `output: {form: adapter}`.
 
     Args:
         recipe: A recipe, or the path of its file.

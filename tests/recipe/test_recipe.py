@@ -1,6 +1,8 @@
 """Recipes: what a good one means, and what is said of a bad one."""
 
+import json
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,17 +61,61 @@ class TestBadRecipes:
         (problem,) = problems("merge_method: tsv_m\nbase_model: a\x00b")
         assert problem == "recipe.yaml:2: character U+0000 isn't allowed in YAML."
 
+    @pytest.mark.parametrize(
+        ("written", "told"),
+        [
+            (r'"\ud800"', "half a character is written here (a lone surrogate). Write the whole character."),
+            ("9" * 5000, f"'{'9' * 58}… can't be read as !!int. Leave the tag out, or put the value in quotes."),
+            ("!!bool maybe", "'maybe' can't be read as !!bool. Leave the tag out, or put the value in quotes."),
+        ],
+    )
+    def test_what_is_no_value_is_told(self, written: str, told: str) -> None:
+        assert problems(f"merge_method: tsv_m\nbase_model: {written}\nmodels: [{{model: org/math}}]") == (
+            f"recipe.yaml:2: {told}",
+        )
+
+    def test_a_character_that_json_escapes_as_two_is_one(self) -> None:
+        read = parse_recipe(json.dumps({"merge_method": "tsv_m", "base_model": "./😀", "models": [{"model": "./b"}]}))
+        assert read.base.text == "./😀"
+
     def test_bytes_are_no_text(self) -> None:
         text = "merge_method: tsv_m\nbase_model: org/base\nmodels: [{model: org/math, name: !!binary aGk=}]"
         assert problems(text) == ("recipe.yaml:3: 'name' has a wrong value, expected text but got b'hi'.",)
 
     def test_deep_nesting_is_told(self) -> None:
-        assert problems("a: " + "[" * 1000) == ("recipe.yaml:1: its values are nested too deeply for a recipe.",)
+        told = "its values are nested more than 100 levels deep. Write them flatter."
+        assert problems("a:\n  " + "[" * 1000) == (f"recipe.yaml:2: {told}",)
+        chain = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 2000))
+        assert problems(chain) == (f"recipe.yaml:100: {told}",)
+        # The merged mappings stand under a key that is written twice, so that none of them is read before the last.
+        merged = ", ".join(["&b0 {x: 1}", *(f"&b{i} {{<<: *b{i - 1}}}" for i in range(1, 5000))])
+        assert problems(f"x: 1\nx: [{merged}]\ny: *b4999") == (f"recipe.yaml:1: {told}",)
+
+    def test_a_file_beyond_any_recipe_is_refused_unread(self, tmp_path: Path) -> None:
+        path = tmp_path / "recipe.yaml"
+        path.write_text("- a\n" * 2_500_000)
+        start = time.process_time()
+        with pytest.raises(RecipeError, match=r"recipe\.yaml:1: the file is larger than 1 MB\. Leave out what isn't"):
+            load_recipe(path)
+        assert time.process_time() - start < 0.5  # parsing it would take minutes
+
+    def test_thousands_of_mistakes_are_told_in_time(self) -> None:
+        text = "merge_method: tsv_m\nbase_model: org/base\nmodels:\n" + "  - {nmae: x}\n" * 3_000
+        told = problems(text)
+        assert len(told) == 6_000
+        assert set(told[-2:]) == {
+            "recipe.yaml:3003: 'model' is missing. Write a Hub id such as org/name, or a folder.",
+            "recipe.yaml:3003: unknown key 'nmae' in 'models'. Did you mean 'name'?"
+            " Known keys: model, name, parameters.",
+        }
 
     def test_aliases_of_aliases_do_not_fill_the_memory(self) -> None:
         lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
         lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
-        assert problems("\n".join(lines)) == ("recipe.yaml:1: its aliases stand for more than 100000 values.",)
+        assert problems("\n".join(lines)) == (
+            "recipe.yaml:1: it has more than 100000 values, with those that its aliases stand for."
+            " Leave out what isn't needed.",
+        )
 
     def test_merge_keys_of_merge_keys_do_not_fill_the_memory(self) -> None:
         text = "{model: org/math}"
@@ -84,7 +130,7 @@ class TestBadRecipes:
 
     def test_a_file_that_is_no_text_is_told(self, tmp_path: Path) -> None:
         (tmp_path / "recipe.yaml").write_bytes(b"merge_method: \xff")
-        with pytest.raises(RecipeError, match=r"recipe\.yaml: this is no UTF-8 text"):
+        with pytest.raises(RecipeError, match=r"recipe\.yaml: the recipe isn't UTF-8 text .* Save it as UTF-8\."):
             load_recipe(tmp_path / "recipe.yaml")
 
     def test_a_method_tells_when_the_models_are_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,13 +403,16 @@ class TestSettings:
         setting = "[{filter: q_proj, value: [2, 4]}, {filter: proj, value: 6}, {value: 8}]"
         assert [values("scale", setting, name=name, at=0.5) for name in (Q, K, MLP)] == [3.0, 6.0, 8.0]
 
-    @pytest.mark.parametrize(("written", "value"), [("1e-3", 0.001), ("2", 2.0), ("-.5E1", -5.0), ("1_000", 1000.0)])
+    @pytest.mark.parametrize(
+        ("written", "value"), [("1e-3", 0.001), ("2", 2.0), ("-.5E1", -5.0), ("1_000", 1000.0), ("010", 10.0)]
+    )
     def test_numbers(self, written: str, value: float) -> None:
         found = values("scale", written)
         assert (found, type(found)) == (value, float)
 
-    def test_a_date_is_a_name(self) -> None:
-        assert recipe(models="  - {model: org/math, name: 2024-01-31}\n").models[0].name == "2024-01-31"
+    @pytest.mark.parametrize("name", ["2024-01-31", "yes", "no", "on", "off", "y"])
+    def test_what_yaml_1_1_took_for_something_else_is_a_name(self, name: str) -> None:
+        assert recipe(models=f"  - {{model: org/math, name: {name}}}\n").models[0].name == name
 
     def test_the_rule_of_many_tensors_is_one_object(self) -> None:
         read = recipe(rest="parameters: {scale: 2}")

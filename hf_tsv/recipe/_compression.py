@@ -1,0 +1,150 @@
+"""A recipe with another output: adapters of every task, as `hf-tsv compress` makes them, or one of the merge."""
+
+import copy
+from collections.abc import Mapping, Set
+from typing import Any
+
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from hf_tsv.methods import METHODS
+from hf_tsv.recipe._edit import edited, models_of, own_value, put_key, put_keys, remove_key
+from hf_tsv.recipe._parameters import NO_EFFECT, WEIGHT
+from hf_tsv.recipe._recipe import Recipe
+from hf_tsv.recipe._schema import Residuals
+
+COMPRESSING = "tsv_c"  # the method that keeps every task's change in an adapter
+BASE = "base"  # the one that changes nothing
+RULES = frozenset(Residuals.model_fields)  # the words for a rule that chooses ranks
+
+
+def as_compression(
+    recipe: Recipe, rule: Mapping[str, Any] | None = None, adapters: Mapping[str, Any] | None = None
+) -> Recipe:
+    """The recipe that compresses each task's change into an adapter, instead of merging.
+
+    Every method becomes `tsv_c`, without the parameters of the method it replaces and so with the default rule for the
+    ranks. `base` stays where it stands beside another method: it chooses what isn't compressed. Where a method is
+    replaced nothing is merged any more, and `residuals` goes.
+
+    Args:
+        recipe: A recipe that was read.
+        rule: One rule for the ranks of all tensors, such as `{"rank": 8}`, in place of the recipe's own.
+        adapters: Keys of the recipe's `adapters` to set: `profiles`, `rank`, `factor_dtype`.
+
+    Returns:
+        The new recipe, with the author's comments; the very same one where nothing has to change.
+
+    Raises:
+        RecipeError: the rule or the keys aren't valid in a recipe.
+    """
+
+    def change(document: CommentedMap) -> None:
+        _replace_methods(document, recipe)
+        remove_key(document, "output")
+        if rule is not None:
+            _set_rule(document, rule)
+        if adapters:
+            put_keys(document, "adapters", {key: _in_yaml(value) for key, value in adapters.items()})
+
+    return edited(recipe, change)
+
+
+def as_adapter_output(recipe: Recipe, rule: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe whose output is one adapter on the base, which holds what the merge changes.
+
+    Args:
+        recipe: A recipe that was read.
+        rule: One rule for the ranks of all tensors, such as `{"rank": 8}`, in place of the recipe's own; None for what
+            the recipe says, or all of the change.
+
+    Returns:
+        The new recipe, with the author's comments; the very same one where nothing has to change.
+
+    Raises:
+        RecipeError: the rule isn't valid in a recipe, or the recipe keeps something of single tasks, which an adapter
+            can't carry.
+    """
+
+    def change(document: CommentedMap) -> None:
+        if rule is not None and recipe.output is not None:
+            remove_key(document, "output")
+        put_keys(document, "output", {"form": "adapter", **(rule or {})})
+
+    return edited(recipe, change)
+
+
+def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
+    """Have every method be `tsv_c`, or `base` beside another one."""
+    stays = {COMPRESSING}
+    if set(recipe.methods) != {BASE}:
+        stays.add(BASE)
+    if stays.issuperset(recipe.methods):
+        return
+    _replace_in_overrides(document, recipe, stays)
+    if recipe.merge_method not in stays:
+        put_key(document, "merge_method", COMPRESSING)
+        remove_key(document, "parameters")
+    remove_key(document, "residuals")
+    if not document.get("base_model"):  # some methods do without, and the first model stands in
+        put_key(document, "base_model", recipe.base.text)
+    # What is left were parameters of several methods.
+    of_every_method = {WEIGHT.name, *NO_EFFECT}
+    taken = {*of_every_method, *METHODS[COMPRESSING].parameters, *METHODS[COMPRESSING].aliases}
+    _remove_parameters(document, _given(document) - taken)
+    for i, entry in enumerate(models_of(document)):
+        unknown = _given(entry) - of_every_method
+        if unknown:
+            _remove_parameters(own_value(models_of(document), i), unknown)
+
+
+def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stays: Set[str]) -> None:
+    # An override that compresses has had these from the recipe's own parameters, if those go.
+    inherited: dict[str, Any] = {}
+    if recipe.merge_method not in stays:
+        shared = document.get("parameters") or {}
+        inherited = {name: value for name, value in shared.items() if name in METHODS[COMPRESSING].parameters}
+    for i, branch in enumerate(recipe.branches[:-1]):
+        missing = inherited.keys() - _given(document["overrides"][i])
+        if branch.method not in stays:
+            entry = own_value(own_value(document, "overrides"), i)
+            remove_key(entry, "parameters")
+            if entry.get("merge_method"):
+                put_key(entry, "merge_method", COMPRESSING)
+        elif branch.method == COMPRESSING and missing:
+            entry = own_value(own_value(document, "overrides"), i)
+            put_keys(entry, "parameters", {name: copy.deepcopy(inherited[name]) for name in sorted(missing)})
+
+
+def _set_rule(document: CommentedMap, rule: Mapping[str, Any]) -> None:
+    """Have one rule for all ranks. Models have none of their own: no rule may differ from task to task."""
+    put_keys(document, "parameters", {name: _in_yaml(value) for name, value in rule.items()})
+    _remove_parameters(document, RULES - rule.keys())
+    for i, entry in enumerate(document.get("overrides") or []):
+        if RULES & _given(entry):
+            _remove_parameters(own_value(own_value(document, "overrides"), i), RULES)
+
+
+def _given(entry: CommentedMap) -> Set[str]:
+    """The names of the parameters that the recipe, an override or a model has of its own."""
+    return set(entry.get("parameters") or {})
+
+
+def _remove_parameters(entry: CommentedMap, names: Set[str]) -> None:
+    given = _given(entry)
+    if not given & names:
+        return
+    if given <= names:
+        remove_key(entry, "parameters")
+        return
+    parameters = own_value(entry, "parameters")
+    for name in sorted(given & names):
+        remove_key(parameters, name)
+
+
+def _in_yaml(value: Any) -> Any:
+    """A value as it is written: a list in one line."""
+    if not isinstance(value, list | tuple):
+        return value
+    written = CommentedSeq(value)
+    written.fa.set_flow_style()
+    return written

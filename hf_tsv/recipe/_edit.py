@@ -1,0 +1,202 @@
+"""A recipe with changes, in the text that its author wrote: comments, quotes and order stay.
+
+ruamel.yaml keeps a comment with the value before it. A comment on lines of its own is about what follows, though, so
+it must not go when that value does, nor end up inside what is put in its place: `put_key` and `remove_key` see to that.
+"""
+
+import copy
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ruamel.yaml.anchor import Anchor
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, merge_attrib
+from ruamel.yaml.error import CommentMark
+from ruamel.yaml.tokens import CommentToken
+
+from hf_tsv.recipe._load import parse_recipe
+from hf_tsv.recipe._recipe import Recipe
+from hf_tsv.recipe._yaml import yaml_of
+
+_Part = CommentedMap | CommentedSeq
+# Lines are broken only where they get longer than this, and than the text's own by more than a commit's hash.
+MIN_WIDTH = 120
+GROWTH = 48
+_COMMENT_AT = {CommentedMap: 2, CommentedSeq: 0}  # where ruamel keeps the comment after a value
+
+
+def edited(recipe: Recipe, change: Callable[[CommentedMap], None]) -> Recipe:
+    """The recipe after a change of its text; the very same recipe where nothing changes.
+
+    Args:
+        recipe: A recipe that was read. A choice of `svd` that was made beside its text goes into the new text.
+        change: Changes the recipe's mapping, as ruamel.yaml has it. `models_of`, `own_value`, `put_key`, `put_keys` and
+            `remove_key` are for this.
+
+    Raises:
+        RecipeError: the text is no longer a recipe after the change. The lines are those of the new text.
+    """
+    yaml = yaml_of("rt")
+    document = yaml.load(recipe.text)
+    if _is_shared(document):
+        document = _own_copy(document)
+    before = copy.deepcopy(document)
+    if recipe.svd != (document.get("svd") or "exact"):
+        put_key(document, "svd", recipe.svd)
+    change(document)
+    if document == before:
+        return recipe
+    yaml.width = max(MIN_WIDTH, GROWTH + max(map(len, recipe.text.splitlines())))
+    _indent_alike(yaml, before)
+    text = io.StringIO()
+    yaml.dump(document, text)
+    return parse_recipe(text.getvalue(), recipe.source, recipe.folder)
+
+
+def models_of(document: CommentedMap) -> CommentedSeq:
+    """The recipe's list of models: `models`, or the sources of its only slice."""
+    if "models" in document:
+        models: CommentedSeq = own_value(document, "models")
+        return models
+    only_slice = own_value(own_value(document, "slices"), 0)
+    sources: CommentedSeq = own_value(only_slice, "sources")
+    return sources
+
+
+def own_value(part: _Part, key: str | int) -> Any:
+    """The value at `key`, as one that can be changed without changing any other.
+
+    A value with an anchor may stand elsewhere too, and keys that `<<` merges stand in another mapping: both are copied.
+    """
+    value = part[key]
+    if _is_shared(value):
+        value = _own_copy(value)
+        part[key] = value
+    return value
+
+
+def put_key(mapping: CommentedMap, key: str, value: Any) -> None:
+    """Set a key, at the mapping's end if it is new. Comment lines below the place stay below."""
+    at = key if key in mapping else _last_key(mapping)
+    below = "" if at is None else _take_comment_below(mapping, at)
+    mapping[key] = value
+    _add_comment_below(mapping, key, below)
+
+
+def put_keys(mapping: CommentedMap, key: str, values: Mapping[str, Any]) -> None:
+    """Set keys of the mapping at `key`, which is made if it isn't there."""
+    if not mapping.get(key):
+        # Filled before it is put, or the comment lines below would end up in it.
+        put_key(mapping, key, CommentedMap(values))
+        return
+    inner = own_value(mapping, key)
+    for name, value in values.items():
+        if inner.get(name) != value:
+            put_key(inner, name, value)
+
+
+def remove_key(mapping: CommentedMap, key: str) -> None:
+    """Remove a key, if it is there, with the comment behind it. Comment lines below it stay."""
+    if key not in mapping:
+        return
+    keys = list(mapping)
+    at = keys.index(key)
+    below = _take_comment_below(mapping, key)
+    del mapping[key]
+    mapping.ca.items.pop(key, None)
+    if not below:
+        return
+    if at > 0:
+        _add_comment_below(mapping, keys[at - 1], below)
+    elif len(keys) > 1:
+        lines = [line.strip().removeprefix("#").strip() for line in below.splitlines()]
+        mapping.yaml_set_comment_before_after_key(keys[1], before="\n".join(lines), indent=mapping.lc.col)
+
+
+def _is_shared(value: Any) -> bool:
+    if not isinstance(value, _Part):
+        return False
+    anchor = getattr(value, Anchor.attrib, None)
+    return (anchor is not None and anchor.value is not None) or bool(getattr(value, merge_attrib, None))
+
+
+def _own_copy(value: _Part) -> _Part:
+    """A copy without anchors and merges, of all that is in it too."""
+    copied: _Part = copy.deepcopy(value)  # a copied mapping has the merged keys as its own
+    parts: list[Any] = [copied]
+    cleared: set[int] = set()
+    while parts:
+        part = parts.pop()
+        if id(part) in cleared:
+            continue
+        cleared.add(id(part))
+        for attribute in (Anchor.attrib, merge_attrib):
+            if hasattr(part, attribute):
+                delattr(part, attribute)
+        if isinstance(part, _Part):
+            parts += part.values() if isinstance(part, CommentedMap) else part
+    return copied
+
+
+def _last_key(part: _Part) -> str | int | None:
+    if not part:
+        return None
+    return next(reversed(part)) if isinstance(part, CommentedMap) else len(part) - 1
+
+
+def _last_leaf(part: _Part, key: str | int) -> tuple[_Part, str | int]:
+    """The last value that is written in lines of its own at `key`: where the comment below all of it is kept."""
+    while True:
+        value = part[key]
+        if not isinstance(value, _Part) or value.fa.flow_style():
+            return part, key
+        last = _last_key(value)
+        if last is None:
+            return part, key
+        part, key = value, last
+
+
+def _comment_at(part: _Part, key: str | int) -> CommentToken | None:
+    slots = part.ca.items.get(key)
+    at = _COMMENT_AT[type(part)]
+    return slots[at] if slots else None
+
+
+def _take_comment_below(part: _Part, key: str | int) -> str:
+    """Remove the comment lines below the value at `key`, but not the comment on its own line."""
+    part, key = _last_leaf(part, key)
+    token = _comment_at(part, key)
+    if token is None:
+        return ""
+    on_its_line, _, below = token.value.partition("\n")
+    token.value = f"{on_its_line}\n"  # a flow mapping has the same token
+    if not on_its_line:
+        part.ca.items[key][_COMMENT_AT[type(part)]] = None
+    return str(below)
+
+
+def _add_comment_below(part: _Part, key: str | int, below: str) -> None:
+    if not below:
+        return
+    part, key = _last_leaf(part, key)
+    token = _comment_at(part, key)
+    if token is not None:
+        token.value += below
+        return
+    slots = part.ca.items.setdefault(key, [None, None, None, None])
+    slots[_COMMENT_AT[type(part)]] = CommentToken(f"\n{below}", CommentMark(0), None)
+
+
+def _indent_alike(yaml: Any, document: CommentedMap) -> None:
+    """Have it written with the indents that the text has: those of the first mapping and the first list in it."""
+    mapping = sequence = offset = None
+    for value in document.values():
+        if not isinstance(value, _Part) or value.fa.flow_style() or not value:
+            continue
+        indent = value.lc.col - document.lc.col
+        if isinstance(value, CommentedMap):
+            mapping = mapping or indent
+        elif offset is None and isinstance(value[0], CommentedMap) and not value[0].fa.flow_style():
+            offset = indent
+            sequence = value[0].lc.col - document.lc.col
+    yaml.indent(mapping=mapping, sequence=sequence, offset=offset)
