@@ -41,12 +41,12 @@ def show(planned: "Plan") -> None:
     from hf_tsv.merging.resources import usable_cores
 
     _show_tensors(planned)
-    counts = Counter(step.method for step in planned.steps)
-    made = ", ".join(f"{number} by {method}" for method, number in counts.most_common() if method != "base")
+    counts = Counter(step.method for step in planned.merged)
+    made = ", ".join(f"{number} by {method}" for method, number in counts.most_common())
     largest, cores = max(map(planned.working_bytes, planned.steps)), usable_cores()
     seconds = estimated_seconds(planned, cores)
     out.print(
-        f"\n{len(planned.steps)} tensors: {made}, {counts['base']} kept from the base."
+        f"\n{len(planned.steps)} tensors: {made}, {len(planned.steps) - len(planned.merged)} kept from the base."
         f" Reads {size(planned.bytes_in)}, writes {size(planned.bytes_out)} in {len(planned.shards)} file(s);"
         f" the largest tensor takes {size(largest)} of memory at work. About {duration(seconds)} of merging on this"
         f" machine's {cores} core(s).",
@@ -58,7 +58,9 @@ def show(planned: "Plan") -> None:
 
 def show_compression(planned: "Plan", flags: Sequence[str]) -> None:
     """What a compression by these flags takes up of a plan, whose methods don't matter to it."""
-    steps = tuple(replace(s, method="tsv_c", parameters={}) if s.is_merged else s for s in planned.steps)
+    from hf_tsv.methods.tsv_c import tsv_c
+
+    steps = tuple(replace(s, method=tsv_c.name, parameters={}) if s.is_merged else s for s in planned.steps)
     _show_tensors(replace(planned, steps=steps))
     out.print(
         f"\n{len(planned.merged)} tensors go into {len(planned.tasks)} adapter(s) as far as they were changed, with"

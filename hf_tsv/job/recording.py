@@ -11,6 +11,7 @@ from hf_tsv.checkpoints.protocol import Checkpoint
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.resources import CPU, device_name
 from hf_tsv.methods import METHODS
+from hf_tsv.methods.tsv_c import tsv_c
 from hf_tsv.record.record import FORMAT
 
 NUMERICS = "4"  # counts up whenever the same inputs give other bits than before
@@ -45,11 +46,7 @@ def make_record(
         "sources": [dict(source) for source in sources],
         "method": plan.recipe.merge_method,
         "methods": {name: {"paper": METHODS[name].paper} for name in sorted({s.method for s in plan.merged})},
-        "arithmetic": {
-            "dtype": plan.recipe.dtype,
-            "svd": plan.recipe.svd,
-            "fell_back": sum(_fallen_back(facts) for facts in tensors.values()),
-        },
+        "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
         "bytes": {"read": plan.bytes_in, "written": plan.bytes_out},
         "seconds": round(seconds, 1),
         "warnings": list(plan.warnings),
@@ -87,7 +84,7 @@ def make_compression_record(
         "format": FORMAT,
         "versions": versions(),
         "sources": [dict(source) for source in sources],
-        "method": "tsv_c",
+        "method": tsv_c.name,
         "flags": list(flags),
         "arithmetic": {"dtype": plan.recipe.dtype, "svd": plan.recipe.svd},
         "seconds": round(seconds, 1),
@@ -113,12 +110,6 @@ def make_restoration_record(
 
 def _nbytes(checkpoint: Checkpoint) -> int:
     return sum(checkpoint.info(name).nbytes for name in checkpoint.names())
-
-
-def _fallen_back(facts: Mapping[str, Any]) -> int:
-    """Task matrices of one tensor that were not factored by the way that was meant; experts come in a list."""
-    told = facts.get("fell_back", 0)
-    return sum(number or 0 for number in told) if isinstance(told, list) else told
 
 
 def versions(device: torch.device = CPU) -> dict[str, str]:

@@ -332,7 +332,7 @@ def _factor(
             with naming(step, "compress"):
                 made = [_factors(stored, t, rank) for stored in slices]
             facts = {"kept": [len(f.s) for f in made], "energies": [f.energy for f in made]}
-            found.put(task.key(step), packed(made, rank), **facts, fell_back=sum(f.fell_back for f in made))
+            found.put(task.key(step), packed(made, rank), **facts)
 
     each_step(list(filter(left, plan.merged)), do, plan, resources, progress, plan.work, in_order=in_order)
     found.sync()
@@ -364,7 +364,7 @@ def _write(
                 "left_out": dict(report.left_out),
                 "in_sidecar": list(report.in_sidecar),
                 "left_out_share": report.left_out_share,
-                **_facts(plan, tasks[t], profile, found),
+                **_facts(tasks[t], profile),
             }
     return reports
 
@@ -399,15 +399,13 @@ def _copy_configs(plan: Plan, tasks: Sequence[_Task], folders: Mapping[str | Non
             copy_config(folders[task.name], out / ADAPTERS[profile] / task.name)
 
 
-def _facts(plan: Plan, task: _Task, profile: Profile, found: Findings) -> dict[str, Any]:
+def _facts(task: _Task, profile: Profile) -> dict[str, Any]:
     kept = task.kept_in(profile)
     summary: Compression[str] = summarize(task.spectra, {name: kept.get(name, 0) for name in task.spectra})
-    fell_back = sum(found.done.get(task.key(step), {}).get("fell_back", 0) for step in plan.merged)
     return {
         "energy": summary.energy,
         "errors": {name: error for name, error in summary.errors.items() if profile == "faithful" or name in kept},
         "ranks": _plain(kept),
-        **({"fell_back": fell_back} if fell_back else {}),
     }
 
 

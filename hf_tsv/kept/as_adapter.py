@@ -15,9 +15,10 @@ from hf_tsv.kept.options import compressing
 from hf_tsv.linalg.ranks import Energy, FixedRank
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.engine import merge_step, surveys
-from hf_tsv.merging.plan import TSV_C, Plan
+from hf_tsv.merging.plan import Plan
 from hf_tsv.merging.progress import Progress
 from hf_tsv.merging.resources import Resources
+from hf_tsv.methods.tsv_c import tsv_c
 from hf_tsv.staging.folder import Staging
 
 MERGED = "merged"
@@ -55,8 +56,12 @@ def write_as_adapter(
         As `compress_tasks`, whose errors these are too; the one task is called `merged`.
     """
     merged = _Merged(plan, resources, progress)
-    steps = tuple(replace(s, method=TSV_C, weights=(1.0,), parameters={}) if s.is_merged else s for s in plan.steps)
-    as_task = replace(plan, tasks=(MERGED,), finetuned=(merged,), steps=steps, parts=())
+    steps = []
+    for step in plan.steps:
+        if step.is_merged:
+            step = replace(step, method=tsv_c.name, weights=(1.0,), parameters={})
+        steps.append(step)
+    as_task = replace(plan, tasks=(MERGED,), finetuned=(merged,), steps=tuple(steps), parts=())
     options = compressing(plan.recipe, FixedRank(rank) if rank else Energy(1.0), profiles=("faithful",))
     report = compress_tasks(as_task, folders, staging, identity, base, options, resources, progress, in_order=in_order)
     out, folder = staging.out, staging.out / ADAPTERS["faithful"]

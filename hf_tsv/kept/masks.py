@@ -6,7 +6,8 @@ masks/TASK.safetensors holds a tensor's bits under its name, uint8, eight to a b
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
 from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.files.disk import full_disk_told
 from hf_tsv.files.names import MASKS, MODEL_CONFIG
-from hf_tsv.linalg.masks import EmrRescaler, Use, emr_mask, magnitude_mask, pack, tall_mask, unpack
+from hf_tsv.linalg.masks import Use, pack, unpack
 from hf_tsv.merging.engine import Found, each_step, one_thread_each, surveys
-from hf_tsv.merging.plan import MASKED, Plan, Step
+from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor, change
-from hf_tsv.methods import METHODS, Deltas, per_task
+from hf_tsv.methods import METHODS, Rescaler, TaskDelta
 from hf_tsv.sources.companions import copy_config
 
 
@@ -49,7 +50,7 @@ def write_masks(
         CheckpointError: a model can't be read.
         ResourceError: the disk is full.
     """
-    steps = [step for step in plan.merged if step.method in MASKED]
+    steps = [step for step in plan.merged if step.is_masked]
     with full_disk_told(folder):
         (folder / MASKS).mkdir(exist_ok=True)
     shards = [Shard(file_of(task), tuple(map(_packed_info, steps))) for task in plan.tasks]
@@ -73,12 +74,6 @@ def file_of(task: str) -> str:
 def config_of(folder: Path, task: str) -> Path:
     """The configuration of a task that has a head of its own."""
     return folder / MASKS / task / MODEL_CONFIG
-
-
-def lambda_of(step: Step, t: int, num_tasks: int) -> float:
-    """The lambda of task t's TALL-mask, as the recipe says."""
-    default = METHODS[step.method].parameters["mask_lambda"].default
-    return per_task(step.parameters.get("mask_lambda", default), num_tasks)[t]
 
 
 class MaskedCheckpoint:
@@ -139,11 +134,17 @@ def open_masked(out: Path, task: str, base: Checkpoint, record: Mapping[str, Any
 
 @dataclass(frozen=True)
 class _Counts:
-    """What one tensor's masks are like: ones a task, how many are used by how many, EMR's sums."""
+    """What one tensor's masks are like.
+
+    Attributes:
+        ones: How many entries are in each task's mask.
+        use: How many entries are in how many tasks' masks.
+        rescalers: By task, what finds the factor on its masked change; empty for masks that rescale nothing.
+    """
 
     ones: tuple[int, ...]
     use: Use
-    rescalers: tuple[EmrRescaler, ...]
+    rescalers: tuple[Rescaler, ...]
 
 
 class _Bits:
@@ -173,37 +174,33 @@ def _write(
     found: dict[str, _Counts],
     step: Step,
 ) -> None:
-    """One tensor's masks of all tasks."""
-    tasks = range(len(plan.tasks))
-    bits, rescalers = [_Bits() for _ in tasks], [EmrRescaler() for _ in tasks]
-    use = Use((0,) * (len(plan.tasks) + 1))
+    """Write one tensor's masks of all tasks, piece by piece where the merge took it so."""
+    method, num_tasks = METHODS[step.method], len(plan.tasks)
+    rescaler = method.mask.rescaler if method.mask else None
+    bits = [_Bits() for _ in range(num_tasks)]
+    rescalers = [rescaler() for _ in range(num_tasks)] if rescaler else []
+    use = Use((0,) * (num_tasks + 1))
     for rows in step.slices:
         stored = StoredTensor(plan, step, rows)
         deltas = stored.deltas(surveyed(step))
+        # What was merged is read back from the output, as `restore` will: rounded to its dtype.
         moved = change(merged.read(step.name, rows), stored.base, deltas.dtype)
         count = torch.zeros(moved.shape, dtype=torch.int32)
-        for t in tasks:
-            delta = deltas.scaled(t)
-            mask = _mask(step, deltas, t, delta, moved)
+        for t in range(num_tasks):
+            task = TaskDelta(t, deltas[t], deltas.weights[t], deltas.survey)
+            mask = method.mask_of(task, moved, step.parameters)
             bits[t].add(mask)
             count += mask
-            rescalers[t].add(delta, moved)
-        use += Use.of(count, moved != 0, len(plan.tasks))
+            if rescalers:
+                rescalers[t].add(task.weighted, moved, mask)
+        use += Use.of(count, moved != 0, num_tasks)
     for writer, packer in zip(writers, bits, strict=True):
         writer.write(step.name, packer.finish())
     found[step.name] = _Counts(tuple(packer.ones for packer in bits), use, tuple(rescalers))
 
 
-def _mask(step: Step, deltas: Deltas, t: int, delta: Tensor, change: Tensor) -> Tensor:
-    if step.method == "emr":
-        return emr_mask(delta, change)
-    if step.method == "magnitude_mask":
-        return magnitude_mask(deltas[t], deltas.survey.thresholds[t])  # of the delta as it is, without a weight
-    return tall_mask(delta, change, lambda_of(step, t, len(deltas)))
-
-
 def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> dict[str, Any]:
-    entries = sum(step.info.numel for step in plan.merged if step.method in MASKED)
+    entries = sum(step.info.numel for step in plan.merged if step.is_masked)
     use = Use((0,) * (len(plan.tasks) + 1))
     for found in counts:
         use += found.use
@@ -212,18 +209,16 @@ def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> di
             "file": shard.file,
             "bytes": shard.nbytes,
             "own": sum(found.ones[t] for found in counts) / entries,
-            "factor": _factor(plan, [found.rescalers[t] for found in counts]),
+            "factor": _factor([found.rescalers[t] for found in counts if found.rescalers]),
         }
         for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True))
     }
     return {"tasks": tasks, "weights": use.shares()}
 
 
-def _factor(plan: Plan, rescalers: Sequence[EmrRescaler]) -> float:
-    """EMR's lambda_t of the whole model; 1 for TALL-masks, which rescale nothing."""
-    if all(step.method != "emr" for step in plan.merged):
-        return 1.0
-    return EmrRescaler(sum(r.own for r in rescalers), sum(r.unified for r in rescalers)).value
+def _factor(rescalers: Sequence[Rescaler]) -> float:
+    """The factor on a task's masked change, over the whole model; 1 for masks that rescale nothing."""
+    return reduce(add, rescalers).value if rescalers else 1.0
 
 
 def _packed_info(step: Step) -> TensorInfo:

@@ -5,11 +5,9 @@ from dataclasses import astuple, dataclass
 from typing import Literal
 
 from hf_tsv.files.names import Profile
-from hf_tsv.linalg.ranks import Budget, Energy, Error, FixedRank, Fraction, RankChoice
+from hf_tsv.linalg.ranks import Budget, RankChoice
 from hf_tsv.merging.plan import STORED
 from hf_tsv.recipe import Recipe
-
-RULES = {Budget: "budget", FixedRank: "rank", Fraction: "fraction", Energy: "energy", Error: "error"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Compressing:
     @property
     def flags(self) -> list[str]:
         """The command line's words for it."""
-        rule = [word for rule in self.rules for word in (f"--{RULES[type(rule)]}", *map(str, astuple(rule)))]
+        rule = [word for rule in self.rules for word in (f"--{rule.word}", *map(str, astuple(rule)))]
         serving = ["--serving-rank", str(self.serving_rank)] if self.serving_rank else []
         dtype = [f"--factor-dtype={name}" for name, stored in STORED.items() if stored == self.factor_dtype]
         together = ["--together"] if self.together else []

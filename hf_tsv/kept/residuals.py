@@ -19,7 +19,7 @@ from hf_tsv.kept.options import compressing
 from hf_tsv.linalg.ranks import Budget, RankChoice, rank_choice
 from hf_tsv.lora.skeleton import check_installed
 from hf_tsv.lora.write.plan import BaseRef
-from hf_tsv.merging.plan import KEEP, TSV_C, Plan, Step
+from hf_tsv.merging.plan import KEEP, Plan, Step
 from hf_tsv.merging.progress import Progress
 from hf_tsv.merging.resources import Resources
 from hf_tsv.staging.folder import Staging
@@ -34,7 +34,7 @@ def rules_of(plan: Plan) -> dict[str, RankChoice]:
     nbytes = sum(plan.base.info(name).nbytes for name in plan.base.names())
     given: dict[str, Mapping[str, Any]] = {}
     for step in plan.merged:
-        if step.method == TSV_C:
+        if step.is_in_adapters:
             given[step.name] = step.parameters
         elif plan.recipe.residuals is not None:
             given[step.name] = plan.recipe.residuals

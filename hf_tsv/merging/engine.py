@@ -127,7 +127,7 @@ def _merge_slice(
     if not step.is_merged:
         return _stored_as(out_dtype, source.base, source, step), {}
     method = METHODS[step.method]
-    if not (method.of_weights and source.base_is_finite) and not source.changed():
+    if not (method.inputs.unchanged and source.base_is_finite) and not source.changed():
         return _stored_as(out_dtype, source.base, source, step), {"unchanged": True}
     deltas = source.deltas(survey)
     try:
@@ -179,7 +179,7 @@ def naming(step: Step, what: str) -> Iterator[None]:
 
 def _survey_key(step: Step) -> object:
     method = METHODS[step.method]
-    return (method.name, repr(method.survey_parameters(step.parameters))) if method.survey else None
+    return (method.name, repr(method.survey_parameters(step.parameters))) if method.is_surveyed else None
 
 
 def _surveys(plan: Plan, steps: Sequence[Step], for_masks: bool = False) -> dict[object, tuple[list[Step], Survey]]:
@@ -194,9 +194,8 @@ def _surveys(plan: Plan, steps: Sequence[Step], for_masks: bool = False) -> dict
 
 def _survey(plan: Plan, step: Step, for_masks: bool = False) -> Survey | None:
     method = METHODS[step.method]
-    if method.survey_is_for_masks != for_masks:
-        return None
-    return method.make_survey(ARITHMETIC[plan.recipe.dtype], len(plan.tasks), step.parameters)
+    make = method.make_mask_survey if for_masks else method.make_survey
+    return make(ARITHMETIC[plan.recipe.dtype], len(plan.tasks), step.parameters)
 
 
 def _survey_of_tensor(plan: Plan, step: Step) -> Survey | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -11,15 +11,13 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from hf_tsv.checkpoints.modules import Depths, Kind, MatrixView, group_of, kind_of, matrix_view, paper_matrix_view
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, Shard, TensorInfo
 from hf_tsv.errors import MethodError, PlanError, some
-from hf_tsv.linalg.ranks import rank_choice
 from hf_tsv.methods import METHODS, Deltas
+from hf_tsv.methods.base import base
 from hf_tsv.recipe import Recipe, Rule
 from hf_tsv.vocabulary.rows import Vocabulary
 
 STORED = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-KEEP = "base"
-TSV_C = "tsv_c"  # keeps each task's change in its adapter
-MASKED = ("emr", "magnitude_mask", "tall_mask")  # keep a mask a task beside what is merged
+KEEP = base.name
 ASKED_FOR = "the recipe says so"
 DEFAULT_SHARD_SIZE = "5GB"
 PIECE = 2**19  # entries merged at a time where each is merged by itself: few enough to stay near the processor
@@ -59,7 +57,17 @@ class Step:
 
     @property
     def is_merged(self) -> bool:
-        return self.method != KEEP
+        return not METHODS[self.method].copies_base
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether each task keeps a mask of it."""
+        return METHODS[self.method].keeps == "mask"
+
+    @property
+    def is_in_adapters(self) -> bool:
+        """Whether each task keeps its change of it in an adapter."""
+        return METHODS[self.method].keeps == "adapter"
 
     @property
     def slices(self) -> list[tuple[int, int] | None]:
@@ -147,7 +155,7 @@ class Plan:
         view = step.view if METHODS[step.method].matrices else None
         if view is None:
             return 2 * (stored // len(step.slices)) + step.out.nbytes + 9 * step.info.numel * item // len(step.slices)
-        short, side = min(view.m, view.n), METHODS[step.method].side(view.m, view.n, len(self.tasks))
+        short, side = min(view.m, view.n), self._side(step, view)
         matrices = 3 * view.m * view.n * item + 3 * short * (view.m + view.n) * item + 4 * side * side * 8
         return stored + step.info.numel * item + matrices
 
@@ -158,9 +166,14 @@ class Plan:
         if view is None or not step.is_merged or not METHODS[step.method].matrices:
             return touched
         short, long = sorted((view.m, view.n))
-        one_svd = 2.0 * short**2 * long + 9.0 * METHODS[step.method].side(view.m, view.n, len(self.tasks)) ** 3
+        one_svd = 2.0 * short**2 * long + 9.0 * self._side(step, view) ** 3
         dense = self.adapters.count(None)
         return touched + view.count * (dense + 2 * bool(dense)) * one_svd
+
+    def _side(self, step: Step, view: MatrixView) -> int:
+        """The side of the largest square matrix that a step factors."""
+        matrices = METHODS[step.method].matrices
+        return matrices.side(view.m, view.n, len(self.tasks)) if matrices else 0
 
     def groups(self) -> list["Group"]:
         """The steps by module type, method and parameters, for a summary."""
@@ -242,12 +255,12 @@ def check_on_base(plan: Plan, what: str) -> None:
 
 def leaves_masks(plan: Plan) -> bool:
     """Whether tasks have masks beside the merged model."""
-    return any(step.method in MASKED for step in plan.merged)
+    return any(step.is_masked for step in plan.merged)
 
 
 def leaves_residuals(plan: Plan) -> bool:
     """Whether tasks keep something of their own in adapters on the merged model."""
-    return plan.recipe.residuals is not None or any(step.method == TSV_C for step in plan.merged)
+    return plan.recipe.residuals is not None or any(step.is_in_adapters for step in plan.merged)
 
 
 def plan_shards(tensors: Sequence[TensorInfo], max_shard_size: int | str, stem: str = "model") -> tuple[Shard, ...]:
@@ -292,12 +305,13 @@ class _Planner:
         if why := self._why_kept(info):
             return Step(info, out, kind, KEEP, {}, (), None, why=why)
         rule = self.recipe.rule_at(name, kind, self._depth(name))
-        if rule.method == KEEP:
+        if METHODS[rule.method].copies_base:
             return Step(info, out, kind, KEEP, {}, (), None, why=ASKED_FOR)
         if name not in self._clashes:
             self._check_fit(info)
         method, parameters = METHODS[rule.method], dict(rule.parameters)
-        if not (method.of_weights or method.survey or any(_may_change(c, name) for c in self.finetuned)):
+        may_change = any(_may_change(checkpoint, name) for checkpoint in self.finetuned)
+        if not (method.inputs.unchanged or method.is_surveyed or may_change):
             return Step(info, out, kind, KEEP, {}, (), None, why="no adapter changes it")
         self._tell_clash(name)
         if method.max_tasks is not None and len(self.tasks) > method.max_tasks:
@@ -323,10 +337,7 @@ class _Planner:
             return
         self._checked.add(key)
         try:
-            if rule.method == TSV_C:
-                rank_choice(rule.parameters, num_tasks=len(self.tasks), checkpoint_bytes=1)
-            else:
-                _merge_nothing(rule)
+            _merge_nothing(rule)
         except MethodError as error:
             problem = f"{self.recipe.where(rule.line)}: {rule.method}: {error}"
             if problem not in self.problems:
@@ -394,23 +405,30 @@ class _Planner:
 
 def _kept_in_two_ways(recipe: Recipe) -> list[str]:
     """A task is restored from masks of one method, or from an adapter."""
-    ways = [method for method in (*MASKED, TSV_C) if method in recipe.methods]
-    ways += ["residuals"] if recipe.residuals is not None else []
-    if len(ways) < 2 or ways == [TSV_C, "residuals"]:
+    masked, in_adapters = _keeping(recipe, "mask"), _keeping(recipe, "adapter")
+    ways = [*masked, *in_adapters]
+    if len(ways) < 2 or not masked:  # one adapter holds what several methods and the residuals put into it
         return []
     return [f"{recipe.source}: {' and '.join(ways)} both keep what is a task's own. Use one of them in a recipe"]
 
 
 def _kept_on_another_base(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
     """What a task keeps beside the merged model is restored on the base, row by row."""
-    ways = [method for method in (*MASKED, TSV_C) if method in recipe.methods]
-    ways += ["residuals"] if recipe.residuals is not None else []
+    ways = [*_keeping(recipe, "mask"), *_keeping(recipe, "adapter")]
     if not ways or vocabulary is None or vocabulary.is_bases:
         return []
     return [
         f"{recipe.source}: {' and '.join(ways)} keep what is a task's own by the base's rows, expected these in the"
         " output. Write tokenizer_source: base, without pad_to_multiple_of"
     ]
+
+
+def _keeping(recipe: Recipe, what: Literal["adapter", "mask"]) -> list[str]:
+    """What of a recipe keeps masks, or adapters, for its tasks."""
+    ways = [name for name in sorted(recipe.methods) if METHODS[name].keeps == what]
+    if what == "adapter" and recipe.residuals is not None:
+        ways.append("residuals")
+    return ways
 
 
 def _merge_nothing(rule: Rule) -> None:
@@ -421,12 +439,15 @@ def _merge_nothing(rule: Rule) -> None:
 
 
 def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:
-    return paper_matrix_view(info) if rule.parameters.get("parity") == "paper" else matrix_view(info, kind)
+    as_paper = METHODS[rule.method].is_as_paper(rule.parameters)
+    return paper_matrix_view(info) if as_paper else matrix_view(info, kind)
 
 
 def _is_shared_out(step: Step, num_tasks: int) -> bool:
-    view = step.view
-    return step.method == "tsv_m" and view is not None and min(view.m, view.n) < num_tasks
+    matrices, view = METHODS[step.method].matrices, step.view
+    if matrices is None or view is None:
+        return False
+    return matrices.divides_rank and min(view.m, view.n) < num_tasks
 
 
 def _may_change(checkpoint: Checkpoint, name: str) -> bool:

@@ -80,7 +80,7 @@ class _MeaningReader:
             if name is not None and name not in METHODS:
                 self._document.tell((*place, "merge_method"), _unknown_method(name))
         chosen = {place: self._file.merge_method if name is None else name for place, name in names.items()}
-        return {place: METHODS[name] for place, name in chosen.items() if name in METHODS}
+        return {place: METHODS[name] for place, name in chosen.items() if name is not None and name in METHODS}
 
     @property
     def _all_known(self) -> bool:

@@ -6,13 +6,24 @@ depends on the method, and is told where the meaning is read.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hf_tsv.checkpoints.modules import Kind
 from hf_tsv.linalg import SvdMode
+from hf_tsv.linalg.ranks import RULES
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe._messages import did_you_mean, wrong_value
 from hf_tsv.recipe._settings import ABSENT, by_name
@@ -152,16 +163,17 @@ class Override(Keys):
     parameters: dict[str, Setting] | None = None
 
 
-class Residuals(Keys):
+class _Residuals(Keys):
     """`residuals: {budget: 5%}`: one rule for the ranks, as `tsv_c` takes it."""
 
     place = " in residuals"
 
-    rank: Annotated[int, Field(ge=1)] | None = None
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    energy: Annotated[float, Field(gt=0, le=1)] | None = None
-    error: Annotated[float, Field(gt=0, le=1)] | None = None
-    budget: str | None = None
+
+if TYPE_CHECKING:
+    Residuals = _Residuals
+else:  # with a field for each rule there is
+    rules = {word: (rule.value | None, None) for word, rule in RULES.items()}
+    Residuals = create_model("Residuals", __base__=_Residuals, **rules)
 
 
 class Adapters(Keys):

@@ -18,9 +18,10 @@ from hf_tsv.job.inputs import loaded, plan_of, watched
 from hf_tsv.job.processes import check_alone
 from hf_tsv.job.recording import make_compression_record
 from hf_tsv.merging.engine import check_memory
-from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, TSV_C, Plan, check_on_base
+from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan, check_on_base
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import CPU, Resources, check_disks
+from hf_tsv.methods import METHODS
 from hf_tsv.publish.publishing import Destination, Pushing
 from hf_tsv.recipe import Recipe
 from hf_tsv.record.record import read_record, write_record
@@ -134,7 +135,7 @@ def merge_as_adapter(
     from hf_tsv.lora.write.plan import BaseRef
 
     recipe = loaded(recipe)
-    if recipe.residuals is not None or TSV_C in recipe.methods:
+    if recipe.residuals is not None or any(METHODS[name].keeps == "adapter" for name in recipe.methods):
         raise OutputError(f"{out}: an adapter can't carry others, expected a recipe without tsv_c and residuals")
     in_float32 = replace(recipe, out_dtype="float32")
     flags = ["--as", "adapter", *(["--rank", str(rank)] if rank else [])]
