@@ -1,4 +1,4 @@
-"""CPU time and error of TSV-M on one weight matrix: hf_tsv's three modes against the plain recipe of float32 SVDs.
+"""CPU time and error of TSV-M on one weight matrix: hf_tsv's two modes against the plain recipe of float32 SVDs.
 
 Run `python benchmarks/bench_kernels.py [MxN ...] [--tasks T] [--repeats R]`. Everything runs on one thread and the time
 is that thread's own, so that a busy machine disturbs little; ratios hold within one run. Deltas are synthetic:
@@ -18,7 +18,7 @@ from torch import Tensor
 from hf_tsv.linalg import SvdMode
 from hf_tsv.methods import METHODS, Deltas
 
-MODES: tuple[SvdMode, ...] = ("exact", "fast", "sketch")
+MODES: tuple[SvdMode, ...] = ("exact", "sketch")
 
 
 def synthetic_delta(m: int, n: int, seed: int) -> Tensor:

@@ -128,12 +128,10 @@ JOBS = {
         (
             Contender("FusionBench", BERT_BASE, fusion_bench, "tsv_m"),
             _tsv_m("exact"),
-            _tsv_m("fast"),
             _tsv_m("sketch"),
         ),
         (
             Comparison("hf-tsv, exact", "FusionBench", wall=4, cpu=4, peak=1e9),
-            Comparison("hf-tsv, fast", "FusionBench", wall=6),
             Comparison("hf-tsv, sketch", "FusionBench", wall=15),
         ),
     ),
@@ -188,7 +186,6 @@ ONE_MATRIX = Job(
     (),
     (
         Comparison("hf-tsv, exact", "torch SVD in float32", cpu=5),
-        Comparison("hf-tsv, fast", "torch SVD in float32"),
         Comparison("hf-tsv, sketch", "torch SVD in float32"),
     ),
 )

@@ -16,7 +16,8 @@ from hf_tsv.cli._told import out, told
 if TYPE_CHECKING:
     from hf_tsv.methods import MergeMethod, Parameter
 
-WEIGHT = "weight: float = 1.0, one under each model. Factor on the task."
+WEIGHT = "weight: float = 1.0, one under each model"
+WEIGHTS = {"factors": "Factor on the task's change", "shares": "The model's share of the average"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def _show(method: "MergeMethod") -> None:
     out.print(f"{method.name}  {method.paper}\n\n{about}\n\nParameters:", markup=False)
     for parameter in method.parameters.values():
         out.print(f"  {_declared(method, parameter)}. {documented[parameter.name]}", markup=False)
-    out.print(f"  {WEIGHT}\n\nNeeds: {method.needs}\nCost: {method.cost}.", markup=False)
+    out.print(f"  {WEIGHT}. {WEIGHTS[method.inputs.weights]}.", markup=False)
+    out.print(f"\nNeeds: {method.needs}\nCost: {method.cost}.", markup=False)
 
 
 def _declared(method: "MergeMethod", parameter: "Parameter") -> str:

@@ -35,8 +35,8 @@ def show(planned: "Plan") -> None:
     from hf_tsv.merging.resources import usable_cores
 
     _show_tensors(planned)
-    counts = Counter(step.method for step in planned.steps)
-    copied = counts.pop("base", 0)
+    counts = Counter(step.method for step in planned.merged)
+    copied = len(planned.steps) - len(planned.merged)
     methods = ", ".join(f"{number} by {method}" for method, number in counts.most_common())
     out.print(f"\n{len(planned.steps)} tensors: {methods}, {copied} kept from the base.", markup=False)
     cores = usable_cores()

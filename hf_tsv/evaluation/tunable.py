@@ -9,16 +9,12 @@ from ruamel.yaml.comments import CommentedMap
 
 from hf_tsv.checkpoints.modules import group_of
 from hf_tsv.errors import PlanError
-from hf_tsv.merging.plan import MASKED, Step
+from hf_tsv.merging.plan import Step
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import Recipe, edited, models_of, own_value, put_keys, remove_key
 
 By = Literal["all", "kind", "type"]
 REST = "rest"  # of methods with a `rest_scale`: what is no matrix, whose factor that is
-# Whose scale is a factor on all that they merge; CART's is one on what lies around the center.
-SCALED = tuple(sorted(name for name, method in METHODS.items() if "scale" in method.parameters and name != "cart"))
-LOCALIZED = "tall_mask"  # whose masks' lambda is chosen
-_LAMBDA = "mask_lambda"
 _SCALES = ("scale", "rest_scale")
 
 
@@ -46,11 +42,22 @@ class Choice:
 
     Attributes:
         scales: By group.
-        lambdas: The masks' lambda by task; what the recipe says where a task has none here.
+        lambdas: By task, the parameter of its mask that can be chosen; what the recipe says where a task has none here.
     """
 
     scales: Mapping[Group, float] = field(default_factory=dict)
     lambdas: Mapping[str, float] = field(default_factory=dict)
+
+
+def scaled_methods() -> tuple[str, ...]:
+    """The methods whose scale can be chosen, as it is a factor on all that they merge."""
+    return tuple(sorted(name for name, method in METHODS.items() if method.is_scaled))
+
+
+def tuned_of_mask(method: str) -> str:
+    """The parameter of a method's masks that can be chosen task by task; empty for none."""
+    mask = METHODS[method].mask
+    return mask.tuned if mask else ""
 
 
 def at_scale_one(recipe: Recipe) -> Recipe:
@@ -60,7 +67,7 @@ def at_scale_one(recipe: Recipe) -> Recipe:
         PlanError: there is nothing to choose, or another method depends on what is chosen.
     """
     _check(recipe)
-    places = [place for place, method in _methods(recipe) if method in SCALED]
+    places = [place for place, method in _methods(recipe) if METHODS[method].is_scaled]
     at_one = _edited(recipe, {place: dict.fromkeys(_SCALES, 1.0) for place in places}, {})
     return replace(at_one, out_dtype=recipe.dtype)
 
@@ -70,7 +77,7 @@ def groups_of(recipe: Recipe, steps: Sequence[Step], by: By) -> dict[str, Group]
     overrides = len(recipe.branches) - 1
     found: dict[str, Group] = {}
     for step in steps:
-        if step.method in SCALED:
+        if METHODS[step.method].is_scaled:
             place = next(i for i, branch in enumerate(recipe.branches) if branch.takes(step.name, step.kind))
             chooser = recipe.branches[place].filter
             own = (place, chooser.text) if chooser and place < overrides else (None, "")
@@ -87,25 +94,31 @@ def chosen_text(recipe: Recipe, choice: Choice) -> str:
 
 
 def _check(recipe: Recipe) -> None:
-    used = set(recipe.methods)
-    if not used & {*SCALED, LOCALIZED}:
-        known = ", ".join((*SCALED, LOCALIZED))
-        raise PlanError(f"{recipe.source}: {', '.join(recipe.methods)}: nothing to tune, expected one of {known}.")
-    if others := used & set(MASKED) - {LOCALIZED}:
+    localized = [name for name in recipe.methods if tuned_of_mask(name)]
+    if not localized and not any(METHODS[name].is_scaled for name in recipe.methods):
+        known = ", ".join([*scaled_methods(), *sorted(filter(tuned_of_mask, METHODS))])
         raise PlanError(
-            f"{recipe.source}: the masks of {others.pop()} can't be tuned with, expected {LOCALIZED}. Leave it out, and"
-            " add it after."
+            f"{recipe.source}: {', '.join(recipe.methods)}: nothing to tune. Methods that can be tuned: {known}."
         )
-    sharing = [name for name in recipe.methods if name != LOCALIZED and _LAMBDA in METHODS[name].parameters]
-    if LOCALIZED in used and sharing:
-        raise PlanError(
-            f"{recipe.source}: {sharing[0]} takes the {_LAMBDA} that is chosen for {LOCALIZED}, expected one of them."
-            " Leave it out, and add it after."
-        )
+    for name in recipe.methods:
+        if METHODS[name].keeps == "mask" and name not in localized:
+            raise PlanError(
+                f"{recipe.source}: the masks of {name} depend on the scales that are tried, and have nothing to tune"
+                " themselves. Tune without it, and add it afterwards."
+            )
+    for chosen in localized:
+        parameter = tuned_of_mask(chosen)
+        for other in recipe.methods:
+            if other != chosen and parameter in METHODS[other].parameters:
+                raise PlanError(
+                    f"{recipe.source}: {other} also takes the {parameter} that is chosen for {chosen}. Tune without it,"
+                    " and add it afterwards."
+                )
 
 
 def _name(step: Step, by: By) -> str:
-    has_rest = "rest_scale" in METHODS[step.method].parameters and step.parameters.get("parity") != "paper"
+    method = METHODS[step.method]
+    has_rest = "rest_scale" in method.parameters and not method.is_as_paper(step.parameters)
     if has_rest and step.view is None:
         return REST
     return {"all": "all", "kind": step.kind, "type": group_of(step.name)}[by]
@@ -141,15 +154,16 @@ def _edited(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lamb
                 _set_parameters(document, method, settings)
                 continue
             entry = own_value(own_value(document, "overrides"), place)
-            if method not in SCALED:  # what it has from the whole recipe isn't to change
+            if not METHODS[method].is_scaled:  # what it has from the whole recipe isn't to change
                 given = entry.get("parameters") or {}
                 for name, value in shared.items():
                     if _meaning(name, method) in _SCALES and name not in given:
                         settings[name] = copy.deepcopy(value)
             _set_parameters(entry, method, settings)
+        parameter = next(filter(None, map(tuned_of_mask, recipe.methods)), "")
         for model in recipe.models:
             if model.name in lambdas:
-                put_keys(own_value(models_of(document), model.entry), "parameters", {_LAMBDA: lambdas[model.name]})
+                put_keys(own_value(models_of(document), model.entry), "parameters", {parameter: lambdas[model.name]})
 
     return edited(recipe, change)
 

@@ -19,14 +19,14 @@ from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.memory import MemoryCheckpoint
 from hf_tsv.errors import PlanError
 from hf_tsv.evaluation import MERGED, RESTORED, Contestant, Prepared, Results, Suite, score_all, summarize
-from hf_tsv.evaluation.tunable import LOCALIZED, By, Choice, Group, chosen_text, groups_of
-from hf_tsv.kept.masks import lambda_of
-from hf_tsv.linalg.masks import tall_mask
+from hf_tsv.evaluation.tunable import By, Choice, Group, chosen_text, groups_of, tuned_of_mask
 from hf_tsv.merging.engine import run
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor
+from hf_tsv.merging.surveys import Surveys, run_surveys
+from hf_tsv.methods import METHODS, TaskDelta
 from hf_tsv.recipe import Recipe
 
 
@@ -148,7 +148,7 @@ class _Search:
         results: Results,
         device: str,
     ) -> None:
-        self._localized = [step for step in plan.merged if step.method == LOCALIZED]
+        self._localized = [step for step in plan.merged if tuned_of_mask(step.method)]
         self.masked = plan.tasks if self._localized else ()
         self._group_of = groups_of(plan.recipe, plan.merged, by)
         self.groups = tuple(dict.fromkeys(self._group_of.values()))
@@ -159,7 +159,8 @@ class _Search:
         self._out = BY_WORD[recipe.out_dtype].torch if recipe.out_dtype else None
         self._base: dict[str, Tensor] = {}
         self._merged: dict[str, Tensor] = {}
-        self._changes: tuple[str, dict[str, Tensor]] = ("", {})
+        self._surveys = Surveys(plan, self._localized, for_masks=True)
+        self._changes: tuple[str, dict[str, TaskDelta]] = ("", {})
         sources = (plan.recipe.text, str(recipe.out_dtype), *(c.fingerprint() for c in (plan.base, *plan.finetuned)))
         self._identity = hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
@@ -167,6 +168,7 @@ class _Search:
         """Make the deltas that every choice is made of."""
         self._base = {name: self._plan.base.read(name) for name in self._plan.base.names()}
         run(self._plan, self._plan.merged, self, resources, Silent())
+        self._surveys = run_surveys(self._plan, self._localized, resources, Silent(), for_masks=True)
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
         """Keep a merged tensor in memory."""
@@ -222,19 +224,20 @@ class _Search:
     def _masked(self, step: Step, merged: Tensor, task: str, lam: float | None) -> Tensor:
         """What a task's mask leaves of a merged tensor, with this lambda or the recipe's."""
         own, base = self._change(task)[step.name], self._base[step.name]
-        lam = lambda_of(step, self._plan.tasks.index(task), len(self._plan.tasks)) if lam is None else lam
-        mask = tall_mask(own, merged.to(own.dtype, copy=True).sub_(base), lam)
+        method, parameters = METHODS[step.method], dict(step.parameters)
+        if lam is not None:
+            parameters[tuned_of_mask(step.method)] = lam
+        mask = method.mask_of(own, merged.to(own.delta.dtype, copy=True).sub_(base), parameters)
         return torch.where(mask, merged, base.to(merged.dtype))
 
-    def _change(self, task: str) -> dict[str, Tensor]:
+    def _change(self, task: str) -> dict[str, TaskDelta]:
         """A task's own deltas where there are masks; those of the last task that was asked for are kept."""
         if self._changes[0] != task:
             t = self._plan.tasks.index(task)
             self._changes = (task, {})  # the last one's go before these come
-            self._changes = (
-                task,
-                {step.name: StoredTensor(self._plan, step, None).deltas().scaled(t) for step in self._localized},
-            )
+            for step in self._localized:
+                deltas = StoredTensor(self._plan, step, None).deltas()
+                self._changes[1][step.name] = TaskDelta(t, deltas[t], deltas.weights[t], self._surveys.of(step))
         return self._changes[1]
 
 

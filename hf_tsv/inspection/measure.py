@@ -22,7 +22,8 @@ from hf_tsv.linalg import (
     singular_task_interference,
     truncated_svd,
 )
-from hf_tsv.linalg.masks import Use, tall_mask
+from hf_tsv.linalg import masks as mask_bits
+from hf_tsv.linalg.masks import Use
 from hf_tsv.linalg.ranks import Spectrum, pooled
 from hf_tsv.merging.engine import check_memory
 from hf_tsv.merging.plan import Plan, Step
@@ -30,11 +31,12 @@ from hf_tsv.merging.pool import each_step, one_thread_each
 from hf_tsv.merging.progress import Progress
 from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor
-from hf_tsv.methods import METHODS, Deltas
+from hf_tsv.methods import Deltas
+from hf_tsv.methods.tall_mask import tall_mask
+from hf_tsv.methods.tsv_m import NUMERICAL_RANK, tsv_m
 from hf_tsv.recipe import is_local
 
-NUMERICAL_RANK = 1e-6  # of the largest singular value; below it fp32 weights hold nothing
-MASK_LAMBDA: float = METHODS["tall_mask"].parameters["mask_lambda"].default
+MASK_LAMBDA: float = tall_mask.parameters["mask_lambda"].default
 PIECE = 2**22  # entries, of all tasks together, that are compared at a time
 
 
@@ -202,7 +204,7 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
 
 def _as_merged_by_tsv_m(step: Step) -> Step:
     """So that memory and work are those of singular vectors, whatever the recipe's method."""
-    return replace(step, method="tsv_m", parameters={}, weights=(1.0,) * len(step.weights), base_weight=0.0)
+    return replace(step, method=tsv_m.name, parameters={}, weights=(1.0,) * len(step.weights), base_weight=0.0)
 
 
 def _inspected(plan: Plan, step: Step) -> Inspected:
@@ -231,7 +233,7 @@ def _use(deltas: Tensor) -> Use:
     for delta in deltas:
         merged += delta
     for delta in deltas:
-        masks += tall_mask(delta, merged, MASK_LAMBDA)
+        masks += mask_bits.tall_mask(delta, merged, MASK_LAMBDA)
     return Use.of(masks, deltas.any(dim=0), len(deltas))
 
 

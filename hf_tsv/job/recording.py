@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import JsonValue
 from pydantic_core import to_jsonable_python
 
 from hf_tsv._version import __version__
@@ -84,9 +83,7 @@ def make_record(
         sources=tuple(sources),
         method=plan.recipe.merge_method,
         methods={name: MethodEntry(paper=METHODS[name].paper) for name in used},
-        arithmetic=Arithmetic(
-            dtype=plan.recipe.dtype, svd=plan.recipe.svd, fell_back=sum(map(_fallen_back, entries.values()))
-        ),
+        arithmetic=Arithmetic(dtype=plan.recipe.dtype, svd=plan.recipe.svd),
         bytes=Traffic(read=plan.bytes_in, written=plan.bytes_out),
         seconds=round(seconds, 1),
         warnings=tuple(plan.warnings),
@@ -176,11 +173,3 @@ def _tensor_entry(step: Step, facts: Mapping[str, Any]) -> TensorEntry:
         parameters=to_jsonable_python(dict(step.parameters)),
         notes=to_jsonable_python(notes),
     )
-
-
-def _fallen_back(entry: TensorEntry) -> int:
-    """Task matrices of one tensor that another SVD than the recipe's had to factor."""
-    noted = entry.notes.get("fell_back", 0)
-    # A stack of experts has one note an expert, None for those without any.
-    numbers: list[JsonValue] = noted if isinstance(noted, list) else [noted]
-    return sum(number for number in numbers if isinstance(number, int))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_tsv.kept import factors, spectra
 from hf_tsv.kept.choice import choose_adapters
-from hf_tsv.kept.factors import FactorNotes, change_of, factor_infos, find_factors
+from hf_tsv.kept.factors import change_of, factor_infos, find_factors
 from hf_tsv.kept.settings import AdapterSettings
 from hf_tsv.kept.spectra import find_spectra
 from hf_tsv.kept.task import TaskAdapters
@@ -114,21 +114,17 @@ def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Finding
                     writer.put(part.info.name, WholeChange(_part_value(plan, part)))
         reports: AdapterReports = {task.name: {} for task in tasks}
         for task, profile, writer in writers:
-            reports[task.name][profile] = _report(plan, task, profile, findings, writer)
+            reports[task.name][profile] = _report(task, profile, writer)
     return reports
 
 
-def _report(
-    plan: Plan, task: TaskAdapters, profile: Profile, findings: Findings, writer: AdapterWriter
-) -> AdapterReport:
+def _report(task: TaskAdapters, profile: Profile, writer: AdapterWriter) -> AdapterReport:
     written = writer.finish()
     ranks = task.ranks_in(profile)
     summary: Compression[str] = summarize(task.spectra, {name: ranks.get(name, 0) for name in task.spectra})
     # A format that leaves out kinds of module by design is judged by what it holds.
     is_complete = FORMATS[profile].is_complete
     errors = {name: error for name, error in summary.errors.items() if is_complete or name in ranks}
-    factored = [task.key(step) for step in plan.merged if task.key(step) in findings]
-    fell_back = sum(findings.notes(key, FactorNotes).fell_back for key in factored)
     plain_ranks: dict[str, int | Literal["dense"]] = {}
     for name, rank in sorted(ranks.items()):
         plain_ranks[name] = rank.value if isinstance(rank, Dense) else rank
@@ -141,7 +137,6 @@ def _report(
         energy=summary.energy,
         errors=errors,
         ranks=plain_ranks,
-        fell_back=fell_back,
     )
 
 

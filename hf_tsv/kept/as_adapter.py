@@ -15,8 +15,9 @@ from hf_tsv.linalg.ranks import RankChoice
 from hf_tsv.lora.formats import ADAPTERS, DEFAULT
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.merging.engine import merge_step
-from hf_tsv.merging.plan import TSV_C, Plan
+from hf_tsv.merging.plan import Plan
 from hf_tsv.merging.surveys import run_surveys
+from hf_tsv.methods.tsv_c import tsv_c
 from hf_tsv.record import AdapterReports
 
 MERGED = "merged"  # the name of the one task
@@ -37,10 +38,13 @@ def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplac
     Returns:
         As `compress_tasks`, whose errors these are too; the one task is called `merged`.
     """
-    steps = tuple(
-        replace(step, method=TSV_C, weights=(1.0,), parameters={}) if step.is_merged else step for step in plan.steps
-    )
-    plan_of_one = replace(plan, tasks=(MERGED,), finetuned=(_Merged(plan, work),), steps=steps, parts=())
+    steps = []
+    for step in plan.steps:
+        if step.is_merged:
+            step = replace(step, method=tsv_c.name, weights=(1.0,), parameters={})
+        steps.append(step)
+    merged = _Merged(plan, work)
+    plan_of_one = replace(plan, tasks=(MERGED,), finetuned=(merged,), steps=tuple(steps), parts=())
     factor_dtype = plan.recipe.adapters.factor_dtype
     settings = AdapterSettings(
         rules={step.name: rule for step in plan_of_one.merged},

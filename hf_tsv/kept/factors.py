@@ -29,14 +29,12 @@ class FactorNotes(BaseModel):
     Attributes:
         counts: Triplets of each of its matrices.
         energies: Squared Frobenius norm of each, where it is known.
-        fell_back: How many of them were not factored by the mode asked for.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     counts: list[int]
     energies: list[float | None]
-    fell_back: int
 
 
 def factor_infos(plan: Plan, tasks: Sequence[TaskAdapters]) -> list[TensorInfo]:
@@ -93,7 +91,6 @@ def _find_factors_of(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findin
         notes = FactorNotes(
             counts=[len(f.s) for f in factors],
             energies=[f.energy for f in factors],
-            fell_back=sum(f.fell_back for f in factors),
         )
         findings.put(task.key(step), packed(factors, rank), notes)
 

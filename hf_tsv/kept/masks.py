@@ -6,7 +6,8 @@ masks/TASK.safetensors holds a tensor's bits under its name, uint8, eight to a b
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 
 import torch
@@ -20,29 +21,24 @@ from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.errors import OutputError
 from hf_tsv.files.disk import full_disk_told
 from hf_tsv.files.names import MASKS, MODEL_CONFIG, RECORD_FILE
-from hf_tsv.linalg.masks import EmrRescaler, Use, emr_mask, magnitude_mask, pack, tall_mask, unpack
-from hf_tsv.merging.plan import MASKED, Plan, Step
+from hf_tsv.kept.workplace import Workplace
+from hf_tsv.linalg.masks import Use, pack, unpack
+from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.pool import each_step, one_thread_each
-from hf_tsv.merging.progress import Progress, Silent
-from hf_tsv.merging.resources import Resources
+from hf_tsv.merging.progress import Silent
 from hf_tsv.merging.stored import StoredTensor, change
 from hf_tsv.merging.surveys import Surveys, run_surveys
-from hf_tsv.methods import METHODS, Deltas, per_task
+from hf_tsv.methods import METHODS, Rescaler, TaskDelta
 from hf_tsv.record import MaskReport, Masks, MaskUse, MergeRecord, Record
 from hf_tsv.sources.companions import copy_config
 
 
-def write_masks(
-    plan: Plan, folder: Path, folders: Mapping[str | None, Path], resources: Resources, progress: Progress
-) -> Masks:
+def write_masks(plan: Plan, work: Workplace) -> Masks:
     """Write every task's mask into the merged model's folder.
 
     Args:
         plan: The merge that made it.
-        folder: Where it lies.
-        folders: Where the fine-tuned models lie, by task.
-        resources: What may be used of the machine.
-        progress: Told of the work done.
+        work: Where and with what; the merged model's files are in its output already.
 
     Returns:
         What the record says of them.
@@ -51,21 +47,21 @@ def write_masks(
         CheckpointError: a model can't be read.
         ResourceError: the disk is full.
     """
-    steps = [step for step in plan.merged if step.method in MASKED]
-    with full_disk_told(folder):
-        (folder / MASKS).mkdir(exist_ok=True)
+    steps = [step for step in plan.merged if step.is_masked]
+    with full_disk_told(work.out):
+        (work.out / MASKS).mkdir(exist_ok=True)
     shards = [Shard(file_of(task), tuple(map(_packed_info, steps))) for task in plan.tasks]
-    thresholds = run_surveys(plan, steps, resources, Silent(), for_masks=True)
-    found: dict[str, _Counts] = {}
-    progress.begin(float(sum(map(_entries, steps))))
+    surveys = run_surveys(plan, steps, work.resources, Silent(), for_masks=True)
+    counts: dict[str, _Counts] = {}
+    work.progress.begin(float(sum(map(_entries, steps))))
     with ExitStack() as open_files, one_thread_each():
-        writers = [open_files.enter_context(CheckpointWriter(folder, [shard])) for shard in shards]
-        do = partial(_write, plan, open_checkpoint(folder), thresholds, writers, found)
-        each_step(steps, do, plan, resources, progress, work=_entries)
+        writers = [open_files.enter_context(CheckpointWriter(work.out, [shard])) for shard in shards]
+        write = partial(_write, plan, open_checkpoint(work.out), surveys, writers, counts)
+        each_step(steps, write, plan, work.resources, work.progress, work=_entries)
         for writer in writers:
             writer.sync()
-    _copy_configs(plan, folder, folders)
-    return _facts(plan, shards, [found[step.name] for step in steps])
+    _copy_configs(plan, work.out, work.folders)
+    return _report(plan, shards, [counts[step.name] for step in steps])
 
 
 def file_of(task: str) -> str:
@@ -75,12 +71,6 @@ def file_of(task: str) -> str:
 def config_of(folder: Path, task: str) -> Path:
     """The configuration of a task that has a head of its own."""
     return folder / MASKS / task / MODEL_CONFIG
-
-
-def lambda_of(step: Step, t: int, num_tasks: int) -> float:
-    """The lambda of task t's TALL-mask, as the recipe says."""
-    default = METHODS[step.method].parameters["mask_lambda"].default
-    return per_task(step.parameters.get("mask_lambda", default), num_tasks)[t]
 
 
 class MaskedCheckpoint(View):
@@ -150,7 +140,7 @@ class _Counts:
 
     ones: tuple[int, ...]
     use: Use
-    rescalers: tuple[EmrRescaler, ...]
+    rescalers: tuple[Rescaler, ...]
 
 
 class _Bits:
@@ -175,42 +165,38 @@ class _Bits:
 def _write(
     plan: Plan,
     merged: Checkpoint,
-    surveyed: Surveys,
+    surveys: Surveys,
     writers: Sequence[CheckpointWriter],
-    found: dict[str, _Counts],
+    counts: dict[str, _Counts],
     step: Step,
 ) -> None:
-    """One tensor's masks of all tasks."""
-    tasks = range(len(plan.tasks))
-    bits, rescalers = [_Bits() for _ in tasks], [EmrRescaler() for _ in tasks]
-    use = Use((0,) * (len(plan.tasks) + 1))
+    """Write one tensor's masks of all tasks, piece by piece where the merge took it so."""
+    method, num_tasks = METHODS[step.method], len(plan.tasks)
+    rescaler = method.mask.rescaler if method.mask else None
+    bits = [_Bits() for _ in range(num_tasks)]
+    rescalers = [rescaler() for _ in range(num_tasks)] if rescaler else []
+    use = Use((0,) * (num_tasks + 1))
     for rows in step.slices:
         stored = StoredTensor(plan, step, rows)
-        deltas = stored.deltas(surveyed.of(step))
+        deltas = stored.deltas(surveys.of(step))
+        # What was merged is read back from the output, as `restore` will: rounded to its dtype.
         moved = change(merged.read(step.name, rows), stored.base, deltas.dtype)
         count = torch.zeros(moved.shape, dtype=torch.int32)
-        for t in tasks:
-            delta = deltas.scaled(t)
-            mask = _mask(step, deltas, t, delta, moved)
+        for t in range(num_tasks):
+            task = TaskDelta(t, deltas[t], deltas.weights[t], deltas.survey)
+            mask = method.mask_of(task, moved, step.parameters)
             bits[t].add(mask)
             count += mask
-            rescalers[t].add(delta, moved)
-        use += Use.of(count, moved != 0, len(plan.tasks))
+            if rescalers:
+                rescalers[t].add(task.weighted, moved, mask)
+        use += Use.of(count, moved != 0, num_tasks)
     for writer, packer in zip(writers, bits, strict=True):
         writer.write(step.name, packer.finish())
-    found[step.name] = _Counts(tuple(packer.ones for packer in bits), use, tuple(rescalers))
+    counts[step.name] = _Counts(tuple(packer.ones for packer in bits), use, tuple(rescalers))
 
 
-def _mask(step: Step, deltas: Deltas, t: int, delta: Tensor, change: Tensor) -> Tensor:
-    if step.method == "emr":
-        return emr_mask(delta, change)
-    if step.method == "magnitude_mask":
-        return magnitude_mask(deltas[t], deltas.survey.thresholds[t])  # of the delta as it is, without a weight
-    return tall_mask(delta, change, lambda_of(step, t, len(deltas)))
-
-
-def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> Masks:
-    entries = sum(step.info.numel for step in plan.merged if step.method in MASKED)
+def _report(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> Masks:
+    entries = sum(step.info.numel for step in plan.merged if step.is_masked)
     use = Use((0,) * (len(plan.tasks) + 1))
     for found in counts:
         use += found.use
@@ -219,18 +205,16 @@ def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> Ma
             file=shard.file,
             bytes=shard.nbytes,
             own=sum(found.ones[t] for found in counts) / entries,
-            factor=_factor(plan, [found.rescalers[t] for found in counts]),
+            factor=_factor([found.rescalers[t] for found in counts if found.rescalers]),
         )
         for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True))
     }
     return Masks(tasks=tasks, weights=MaskUse(**use.shares()))
 
 
-def _factor(plan: Plan, rescalers: Sequence[EmrRescaler]) -> float:
-    """EMR's lambda_t of the whole model; 1 for TALL-masks, which rescale nothing."""
-    if all(step.method != "emr" for step in plan.merged):
-        return 1.0
-    return EmrRescaler(sum(r.own for r in rescalers), sum(r.unified for r in rescalers)).value
+def _factor(rescalers: Sequence[Rescaler]) -> float:
+    """The factor on a task's masked change, over the whole model; 1 for masks that rescale nothing."""
+    return reduce(add, rescalers).value if rescalers else 1.0
 
 
 def _packed_info(step: Step) -> TensorInfo:

@@ -9,7 +9,6 @@ from hf_tsv.errors import PlanError
 from hf_tsv.linalg.ranks import Budget, RankChoice, rank_choice
 from hf_tsv.lora.formats import DEFAULT, Profile
 from hf_tsv.merging.plan import Plan
-from hf_tsv.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def read_rules(plan: Plan) -> dict[str, RankChoice]:
     rules: dict[str, RankChoice] = {}
     for step in plan.merged:
         parameters: Mapping[str, Any] | None = plan.recipe.residuals
-        if METHODS[step.method].keeps == "adapter":
+        if step.is_in_adapters:
             parameters = step.parameters
         if parameters is not None:
             rules[step.name] = rank_choice(parameters, num_tasks=len(plan.tasks), checkpoint_bytes=checkpoint_bytes)

@@ -13,16 +13,14 @@ from hf_tsv.linalg._interference import (
     pairwise_interference,
     singular_task_interference,
 )
-from hf_tsv.linalg._polar import IllConditionedError, from_orthogonalised, nearest_orthogonal
+from hf_tsv.linalg._polar import nearest_orthogonal
 from hf_tsv.linalg._rounding import rounding_edge
 from hf_tsv.linalg._svd import SvdMode, singular_values, truncated_svd
 
 __all__ = [
     "Factors",
-    "IllConditionedError",
     "SvdMode",
     "factored_svd",
-    "from_orthogonalised",
     "interference_by_chance",
     "interference_left",
     "nearest_orthogonal",

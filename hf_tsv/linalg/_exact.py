@@ -28,7 +28,7 @@ def exact_svd(a: Tensor, cut: Cut) -> Triplets:
     try:
         return _by_gram(a, cut)
     except LinAlgError:
-        return _by_svd(a, cut)._replace(fell_back=True)
+        return _by_svd(a, cut)
 
 
 def exact_values(a: Tensor) -> Tensor:
@@ -61,11 +61,6 @@ def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         MethodError: NaN or infinity in a, or both failed.
     """
-    return _proven_svd(a)[0]
-
-
-def _proven_svd(a: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
-    """As `dense_svd`, and whether divide and conquer failed."""
     check_finite(a)
     x = a.double()
     for solve in (_divide_and_conquer, _qr_iteration):
@@ -75,8 +70,8 @@ def _proven_svd(a: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
             continue
         residual = (torch.mm(u * s, vh) - x).abs().max()
         if residual <= 1e-10 * s[0] and is_orthonormal(u, 1e-10) and is_orthonormal(vh.T, 1e-10):
-            return (u, s, vh), solve is not _divide_and_conquer
-    raise MethodError("no singular value decomposition converged, expected one in float64. Leave this tensor out")
+            return u, s, vh
+    raise MethodError("no singular value decomposition converged, not even in float64. Leave this tensor out")
 
 
 def check_finite(a: Tensor) -> None:
@@ -86,10 +81,7 @@ def check_finite(a: Tensor) -> None:
     """
     bad = a.numel() - int(a.isfinite().sum())
     if bad:
-        raise MethodError(
-            f"{bad} of {a.numel()} entries are NaN or infinite, expected finite numbers. "
-            "Check the fine-tuned checkpoint"
-        )
+        raise MethodError(f"{bad} of {a.numel()} entries are NaN or infinite. Check the fine-tuned checkpoint")
 
 
 def is_orthonormal(u: Tensor, tolerance: float | Tensor) -> bool:
@@ -114,9 +106,9 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
 
 
 def _by_svd(a: Tensor, cut: Cut) -> Triplets:
-    (u, s, vh), fell_back = _proven_svd(a)
+    u, s, vh = dense_svd(a)
     k = cut.kept(s)
-    return Triplets(u[:, :k], s[:k], vh[:k].T, float(s.square().sum()), values=s, fell_back=fell_back)
+    return Triplets(u[:, :k], s[:k], vh[:k].T, float(s.square().sum()), values=s)
 
 
 def roots(squares: Tensor) -> Tensor:

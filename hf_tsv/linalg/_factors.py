@@ -18,10 +18,6 @@ class Factors:
     Attributes:
         energy: Squared Frobenius norm of the whole matrix; None where it isn't known.
         values: All singular values of the matrix, float64, where they came for nothing.
-        fell_back: Whether the mode asked for could not keep its promise here, so that `exact` was used; or, in that,
-            LAPACK failed at first, so that a slower of its routines was.
-        error: What `fast` can't exclude: rms angle between the vectors and the true subspace. `nearest_orthogonal`
-            takes it. 0 in the other modes.
     """
 
     u: Tensor
@@ -29,8 +25,6 @@ class Factors:
     vh: Tensor
     energy: float | None = None
     values: Tensor | None = None
-    fell_back: bool = False
-    error: float = 0.0
 
 
 class Cut(NamedTuple):
@@ -62,8 +56,6 @@ class Triplets(NamedTuple):
     right: Tensor
     energy: float = 0.0
     values: Tensor | None = None
-    fell_back: bool = False
-    error: float = 0.0
 
     @property
     def transposed(self) -> "Triplets":
@@ -78,12 +70,10 @@ def factors_of(found: Triplets, a: Tensor) -> Factors:
     """
     u, s, vh = (part.to(a.dtype).contiguous() for part in (found.left, found.s, found.right.T))
     if not s.isfinite().all():
-        raise MethodError(
-            f"expected singular values within {a.dtype} but got {float(found.s[0]):.2g}. Set dtype: float64"
-        )
+        raise MethodError(f"a singular value of {float(found.s[0]):.2g} is too large for {a.dtype}. Set dtype: float64")
     _fix_signs(u, vh)
     u, s, vh = (part.to(a.device) for part in (u, s, vh))
-    return Factors(u, s, vh, found.energy, found.values, found.fell_back, found.error)
+    return Factors(u, s, vh, found.energy, found.values)
 
 
 def _fix_signs(u: Tensor, vh: Tensor) -> None:

@@ -1,17 +1,16 @@
-"""Truncated singular value decomposition, in three degrees of care."""
+"""Truncated singular value decomposition, exact or sketched."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hf_tsv.linalg._exact import exact_svd, exact_values
-from hf_tsv.linalg._factors import Cut, Factors, Triplets, factors_of
-from hf_tsv.linalg._fast import fast_svd, sketch_svd
+from hf_tsv.linalg._factors import Cut, Factors, factors_of
 from hf_tsv.linalg._gram import computable, largest_entry, row_blocks, tall
+from hf_tsv.linalg._sketch import sketch_svd
 
-SvdMode = Literal["exact", "fast", "sketch"]
+SvdMode = Literal["exact", "sketch"]
 
 
 def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float = 1e-6, floor: float = 0.0) -> Factors:
@@ -20,8 +19,8 @@ def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float 
     Args:
         a: Matrix (m, n), float32 or float64, on any device and of any layout.
         rank: Most triplets to keep.
-        mode: `exact` is at least as good as an SVD in a's dtype. `fast` works in float32 and checks a bound,
-            or falls back to `exact`. `sketch` is quicker still and promises nothing about the digits.
+        mode: `exact` is at least as good as an SVD in a's dtype. `sketch` is quicker and promises nothing about the
+            digits.
         rtol: Triplets with s <= rtol * s[0] are dropped: float32 holds nothing there, and their directions
             are arbitrary.
         floor: Triplets with s <= floor are dropped; `rounding_edge` gives one. With rtol = floor = 0
@@ -38,7 +37,8 @@ def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float 
     if cut.rank <= 0 or (cut.drops_zeros and largest_entry(x) == 0):
         energy = sum(float(rows.square().sum()) for _, rows in row_blocks(x, torch.float64))
         return Factors(a.new_empty(a.shape[0], 0), a.new_empty(0), a.new_empty(0, a.shape[1]), energy=energy)
-    found = _SOLVERS[mode](tall(x), cut)
+    solve = sketch_svd if mode == "sketch" else exact_svd
+    found = solve(tall(x), cut)
     return factors_of(found if x.shape[0] >= x.shape[1] else found.transposed, a)
 
 
@@ -51,10 +51,3 @@ def singular_values(a: Tensor) -> Tensor:
     if not a.numel():
         return torch.empty(0, dtype=torch.float64)
     return exact_values(tall(computable(a)))
-
-
-_SOLVERS: dict[str, Callable[[Tensor, Cut], Triplets]] = {
-    "exact": exact_svd,
-    "fast": fast_svd,
-    "sketch": sketch_svd,
-}

@@ -69,10 +69,13 @@ class EmrRescaler:
     own: float = 0.0
     unified: float = 0.0
 
-    def add(self, delta: Tensor, unified: Tensor) -> None:
-        """Count one tensor."""
+    def add(self, delta: Tensor, unified: Tensor, mask: Tensor) -> None:
+        """Count one tensor, or a piece of one: the task's change, the unified one, and the task's mask."""
         self.own += float(delta.abs().sum(dtype=torch.float64))
-        self.unified += float((unified.abs() * emr_mask(delta, unified)).sum(dtype=torch.float64))
+        self.unified += float((unified.abs() * mask).sum(dtype=torch.float64))
+
+    def __add__(self, other: "EmrRescaler") -> "EmrRescaler":
+        return EmrRescaler(self.own + other.own, self.unified + other.unified)
 
     @property
     def value(self) -> float:

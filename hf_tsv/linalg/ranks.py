@@ -5,18 +5,23 @@ choice is made from singular values alone, before any vector is computed.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, Self, TypeAlias, TypeVar
 
 import torch
+from annotated_types import Ge, Gt, Le
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from hf_tsv.errors import MethodError, parse_bytes
+from hf_tsv.linalg._knapsack import Goods, spend
 
 Key = TypeVar("Key", bound=Hashable)
+Share = Annotated[float, Gt(0), Le(1)]
 
 
 class Dense(Enum):
@@ -83,102 +88,225 @@ class Spectrum:
         """Triplets above the noise."""
         return len(self.energies)
 
-    def capped(self, rank: int) -> "int | Dense":
+    def capped(self, rank: int) -> int | Dense:
         """The rank as far as there is something to keep, or DENSE where that takes the bytes of the whole."""
         rank = min(rank, self.full_rank)
         return DENSE if rank and rank * self.rank_bytes >= self.whole_bytes else rank
 
-    def bytes_at(self, rank: "int | Dense") -> int:
+    def bytes_at(self, rank: int | Dense) -> int:
         return self.whole_bytes if isinstance(rank, Dense) else rank * self.rank_bytes
 
-    def energy_at(self, rank: "int | Dense") -> float:
+    def energy_at(self, rank: int | Dense) -> float:
         """Energy kept, above the noise."""
         return float(self.kept[-1] if isinstance(rank, Dense) else self.kept[min(rank, self.full_rank)])
 
-    def error_at(self, rank: "int | Dense") -> float:
+    def error_at(self, rank: int | Dense) -> float:
         """Frobenius norm of what is left out over that of all, above the noise; 0 for a zero matrix."""
         total = float(self.kept[-1])
         return math.sqrt(max(0.0, 1 - self.energy_at(rank) / total)) if total else 0.0
 
 
 @dataclass(frozen=True)
-class FixedRank:
+class RankRule(ABC):
+    """How many triplets of a matrix to keep. A new rule is one class here and its place in RULES.
+
+    Attributes:
+        word: Its word in recipes and on the command line.
+        value: The type of what is written for it, with its range, as pydantic reads it.
+        about: What it keeps, for people.
+        example: A value, as it is typed.
+    """
+
+    word: ClassVar[str]
+    value: ClassVar[Any]
+    about: ClassVar[str]
+    example: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def of(cls, value: Any, checkpoint_bytes: int) -> Self:
+        """The rule from what was written; a size in per cent is a share of `checkpoint_bytes`.
+
+        Raises:
+            MethodError: it can't be read.
+        """
+
+    @abstractmethod
+    def choose(self, spectra: Mapping[Key, Spectrum], fixed_bytes: int) -> dict[Key, int | Dense]:
+        """As `choose_ranks`."""
+
+
+@dataclass(frozen=True)
+class _OneByOne(RankRule):
+    """A rule that looks at one matrix at a time, and has one field: what was written for it."""
+
+    @classmethod
+    def of(cls, value: Any, checkpoint_bytes: int) -> Self:
+        return cls(value)  # type: ignore[call-arg]  # a dataclass of one field
+
+    def choose(self, spectra: Mapping[Key, Spectrum], fixed_bytes: int) -> dict[Key, int | Dense]:
+        return {key: spectrum.capped(self.triplets(spectrum)) for key, spectrum in spectra.items()}
+
+    @abstractmethod
+    def triplets(self, spectrum: Spectrum) -> int:
+        """How many to keep of one matrix, if it has so many above its noise."""
+
+
+@dataclass(frozen=True)
+class FixedRank(_OneByOne):
     """The same number of triplets of every matrix."""
 
     rank: int
 
+    word = "rank"
+    value = Annotated[int, Ge(1)]
+    about = "Triplets kept."
+    example = "16"
+
+    def triplets(self, spectrum: Spectrum) -> int:
+        return self.rank
+
 
 @dataclass(frozen=True)
-class Fraction:
+class Fraction(_OneByOne):
     """A share of min(m, n), at least one triplet. The paper's choice is 1 / (number of tasks)."""
 
     share: float
 
+    word = "fraction"
+    value = Share
+    about = "Share of min(m, n) kept."
+    example = "0.5"
+
+    def triplets(self, spectrum: Spectrum) -> int:
+        # A hair more, or 1/49 of 49 would be 0 by the rounding of 1/49.
+        return max(1, int(min(spectrum.m, spectrum.n) * self.share + 1e-9))
+
 
 @dataclass(frozen=True)
-class Energy:
+class Energy(_OneByOne):
     """The fewest triplets with this share of the matrix's energy."""
 
     share: float
 
+    word = "energy"
+    value = Share
+    about = "The fewest triplets with this share of the squared change."
+    example = "0.9"
+
+    def triplets(self, spectrum: Spectrum) -> int:
+        return _fewest(spectrum, self.share)
+
 
 @dataclass(frozen=True)
-class Error:
+class Error(_OneByOne):
     """The fewest triplets with at most this relative error in the Frobenius norm."""
 
     most: float
 
+    word = "error"
+    value = Share
+    about = "The fewest triplets with at most this relative error."
+    example = "0.1"
+
+    def triplets(self, spectrum: Spectrum) -> int:
+        return _fewest(spectrum, 1 - self.most**2)
+
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(RankRule):
     """As much energy as fits into this many bytes for all matrices together, with what is stored beside them."""
 
     nbytes: int
 
+    word = "budget"
+    value = str
+    about = "As much as fits into a size such as 10MB, or a share of the model such as 10%, for the whole adapter."
+    example = "10%"
 
-RankChoice: TypeAlias = FixedRank | Fraction | Energy | Error | Budget
+    @classmethod
+    def of(cls, value: Any, checkpoint_bytes: int) -> Self:
+        text = str(value)
+        try:
+            if text.endswith("%"):
+                share = float(text.removesuffix("%")) / 100
+                if 0 < share <= 1:
+                    return cls(int(share * checkpoint_bytes))
+            elif (nbytes := parse_bytes(text)) > 0:
+                return cls(nbytes)
+        except ValueError:
+            pass
+        raise MethodError(f"{text!r} is not a budget. Write a size such as 10MB, or a share such as 10%")
+
+    def choose(self, spectra: Mapping[Key, Spectrum], fixed_bytes: int) -> dict[Key, int | Dense]:
+        left = self.nbytes - fixed_bytes
+        if left < 0:
+            raise MethodError(
+                f"a budget of {self.nbytes} bytes is less than the {fixed_bytes} bytes that are stored anyway. Raise it"
+            )
+        goods = []
+        for spectrum in spectra.values():
+            gains = spectrum.energies / spectrum.unit**2  # (k,)
+            goods.append(Goods(gains, spectrum.rank_bytes, spectrum.whole_bytes))
+        ranks: dict[Key, int | Dense] = {}
+        for key, rank in zip(spectra, spend(goods, left), strict=True):
+            ranks[key] = DENSE if rank is None else rank
+        return ranks
+
+
+RULES: dict[str, type[RankRule]] = {rule.word: rule for rule in (FixedRank, Fraction, Energy, Error, Budget)}
+RankChoice: TypeAlias = RankRule  # what a choice of ranks goes by
+# What can be typed after --keep. A budget goes without its word.
+KEEP_FORMS = ("10%", "10MB", *(f"{word}={rule.example}" for word, rule in RULES.items() if rule is not Budget))
 
 
 def rank_choice(given: Mapping[str, Any], *, num_tasks: int, checkpoint_bytes: int) -> RankChoice:
-    """The rule that `rank`, `fraction`, `energy`, `error` or `budget` names; the paper's 1 / T when none does.
+    """The rule that a recipe's parameters name; the paper's 1 / T when they name none.
 
     Args:
-        given: At most one of them.
+        given: What is written for a word of RULES; None for nothing.
         num_tasks: T.
         checkpoint_bytes: What a budget in per cent is a share of.
 
     Raises:
-        MethodError: several are given, or the budget is no size.
+        MethodError: several are given, or the budget isn't a size.
     """
-    named = {key: value for key, value in given.items() if value is not None}
-    if len(named) > 1:
-        raise MethodError(f"expected one rule for the ranks but got {', '.join(named)}. Keep one")
-    match named:
-        case {"rank": rank}:
-            return FixedRank(rank)
-        case {"energy": share}:
-            return Energy(share)
-        case {"error": most}:
-            return Error(most)
-        case {"budget": budget}:
-            return Budget(_budget(str(budget), checkpoint_bytes))
-    return Fraction(named.get("fraction", 1 / num_tasks))
+    written = {word: value for word, value in given.items() if value is not None}
+    if len(written) > 1:
+        raise MethodError(f"several rules for the ranks: {', '.join(written)}. Keep one")
+    for word, value in written.items():
+        return RULES[word].of(value, checkpoint_bytes)
+    return Fraction(1 / num_tasks)
 
 
-def _budget(text: str, checkpoint_bytes: int) -> int:
+def parse_keep(text: str) -> dict[str, Any]:
+    """The recipe's parameter that `--keep TEXT` sets: a budget, or a rule's word, `=`, and its value.
+
+    Returns:
+        One entry, such as `{"budget": "10%"}` or `{"rank": 16}`, which `rank_choice` takes.
+
+    Raises:
+        MethodError: it is neither, or a value out of the rule's range.
+    """
+    way_out = f"Write one of {', '.join(KEEP_FORMS)}"
+    word, equals, written = (part.strip() for part in text.partition("="))
+    if not equals:
+        word, written = Budget.word, word
+    if word not in RULES:
+        raise MethodError(f"--keep {text}: there is no rule '{word}'. {way_out}")
+    rule = RULES[word]
     try:
-        if text.endswith("%"):
-            share = float(text.removesuffix("%")) / 100
-            if 0 < share <= 1:
-                return int(share * checkpoint_bytes)
-        elif (nbytes := parse_bytes(text)) > 0:
-            return nbytes
-    except ValueError:
-        pass
-    raise MethodError(f"expected a budget such as 10MB or 10% but got {text!r}")
+        value = TypeAdapter(rule.value).validate_strings(written)
+        rule.of(value, checkpoint_bytes=1)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise MethodError(f"--keep {text}: {word}: {problem[:1].lower()}{problem[1:]}. {way_out}") from error
+    except MethodError as error:
+        raise MethodError(f"--keep {text}: '{written}' is neither a size nor a share. {way_out}") from error
+    return {word: value}
 
 
-def choose_ranks(spectra: Mapping[Key, Spectrum], how: RankChoice, *, fixed_bytes: int = 0) -> dict[Key, "int | Dense"]:
+def choose_ranks(spectra: Mapping[Key, Spectrum], how: RankChoice, *, fixed_bytes: int = 0) -> dict[Key, int | Dense]:
     """How many triplets of each matrix to keep.
 
     Args:
@@ -192,9 +320,7 @@ def choose_ranks(spectra: Mapping[Key, Spectrum], how: RankChoice, *, fixed_byte
     Raises:
         MethodError: the budget is smaller than what is stored anyway.
     """
-    if isinstance(how, Budget):
-        return _spend(spectra, how.nbytes, fixed_bytes)
-    return {key: spectrum.capped(_rank(spectrum, how)) for key, spectrum in spectra.items()}
+    return how.choose(spectra, fixed_bytes)
 
 
 def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
@@ -235,7 +361,7 @@ class Compression(Generic[Key]):
 
 
 def summarize(
-    spectra: Mapping[Key, Spectrum], ranks: Mapping[Key, "int | Dense"], *, fixed_bytes: int = 0
+    spectra: Mapping[Key, Spectrum], ranks: Mapping[Key, int | Dense], *, fixed_bytes: int = 0
 ) -> Compression[Key]:
     """Bytes, energy and errors of a choice of ranks."""
     total = sum(float(spectrum.kept[-1]) for spectrum in spectra.values())
@@ -247,115 +373,16 @@ def summarize(
     )
 
 
-def _rank(spectrum: Spectrum, how: FixedRank | Fraction | Energy | Error) -> int:
-    match how:
-        case FixedRank(rank):
-            return rank
-        case Fraction(share):
-            return max(1, int(min(spectrum.m, spectrum.n) * share + 1e-9))
-        case Energy(share):
-            return _fewest(spectrum, share)
-        case Error(most):
-            return _fewest(spectrum, 1 - most**2)
-
-
 def _fewest(spectrum: Spectrum, share: float) -> int:
     """The smallest k with that share of the energy; a share of 1 takes what a sum in float64 can tell from it."""
     wanted = min(share, 1 - 1e-14) * spectrum.kept[-1]
     return int(torch.searchsorted(spectrum.kept, wanted))
 
 
-# A budget is a knapsack. The gain of a matrix is concave in its rank, so taking triplets by gain per byte is optimal up
-# to the item that no longer fits. Storing it whole breaks that: it gains all that is left for less than a triplet.
-# The steps that lead there are bought as one item, which makes the gain concave again.
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """What can be bought of one matrix, in order: triplets one by one, then maybe the rest as a whole."""
-
-    gains: Tensor  # per item, float64
-    costs: Tensor  # per item, int64
-    ends_whole: bool
-
-    @property
-    def rates(self) -> Tensor:
-        return self.gains / self.costs
-
-
-def _spend(spectra: Mapping[Key, Spectrum], nbytes: int, fixed_bytes: int) -> dict[Key, "int | Dense"]:
-    left = nbytes - fixed_bytes
-    if left < 0:
-        raise MethodError(
-            f"expected a budget above the {fixed_bytes} bytes of what is stored anyway but got {nbytes}. Raise it"
-        )
-    matrices = list(spectra.values())
-    steps = [_steps(spectrum, allow_whole=True) for spectrum in matrices]
-    while steps:
-        bought, refused = _greedy(steps, left)
-        if refused is None:
-            return {key: _bought(own, items) for key, own, items in zip(spectra, steps, bought, strict=True)}
-        steps[refused] = _steps(matrices[refused], allow_whole=False)
-    return {}
-
-
-def _bought(steps: _Steps, items: int) -> "int | Dense":
-    return DENSE if steps.ends_whole and items == len(steps.gains) else items
-
-
-def _steps(spectrum: Spectrum, *, allow_whole: bool) -> _Steps:
-    gains, price = spectrum.energies / spectrum.unit**2, spectrum.rank_bytes
-    factored = min(len(gains), (spectrum.whole_bytes - 1) // price)  # ranks cheaper than the whole
-    costs = torch.full((factored,), price)
-    if factored == len(gains) or not allow_whole:
-        return _Steps(gains[:factored], costs, ends_whole=False)
-    rest = gains.flip(0).cumsum(0).flip(0)[: factored + 1]  # gained by the whole from each rank on
-    rest_costs = spectrum.whole_bytes - price * torch.arange(factored + 1)
-    start = int((rest * price >= gains[: factored + 1] * rest_costs).nonzero()[0])  # true of the last at least
-    return _Steps(
-        torch.cat([gains[:start], rest[start : start + 1]]),
-        torch.cat([costs[:start], rest_costs[start : start + 1]]),
-        ends_whole=True,
-    )
-
-
-def _greedy(steps: Sequence[_Steps], left: int) -> tuple[list[int], int | None]:
-    """How many items of each matrix to buy.
-
-    Returns:
-        The counts, and the matrix whose item as a whole was the first that did not fit: it has to be bought in
-        smaller steps; None when there is none.
-    """
-    owners = torch.repeat_interleave(torch.arange(len(steps)), torch.tensor([len(s.gains) for s in steps]))
-    costs = torch.cat([s.costs for s in steps])
-    order = torch.sort(torch.cat([s.rates for s in steps]), descending=True, stable=True).indices
-    fitting = int(torch.searchsorted(costs[order].cumsum(0), left, right=True))
-    bought = torch.bincount(owners[order[:fitting]], minlength=len(steps)).tolist()
-    left -= int(costs[order[:fitting]].sum())
-    return bought, _fill(steps, owners[order[fitting:]].tolist(), bought, left)
-
-
-def _fill(steps: Sequence[_Steps], owners: Iterable[int], bought: list[int], left: int) -> int | None:
-    """Spend what is left on the next items that fit; what they are is told as in `_greedy`."""
-    closed: set[int] = set()
-    for owner in owners:
-        if owner in closed:
-            continue
-        item, own = bought[owner], steps[owner]
-        price = int(own.costs[item])
-        if price <= left:
-            bought[owner], left = item + 1, left - price
-        elif own.ends_whole and item == len(own.gains) - 1:
-            return owner
-        else:
-            closed.add(owner)
-            if len(closed) == len(steps):
-                break
-    return None
-
-
 __all__ = [
     "DENSE",
+    "KEEP_FORMS",
+    "RULES",
     "Budget",
     "Compression",
     "Dense",
@@ -364,8 +391,10 @@ __all__ = [
     "FixedRank",
     "Fraction",
     "RankChoice",
+    "RankRule",
     "Spectrum",
     "choose_ranks",
+    "parse_keep",
     "pooled",
     "rank_choice",
     "summarize",

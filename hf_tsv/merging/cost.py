@@ -22,12 +22,12 @@ def entry_work(numel: int, num_tensors: int) -> float:
 def step_work(plan: "Plan", step: "Step") -> float:
     """A step's share of the whole work."""
     reading = entry_work(step.info.numel, len(plan.tasks) + 1)
-    view, method = step.view, METHODS[step.method]
-    if view is None or not step.is_merged or not method.matrices:
+    view, matrices = step.view, METHODS[step.method].matrices
+    if view is None or not step.is_merged or matrices is None:
         return reading
     short, long = sorted((view.m, view.n))
     gram_matrix = 2.0 * short**2 * long
-    eigenvectors = 9.0 * method.side(view.m, view.n, len(plan.tasks)) ** 3
+    eigenvectors = 9.0 * matrices.side(view.m, view.n, len(plan.tasks)) ** 3
     # Adapters come as factors. Of full checkpoints, each is decomposed, and what joins them costs about two more.
     dense = plan.adapters.count(None)
     decompositions = dense + 2 if dense else 0
@@ -41,14 +41,13 @@ def step_bytes(plan: "Plan", step: "Step") -> int:
     if not step.is_merged:
         return stored
     stored += max(checkpoint.info(step.name).nbytes for checkpoint in plan.finetuned)
-    method = METHODS[step.method]
-    view = step.view if method.matrices else None
-    if view is None:
+    matrices, view = METHODS[step.method].matrices, step.view
+    if view is None or matrices is None:
         # Elementwise methods hold up to nine tensors of a piece's size at once, sorted copies included.
         pieces = len(step.slices)
         return 2 * (stored // pieces) + step.out.nbytes + 9 * step.info.numel * item // pieces
     short = min(view.m, view.n)
-    side = method.side(view.m, view.n, len(plan.tasks))
+    side = matrices.side(view.m, view.n, len(plan.tasks))
     deltas = 3 * view.m * view.n * item
     joined_vectors = 3 * short * (view.m + view.n) * item
     square_matrices = 4 * side * side * 8

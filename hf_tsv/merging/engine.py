@@ -123,7 +123,7 @@ def _merge_slice(
     if not step.is_merged:
         return _rounded(source.base, out_dtype, source, step), {}
     method = METHODS[step.method]
-    looks_at_unchanged = method.of_weights and source.base_is_finite
+    looks_at_unchanged = method.inputs.unchanged and source.base_is_finite
     if not looks_at_unchanged and not source.changed():
         return _rounded(source.base, out_dtype, source, step), {"unchanged": True}
     deltas = source.deltas(survey)

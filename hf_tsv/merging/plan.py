@@ -12,12 +12,11 @@ from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, Shard, Te
 from hf_tsv.errors import PlanError
 from hf_tsv.merging.cost import step_bytes, step_work
 from hf_tsv.methods import METHODS
+from hf_tsv.methods.base import base
 from hf_tsv.recipe import Recipe
 from hf_tsv.vocabulary.rows import Vocabulary
 
-KEEP = "base"
-TSV_C = "tsv_c"  # keeps each task's change in its adapter
-MASKED = ("emr", "magnitude_mask", "tall_mask")  # keep a mask a task beside what is merged
+KEEP = base.name
 ASKED_FOR = "the recipe says so"
 DEFAULT_SHARD_SIZE = "5GB"
 PIECE = 2**19  # entries merged at a time where each is merged by itself: few enough to stay near the processor
@@ -56,7 +55,17 @@ class Step:
 
     @property
     def is_merged(self) -> bool:
-        return self.method != KEEP
+        return not METHODS[self.method].copies_base
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether each task keeps a mask of it."""
+        return METHODS[self.method].keeps == "mask"
+
+    @property
+    def is_in_adapters(self) -> bool:
+        """Whether each task keeps its change of it in an adapter."""
+        return METHODS[self.method].keeps == "adapter"
 
     @property
     def slices(self) -> list[tuple[int, int] | None]:
@@ -128,7 +137,7 @@ class Plan:
         """Whether the output is an adapter of every task on the base: no tensor is shared that isn't the base's."""
         if self.makes_one_adapter or not self.merged:
             return False
-        return all(METHODS[step.method].keeps == "adapter" for step in self.merged)
+        return all(step.is_in_adapters for step in self.merged)
 
     @property
     def puts_adapters_on_base(self) -> bool:
@@ -195,12 +204,12 @@ def check_on_base(plan: Plan, what: str) -> None:
 
 def leaves_masks(plan: Plan) -> bool:
     """Whether tasks have masks beside the merged model."""
-    return any(step.method in MASKED for step in plan.merged)
+    return any(step.is_masked for step in plan.merged)
 
 
 def leaves_residuals(plan: Plan) -> bool:
     """Whether tasks keep something of their own in adapters on the merged model."""
-    return plan.recipe.residuals is not None or any(step.method == TSV_C for step in plan.merged)
+    return plan.recipe.residuals is not None or any(step.is_in_adapters for step in plan.merged)
 
 
 def plan_shards(tensors: Sequence[TensorInfo], max_shard_size: int | str, stem: str = "model") -> tuple[Shard, ...]:

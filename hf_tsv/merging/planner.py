@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -9,13 +10,10 @@ from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.modules import Depths, Kind, MatrixView, kind_of, matrix_view, paper_matrix_view
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, TensorInfo
 from hf_tsv.errors import MethodError, PlanError, some
-from hf_tsv.linalg.ranks import rank_choice
 from hf_tsv.merging.plan import (
     ASKED_FOR,
     DEFAULT_SHARD_SIZE,
     KEEP,
-    MASKED,
-    TSV_C,
     Plan,
     Step,
     TaskPart,
@@ -125,17 +123,18 @@ class _Planner:
         if why := self._why_kept(info):
             return Step(info, out, kind, KEEP, {}, (), None, why=why)
         rule = self.recipe.rule_at(name, kind, self._depth(name))
-        if rule.method == KEEP:
+        if METHODS[rule.method].copies_base:
             return Step(info, out, kind, KEEP, {}, (), None, why=ASKED_FOR)
         if name not in self._clashes:
             self._check_fit(info)
         method, parameters = METHODS[rule.method], dict(rule.parameters)
-        if not (method.of_weights or method.survey or any(_may_change(c, name) for c in self.finetuned)):
+        may_change = any(_may_change(checkpoint, name) for checkpoint in self.finetuned)
+        if not (method.inputs.unchanged or method.is_surveyed or may_change):
             return Step(info, out, kind, KEEP, {}, (), None, why="no adapter changes it")
         self._tell_clash(name)
-        if method.max_tasks is not None and len(self.tasks) > method.max_tasks:
+        if method.inputs.max_tasks is not None and len(self.tasks) > method.inputs.max_tasks:
             self.problems.append(
-                f"{name}: {method.name} takes at most {method.max_tasks} models, got {len(self.tasks)}"
+                f"{name}: {method.name} takes at most {method.inputs.max_tasks} models, got {len(self.tasks)}"
             )
         self._check_rule(rule)
         view = _view(info, kind, rule)
@@ -156,10 +155,7 @@ class _Planner:
             return
         self._checked.add(key)
         try:
-            if rule.method == TSV_C:
-                rank_choice(rule.parameters, num_tasks=len(self.tasks), checkpoint_bytes=1)
-            else:
-                _merge_nothing(rule)
+            _merge_nothing(rule)
         except MethodError as error:
             problem = f"{self.recipe.where(rule.line)}: {rule.method}: {error}"
             if problem not in self.problems:
@@ -227,23 +223,31 @@ class _Planner:
 
 def _kept_in_two_ways(recipe: Recipe) -> list[str]:
     """A task is restored from masks of one method, or from an adapter."""
-    ways = [method for method in (*MASKED, TSV_C) if method in recipe.methods]
-    ways += ["residuals"] if recipe.residuals is not None else []
-    if len(ways) < 2 or ways == [TSV_C, "residuals"]:
+    masked = _keeping(recipe, "mask")
+    ways = [*masked, *_keeping(recipe, "adapter")]
+    # One adapter holds what several methods and the residuals put into it.
+    if len(ways) < 2 or not masked:
         return []
     return [f"{recipe.source}: {' and '.join(ways)} both keep what is a task's own. Use one of them in a recipe"]
 
 
 def _kept_on_another_base(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
     """What a task keeps beside the merged model is restored on the base, row by row."""
-    ways = [method for method in (*MASKED, TSV_C) if method in recipe.methods]
-    ways += ["residuals"] if recipe.residuals is not None else []
+    ways = [*_keeping(recipe, "mask"), *_keeping(recipe, "adapter")]
     if not ways or vocabulary is None or vocabulary.is_bases:
         return []
     return [
         f"{recipe.source}: {' and '.join(ways)} keep what is a task's own row by row of the base, so the output needs"
         " the base's rows. Write tokenizer_source: base, without pad_to_multiple_of"
     ]
+
+
+def _keeping(recipe: Recipe, what: Literal["adapter", "mask"]) -> list[str]:
+    """What of a recipe keeps masks, or adapters, for its tasks."""
+    ways = [name for name in sorted(recipe.methods) if METHODS[name].keeps == what]
+    if what == "adapter" and recipe.residuals is not None:
+        ways.append("residuals")
+    return ways
 
 
 def _merge_nothing(rule: Rule) -> None:
@@ -254,12 +258,15 @@ def _merge_nothing(rule: Rule) -> None:
 
 
 def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:
-    return paper_matrix_view(info) if rule.parameters.get("parity") == "paper" else matrix_view(info, kind)
+    as_paper = METHODS[rule.method].is_as_paper(rule.parameters)
+    return paper_matrix_view(info) if as_paper else matrix_view(info, kind)
 
 
 def _is_shared_out(step: Step, num_tasks: int) -> bool:
-    view = step.view
-    return step.method == "tsv_m" and view is not None and min(view.m, view.n) < num_tasks
+    matrices, view = METHODS[step.method].matrices, step.view
+    if matrices is None or view is None:
+        return False
+    return matrices.divides_rank and min(view.m, view.n) < num_tasks
 
 
 def _may_change(checkpoint: Checkpoint, name: str) -> bool:

@@ -118,14 +118,13 @@ def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
 def _survey_key(step: Step) -> object:
     """What steps that share a survey have in common."""
     method = METHODS[step.method]
-    return (method.name, repr(method.survey_parameters(step.parameters))) if method.survey else None
+    return (method.name, repr(method.survey_parameters(step.parameters))) if method.is_surveyed else None
 
 
 def _make_survey(plan: Plan, step: Step, *, for_masks: bool = False) -> Survey | None:
     method = METHODS[step.method]
-    if method.survey_is_for_masks != for_masks:
-        return None
-    return method.make_survey(BY_WORD[plan.recipe.dtype].torch, len(plan.tasks), step.parameters)
+    make = method.make_mask_survey if for_masks else method.make_survey
+    return make(BY_WORD[plan.recipe.dtype].torch, len(plan.tasks), step.parameters)
 
 
 def _pass_work(step: Step) -> float:

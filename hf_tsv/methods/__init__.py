@@ -1,77 +1,35 @@
-"""Merge methods: one file each, one registry."""
+"""Merge methods: one file each, one registry.
 
-from hf_tsv.methods import (
-    base,
-    breadcrumbs,
-    breadcrumbs_ties,
-    cart,
-    consensus_ta,
-    consensus_ties,
-    core_space,
-    dare_linear,
-    dare_ties,
-    della,
-    della_linear,
-    emr,
-    iso_c,
-    iso_cts,
-    karcher,
-    knots,
-    linear,
-    magnitude_mask,
-    model_stock,
-    nuslerp,
-    sce,
-    slerp,
-    subspace_boosting,
-    svc,
-    tall_mask,
-    task_arithmetic,
-    ties,
-    tsv_c,
-    tsv_m,
-    wudi,
-)
+Every module here without a leading underscore is a method, registered as it is imported. Other packages bring theirs by
+the entry-point group `hf_tsv.methods` (see CONTRIBUTING.md); what they need is exported here.
+"""
+
+import pkgutil
+from importlib import import_module
+
 from hf_tsv.methods._deltas import Deltas, per_task
-from hf_tsv.methods._registry import METHODS, MergeMethod, Parameter, PerTask, Survey, merge_method
+from hf_tsv.methods._parameters import Factor, Parameter, PerTask, Scale
+from hf_tsv.methods._policy import Inputs, Mask, Matrices, Rescaler, Survey, TaskDelta
+from hf_tsv.methods._registry import METHODS, MergeMethod, merge_method
 
 __all__ = [
     "METHODS",
     "Deltas",
+    "Factor",
+    "Inputs",
+    "Mask",
+    "Matrices",
     "MergeMethod",
     "Parameter",
     "PerTask",
+    "Rescaler",
+    "Scale",
     "Survey",
-    "base",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "cart",
-    "consensus_ta",
-    "consensus_ties",
-    "core_space",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "emr",
-    "iso_c",
-    "iso_cts",
-    "karcher",
-    "knots",
-    "linear",
-    "magnitude_mask",
+    "TaskDelta",
     "merge_method",
-    "model_stock",
-    "nuslerp",
     "per_task",
-    "sce",
-    "slerp",
-    "subspace_boosting",
-    "svc",
-    "tall_mask",
-    "task_arithmetic",
-    "ties",
-    "tsv_c",
-    "tsv_m",
-    "wudi",
 ]
+
+for _module in pkgutil.iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        import_module(f"{__name__}.{_module.name}")

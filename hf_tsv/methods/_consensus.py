@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg.masks import Use, tall_mask
 from hf_tsv.methods._deltas import Deltas, per_task
-from hf_tsv.methods._registry import PerTask
+from hf_tsv.methods._parameters import PerTask
 
 MaskLambda = Annotated[float | Sequence[float], PerTask(), Ge(0)]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_tsv.methods._combine import Sparse
 from hf_tsv.methods._deltas import Deltas, per_task
-from hf_tsv.methods._registry import PerTask
+from hf_tsv.methods._parameters import PerTask
 
 PerTaskShare = float | Sequence[float]
 Share = Annotated[PerTaskShare, PerTask(), Ge(0), Le(1)]

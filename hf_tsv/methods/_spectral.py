@@ -8,7 +8,8 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 
 from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import METHODS, Survey
+from hf_tsv.methods._policy import Survey
+from hf_tsv.methods._registry import METHODS
 
 Tolerance = Annotated[float, Ge(0), Lt(1)]
 Merged = Literal[

@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods import Deltas, Inputs, merge_method
 
 
-@merge_method("base", paper="")
+@merge_method("base", paper="", inputs=Inputs(base="result"))
 def base(deltas: Deltas) -> Tensor:
     """Keep the base model's weight: theta = theta_0."""
     return deltas.zeros()

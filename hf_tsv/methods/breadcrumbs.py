@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
+from hf_tsv.methods import Deltas, Scale, merge_method
 from hf_tsv.methods._combine import add_up
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Share, inner_entries
 
 
@@ -18,7 +17,7 @@ def breadcrumbs(
     *,
     density: Share = 1.0,
     gamma: Share = 0.01,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
     rescale: bool = False,
     normalize: bool = False,
 ) -> Tensor:

@@ -7,16 +7,18 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from hf_tsv.linalg import truncated_svd
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods import Deltas, Matrices, Scale, merge_method
 from hf_tsv.methods._spectral import mean_of_rest
 
 
 @merge_method(
-    "cart", paper="https://arxiv.org/abs/2412.12153", matrices=True, cost="T singular value decompositions of a matrix"
+    "cart",
+    paper="https://arxiv.org/abs/2412.12153",
+    matrices=Matrices(),
+    cost="T singular value decompositions of a matrix",
 )
 def cart(
-    deltas: Deltas, *, rank_fraction: Annotated[float, Gt(0), Le(1)] = 0.04, scale: float = 0.1, rest_scale: float = 1.0
+    deltas: Deltas, *, rank_fraction: Annotated[float, Gt(0), Le(1)] = 0.04, scale: float = 0.1, rest_scale: Scale = 1.0
 ) -> Tensor:
     """Add to the mean what each task differs from it by, at low rank.
 

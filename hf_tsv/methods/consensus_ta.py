@@ -5,16 +5,15 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
+from hf_tsv.methods import Deltas, Scale, merge_method
 from hf_tsv.methods._consensus import MaskLambda, keep_consensus
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import always, merge_method
 
 
 @merge_method(
-    "consensus_ta", paper="https://arxiv.org/abs/2405.07813", elementwise=always, cost="every model is read twice"
+    "consensus_ta", paper="https://arxiv.org/abs/2405.07813", elementwise=True, cost="every model is read twice"
 )
 def consensus_ta(
-    deltas: Deltas, *, k: Annotated[int, Ge(0)] = 2, mask_lambda: MaskLambda = 0.4, scale: float = 1.0
+    deltas: Deltas, *, k: Annotated[int, Ge(0)] = 2, mask_lambda: MaskLambda = 0.4, scale: Scale = 1.0
 ) -> Tensor:
     """Add up the task vectors and keep the entries that at least k tasks use.
 

@@ -5,9 +5,8 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
+from hf_tsv.methods import Deltas, Scale, merge_method
 from hf_tsv.methods._consensus import MaskLambda, keep_consensus
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods.ties import Density, Trim, ties
 
 
@@ -25,7 +24,7 @@ def consensus_ties(
     mask_lambda: MaskLambda = 0.4,
     density: Density = 0.2,
     trim: Trim = "global",
-    scale: float = 1.0,
+    scale: Scale = 1.0,
 ) -> Tensor:
     """Merge by TIES, adding up what agrees, and keep the entries that at least k tasks use.
 

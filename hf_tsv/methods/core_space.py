@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_tsv.linalg import truncated_svd
-from hf_tsv.methods._deltas import Deltas, per_task
-from hf_tsv.methods._registry import METHODS, merge_method
+from hf_tsv.methods import METHODS, Deltas, Matrices, Scale, merge_method, per_task
 from hf_tsv.methods._sparsify import Share
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
@@ -20,8 +19,7 @@ DRAWN = ("dare_ties", "dare_linear")
 @merge_method(
     "core_space",
     paper="https://arxiv.org/abs/2509.17786",
-    matrices=True,
-    side=lambda m, n, num_tasks: min(max(m, n), num_tasks * min(m, n)),
+    matrices=Matrices(side=lambda m, n, num_tasks: min(max(m, n), num_tasks * min(m, n))),
     cost="2 singular value decompositions of stacked factors; for models that are no adapters T more, of a matrix each",
 )
 def core_space(
@@ -29,8 +27,8 @@ def core_space(
     *,
     inside: Inside = "ties",
     density: Share = 0.2,
-    scale: float = 1.0,
-    rest_scale: float = 1.0,
+    scale: Scale = 1.0,
+    rest_scale: Scale = 1.0,
     seed: int = 0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:

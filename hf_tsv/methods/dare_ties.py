@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
+from hf_tsv.methods import Deltas, Scale, merge_method
 from hf_tsv.methods._combine import elect_and_merge
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Rescale, Share, draws_by_entry, dropped
 
 
@@ -13,7 +12,7 @@ def dare_ties(
     deltas: Deltas,
     *,
     density: Share = 1.0,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
     rescale: Rescale = True,
     normalize: bool = False,
     seed: int = 0,

@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
+from hf_tsv.methods import Deltas, Scale, merge_method
 from hf_tsv.methods._combine import elect_and_merge
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Rescale, Share, magnitude_dropped
 
 
@@ -14,7 +13,7 @@ def della(
     *,
     density: Share = 1.0,
     epsilon: Share = 0.15,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
     rescale: Rescale = True,
     normalize: bool = True,
     seed: int = 0,

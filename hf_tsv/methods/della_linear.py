@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
+from hf_tsv.methods import Deltas, Scale, merge_method
 from hf_tsv.methods._combine import add_up
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import Rescale, Share, magnitude_dropped
 
 
@@ -16,7 +15,7 @@ def della_linear(
     *,
     density: Share = 1.0,
     epsilon: Share = 0.15,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
     rescale: Rescale = True,
     normalize: bool = False,
     seed: int = 0,

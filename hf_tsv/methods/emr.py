@@ -2,15 +2,19 @@
 
 from torch import Tensor
 
-from hf_tsv.linalg.masks import emr_unified
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import always, merge_method
+from hf_tsv.linalg.masks import EmrRescaler, emr_mask, emr_unified
+from hf_tsv.methods import Deltas, Mask, TaskDelta, merge_method
+
+
+def _mask(task: TaskDelta, merged: Tensor) -> Tensor:
+    return emr_mask(task.weighted, merged)
 
 
 @merge_method(
     "emr",
     paper="https://arxiv.org/abs/2405.17461",
-    elementwise=always,
+    keeps=Mask(build=_mask, rescaler=EmrRescaler),
+    elementwise=True,
     cost="every model is read twice; on the disk one bit a weight and task",
 )
 def emr(deltas: Deltas) -> Tensor:

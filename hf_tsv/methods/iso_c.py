@@ -3,18 +3,17 @@
 from torch import Tensor
 
 from hf_tsv.linalg import truncated_svd
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods import Deltas, Matrices, Scale, merge_method
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
 
 @merge_method(
     "iso_c",
     paper="https://arxiv.org/abs/2502.04959",
-    matrices=True,
+    matrices=Matrices(),
     cost="1 singular value decomposition of a matrix, however many models",
 )
-def iso_c(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
+def iso_c(deltas: Deltas, *, scale: Scale = 1.0, rest_scale: Scale = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
     """Add up the task matrices and make all singular values of the sum their mean.
 
     M = scale * mean(s) U Vh with U diag(s) Vh = sum_t w_t Delta_t (Marczak et al. 2025, section 4.1). What is no matrix

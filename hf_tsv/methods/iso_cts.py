@@ -7,23 +7,22 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from hf_tsv.linalg import Factors, nearest_orthogonal, truncated_svd
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods import Deltas, Matrices, Scale, merge_method
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
 
 @merge_method(
     "iso_cts",
     paper="https://arxiv.org/abs/2502.04959",
-    matrices=True,
+    matrices=Matrices(),
     cost="T + 1 singular value decompositions and 2 polar factors of a matrix",
 )
 def iso_cts(
     deltas: Deltas,
     *,
     common_space_fraction: Annotated[float, Ge(0), Le(1)] = 0.8,
-    scale: float = 1.0,
-    rest_scale: float = 1.0,
+    scale: Scale = 1.0,
+    rest_scale: Scale = 1.0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:
     """Keep the sum's leading singular vectors, give the rest of the rank to what each task has beside them, level all.

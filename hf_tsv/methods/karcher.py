@@ -8,13 +8,15 @@ from annotated_types import Ge
 from torch import Tensor
 
 from hf_tsv.errors import MethodError
-from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods import Deltas, Inputs, merge_method
 from hf_tsv.methods._geometry import inner
-from hf_tsv.methods._registry import merge_method
 
 
 @merge_method(
-    "karcher", paper="https://doi.org/10.1002/cpa.3160300502", base="model", cost="every tensor is read T / 2 + 2 times"
+    "karcher",
+    paper="https://doi.org/10.1002/cpa.3160300502",
+    cost="every tensor is read T / 2 + 2 times",
+    inputs=Inputs(base="model", weights="shares"),
 )
 def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annotated[float, Ge(0)] = 1e-5) -> Tensor:
     """The point on the sphere nearest to all models' directions, times the mean of their norms.

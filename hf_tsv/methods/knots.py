@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_tsv.methods._deltas import Deltas, per_task
-from hf_tsv.methods._registry import METHODS, merge_method
+from hf_tsv.methods import METHODS, Deltas, Matrices, Scale, merge_method, per_task
 from hf_tsv.methods._sparsify import Share
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
@@ -16,8 +15,7 @@ from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 @merge_method(
     "knots",
     paper="https://arxiv.org/abs/2410.19735",
-    matrices=True,
-    side=lambda m, n, num_tasks: min(m, num_tasks * n),
+    matrices=Matrices(side=lambda m, n, num_tasks: min(m, num_tasks * n)),
     cost="1 eigendecomposition of side min(m, T n) for an (m, n) matrix, and three times reading the models",
 )
 def knots(
@@ -25,8 +23,8 @@ def knots(
     *,
     inside: Literal["ties", "dare_ties", "dare_linear"] = "ties",
     density: Share = 0.2,
-    scale: float = 1.0,
-    rest_scale: float = 1.0,
+    scale: Scale = 1.0,
+    rest_scale: Scale = 1.0,
     seed: int = 0,
     tolerance: Tolerance = 1e-5,
 ) -> Tensor:

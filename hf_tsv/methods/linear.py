@@ -3,11 +3,15 @@
 from torch import Tensor
 
 from hf_tsv.errors import MethodError
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import always, merge_method
+from hf_tsv.methods import Deltas, Inputs, merge_method
 
 
-@merge_method("linear", paper="https://arxiv.org/abs/2203.05482", elementwise=always, of_weights=True, base="model")
+@merge_method(
+    "linear",
+    paper="https://arxiv.org/abs/2203.05482",
+    inputs=Inputs(base="model", weights="shares", unchanged=True),
+    elementwise=True,
+)
 def linear(deltas: Deltas, *, normalize: bool = True) -> Tensor:
     """Average the fine-tuned weights: theta = sum_t w_t theta_t / sum_t w_t.
 

@@ -6,9 +6,9 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.linalg import masks
+from hf_tsv.methods import Deltas, Mask, PerTask, TaskDelta, merge_method, per_task
 from hf_tsv.methods._magnitude import MagnitudeThresholds
-from hf_tsv.methods._registry import PerTask, always, merge_method
 from hf_tsv.methods._sparsify import PerTaskShare
 
 
@@ -16,12 +16,16 @@ def _survey(dtype: torch.dtype, num_tasks: int, *, density: PerTaskShare) -> Mag
     return MagnitudeThresholds(per_task(density, num_tasks), dtype, inclusive=True)
 
 
+def _mask(task: TaskDelta, merged: Tensor) -> Tensor:
+    threshold = task.survey.thresholds[task.task]
+    return masks.magnitude_mask(task.delta, threshold)  # of the delta as it is, without its weight, as was surveyed
+
+
 @merge_method(
     "magnitude_mask",
     paper="https://arxiv.org/abs/2405.07813",
-    survey=_survey,
-    survey_is_for_masks=True,
-    elementwise=always,
+    keeps=Mask(build=_mask, survey=_survey),
+    elementwise=True,
     cost="every model is read a little more than four times; on the disk one bit a weight and task",
 )
 def magnitude_mask(deltas: Deltas, *, density: Annotated[PerTaskShare, PerTask(), Ge(0), Le(1)] = 0.1) -> Tensor:

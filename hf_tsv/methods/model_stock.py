@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
-from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods import Deltas, Inputs, merge_method
 from hf_tsv.methods._geometry import cosine, inner, inner_along
-from hf_tsv.methods._registry import merge_method
 
 
 @merge_method(
-    "model_stock", paper="https://arxiv.org/abs/2403.19522", min_tasks=2, cost="every tensor is read T / 2 + 2 times"
+    "model_stock",
+    paper="https://arxiv.org/abs/2403.19522",
+    cost="every tensor is read T / 2 + 2 times",
+    inputs=Inputs(min_tasks=2),
 )
 def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
     """Go from the base towards the mean as far as the angle between the fine-tuned models says.

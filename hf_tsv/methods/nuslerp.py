@@ -4,12 +4,15 @@ import torch
 from torch import Tensor
 
 from hf_tsv.errors import MethodError
-from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods import Deltas, Inputs, merge_method
 from hf_tsv.methods._geometry import cosine, inner, inner_along, slerp_coefficients
-from hf_tsv.methods._registry import merge_method
 
 
-@merge_method("nuslerp", paper="https://doi.org/10.1145/325334.325242", min_tasks=2, max_tasks=2, base="either")
+@merge_method(
+    "nuslerp",
+    paper="https://doi.org/10.1145/325334.325242",
+    inputs=Inputs(min_tasks=2, max_tasks=2, base="either", weights="shares"),
+)
 def nuslerp(deltas: Deltas, *, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False) -> Tensor:
     """Go along the arc between two task vectors, or between two models where there is no base; weights say how far.
 

@@ -5,10 +5,9 @@ from typing import Annotated
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from hf_tsv.methods import Deltas, Scale, merge_method
 from hf_tsv.methods._combine import Election
-from hf_tsv.methods._deltas import Deltas
 from hf_tsv.methods._geometry import inner
-from hf_tsv.methods._registry import merge_method
 from hf_tsv.methods._sparsify import largest
 
 
@@ -17,7 +16,7 @@ from hf_tsv.methods._sparsify import largest
     paper="https://arxiv.org/abs/2408.07990",
     cost="every model is read twice, and twice more with `select_topk` below 1",
 )
-def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, scale: float = 1.0) -> Tensor:
+def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, scale: Scale = 1.0) -> Tensor:
     """Select the entries that vary most between tasks, weigh tasks by what they changed, erase minority signs.
 
     Every task's weight in a tensor is its share of the squared entries that were selected; entries whose sign isn't

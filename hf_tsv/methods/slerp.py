@@ -2,14 +2,18 @@
 
 from torch import Tensor
 
-from hf_tsv.methods._deltas import Deltas
+from hf_tsv.methods import Deltas, Inputs, merge_method
 from hf_tsv.methods._geometry import cosine, inner, slerp_coefficients
-from hf_tsv.methods._registry import merge_method
 
 STRAIGHT = 0.9995  # |cos| above which the way is taken to be straight, as in mergekit
 
 
-@merge_method("slerp", paper="https://doi.org/10.1145/325334.325242", max_tasks=1, cost="the model is read once")
+@merge_method(
+    "slerp",
+    paper="https://doi.org/10.1145/325334.325242",
+    cost="the model is read once",
+    inputs=Inputs(max_tasks=1),
+)
 def slerp(deltas: Deltas, *, t: float = 0.5) -> Tensor:
     """Go along the arc from the base's weight to the fine-tuned one instead of along the straight line.
 

@@ -7,15 +7,14 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from hf_tsv.linalg import truncated_svd
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods import Deltas, Matrices, Scale, merge_method
 from hf_tsv.methods._spectral import Merged, Tolerance, merged_by, survey_of
 
 
 @merge_method(
     "subspace_boosting",
     paper="https://arxiv.org/abs/2506.16506",
-    matrices=True,
+    matrices=Matrices(),
     survey=survey_of,
     cost="the other method's, and 1 singular value decomposition of a matrix",
 )
@@ -24,7 +23,7 @@ def subspace_boosting(
     *,
     of: Merged = "task_arithmetic",
     beta: Annotated[float, Ge(0), Le(1)] = 0.01,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:
     """Merge by another method, then raise all singular values to that where a share of their sum is reached.

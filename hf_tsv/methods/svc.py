@@ -7,15 +7,14 @@ from annotated_types import Gt
 from torch import Tensor
 
 from hf_tsv.linalg import Factors, truncated_svd
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods import Deltas, Matrices, Scale, merge_method
 from hf_tsv.methods._spectral import Merged, merged_by, scaled_deltas, survey_of
 
 
 @merge_method(
     "svc",
     paper="https://arxiv.org/abs/2602.05536",
-    matrices=True,
+    matrices=Matrices(),
     survey=survey_of,
     cost="the other method's, 1 singular value decomposition and T products of a matrix",
 )
@@ -24,7 +23,7 @@ def svc(
     *,
     of: Merged = "task_arithmetic",
     alpha: Annotated[float, Gt(0)] = 1.0,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
 ) -> Tensor:
     """Merge by another method, then shrink the singular values in which the tasks' shared directions pile up.
 

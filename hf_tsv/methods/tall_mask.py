@@ -5,9 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_tsv.linalg import masks
+from hf_tsv.methods import Deltas, Mask, Survey, TaskDelta, merge_method
 from hf_tsv.methods._consensus import MaskLambda
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import Survey, always, merge_method
 from hf_tsv.methods.ties import Density, Trim, ties
 
 Of = Literal["task_arithmetic", "ties"]
@@ -17,11 +17,16 @@ def _survey(dtype: torch.dtype, num_tasks: int, *, of: Of, density: float, trim:
     return ties.make_survey(dtype, num_tasks, {"density": density, "trim": trim}) if of == "ties" else None
 
 
+def _mask(task: TaskDelta, merged: Tensor, *, mask_lambda: float) -> Tensor:
+    return masks.tall_mask(task.weighted, merged, mask_lambda)
+
+
 @merge_method(
     "tall_mask",
     paper="https://arxiv.org/abs/2405.07813",
+    keeps=Mask(build=_mask, tuned="mask_lambda"),
     survey=_survey,
-    elementwise=always,
+    elementwise=True,
     cost="every model is read twice, with TIES three times; on the disk one bit a weight and task",
 )
 def tall_mask(

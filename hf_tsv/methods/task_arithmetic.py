@@ -3,12 +3,11 @@
 from torch import Tensor
 
 from hf_tsv.errors import MethodError
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import always, merge_method
+from hf_tsv.methods import Deltas, Scale, merge_method
 
 
-@merge_method("task_arithmetic", paper="https://arxiv.org/abs/2212.04089", elementwise=always)
-def task_arithmetic(deltas: Deltas, *, scale: float = 1.0, normalize: bool = False) -> Tensor:
+@merge_method("task_arithmetic", paper="https://arxiv.org/abs/2212.04089", elementwise=True)
+def task_arithmetic(deltas: Deltas, *, scale: Scale = 1.0, normalize: bool = False) -> Tensor:
     """Add up the task vectors: theta = theta_0 + scale * sum_t w_t (theta_t - theta_0).
 
     Args:

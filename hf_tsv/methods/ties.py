@@ -7,10 +7,9 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
+from hf_tsv.methods import Deltas, PerTask, Scale, merge_method, per_task
 from hf_tsv.methods._combine import Election
-from hf_tsv.methods._deltas import Deltas, per_task
 from hf_tsv.methods._magnitude import MagnitudeThresholds, surveyed, trimmed
-from hf_tsv.methods._registry import PerTask, always, merge_method
 
 Density = Annotated[float | Sequence[float], PerTask(), Ge(0), Le(1)]
 Trim = Literal["global", "tensor"]
@@ -26,14 +25,14 @@ def _survey(dtype: torch.dtype, num_tasks: int, *, density: float | Sequence[flo
     "ties",
     paper="https://arxiv.org/abs/2306.01708",
     survey=_survey,
-    elementwise=always,
+    elementwise=True,
     cost="every model is read a little more than twice, first for the thresholds",
 )
 def ties(
     deltas: Deltas,
     *,
     density: Density = 0.2,
-    scale: float = 1.0,
+    scale: Scale = 1.0,
     trim: Trim = "global",
     normalize: bool = True,
 ) -> Tensor:

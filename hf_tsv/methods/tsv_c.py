@@ -1,31 +1,38 @@
 """TSV-Compress: every task keeps its own change, in an adapter."""
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from typing import Any
 
-from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import always, merge_method
+from hf_tsv.linalg.ranks import RULES, rank_choice
+from hf_tsv.methods import Deltas, merge_method
 
-Share = Annotated[float, Gt(0), Le(1)]
+
+def _one_keyword_a_rule(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Spell out `**rule`: what a recipe may write is read from the signature, and the rules stand in RULES alone."""
+    deltas = inspect.signature(fn).parameters["deltas"]
+    keywords = [
+        inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=rule.value | None)
+        for word, rule in RULES.items()
+    ]
+    fn.__signature__ = inspect.Signature([deltas, *keywords], return_annotation=Tensor)  # type: ignore[attr-defined]  # PEP 362
+    fn.__annotations__ = {"deltas": Deltas, **{k.name: k.annotation for k in keywords}, "return": Tensor}
+    described = "\n".join(f"        {word}: {rule.about}" for word, rule in RULES.items())
+    fn.__doc__ = f"{fn.__doc__}".replace("        rule: One of RULES, by its word.", described)
+    return fn
 
 
 @merge_method(
     "tsv_c",
     paper="https://arxiv.org/abs/2412.00081",
-    elementwise=always,
     cost="1 singular value decomposition of a matrix and task",
+    elementwise=True,
+    keeps="adapter",
 )
-def tsv_c(
-    deltas: Deltas,
-    *,
-    rank: Annotated[int, Ge(1)] | None = None,
-    fraction: Share | None = None,
-    energy: Share | None = None,
-    error: Share | None = None,
-    budget: str | None = None,
-) -> Tensor:
+@_one_keyword_a_rule
+def tsv_c(deltas: Deltas, **rule: Any) -> Tensor:
     """Keep the base model's weight, and each task's leading singular triplets beside it in the task's adapter.
 
     theta_t = theta_0 + U_k diag(s_k) Vh_k of each task matrix (Gargiulo et al. 2024, section 3.2). One rule for k at
@@ -33,10 +40,10 @@ def tsv_c(
 
     Args:
         deltas: T deltas of one tensor.
-        rank: Triplets kept.
-        fraction: Share of min(m, n) kept.
-        energy: The fewest triplets with this share of the squared change.
-        error: The fewest triplets with at most this relative error.
-        budget: As much as fits into a size such as 10MB, or a share of the model such as 10%, for the whole adapter.
+        rule: One of RULES, by its word.
+
+    Raises:
+        MethodError: several rules, or a budget that isn't a size.
     """
+    rank_choice(rule, num_tasks=len(deltas), checkpoint_bytes=1)  # what it yields needs the whole model: `hf_tsv.kept`
     return deltas.zeros()

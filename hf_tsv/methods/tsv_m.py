@@ -1,6 +1,6 @@
 """TSV-Merge: join every task's leading singular vectors, then undo their interference."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -9,26 +9,29 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from hf_tsv.linalg import Factors, IllConditionedError, SvdMode, nearest_orthogonal, truncated_svd
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
+from hf_tsv.linalg import Factors, nearest_orthogonal, truncated_svd
+from hf_tsv.methods import Deltas, Matrices, Scale, merge_method
 
 Cut = Literal["auto", "noise", "numerical", "none"]
 NUMERICAL_RANK = 1e-6  # of the largest singular value; below it fp32 weights hold nothing
 
 
+def _as_paper(parameters: Mapping[str, Any]) -> bool:
+    return parameters.get("parity") == "paper"
+
+
 @merge_method(
     "tsv_m",
     paper="https://arxiv.org/abs/2412.00081",
-    matrices=True,
     cost="T singular value decompositions and 2 polar factors of a matrix; from factors where the model is an adapter",
+    matrices=Matrices(divides_rank=True, as_paper=_as_paper),
 )
 def tsv_m(
     deltas: Deltas,
     *,
     rank: Annotated[int, Ge(1)] | None = None,
-    scale: float = 1.0,
-    rest_scale: float = 1.0,
+    scale: Scale = 1.0,
+    rest_scale: Scale = 1.0,
     cut: Cut = "auto",
     tolerance: Annotated[float, Ge(0), Lt(1)] = 1e-7,
     parity: Literal["none", "paper"] = "none",
@@ -37,86 +40,78 @@ def tsv_m(
 
     M = scale * U_perp diag(s) Vh_perp, with U_perp and Vh_perp the nearest orthonormal matrices to all
     tasks' leading left and right singular vectors side by side (Gargiulo et al. 2024, Algorithm 1).
-    What is no matrix gets the mean of the deltas.
+    Non-matrix tensors get the mean of the deltas.
 
     Args:
-        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
         rank: Triplets kept per task; min(m, n) // T, at least 1, unless given.
         scale: Factor on merged matrices (the paper's alpha).
-        rest_scale: Factor on the mean of what is no matrix.
+        rest_scale: Factor on the mean of non-matrix tensors.
         cut: Where a task matrix ends. `numerical`: at 1e-6 of its largest singular value. `noise`: also at what
             rounding to the stored dtype explains. `none`: at `rank`. `auto`: noise for what is
             stored in half precision, else numerical.
         tolerance: Directions of the joined singular vectors smaller than this share of the largest are
             dropped: they carry nothing but what two tasks have in common already.
         parity: `paper` follows the authors' code to the letter: no cut, no tolerance, one scale for everything,
-            rank int(min(m, n) * (1 / T)) even when that is 0; conv kernels and text_projection count as no matrices.
+            rank int(min(m, n) * (1 / T)) even when that is 0; conv kernels and text_projection don't count as matrices.
     """
     if parity == "paper":
         cut, tolerance, rest_scale = "none", 0.0, scale
     if not deltas.is_matrix:
         return deltas.weighted_sum().mul_(rest_scale / len(deltas))
-    rank = rank or _equal_share(deltas, parity)
-    try:
-        return _merged(deltas, rank, cut, tolerance, deltas.svd).mul_(scale)
-    except IllConditionedError:  # tasks so alike that what `fast` left open would show
-        merged = _merged(deltas, rank, cut, tolerance, "exact").mul_(scale)
-        deltas.notes["fell_back"] = len(deltas)
-        return merged
-
-
-def _merged(deltas: Deltas, rank: int, cut: Cut, tolerance: float, mode: SvdMode) -> Tensor:
-    tasks, u, s, vh = _joined(deltas, rank, cut, mode)
+    side, num_tasks = min(deltas.shape), len(deltas)
+    if rank is None:
+        # The authors' product of floats is now and then one below the quotient of integers.
+        rank = int(side * (1 / num_tasks)) if parity == "paper" else max(1, side // num_tasks)
+    tasks, u, s, vh = _joined(deltas, rank, cut)
     deltas.notes |= _notes(tasks)
     if not s.numel():
         return deltas.zeros()
-    error = max(task.error for task in tasks)
-    polar = partial(nearest_orthogonal, tolerance=tolerance, error=error, sketch=mode == "sketch")
-    left = polar(u).mul_(s)
+    polar = partial(nearest_orthogonal, tolerance=tolerance, sketch=deltas.svd == "sketch")
+    left = polar(u).mul_(s)  # (m, K): U_perp diag(s)
     del u  # of a tall matrix as large as the matrix itself
-    return left @ polar(vh)
+    merged: Tensor = left @ polar(vh)  # (m, n)
+    return merged.mul_(scale)
 
 
-def _equal_share(deltas: Deltas, parity: str) -> int:
-    side = min(deltas.shape)
-    return int(side * (1 / len(deltas))) if parity == "paper" else max(1, side // len(deltas))
-
-
-def _joined(deltas: Deltas, rank: int, cut: Cut, mode: SvdMode) -> tuple[list[Factors], Tensor, Tensor, Tensor]:
-    """What is known of each task's triplets, and all of them side by side: u (m, K), s (K,), vh (K, n).
+def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[list[Factors], Tensor, Tensor, Tensor]:
+    """What is known of each task's triplets, and all K of them side by side: u (m, K), s (K,), vh (K, n).
 
     Filled in place, because a tall matrix's u is as large as the matrix.
     """
-    (m, n), room = deltas.shape, len(deltas) * min(rank, *deltas.shape)
+    m, n = deltas.shape
+    room = len(deltas) * min(rank, m, n)
     u = torch.empty((m, room), dtype=deltas.dtype)
     s = torch.empty(room, dtype=deltas.dtype)
     vh = torch.empty((room, n), dtype=deltas.dtype)
-    used, told = 0, []
+    used = 0
+    tasks = []
     for t, weight in enumerate(deltas.weights):
-        task = _triplets(deltas, t, rank if weight else 0, cut, mode)
+        task = _triplets(deltas, t, rank if weight else 0, cut)  # a task without weight adds no directions either
         end = used + task.s.numel()
         u[:, used:end], s[used:end], vh[used:end] = task.u, weight * task.s, task.vh
         used = end
-        told.append(replace(task, u=task.u[:, :0], vh=task.vh[:0]))
-    return told, u[:, :used], s[:used], vh[:used]
+        tasks.append(replace(task, u=u[:, :0], vh=vh[:0]))  # without the vectors, which are in u and vh now
+    return tasks, u[:, :used], s[:used], vh[:used]
 
 
-def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut, mode: SvdMode) -> Factors:
+def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut) -> Factors:
+    """One task's leading triplets, at most `rank`, as far as they stand above the cut."""
     # Without a cut a task keeps `rank` triplets, and factors of a lower rank don't have as many.
     if cut != "none" and (known := deltas.factors(t)):
         return replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank])
     rtol = 0.0 if cut == "none" else NUMERICAL_RANK
-    floor = deltas.noise(t) if cut == "noise" or (cut == "auto" and deltas.is_half(t)) else 0.0
+    ends_at_noise = cut == "noise" or (cut == "auto" and deltas.is_half(t))
+    floor = deltas.noise(t) if ends_at_noise else 0.0
     delta = deltas[t]
     with deltas.naming(t):
-        return truncated_svd(delta, rank, mode=mode, rtol=rtol, floor=floor)
+        return truncated_svd(delta, rank, mode=deltas.svd, rtol=rtol, floor=floor)
 
 
 def _notes(tasks: Sequence[Factors]) -> dict[str, Any]:
     """For the record: per task the rank kept and the share of the squared norm in it."""
-    kept = [float(task.s.double().square().sum()) for task in tasks]
-    energy = [share / task.energy if task.energy else 1.0 for share, task in zip(kept, tasks, strict=True)]
-    notes: dict[str, Any] = {"rank": [task.s.numel() for task in tasks], "energy": [round(e, 4) for e in energy]}
-    if fell_back := sum(task.fell_back for task in tasks):
-        notes["fell_back"] = fell_back
-    return notes
+    energies = []
+    for task in tasks:
+        kept = float(task.s.double().square().sum())
+        energies.append(round(kept / task.energy, 4) if task.energy else 1.0)
+    return {"rank": [task.s.numel() for task in tasks], "energy": energies}

@@ -3,19 +3,17 @@
 import torch
 from torch import Tensor
 
-from hf_tsv.methods._deltas import Deltas
-from hf_tsv.methods._registry import merge_method
+from hf_tsv.methods import Deltas, Matrices, Scale, merge_method
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest, scaled_deltas
 
 
 @merge_method(
     "wudi",
     paper="https://arxiv.org/abs/2503.08099",
-    matrices=True,
-    side=lambda m, n, num_tasks: n,
+    matrices=Matrices(side=lambda m, n, num_tasks: n),
     cost="1 eigendecomposition of side n for an (m, n) matrix, T products of m n^2",
 )
-def wudi(deltas: Deltas, *, scale: float = 1.0, rest_scale: float = 1.0, tolerance: Tolerance = 0.05) -> Tensor:
+def wudi(deltas: Deltas, *, scale: Scale = 1.0, rest_scale: Scale = 1.0, tolerance: Tolerance = 0.05) -> Tensor:
     """Minimise the interference that the merged matrix has with every task's rows, which stand in for its inputs.
 
     M = argmin sum_t |(M - Delta_t) Delta_t^T|^2 / |Delta_t|^2 (Cheng et al. 2025, equation 11), in closed form:

@@ -6,15 +6,16 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from hf_tsv.linalg.ranks import RULES
 from hf_tsv.methods import METHODS
+from hf_tsv.methods.base import base
+from hf_tsv.methods.tsv_c import tsv_c
 from hf_tsv.recipe._edit import edited, models_of, own_value, put_key, put_keys, remove_key
 from hf_tsv.recipe._parameters import NO_EFFECT, WEIGHT
 from hf_tsv.recipe._recipe import Recipe
-from hf_tsv.recipe._schema import Residuals
 
-COMPRESSING = "tsv_c"  # the method that keeps every task's change in an adapter
-BASE = "base"  # the one that changes nothing
-RULES = frozenset(Residuals.model_fields)  # the words for a rule that chooses ranks
+COMPRESSING = tsv_c.name  # the method that keeps every task's change in an adapter
+BASE = base.name  # the one that changes nothing
 
 
 def as_compression(
@@ -118,10 +119,10 @@ def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stays: Set[str
 def _set_rule(document: CommentedMap, rule: Mapping[str, Any]) -> None:
     """Have one rule for all ranks. Models have none of their own: no rule may differ from task to task."""
     put_keys(document, "parameters", {name: _in_yaml(value) for name, value in rule.items()})
-    _remove_parameters(document, RULES - rule.keys())
+    _remove_parameters(document, RULES.keys() - rule.keys())
     for i, entry in enumerate(document.get("overrides") or []):
-        if RULES & _given(entry):
-            _remove_parameters(own_value(own_value(document, "overrides"), i), RULES)
+        if RULES.keys() & _given(entry):
+            _remove_parameters(own_value(own_value(document, "overrides"), i), RULES.keys())
 
 
 def _given(entry: CommentedMap) -> Set[str]:

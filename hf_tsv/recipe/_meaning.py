@@ -107,7 +107,7 @@ class _MeaningReader:
 
     def _read_models(self) -> Models:
         is_missing = self._file.base_model is None and not self._document.has_problem(("base_model",))
-        needing = [place for place, method in self._used if method.base == "reference"] if is_missing else []
+        needing = [place for place, method in self._used if method.inputs.base == "reference"] if is_missing else []
         for place in needing:
             problem = f"{self._methods[place].name} needs the model that the others were fine-tuned from."
             self._document.tell((*place, "merge_method"), f"{problem} Add base_model.")
@@ -167,7 +167,7 @@ class _MeaningReader:
 
     def _counts_base(self, method: MergeMethod) -> bool:
         """Whether the base, where it is listed, is one of the models that are merged."""
-        return method.base == "model" or (method.base == "either" and self._file.base_model is None)
+        return method.inputs.base == "model" or (method.inputs.base == "either" and self._file.base_model is None)
 
     # The rest
 
@@ -237,11 +237,15 @@ def _unknown_method(name: str) -> str:
 
 def _wrong_number(method: MergeMethod, tasks: int, *, base_is_model: bool) -> str:
     """What is wrong with the number of models, empty when nothing is."""
-    counts_base = base_is_model and method.base == "either"
+    counts_base = base_is_model and method.inputs.base == "either"
     number = tasks + counts_base
     beside = "" if counts_base else " besides the base"
-    if method.max_tasks is not None and number > method.max_tasks:
-        return f"too many models for {method.name}, expected at most {method.max_tasks}{beside} but got {number}."
-    if tasks and number < method.min_tasks:
-        return f"too few models for {method.name}, expected at least {method.min_tasks}{beside} but got {number}."
+    if method.inputs.max_tasks is not None and number > method.inputs.max_tasks:
+        return (
+            f"too many models for {method.name}, expected at most {method.inputs.max_tasks}{beside} but got {number}."
+        )
+    if tasks and number < method.inputs.min_tasks:
+        return (
+            f"too few models for {method.name}, expected at least {method.inputs.min_tasks}{beside} but got {number}."
+        )
     return ""

@@ -7,13 +7,24 @@ depends on the method, and is checked where the meaning is read.
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hf_tsv.checkpoints.dtypes import FactorWord, FloatWord
 from hf_tsv.checkpoints.modules import Kind
+from hf_tsv.linalg.ranks import RULES
 from hf_tsv.lora.formats import FORMATS
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe._document import Document, Path
@@ -167,16 +178,19 @@ class Override(Keys):
     parameters: dict[str, Setting] | None = None
 
 
-class Residuals(Keys):
-    """`residuals: {budget: 5%}`: one rule for the ranks, as `tsv_c` takes it."""
+class RankRuleKeys(Keys):
+    """One rule for ranks, as `tsv_c` takes it: a field for each rule of `hf_tsv.linalg.ranks.RULES`."""
+
+
+if not TYPE_CHECKING:  # the fields are known only when it runs
+    _rules = {word: (rule.value | None, None) for word, rule in RULES.items()}
+    RankRuleKeys = create_model("RankRuleKeys", __base__=RankRuleKeys, **_rules)
+
+
+class Residuals(RankRuleKeys):
+    """`residuals: {budget: 5%}`"""
 
     place = " in residuals"
-
-    rank: Annotated[int, Field(ge=1)] | None = None
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    energy: Annotated[float, Field(gt=0, le=1)] | None = None
-    error: Annotated[float, Field(gt=0, le=1)] | None = None
-    budget: str | None = None
 
 
 def _one_of(words: Sequence[str | int], value: Any) -> Any:
@@ -212,7 +226,7 @@ class Adapters(Keys):
     verify: Literal["weights", "forward"] | None = None
 
 
-class Output(Residuals):
+class Output(RankRuleKeys):
     """`output: {form: adapter, rank: 16}`: what the output is; of an adapter, one rule for its ranks."""
 
     place = " in output"

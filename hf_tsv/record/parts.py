@@ -195,7 +195,6 @@ class AdapterReport(Part):
         energy: Share of the task matrices' squared singular values that the chosen triplets hold.
         errors: Relative error of each task matrix.
         ranks: What it holds of each tensor: a rank, or `dense` for all of it.
-        fell_back: How many matrices were factored by another SVD than was asked for.
         verified: PEFT's reading of it; None until it was read back.
     """
 
@@ -207,7 +206,6 @@ class AdapterReport(Part):
     energy: float
     errors: dict[str, float]
     ranks: dict[str, Rank]
-    fell_back: Count = 0
     verified: VerifiedReport | None = None
 
 
@@ -270,12 +268,10 @@ class Arithmetic(Part):
     Attributes:
         dtype: Of intermediate results.
         svd: Which singular value decomposition.
-        fell_back: How many task matrices were factored by another one.
     """
 
     dtype: str
     svd: str
-    fell_back: Count = 0
 
 
 class Traffic(Part):

@@ -38,7 +38,7 @@ def merge_state_dicts(
         method: A merge method, as in recipes.
         weights: One factor a task, 1 unless given.
         dtype: Arithmetic, `float32` or `float64`.
-        svd: `exact`, `fast` or `sketch`.
+        svd: `exact` or `sketch`.
         parameters: The method's parameters.
 
     Returns:

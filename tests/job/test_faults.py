@@ -167,7 +167,7 @@ def test_a_factorisation_that_does_not_converge_is_replaced(
     recipe = models.recipe(hard_zoo(tmp_path), tasks=2, more=f"dtype: {dtype}\n")
     for owner, name in LADDER[fails]:
         monkeypatch.setattr(owner, name, failing)
-    record = hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+    hf_tsv.merge(recipe, tmp_path / "out", workers=1)
     deltas = [HARD.double().numpy(), OTHER.double().numpy()]
     us, ss, vhs = zip(*map(np.linalg.svd, deltas), strict=True)
     kept = [min(64, int((s > 1e-6 * s[0]).sum())) for s in ss]
@@ -177,8 +177,6 @@ def test_a_factorisation_that_does_not_converge_is_replaced(
     expected = (polar[0] * np.concatenate([s[:k] for s, k in zip(ss, kept, strict=True)])) @ polar[1]
     merged = load_file(tmp_path / "out" / "model.safetensors")[NAME].double().numpy()
     assert np.linalg.norm(merged - expected) < 1e-4 * np.linalg.norm(expected)
-    replaced = {"nothing": 0, "the eigensolver": 2 * (dtype == "float32")}.get(fails, 2)
-    assert record["tensors"][NAME].get("fell_back", 0) == record["arithmetic"]["fell_back"] == replaced
 
 
 @pytest.mark.parametrize("method", ["tsv_m", "iso_cts", "cart"])
@@ -200,7 +198,7 @@ def test_where_no_factorisation_converges_tensor_and_task_are_told(
     with pytest.raises(MethodError) as caught:
         hf_tsv.merge(recipe, tmp_path / "out", workers=1)
     assert str(caught.value) == (
-        f"{NAME} (128, 128), {method}: task 't0': no singular value decomposition converged, expected one in float64."
+        f"{NAME} (128, 128), {method}: task 't0': no singular value decomposition converged, not even in float64."
         " Leave this tensor out"
     )
     assert not list(tmp_path.glob("*out*"))

@@ -106,11 +106,11 @@ def test_the_recipe_says_how_adapters_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "kind", "told"),
     [
-        ("residuals: {rank: 2, energy: 0.5}\n", RecipeError, "expected one rule for the ranks but got rank, energy"),
-        ("residuals: {budget: lots}\n", RecipeError, "expected a budget such as 10MB or 10% but got 'lots'"),
+        ("residuals: {rank: 2, energy: 0.5}\n", RecipeError, "several rules for the ranks: rank, energy. Keep one"),
+        ("residuals: {budget: lots}\n", RecipeError, "'lots' is not a budget. Write a size such as 10MB"),
         ("residuals: {ranks: 2}\n", RecipeError, "Did you mean 'rank'"),
         ("adapters: {rank: 7}\n", RecipeError, "expected 8, 16, 32, 64 or 128 but got 7"),
-        (MIXED.replace("rank: 4", "rank: 4, budget: 5%"), PlanError, "expected one rule for the ranks"),
+        (MIXED.replace("rank: 4", "rank: 4, budget: 5%"), PlanError, "several rules for the ranks: rank, budget"),
         (MIXED.replace("rank: 4", "budget: 5%") + "residuals: {budget: 9%}\n", PlanError, "expected one budget"),
     ],
 )

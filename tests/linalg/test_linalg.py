@@ -19,13 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg import (
     Factors,
-    IllConditionedError,
     SvdMode,
     _exact,
     _gram,
     _lapack,
     factored_svd,
-    from_orthogonalised,
     nearest_orthogonal,
     pairwise_interference,
     rounding_edge,
@@ -35,7 +33,7 @@ from hf_tsv.linalg import (
 )
 from hf_tsv.methods import METHODS
 
-MODES: list[SvdMode] = ["exact", "fast", "sketch"]
+MODES: list[SvdMode] = ["exact", "sketch"]
 FAILS_IN_MKL = Path(__file__).parents[1] / "fixtures" / "svd_fail_f32.npy"
 
 
@@ -189,7 +187,7 @@ class TestTruncatedSvd:
         assert_orthonormal(f.vh.T)
         assert_close(product(f), a.double(), rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize("mode", ["exact", "fast"])
+    @pytest.mark.parametrize("mode", MODES)
     def test_floor_drops_what_is_noise(self, mode: SvdMode) -> None:
         s = torch.tensor([5.0, 3.0, 1e-3, 1e-4], dtype=torch.float64)
         a = with_spectrum(20, 30, s).float() * 2.0**40
@@ -213,7 +211,9 @@ class TestTruncatedSvd:
             truncated_svd(a, 2, mode=mode)
 
     def test_refuses_singular_values_beyond_the_dtype(self) -> None:
-        with pytest.raises(MethodError, match=r"got 9e\+38. Set dtype: float64"):
+        with pytest.raises(
+            MethodError, match=r"a singular value of 9e\+38 is too large for torch.float32. Set dtype: float64"
+        ):
             truncated_svd(torch.full((3, 3), 3e38), 1)
 
     @pytest.mark.parametrize("shape", [(5000, 16), (16, 5000)])
@@ -365,19 +365,6 @@ class TestNearestOrthogonal:
         assert_orthonormal(x, 1e-14)
         assert_close(x.T @ a, (x.T @ a).T, rtol=0, atol=1e-14)
 
-    def test_says_when_an_error_grows_too_much(self) -> None:
-        a = with_spectrum(30, 20, torch.logspace(0, -3, 20, dtype=torch.float64)).float()
-        nearest_orthogonal(a, error=1e-6)
-        with pytest.raises(IllConditionedError, match=r"1\.0e-04 grows"):
-            nearest_orthogonal(a, error=1e-4)
-
-    def test_an_error_grows_as_predicted(self) -> None:
-        a = with_spectrum(60, 60, torch.logspace(0, -3, 60, dtype=torch.float64))
-        noise = 1e-7 * randn(60, 60, seed=1).double()
-        grown = (nearest_orthogonal(a + noise) - nearest_orthogonal(a)).norm() / noise.norm()
-        d = torch.linalg.svdvals(a)
-        assert 0.5 < float(grown / (4 / (d[:, None] + d) ** 2).mean().sqrt()) < 1
-
     def test_names_what_is_not_finite(self) -> None:
         with pytest.raises(MethodError, match="4 of 4 entries"):
             nearest_orthogonal(torch.full((2, 2), math.nan))
@@ -385,18 +372,6 @@ class TestNearestOrthogonal:
     @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
     def test_empty(self, shape: tuple[int, int]) -> None:
         assert nearest_orthogonal(torch.zeros(shape)).shape == shape
-
-
-def merge(deltas: list[Tensor], mode: SvdMode) -> Tensor:
-    """TSV-M as a caller of `fast` writes it: what the polar factors can't stand is done again in `exact`."""
-    rank = max(1, min(deltas[0].shape) // len(deltas))
-    tasks = [truncated_svd(delta, rank, mode=mode) for delta in deltas]
-    u, s, vh = torch.cat([f.u for f in tasks], 1), torch.cat([f.s for f in tasks]), torch.cat([f.vh for f in tasks])
-    error = max(f.error for f in tasks)
-    try:
-        return from_orthogonalised(nearest_orthogonal(u, error=error), s, nearest_orthogonal(vh, error=error))
-    except IllConditionedError:
-        return merge(deltas, "exact")
 
 
 def merge_reference(deltas: list[Tensor]) -> Tensor:
@@ -504,47 +479,13 @@ class TestWholeMerge:
         assert error <= CASES[name]
         assert error <= relative(plain_merge(deltas), reference)
 
-    def test_fast(self, name: str, n: int) -> None:
-        deltas, reference = case_with_reference(name, n)
-        assert relative(merge(deltas, "fast"), reference) <= max(1e-3, CASES[name])
-
 
 class TestModes:
-    def test_fast_does_plain_deltas_in_float32(self) -> None:
-        f = truncated_svd(power_law(96, 384), 16, mode="fast")
-        assert not f.fell_back
-        assert 0 < f.error < 2e-4
-
-    @pytest.mark.parametrize("mode", ["fast", "sketch"])
-    def test_tells_that_it_fell_back(self, mode: SvdMode) -> None:
-        a = power_law(96, 96)
-        exact = truncated_svd(a * 1e-36, 16)
-        f = truncated_svd(a * 1e-36, 16, mode=mode)
-        assert f.fell_back
-        assert torch.equal(f.u, exact.u)
-
-    def test_fast_falls_back_where_its_error_is_too_large(self) -> None:
-        f = truncated_svd(power_law(96, 96, 4.0), 16, mode="fast")
-        assert f.fell_back
-        assert torch.equal(f.u, truncated_svd(power_law(96, 96, 4.0), 16).u)
-
-    def test_fast_sees_what_is_small_beside_the_largest(self) -> None:
-        """Noise under a few large directions: their squares leave float32 no digit for it."""
-        noise = torch.randn(200, 96, generator=torch.Generator().manual_seed(0))
-        f = truncated_svd(noise + 1e3 * power_law(200, 96, 9.0), 16, mode="fast")
-        assert not f.fell_back
-
-    def test_fast_keeps_the_digits_of_float64(self) -> None:
-        a = power_law(96, 96).double()
-        assert torch.equal(truncated_svd(a, 16, mode="fast").u, truncated_svd(a, 16).u)
-
-    @pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
-    def test_fast_knows_its_error(self, alpha: float) -> None:
-        a = power_law(200, 300, alpha)
-        u = torch.linalg.svd(a.double())[0][:, :25]
-        f = truncated_svd(a, 25, mode="fast")
-        missed = f.u.double() - u @ (u.T @ f.u.double())
-        assert float(missed.square().sum(0).mean().sqrt()) <= 2 * max(f.error, 1e-7)
+    def test_a_sketch_of_what_float32_cannot_square_is_exact(self) -> None:
+        tiny = power_law(96, 96) * 1e-36
+        exact, sketch = truncated_svd(tiny, 16), truncated_svd(tiny, 16, mode="sketch")
+        assert torch.equal(sketch.u, exact.u)
+        assert torch.equal(sketch.s, exact.s)
 
     @pytest.mark.parametrize("rank", [10, 40])
     def test_sketch_holds_the_energy(self, rank: int) -> None:
@@ -694,17 +635,12 @@ class TestRoundingEdge:
         assert rounding_edge(torch.zeros(0, 4), "float32") == 0
 
 
-def test_from_orthogonalised_is_the_product() -> None:
-    u, s, vh = randn(5, 3), torch.tensor([3.0, 2.0, 1.0]), randn(3, 4, seed=1)
-    assert_close(from_orthogonalised(u, s, vh), u @ s.diag() @ vh)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("shape", [(96, 384), (384, 96)])
 def test_cuda_gives_the_same_digits(shape: tuple[int, int]) -> None:
     a = power_law(*shape)
-    for mode in MODES[:2]:
+    for mode in MODES[:1]:  # a sketch promises no digits
         f = truncated_svd(a.cuda(), 16, mode=mode)
         assert f.u.is_cuda
         here = truncated_svd(a, 16)

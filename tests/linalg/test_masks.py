@@ -91,15 +91,17 @@ def test_emr_elects_masks_and_rescales() -> None:
     assert unified.tolist() == [3.0, -4.0, -2.0]
     assert [emr_mask(delta, unified).tolist() for delta in deltas] == [[True, True, False], [False, True, True]]
     rescaler = EmrRescaler()
-    rescaler.add(deltas[0], unified)
+    rescaler.add(deltas[0], unified, emr_mask(deltas[0], unified))
     assert rescaler.value == 6 / 7
 
 
 def test_emrs_rescaler_is_the_whole_vectors() -> None:
-    rescaler = EmrRescaler()
-    rescaler.add(torch.tensor([1.0]), torch.tensor([4.0]))
-    rescaler.add(torch.tensor([3.0]), torch.tensor([4.0]))
-    assert rescaler.value == 0.5
+    first, second, mask = EmrRescaler(), EmrRescaler(), torch.tensor([True])
+    first.add(torch.tensor([1.0]), torch.tensor([4.0]), mask)
+    second.add(torch.tensor([3.0]), torch.tensor([4.0]), mask)
+    assert (first + second).value == 0.5
+    first.add(torch.tensor([3.0]), torch.tensor([4.0]), mask)
+    assert first.value == 0.5
     assert EmrRescaler().value == 1.0
 
 

@@ -213,7 +213,7 @@ class TestBudget:
     def test_what_is_stored_anyway_counts(self) -> None:
         a = {"a": spectrum(3, 2, 1)}
         assert choose_ranks(a, Budget(1000), fixed_bytes=200) == {"a": 2}
-        with pytest.raises(MethodError, match="above the 1001 bytes of what is stored anyway but got 1000"):
+        with pytest.raises(MethodError, match="of 1000 bytes is less than the 1001 bytes that are stored anyway"):
             choose_ranks(a, Budget(1000), fixed_bytes=1001)
 
     def test_nothing_to_spend_on(self) -> None:

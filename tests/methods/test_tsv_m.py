@@ -126,16 +126,6 @@ def test_half_precision_is_cut_at_its_noise_unless_told_otherwise(half: bool, ra
     assert deltas.notes["rank"] == [rank]
 
 
-@pytest.mark.parametrize("apart", [1.0, 0.3, 0.03, 1e-3])
-def test_fast_keeps_its_promise_for_tasks_that_are_nearly_alike(apart: float) -> None:
-    """What it leaves open of each task grows with the tasks' likeness; where it would show, exact takes over."""
-    common, own = low_rank(1, 128, 128, 128), low_rank(4, 128, 128, 128)
-    exact, fast = Deltas.of(common + apart * own), Deltas.of(common + apart * own)
-    fast.svd = "fast"
-    assert error(tsv_m(fast), tsv_m(exact)) <= 1e-3
-    assert apart == 1.0 or fast.notes.get("fell_back", 0) in (0, 4)
-
-
 def test_sketch_is_the_same_each_time_and_leaves_the_global_generator_alone() -> None:
     deltas = Deltas.of(random(4, 200, 96))
     deltas.svd = "sketch"

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_tsv.errors import RecipeError
-from hf_tsv.methods import METHODS
+from hf_tsv.methods import METHODS, Inputs
 from hf_tsv.recipe import UNION, ModelRef, Recipe, TokenizerChoice, load_recipe, parse_recipe
 
 BAD = Path(__file__).parent / "bad"
@@ -134,7 +134,7 @@ class TestBadRecipes:
             load_recipe(tmp_path / "recipe.yaml")
 
     def test_a_method_tells_when_the_models_are_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(METHODS, "ties", replace(METHODS["ties"], max_tasks=1))
+        monkeypatch.setitem(METHODS, "ties", replace(METHODS["ties"], inputs=Inputs(max_tasks=1)))
         rest = "overrides:\n  - filter: mlp\n    merge_method: ties"
         with pytest.raises(RecipeError) as caught:
             recipe(rest=rest)

@@ -1,4 +1,4 @@
-"""Truncated SVD in float32 arithmetic: within a bound that is checked, or without any promise."""
+"""Truncated SVD by a random sketch, in float32 arithmetic: quick, and without a promise about the digits."""
 
 import math
 from collections.abc import Callable
@@ -11,68 +11,57 @@ from hf_tsv.linalg._factors import Cut, Triplets
 from hf_tsv.linalg._gram import gram, largest_entry, leading_eigenpairs, symmetric
 from hf_tsv.linalg._lapack import LinAlgError
 
-ALLOWED = 2e-4  # rms angle between the vectors found and the true subspace
 _SPARE = 0.25  # share of vectors found beyond the rank: they take up what would mix into the ones kept
 _DROWNED = 5e-4  # rounding of a Gram matrix, in units of the gaps between its values: vectors move by a seventh of it
 _OUTSTANDING = 50.0  # times the last value of a block: below that three steps of subspace iteration don't find a vector
 _BLOCK = 32  # vectors that the Krylov space grows by
 
 Basis = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # matrix, rank -> basis of right vectors and its image
-Bound = Callable[[Tensor, Triplets, Tensor], float]
-
-
-def fast_svd(a: Tensor, cut: Cut) -> Triplets:
-    """Leading triplets of a tall matrix (p, q) within `ALLOWED`, or those of `exact_svd`.
-
-    The eigenvectors of a Gram matrix in float32 lose what is small next to the largest eigenvalue: where that is much,
-    the largest directions are taken out first. A Rayleigh-Ritz step on the matrix itself wins most of the rest back,
-    and the residual it leaves tells what is still missing.
-    """
-    found = None if a.dtype == torch.float64 else _attempt(a, cut, _gram_basis, _angle)
-    if found is None or not found.error <= ALLOWED:
-        return exact_svd(a, cut)._replace(fell_back=True)
-    return found
 
 
 def sketch_svd(a: Tensor, cut: Cut) -> Triplets:
-    """Triplets of a tall matrix (p, q) with nearly the energy of the leading ones; no promise on their digits.
+    """Triplets of a tall matrix (p, q) with nearly the energy of the leading ones; `exact_svd`'s where that fails.
 
     From a block Krylov space of twice the rank (Musco and Musco 2015). Where that is more than half of all
     there is, or the matrix much taller than wide, the Gram matrix in float32 costs less.
     """
     (p, q), rank = a.shape, cut.rank
-    basis_of = _krylov_basis if 4 * rank <= q and p <= 8 * q else _gram_basis
-    return _attempt(a, cut, basis_of, _unchecked) or exact_svd(a, cut)._replace(fell_back=True)
+    basis_of: Basis = _krylov_basis if 4 * rank <= q and p <= 8 * q else _gram_basis
+    return _attempt(a, cut, basis_of) or exact_svd(a, cut)
 
 
-def _attempt(a: Tensor, cut: Cut, basis_of: Basis, error_of: Bound) -> Triplets | None:
+def _attempt(a: Tensor, cut: Cut, basis_of: Basis) -> Triplets | None:
     """Triplets by way of a basis of right vectors, of the matrix scaled so that float32 holds its entries' squares.
 
     None where that fails: an eigensolver, the basis, NaN, or a scale beyond float32's exponents.
     """
     top = largest_entry(a)
-    if not 2.0**-100 < top < 2.0**100:
+    if not 2.0**-100 < top < 2.0**100:  # NaN fails the comparison, too
         return None
-    scale = 2.0 ** -math.frexp(top)[1]
+    scale = 2.0 ** -math.frexp(top)[1]  # a power of two, which rounds nothing
     x = a * scale
     try:
-        found, squares = _ritz(*basis_of(x, cut.rank), cut._replace(floor=cut.floor * scale))
+        found = _ritz(*basis_of(x, cut.rank), cut._replace(floor=cut.floor * scale))
     except LinAlgError:
         return None
     if not is_orthonormal(found.left, 1e-4) or not is_orthonormal(found.right, 1e-4):
         return None
-    return found._replace(s=found.s / scale, energy=(float(x.norm()) / scale) ** 2, error=error_of(x, found, squares))
+    return found._replace(s=found.s / scale, energy=(float(x.norm()) / scale) ** 2)
 
 
 def _gram_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Leading right vectors by Gram matrix, (q, rank and a few), and their image under x."""
+    """Leading right vectors by Gram matrix, (q, rank and a few), and their image under x.
+
+    The eigenvectors of a Gram matrix in float32 lose what is small next to the largest eigenvalue: where that is much,
+    the largest directions are taken out first.
+    """
     size = min(x.shape[1], rank + int(_SPARE * rank) + 8)
     product = gram(x, x.dtype)
-    top = _outstanding(product, min(size, _BLOCK))
+    top = _outstanding(product, min(size, _BLOCK))  # (q, few)
     if top.shape[1]:
         product = gram(x - (x @ top) @ top.T, x.dtype)
     _, basis = leading_eigenpairs(product, size - top.shape[1])
-    basis = torch.linalg.qr(torch.cat([top, basis], dim=1))[0]
+    basis = torch.linalg.qr(torch.cat([top, basis], dim=1))[0]  # (q, size)
     return basis, x @ basis
 
 
@@ -82,7 +71,7 @@ def _outstanding(product: Tensor, size: int) -> Tensor:
     The rounding is eps times the largest value. What it does to the vectors depends on the gaps between values, for
     which the mean of those beyond the first `size` stands.
     """
-    full = symmetric(product)
+    full = symmetric(product)  # (q, q)
     basis = _random(full, size)
     for _ in range(3):
         basis = torch.linalg.qr(full @ basis)[0]
@@ -101,7 +90,7 @@ def _random(like: Tensor, size: int) -> Tensor:
 def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Orthonormal basis of span(b, x^T x b, (x^T x)^2 b, ...), (q, twice the rank), and its image; b is random."""
     (p, q), size = x.shape, min(x.shape[1], 2 * rank + _BLOCK)
-    basis, image = x.new_empty(size, q).T, x.new_empty(size, p).T
+    basis, image = x.new_empty(size, q).T, x.new_empty(size, p).T  # (q, size), (p, size), column by column
     block = x.T @ _random(x, _BLOCK)
     for at in range(0, size, _BLOCK):
         for _ in range(2):  # once leaves rounding errors that the division by a small norm blows up
@@ -113,25 +102,10 @@ def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return basis, image
 
 
-def _ritz(basis: Tensor, image: Tensor, cut: Cut) -> tuple[Triplets, Tensor]:
-    """The triplets seen through a basis and its image, float64 from there on; and the squares of all values seen."""
+def _ritz(basis: Tensor, image: Tensor, cut: Cut) -> Triplets:
+    """The triplets of the matrix as far as a basis shows it (Rayleigh-Ritz), the small problem in float64."""
     squares, rotation = leading_eigenpairs(gram(image), cut.rank)
     s = roots(squares)
     k = cut.kept(s)
     rotation, s = rotation[:, :k].to(image.dtype), s[:k].to(image.dtype)
-    return Triplets(image @ rotation / s, s, basis @ rotation), squares
-
-
-def _angle(x: Tensor, found: Triplets, squares: Tensor) -> float:
-    """Rms angle between the right vectors and the true subspace, as their residuals bound it (Davis and Kahan 1970).
-
-    The gap is counted to the last value seen, not to the next one: what the spare vectors hold is separated in float64.
-    """
-    residual = x.T @ found.left - found.right * found.s
-    size = torch.linalg.vector_norm(residual, dim=0, dtype=torch.float64)
-    angles = size * found.s / (squares[: len(found.s)] - squares[-1])
-    return float(angles.square().mean().sqrt()) if len(angles) else 0.0
-
-
-def _unchecked(x: Tensor, found: Triplets, squares: Tensor) -> float:
-    return 0.0
+    return Triplets(image @ rotation / s, s, basis @ rotation)

@@ -1,0 +1,114 @@
+"""What a method's keywords declare: types, ranges, and marks for what the rest of the package has to know of them."""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True)
+class PerTask:
+    """Marks a parameter that may differ from task to task.
+
+    `Annotated[float | Sequence[float], PerTask(), Ge(0)]`: one number for all tasks, or one for each.
+    """
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Marks a parameter that multiplies what is merged and does nothing else.
+
+    `hf-tsv tune` merges once at scale 1 and multiplies; that is right only for a `scale` with this mark.
+    """
+
+
+Scale = Annotated[float, Factor()]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One keyword of a method, as its signature declares it.
+
+    Attributes:
+        name: Its word in recipes.
+        annotation: The type of a value, with its range, as pydantic reads it; of a per-task parameter, one task's.
+        default: Its value where the recipe gives none.
+        per_task: Whether it may differ from task to task.
+        is_factor: Whether it is a factor on what is merged, and no more than that.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    per_task: bool
+    is_factor: bool = False
+
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        """Checks one value as a recipe gives it (for a per-task parameter: one task's value)."""
+        return TypeAdapter(self.annotation)
+
+    @property
+    def type_name(self) -> str:
+        return _type_name(self.annotation)
+
+    @property
+    def range(self) -> str:
+        """The numbers that it may be, in words; empty for what isn't a number or may be any."""
+        return range_of(self.adapter)
+
+
+def parameters_of(fn: Callable[..., Any]) -> dict[str, Parameter]:
+    """The keyword-only parameters of a method's function, by name."""
+    hints = typing.get_type_hints(fn, include_extras=True)
+    keywords = inspect.signature(fn).parameters.values()
+    return {p.name: _parameter(p, hints[p.name]) for p in keywords if p.kind is p.KEYWORD_ONLY}
+
+
+def taken_by(fn: Callable[..., Any], given: Mapping[str, Any], declared: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Those of the given parameters, else their defaults, that a function beside the method itself has keywords for."""
+    keywords = [p.name for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {name: given.get(name, declared[name].default) for name in keywords}
+
+
+def range_of(adapter: TypeAdapter[Any]) -> str:
+    """The numbers that a type allows, in words: `above 0, at most 1`."""
+    schema = adapter.json_schema()
+    bounds = dict(schema)
+    for alternative in schema.get("anyOf", ()):
+        bounds |= alternative
+    words = {
+        "minimum": "at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    return ", ".join(f"{word} {bounds[key]:g}" for key, word in words.items() if key in bounds)
+
+
+def _parameter(p: inspect.Parameter, hint: Any) -> Parameter:
+    metadata = getattr(hint, "__metadata__", ())
+    marks = {type(mark) for mark in metadata}
+    if PerTask in marks:
+        hint = float  # a recipe gives one task's number at a time; the method gets them together
+    elif metadata:
+        hint = typing.get_args(hint)[0]
+    rest = tuple(mark for mark in metadata if not isinstance(mark, PerTask | Factor))
+    if rest:
+        hint = Annotated[(hint, *rest)]
+    return Parameter(p.name, hint, p.default, per_task=PerTask in marks, is_factor=Factor in marks)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        return _type_name(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(a) for a in typing.get_args(hint))
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
