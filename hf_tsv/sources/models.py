@@ -244,7 +244,7 @@ def _whole(model: Checkpoint, parts: Parts, hub: Hub) -> Checkpoint:
 def _is_same(ref: ModelRef, parts: Parts, other_ref: ModelRef, other: Parts) -> bool:
     """Whether two references name the same model, whatever adapters are on top."""
     if parts.pin and other.pin:
-        return replace(parts.pin, revision_asked=None) == replace(other.pin, revision_asked=None)
+        return replace(parts.pin, requested_revision=None) == replace(other.pin, requested_revision=None)
     return not parts.pin and not other.pin and Path(ref.path).expanduser().samefile(Path(other_ref.path).expanduser())
 
 
