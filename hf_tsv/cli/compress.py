@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hf_tsv.hub import Hub
     from hf_tsv.linalg.ranks import RankChoice
     from hf_tsv.recipe import Recipe
-    from hf_tsv.sources.models import Stream
+    from hf_tsv.sources.fetching import Stream
 
 PROFILES: dict[str | None, tuple[Literal["faithful", "serving"], ...] | None] = {
     None: None,

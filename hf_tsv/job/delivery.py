@@ -12,7 +12,8 @@ from hf_tsv.merging.progress import Progress
 from hf_tsv.publish.publishing import Destination, Pushing, check, deliver, parcel
 from hf_tsv.recipe import Recipe, in_repository
 from hf_tsv.record.record import read_record
-from hf_tsv.sources.models import Source, described, lock_text
+from hf_tsv.sources.description import described, lock_text
+from hf_tsv.sources.models import Source
 
 UPLOADING = "uploading"
 

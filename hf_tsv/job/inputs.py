@@ -9,7 +9,8 @@ from hf_tsv.hub import Hub
 from hf_tsv.merging.plan import Plan, make_plan
 from hf_tsv.merging.progress import Progress
 from hf_tsv.recipe import Recipe, load_recipe
-from hf_tsv.sources.models import Source, tokenizer_folder, tokenizers_look_alike
+from hf_tsv.sources.models import Source
+from hf_tsv.sources.tokenizers import tokenizer_folder, tokenizers_look_alike
 from hf_tsv.vocabulary.matching import match_vocabularies
 
 

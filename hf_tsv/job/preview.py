@@ -12,7 +12,8 @@ from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan
 from hf_tsv.merging.resources import check_disks
 from hf_tsv.publish.publishing import Destination, Pushing
 from hf_tsv.recipe import Recipe
-from hf_tsv.sources.models import Stream, bytes_to_download, bytes_to_stream, open_sources
+from hf_tsv.sources.fetching import Stream, bytes_to_download, bytes_to_stream
+from hf_tsv.sources.models import open_sources
 
 
 @dataclass(frozen=True)

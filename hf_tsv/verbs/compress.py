@@ -24,16 +24,9 @@ from hf_tsv.merging.resources import CPU, Resources, check_disks
 from hf_tsv.publish.publishing import Destination, Pushing
 from hf_tsv.recipe import Recipe
 from hf_tsv.record.record import read_record, write_record
-from hf_tsv.sources.models import (
-    Source,
-    Stream,
-    bytes_to_download,
-    described,
-    fetch,
-    folders_of,
-    lock_text,
-    open_sources,
-)
+from hf_tsv.sources.description import described, lock_text
+from hf_tsv.sources.fetching import Stream, bytes_to_download, fetch
+from hf_tsv.sources.models import Source, folders_of, open_sources
 from hf_tsv.staging.folder import Staging
 
 if TYPE_CHECKING:
@@ -215,7 +208,7 @@ class _Run:
         started = time.monotonic()
         downloads = bytes_to_download(self.sources, self.hub, stream=self.stream)
         check_disks([(self.hub.cache_dir, downloads)])
-        sources = fetch(self.sources, self.hub, stream=self.stream, came=watched(downloads, self.progress))
+        sources = fetch(self.sources, self.hub, stream=self.stream, progress=watched(downloads, self.progress))
         planned = plan_of(self.recipe, sources, DEFAULT_SHARD_SIZE, self.hub)
         check_on_base(planned, "adapters are put on")
         check_memory(planned, self.resources)

@@ -12,7 +12,8 @@ from hf_tsv.hub import Hub
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.recipe import load_recipe
 from hf_tsv.record.record import read_record, write_record
-from hf_tsv.sources.models import fetch, open_sources
+from hf_tsv.sources.fetching import fetch
+from hf_tsv.sources.models import open_sources
 from hf_tsv.verbs.card import card
 
 

@@ -10,7 +10,8 @@ from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.recipe import Recipe
-from hf_tsv.sources.models import fetch, open_sources
+from hf_tsv.sources.fetching import fetch
+from hf_tsv.sources.models import open_sources
 
 
 def inspect(

@@ -28,19 +28,11 @@ from hf_tsv.merging.resources import Resources, check_disks, device_named
 from hf_tsv.publish.publishing import Destination, Pushing, sending
 from hf_tsv.recipe import Recipe
 from hf_tsv.record.record import read_record, write_record
-from hf_tsv.sources.companions import copy_companions, copy_licences, most_common_template
-from hf_tsv.sources.models import (
-    Source,
-    Stream,
-    bytes_to_download,
-    companions,
-    described,
-    fetch,
-    folders_of,
-    lock_text,
-    open_sources,
-    tokenizer_companions,
-)
+from hf_tsv.sources.companions import companions, copy_companions, copy_licences, most_common_template
+from hf_tsv.sources.description import described, lock_text
+from hf_tsv.sources.fetching import Stream, bytes_to_download, fetch
+from hf_tsv.sources.models import Source, folders_of, open_sources
+from hf_tsv.sources.tokenizers import tokenizer_companions
 from hf_tsv.staging.folder import Staging
 from hf_tsv.staging.journal import Journal
 
@@ -108,7 +100,7 @@ def merge(
 
                 check_residuals(planned)
             in_order = stream or bool(destinations)
-            sources = fetch(sources, hub, stream=streamed, came=watched(downloads, progress))
+            sources = fetch(sources, hub, stream=streamed, progress=watched(downloads, progress))
             planned = plan_of(recipe, sources, max_shard_size, hub)
             run_ = partial(run, resources=resources, progress=progress, in_order=in_order)
             if process.rank:

@@ -10,7 +10,8 @@ from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, check_on_base
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.recipe import Recipe
-from hf_tsv.sources.models import fetch, open_sources
+from hf_tsv.sources.fetching import fetch
+from hf_tsv.sources.models import open_sources
 
 if TYPE_CHECKING:
     from hf_tsv.evaluation.tunable import By

@@ -26,7 +26,8 @@ from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources, device_named, usable_cores
 from hf_tsv.recipe import load_recipe
 from hf_tsv.record.record import read_record
-from hf_tsv.sources.models import Source, fetch, open_sources
+from hf_tsv.sources.fetching import fetch
+from hf_tsv.sources.models import Source, open_sources
 
 SAMPLE = 8
 OWN_WORDS = (CARD_FILE, RECORD_FILE)  # the card may be written again, and a record can't hold its own checksum

@@ -524,8 +524,8 @@ class TestOffline:
     def test_what_was_never_seen_is_told(self, hub: LoopbackHub, cache: Path) -> None:
         offline = Hub(cache_dir=cache, offline=True)
         assert told(offline, (REPO, None), (REPO, "0" * 40)).splitlines() == [
-            f"{name}: neither a folder here nor in the cache ({cache}), and this run is offline. Run it once with"
-            " network."
+            f"{name}: neither a folder here nor in the cache ({cache}), and this run is offline. Run this once with"
+            " network access."
             for name in (REPO, f"{REPO}@{'0' * 40}")
         ]
 
