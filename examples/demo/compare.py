@@ -135,7 +135,7 @@ def _merge(method: str, folder: Path, watch: Watch) -> Path:
     """Merge anew each time, by the package at hand; the same bytes come out, so their scores are known."""
     out = folder / "merged" / method
     with watch(f"Merging by {method}") as progress:
-        hf_tsv.merge(recipe_for(method, folder), out, overwrite=True, progress=progress)
+        hf_tsv.merge(recipe_for(method, folder), out, progress=progress, options=hf_tsv.Options(overwrite=True))
     return out
 
 

@@ -93,6 +93,13 @@ class Talk:
 
 
 @dataclass(frozen=True)
+class DeviceOfTorch:
+    """Where models are run."""
+
+    device: str | None = option(None, "cpu, cuda or cuda:1. Default: a GPU if there is one.")
+
+
+@dataclass(frozen=True)
 class Shards:
     """How weights are split into files."""
 

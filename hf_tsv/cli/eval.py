@@ -1,4 +1,4 @@
-"""`hf-tsv eval`: what an output is worth."""
+"""`hf-tsv eval`: score an output."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_tsv.cli._options import CacheDir, Json, Quiet, Token
+from hf_tsv.cli._flags import with_flags
+from hf_tsv.cli._options import DeviceOfTorch, Talk
 from hf_tsv.cli._told import WorkProgress, interrupted, out, told
+from hf_tsv.job.options import Access
 
 EPILOG = (
     "A suite: `tasks: [{name: math, kind: text-classification, data: math.jsonl}]`. Its name is that of the recipe's"
@@ -21,34 +23,33 @@ if TYPE_CHECKING:
 
 
 @told
+@with_flags
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="What merge or compress wrote.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="An output of merge or compress.", show_default=False)],
     suite: Annotated[Path, typer.Option("--suite", metavar="FILE", help="The tasks: a YAML file.")],
+    where: DeviceOfTorch,
+    access: Access,
+    talk: Talk,
     results: Annotated[
         Path | None,
-        typer.Option("--results", metavar="FILE", help="Where scores are kept; OUT/evaluation.jsonl unless given."),
+        typer.Option("--results", metavar="FILE", help="File of known scores (default: OUT/evaluation.jsonl)."),
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU if there is one.")] = None,
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    json_: Json = False,
-    quiet: Quiet = False,
 ) -> None:
-    """Score an output, its base and its fine-tunes on the tasks of a suite, for its record and card. What was stopped
-    goes on where it was."""
+    """Score an output, its base and its fine-tunes on the tasks of a suite, for its record and card. An interrupted
+    evaluation resumes where it was."""
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.evaluate import evaluate
 
-    hub = Hub(token=token, cache_dir=cache_dir)
+    hub = Hub(token=access.token, cache_dir=access.cache_dir)
     try:
-        with WorkProgress("Evaluating", quiet=quiet) as progress:
-            found = evaluate(folder, suite, results=results, device=device, hub=hub, progress=progress)
+        with WorkProgress("Evaluating", quiet=talk.quiet) as progress:
+            evaluation = evaluate(folder, suite, results=results, device=where.device, hub=hub, progress=progress)
     except KeyboardInterrupt:
-        interrupted("Interrupted. Every score that was complete is kept; the same command goes on from there.")
-    if json_:
-        print(json.dumps(found.model_dump(mode="json")))
+        interrupted("Interrupted. Complete scores are saved; run the same command again to resume.")
+    if talk.json:
+        print(json.dumps(evaluation.model_dump(mode="json")))
     else:
-        show(found)
+        show(evaluation)
 
 
 def show(evaluation: "Evaluation") -> None:
@@ -56,7 +57,9 @@ def show(evaluation: "Evaluation") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    labels = list(dict.fromkeys(label for row in evaluation.tasks.values() for label in row.scores))
+    labels: dict[str, None] = {}  # in the order of the first task that has them
+    for row in evaluation.tasks.values():
+        labels |= dict.fromkeys(row.scores)
     table = Table("task", "metric", box=None, pad_edge=False, header_style="bold")
     for label in labels:
         table.add_column(label, justify="right")

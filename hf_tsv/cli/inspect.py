@@ -1,47 +1,52 @@
 """`hf-tsv inspect`: where tasks clash, before they are merged."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from hf_tsv.cli._options import CacheDir, Json, MaxMemory, Quiet, RecipeFile, Token, Workers, memory_of, recipe_from
+from hf_tsv.cli._flags import flag_of, with_flags
+from hf_tsv.cli._options import RecipeFile, Talk
 from hf_tsv.cli._told import WorkProgress, err, out, told
+from hf_tsv.job.options import Access, Limits, option
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Files to write."""
+
+    html: Path | None = option(None, "Write the report as one page that needs no network.", metavar="FILE")
+    plots: Path | None = option(None, "Write PNG pictures. Needs hf-tsv\\[plots].", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class CpuLimits:
+    """What may be used of the machine; task vectors are inspected by the CPU."""
+
+    workers: int | None = flag_of(Limits, "workers")
+    max_memory: int | str | None = flag_of(Limits, "max_memory")
 
 
 @told
-def inspect(
-    recipe: RecipeFile,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write it as one page that needs no network.")
-    ] = None,
-    plots: Annotated[
-        Path | None, typer.Option("--plots", metavar="DIR", help="Write PNG pictures. Needs hf-tsv\\[plots].")
-    ] = None,
-    workers: Workers = None,
-    max_memory: MaxMemory = None,
-    token: Token = None,
-    cache_dir: CacheDir = None,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@with_flags
+def inspect(recipe: RecipeFile, reports: Reports, limits: CpuLimits, access: Access, talk: Talk) -> None:
     """Say what each fine-tune changed, and where they clash: spectra, interference, norms, signs; and advice."""
-    memory = memory_of(max_memory)
     from hf_tsv.files.disk import write_text
     from hf_tsv.hub import Hub
     from hf_tsv.inspection import print_tables, render_page, write_plots
-    from hf_tsv.verbs.inspect import inspect as look
+    from hf_tsv.verbs.inspect import inspect as inspect_recipe
 
-    loaded, hub = recipe_from(recipe, None), Hub(token=token, cache_dir=cache_dir)
-    with WorkProgress("Inspecting", quiet=quiet) as progress:
-        summary = look(loaded, workers=workers, max_memory=memory, hub=hub, progress=progress)
-    if html:
-        write_text(html, render_page(summary))
-    pictures = write_plots(summary, plots) if plots else []
-    if json_:
+    hub = Hub(token=access.token, cache_dir=access.cache_dir)
+    with WorkProgress("Inspecting", quiet=talk.quiet) as progress:
+        summary = inspect_recipe(recipe, Limits(limits.workers, limits.max_memory), hub=hub, progress=progress)
+    files = []
+    if reports.html:
+        write_text(reports.html, render_page(summary))
+        files.append(reports.html)
+    if reports.plots:
+        files += write_plots(summary, reports.plots)
+    if talk.json:
         print(json.dumps(summary))
     else:
         print_tables(summary, out)
-    for file in (*([html] if html else []), *pictures):
+    for file in files:
         err.print(f"Wrote {file}", markup=False)

@@ -3,8 +3,9 @@
 The only part on a network.
 """
 
-from hf_tsv.hub._client import Hub, Pinned
+from hf_tsv.hub._client import Hub
 from hf_tsv.hub._facts import SourceFacts, facts_of_folder
+from hf_tsv.hub._pinned import Pinned
 from hf_tsv.hub._push import Commit, Pushed, Repository, Target
 from hf_tsv.hub._remote import RemoteCheckpoint, Slice
 from hf_tsv.hub._repository import Weights

@@ -1,4 +1,4 @@
-"""What the Hub, the network and the disk can say, told in one line each."""
+"""Failures of the Hub, the network and the disk: which to try again, and one line that explains each of the rest."""
 
 import errno
 import json
@@ -23,9 +23,11 @@ T = TypeVar("T")
 RETRY_WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 RETRY_AFTER_MAX = 300  # seconds: the longest window of the Hub's rate limits
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+# Transport errors that the same request meets again: the address or the proxy is wrong, not the moment.
 FATAL = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.ProxyError)
 
-TELLABLE = (
+# What a call of the client may raise for reasons outside this program; anything else is a bug, and stays a traceback.
+FAILURES = (
     httpx.HTTPError,
     errors.RevisionResolutionError,
     errors.EntryNotFoundError,
@@ -37,16 +39,16 @@ TELLABLE = (
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 NOTHING = "then run this again; nothing was downloaded"
-UNTOUCHED, UNTOUCHED_ = "nothing was committed", "Nothing was committed"
+UNTOUCHED = "nothing was committed"
 WITHOUT_XET = "set HF_HUB_DISABLE_XET=1"
-MOVED_OR_TAKEN = (409, 412)
-NOT_SERVED = (404, 405, 501)
-XET_TOKEN = "/xet-write-token/"
+MOVED_OR_TAKEN = (409, 412)  # statuses of a commit whose parent is no longer the head
+NOT_SERVED = (404, 405, 501)  # statuses of an address that a Hub doesn't have, such as one without Xet
+XET_TOKEN = "/xet-write-token/"  # in the address from which the Xet library gets its right to upload
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for, by whom: all that a message says besides the error.
+class Request:
+    """What was requested, by whom: all that a message says besides the error.
 
     Attributes:
         repo_id: The repository.
@@ -74,91 +76,109 @@ class Asked:
 
 
 def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
-    """Call, and call again when the network or the server fails in passing; waits as long as the server asks."""
+    """The result of a call that is repeated while the network or the server fails in passing.
+
+    Args:
+        call: What to call.
+        waits: Seconds before each further attempt; `RETRY_WAITS` unless given. Longer where the server says so.
+
+    Raises:
+        Exception: one of `FAILURES`: it is not transient, or every attempt failed.
+    """
     for wait in RETRY_WAITS if waits is None else waits:
         try:
             return call()
-        except TELLABLE as error:
+        except FAILURES as error:
             reason = reason_of(error)
             if not is_transient(reason):
                 raise
-            time.sleep(max(wait, wait_asked(reason)))
+            time.sleep(max(wait, requested_wait(reason)))
     return call()
 
 
 def reason_of(error: BaseException) -> BaseException:
-    """What the client met when it says that something isn't in the cache either, or wasn't uploaded; else the error."""
+    """The error behind one that only says "not in the cache either" or "not uploaded"; else the error itself."""
     wraps = isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError | RuntimeError)
     return error.__cause__ if wraps and error.__cause__ else error
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may do better in a moment."""
+    """Whether the same request may succeed in a moment."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in RETRY_STATUS
     return isinstance(error, httpx.TransportError) and not isinstance(error, FATAL)
 
 
-def tell(error: Exception, asked: Asked) -> HfTsvError:
-    """The error as one line: which source, what happened, what to do. Holds no token and no signed address."""
+def explain(error: Exception, request: Request) -> HfTsvError:
+    """The error as one line: which source, what happened, what to do. Contains no token and no signed address."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"{asked.cache}: the disk is full. Free space there, or set another --cache-dir")
-    return HubError(_line(reason_of(error), asked))
+        return ResourceError(f"{request.cache}: the disk is full. Free space there, or set another --cache-dir")
+    return HubError(_line(reason_of(error), request))
 
 
-def tell_push(error: Exception, repo_id: str, endpoint: str) -> HubError:
-    """What broke a push, as one line. Holds no token and no signed address."""
-    return HubError(_push_line(reason_of(error), Asked(repo_id, None, endpoint, cache="", has_token=True)))
+def explain_push(error: Exception, repo_id: str, endpoint: str) -> HubError:
+    """Why a push failed, as one line. Contains no token and no signed address."""
+    request = Request(repo_id, None, endpoint, cache="", has_token=True)
+    reason = reason_of(error)
+    if isinstance(reason, errors.HfHubHTTPError):
+        return HubError(_push_refused(reason, request))
+    return HubError(_push_failed(reason, request))
 
 
-def _push_line(error: BaseException, asked: Asked) -> str:
-    where = asked.repo_id
+def _push_refused(error: errors.HfHubHTTPError, request: Request) -> str:
+    """What the Hub answered. Most special class first: several of them inherit from one another."""
+    where, status, message = request.repo_id, error.response.status_code, _server_message(error)
+    untouched = f"{UNTOUCHED.capitalize()}."
+    if XET_TOKEN in str(error) and status in NOT_SERVED:
+        way_out = f"To upload without, {WITHOUT_XET} and push again"
+        return f"{request.endpoint}: this Hub has no Xet. {way_out}; {UNTOUCHED}."
+    if isinstance(error, errors.GatedRepoError):
+        way_out = f"Ask for access on {request.endpoint}/{where}"
+        return f"{where}: it is gated, and your token can't reach it. {way_out}; {UNTOUCHED}."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{where}: the repository is gone, or your token may not see it (private). {untouched}"
+    if isinstance(error, errors.BadRequestError):
+        return f"{where}: the Hub rejects the commit ({message}). {untouched}"
+    if status == 401:
+        way_out = f"Renew it: {LOG_IN}"
+        return f"{request.endpoint}: your token is wrong, expired or revoked (401). {way_out}; {UNTOUCHED}."
+    if status == 403:
+        return f"{where}: {_forbidden(message)} {untouched}"
+    if status in MOVED_OR_TAKEN:
+        return f"{where}: others keep committing to it ({status}: {message}). Push again, or pass --create-pr."
+    if status == 413:
+        return f"{where}: a file is too large for the Hub (413: {message}). Use a smaller --max-shard-size."
+    return f"{_refused(error, request)} {untouched}"
+
+
+def _push_failed(error: BaseException, request: Request) -> str:
+    """What went wrong without an answer of the Hub."""
+    where = request.repo_id
     match error:
-        case errors.HfHubHTTPError() if XET_TOKEN in str(error) and error.response.status_code in NOT_SERVED:
-            return (
-                f"{asked.endpoint}: this Hub has no Xet. To upload without, {WITHOUT_XET} and push again; {UNTOUCHED}."
-            )
         case errors.HFValidationError():
-            return f"{where}: no name that the Hub takes, expected user/name of letters, digits, '-', '_' and '.'."
+            way_out = "Use user/name, made of letters, digits, '-', '_' and '.'"
+            return f"{where}: not a valid name for the Hub. {way_out}."
         case errors.OfflineModeIsEnabled():
             return f"{where}: this run is offline (HF_HUB_OFFLINE=1), and pushing needs the network. Unset it."
-        case errors.GatedRepoError():
-            way_out = f"Ask for access on {asked.endpoint}/{where}"
-            return f"{where}: it is gated, and your token can't reach it. {way_out}; {UNTOUCHED}."
-        case errors.RepositoryNotFoundError():
-            return f"{where}: the repository is gone, or your token may not see it (private). {UNTOUCHED_}."
-        case errors.BadRequestError():
-            return f"{where}: the Hub finds the commit wrong ({_said(error)}). {UNTOUCHED_}."
-        case errors.HfHubHTTPError() if error.response.status_code == 401:
-            return f"{asked.endpoint}: your token is wrong, expired or revoked (401). Renew it: {LOG_IN}; {UNTOUCHED}."
-        case errors.HfHubHTTPError() if error.response.status_code == 403:
-            return f"{where}: {_forbidden(_said(error))} {UNTOUCHED_}."
-        case errors.HfHubHTTPError() if error.response.status_code in MOVED_OR_TAKEN:
-            way_out = "Push again, or pass --create-pr"
-            return f"{where}: others keep changing it ({error.response.status_code}: {_said(error)}). {way_out}."
-        case errors.HfHubHTTPError() if error.response.status_code == 413:
-            return f"{where}: a file is too large for the Hub (413: {_said(error)}). Use a smaller --max-shard-size."
-        case errors.HfHubHTTPError():
-            return f"{_refused(error, asked)} {UNTOUCHED_}."
         case httpx.HTTPError():
             why = type(error).__name__
-            return f"{asked.endpoint}: can't be reached ({why}). Check the network and push again; {UNTOUCHED}."
+            return f"{request.endpoint}: can't be reached ({why}). Check the network and push again; {UNTOUCHED}."
         case OSError(errno=int()) | ValueError():
-            return f"{where}: {_one_line(error)}. {UNTOUCHED_}."
+            return f"{where}: {_one_line(error)}. {UNTOUCHED.capitalize()}."
         case _:
             way_out = f"Push again; if that goes on, {WITHOUT_XET}"
             return f"{where}: the upload over Xet failed ({_status_or_text(error)}). {way_out}; {UNTOUCHED}."
 
 
-def _forbidden(said: str) -> str:
-    """Rights, or room: the Hub answers both with 403."""
-    if any(word in said.lower() for word in ("quota", "storage", "exceeded")):
-        way_out = "Free some, push to another owner, or make it public, then push again: what is there isn't sent again"
-        return f"no room (403: {said}). {way_out}."
-    return f"your token may not write there (403: {said}). Use one that may, or pass --create-pr."
+def _forbidden(message: str) -> str:
+    """No right to write, or no room: the Hub answers both with 403."""
+    if any(word in message.lower() for word in ("quota", "storage", "exceeded")):
+        way_out = "Free some, push to another owner, or make it public, then push again"
+        return f"storage is full (403: {message}). {way_out}: uploaded files aren't sent again."
+    return f"your token has no write access there (403: {message}). Use one that has, or pass --create-pr."
 
 
-def _said(error: errors.HfHubHTTPError) -> str:
+def _server_message(error: errors.HfHubHTTPError) -> str:
     """The server's own words."""
     return (error.server_message or "no reason given").splitlines()[0].rstrip(".")
 
@@ -174,84 +194,86 @@ def _status_or_text(error: BaseException) -> str:
     return status[0] if status else _one_line(error)
 
 
-def _line(error: BaseException, asked: Asked) -> str:
+def _line(error: BaseException, request: Request) -> str:
     """Most special class first: several of them inherit from one another."""
     match error:
         case errors.GatedRepoError():
-            return _gated(error, asked)
+            return _gated(error, request)
         case errors.RepositoryNotFoundError():
-            return _not_found(asked)
+            return _not_found(request)
         case errors.RevisionNotFoundError():
-            known = f", expected one of {', '.join(asked.revisions)}" if asked.revisions else ""
-            return f"{asked.repo_id}: no branch, tag or commit {asked.revision!r}{known}. Correct what follows the '@'."
+            known = f"; it has {', '.join(request.revisions)}" if request.revisions else ""
+            fact = f"no branch, tag or commit {request.revision!r}{known}"
+            return f"{request.repo_id}: {fact}. Correct what follows the '@'."
         case errors.RemoteEntryNotFoundError():
-            return f"{asked.label}: a file that it lists is not there any more. Run this again."
+            return f"{request.label}: a listed file is no longer there. Run this again."
         case errors.EntryNotFoundError() | errors.RevisionResolutionError() | errors.OfflineModeIsEnabled():
-            return _not_cached(error, asked)
+            return _not_cached(error, request)
         case errors.DisabledRepoError():
-            return f"{asked.label}: the Hub has disabled this repository. Use another source."
+            return f"{request.label}: the Hub has disabled this repository. Use another source."
         case errors.HFValidationError():
-            return f"{asked.repo_id}: neither a folder nor a Hub id, expected user/name. Check the spelling."
+            return f"{request.repo_id}: neither a folder nor a Hub id (user/name). Check the spelling."
         case errors.FileMetadataError() | json.JSONDecodeError():
-            return f"{asked.endpoint}: what answers there isn't the Hub. Look for a proxy or a firewall in between."
+            return f"{request.endpoint}: the server there isn't the Hub. Check for a proxy or a firewall in between."
         case errors.HfHubHTTPError():
-            return _refused(error, asked)
+            return _refused(error, request)
         case httpx.HTTPError():
             why = type(error).__name__
-            return f"{asked.endpoint}: can't be reached ({why}). Check the network, or set HF_HUB_OFFLINE=1."
+            return f"{request.endpoint}: can't be reached ({why}). Check the network, or set HF_HUB_OFFLINE=1."
         case OSError(errno=int()):
-            return f"{asked.cache}: {error.strerror}. Set another --cache-dir."
+            return f"{request.cache}: {error.strerror}. Set another --cache-dir."
         case _:
             way_out = f"Run this again; if that goes on, {WITHOUT_XET}"
-            return f"{asked.label}: the download failed ({_status_or_text(error)}). {way_out}."
+            return f"{request.label}: the download failed ({_status_or_text(error)}). {way_out}."
 
 
-def _gated(error: errors.GatedRepoError, asked: Asked) -> str:
-    said = (error.server_message or "").lower()
-    ask = f"Ask for access on {asked.endpoint}/{asked.repo_id}"
-    if not asked.has_token:
-        return f"{asked.repo_id}: it is gated and no token was sent. {ask}, {LOG_IN}, {NOTHING}."
-    if "awaiting" in said:
+def _gated(error: errors.GatedRepoError, request: Request) -> str:
+    message = (error.server_message or "").lower()
+    ask = f"Ask for access on {request.endpoint}/{request.repo_id}"
+    if not request.has_token:
+        return f"{request.repo_id}: it is gated and no token was sent. {ask}, {LOG_IN}, {NOTHING}."
+    if "awaiting" in message:
         way_out = "Wait until its owner grants your request"
-        return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
-    if "fine-grained" in said:
+        return f"{request.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
+    if "fine-grained" in message:
         way_out = "In the token's settings allow it to read public gated repositories"
-        return f"{asked.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
-    return f"{asked.repo_id}: your token can't read it (gated). {ask}, {NOTHING}."
+        return f"{request.repo_id}: your token can't read it (gated). {way_out}, {NOTHING}."
+    return f"{request.repo_id}: your token can't read it (gated). {ask}, {NOTHING}."
 
 
-def _not_found(asked: Asked) -> str:
-    way_out = "ask its owner for access" if asked.has_token else LOG_IN
-    if asked.similar:
-        return f"{asked.repo_id}: no such repository. Did you mean {asked.similar!r}? If it is private, {way_out}."
-    if asked.has_token:
-        user = f" of {asked.user!r}" if asked.user else ""
-        fact = f"your token{user} finds no such repository, or may not see it (private)"
+def _not_found(request: Request) -> str:
+    way_out = "ask its owner for access" if request.has_token else LOG_IN
+    if request.similar:
+        return f"{request.repo_id}: no such repository. Did you mean {request.similar!r}? If it is private, {way_out}."
+    if request.has_token:
+        user = f" of {request.user!r}" if request.user else ""
+        fact = f"not found, or private and not visible to your token{user}"
     else:
-        fact = "no folder here, and no such repository, or it is private and no token was sent"
-    return f"{asked.repo_id}: {fact}. Check the spelling, or {way_out}, {NOTHING}."
+        fact = "neither a folder here nor a repository, or it is private and no token was sent"
+    return f"{request.repo_id}: {fact}. Check the spelling, or {way_out}, {NOTHING}."
 
 
-def _not_cached(error: BaseException, asked: Asked) -> str:
-    what = "not wholly" if isinstance(error, errors.IncompleteSnapshotError) else "no folder here, and not"
-    return f"{asked.label}: {what} in the cache ({asked.cache}), and this run is offline. Run it once with network."
+def _not_cached(error: BaseException, request: Request) -> str:
+    state = "only partly in" if isinstance(error, errors.IncompleteSnapshotError) else "neither a folder here nor in"
+    fact = f"{state} the cache ({request.cache}), and this run is offline"
+    return f"{request.label}: {fact}. Run this once with network access."
 
 
-def _refused(error: errors.HfHubHTTPError, asked: Asked) -> str:
+def _refused(error: errors.HfHubHTTPError, request: Request) -> str:
     status = error.response.status_code
-    said = _said(error)
+    message = _server_message(error)
     if status == 401:
-        return f"{asked.endpoint}: your token is wrong, expired or revoked (401). Renew it: {LOG_IN}, {NOTHING}."
+        return f"{request.endpoint}: your token is wrong, expired or revoked (401). Renew it: {LOG_IN}, {NOTHING}."
     if status == 429:
-        hint = "" if asked.has_token else f" To have a higher limit, {LOG_IN}."
-        return f"{asked.endpoint}: too many requests (429). Wait five minutes and run this again.{hint}"
+        hint = "" if request.has_token else f" For a higher limit, {LOG_IN}."
+        return f"{request.endpoint}: too many requests (429). Wait five minutes and run this again.{hint}"
     if status >= 500:
-        return f"{asked.endpoint}: the Hub fails ({status}: {said}). Wait a little and run this again."
-    return f"{asked.label}: the Hub refuses ({status}: {said}). Check what your token may do, {NOTHING}."
+        return f"{request.endpoint}: the Hub failed ({status}: {message}). Wait a little and run this again."
+    return f"{request.label}: the Hub refuses ({status}: {message}). Check your token's permissions, {NOTHING}."
 
 
-def wait_asked(error: BaseException) -> float:
-    """Seconds that the server asks to wait, 0 when it doesn't."""
+def requested_wait(error: BaseException) -> float:
+    """Seconds that the server wants a client to wait; 0 when it doesn't say."""
     if not isinstance(error, errors.HfHubHTTPError):
         return 0.0
     headers = error.response.headers

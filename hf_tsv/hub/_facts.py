@@ -1,4 +1,4 @@
-"""What a source says of itself: licence, access, tags."""
+"""What a source states about itself: licence, access, tags."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,20 +14,20 @@ from hf_tsv.hub._repository import CARD
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a model card has to know of a source. None and () where the source doesn't say.
+    """What a model card has to know about a source. None and () where the source doesn't state it.
 
     Attributes:
         license: The Hub's word for it, such as `apache-2.0`, `llama3.1` or `other`.
         license_name: Its name when it is `other`.
         license_link: Where it can be read.
-        gated: Whether one has to ask for access. None when offline.
+        gated: Whether one has to request access. None when offline.
         private: Whether only its owners see it. None when offline.
         tags: All its tags.
         pipeline_tag: Its task on the Hub.
         library_name: The library that loads it.
-        base_models: What it says it was made from.
-        languages: Languages it says it knows.
-        datasets: Datasets it says it was trained on.
+        base_models: What it states it was made from.
+        languages: Languages it states it handles.
+        datasets: Datasets it states it was trained on.
     """
 
     license: str | None = None
@@ -44,6 +44,7 @@ class SourceFacts:
 
 
 def facts_of_info(info: ModelInfo) -> SourceFacts:
+    """What the Hub knows of a repository: its card's header, access, and what the Hub derived from its files."""
     of_card = facts_of_card(info.card_data or CardData())
     return replace(
         of_card,
@@ -56,17 +57,19 @@ def facts_of_info(info: ModelInfo) -> SourceFacts:
 
 
 def facts_of_folder(folder: Path) -> SourceFacts:
-    """What the card in a folder says; nothing if there is none, or its header is no YAML."""
+    """What the card in a folder states; nothing if the card is missing or its header isn't YAML."""
     try:
         text = (folder / CARD).read_text("utf-8")
-        if not REGEX_YAML_BLOCK.search(text):  # the client would warn
+        if not REGEX_YAML_BLOCK.search(text):  # the client would warn about a card without a header
             return SourceFacts()
         return facts_of_card(ModelCard(text, ignore_metadata_errors=True).data)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        # Strangers write cards: a malformed one states nothing, and is no reason to refuse the model.
         return SourceFacts()
 
 
 def facts_of_card(card: CardData) -> SourceFacts:
+    """What the YAML header of a model card states."""
     return SourceFacts(
         license=", ".join(_several(card.get("license"))) or None,
         license_name=card.get("license_name"),
@@ -81,5 +84,7 @@ def facts_of_card(card: CardData) -> SourceFacts:
 
 
 def _several(value: Any) -> tuple[str, ...]:
-    """A field of a card that may hold nothing, one or a list."""
-    return tuple(map(str, value)) if isinstance(value, list) else (str(value),) if value else ()
+    """A field of a card that may hold nothing, one value or a list."""
+    if isinstance(value, list):
+        return tuple(map(str, value))
+    return (str(value),) if value else ()

@@ -1,4 +1,4 @@
-"""How far a download is, without the client's own bars."""
+"""The progress of a download, without the client's own bars."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -7,31 +7,34 @@ from typing import Any
 
 
 class ByteCounter:
-    """Tells a callback how many more bytes have come.
+    """Calls a callback with the number of bytes that have arrived since the last call.
 
-    `bar` stands where the client expects a tqdm class. Two of the bars it makes count bytes, those received and those
-    written, and which of them moves depends on the transport; the further one is believed.
+    `bar` takes the place of the tqdm class that the client expects. Two of the bars it makes count bytes, those
+    received and those written, and which of them moves depends on the transport; the further one counts.
     """
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
         self._progress = progress
-        self._told = 0
+        self._reported = 0
         self._lock = threading.Lock()
 
     def bar(self, *_: Any, unit: str = "it", **__: Any) -> "Bar":
-        return Bar(self._advance if unit == "B" else None)
+        return Bar(self._advance if unit == "B" else None)  # other bars count files
 
     def _advance(self, done: int) -> None:
         with self._lock:
-            more, self._told = max(0, done - self._told), max(done, self._told)
-        if more and self._progress:
+            more = done - self._reported
+            if more <= 0:  # the other bar was here before
+                return
+            self._reported = done
+        if self._progress:
             self._progress(more)
 
 
 class Bar:
-    """A tqdm that draws nothing; whatever else the client calls on it does nothing."""
+    """A tqdm that draws nothing; whatever else the client calls does nothing."""
 
-    format_dict: Mapping[str, Any] = MappingProxyType({})  # where the client looks for the speed
+    format_dict: Mapping[str, Any] = MappingProxyType({})  # the client looks here for the speed
 
     def __init__(self, advance: Callable[[int], None] | None) -> None:
         self.n = 0

@@ -12,14 +12,14 @@ from huggingface_hub.utils import get_session, hf_raise_for_status
 from hf_tsv.errors import HubError
 from hf_tsv.hub._errors import retried
 
-LINK_EXPIRED = (401, 403, 404, 410)
+LINK_EXPIRED = (401, 403, 404, 410)  # statuses with which CDNs answer a signed link that is too old
 
 
 class Ranges:
     """Byte ranges of one repository's files at one commit. Safe to use from several threads.
 
     The Hub answers a request for a large file with a signed link to its CDN. The link is kept until it expires,
-    so a thousand tensors cost a thousand requests to the CDN, which bears them, and few to the Hub, which counts them.
+    so a thousand tensors cost a thousand requests to the CDN, which bears them, and few to the rate-limited Hub.
     """
 
     def __init__(self, repo_id: str, sha: str, *, endpoint: str, headers: Mapping[str, str]) -> None:
@@ -28,22 +28,26 @@ class Ranges:
         self._links: dict[str, str] = {}
 
     def read_into(self, file: str, begin: int, view: memoryview) -> None:
-        """Fill the view with the file's bytes from `begin` on. A cut connection goes on where it was cut.
+        """Fill the view with the file's bytes from `begin` on; a connection that breaks is resumed where it broke.
 
         Raises:
-            httpx.HTTPError: the Hub or the network refuses, again and again.
-            HubError: the server doesn't know byte ranges.
+            httpx.HTTPError: the Hub or the network refuses every attempt.
+            HubError: the server doesn't support byte ranges.
         """
         done = 0
         while done < len(view):
-            # `retried` starts anew on every round, so only attempts in a row that bring nothing are counted.
+            # `retried` starts anew on every round, so only attempts in a row that bring nothing count.
             done += retried(partial(self._read_some, file, begin + done, view[done:]))
 
     def _read_some(self, file: str, begin: int, view: memoryview) -> int:
-        """Fill as much of the view as one request brings; the number of bytes, 0 if its link has expired."""
-        headers = {"Range": f"bytes={begin}-{begin + len(view) - 1}", "Accept-Encoding": "identity"}
+        """Fill as much of the view as one request brings.
+
+        Returns:
+            The number of bytes; 0 if the link has expired.
+        """
+        headers = {"Range": f"bytes={begin}-{begin + len(view) - 1}", "Accept-Encoding": "identity"}  # not compressed
         link = self._links.get(file)
-        if link is None:
+        if link is None:  # the token goes to the Hub, never to the CDN
             headers |= self._headers
         url = link or hf_hub_url(self._repo_id, file, revision=self._sha, endpoint=self._endpoint)
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -53,27 +57,31 @@ class Ranges:
                 return 0
             hf_raise_for_status(response)
             self._check_range(response, file, begin, len(view))
+            # A redirect that still carries the token leads to the Hub itself (a renamed repository): no link to keep.
             if response.history and "authorization" not in response.request.headers:
                 self._links[file] = str(response.url)
             return _fill(view, response)
 
     def _check_range(self, response: Any, file: str, begin: int, size: int) -> None:
-        """Refuse an answer that isn't the range asked for, before a whole file comes in."""
-        got = re.match(r"bytes (\d+-\d+)/", response.headers.get("Content-Range", ""))
-        if response.status_code != 206 or not got or got[1] != f"{begin}-{begin + size - 1}":
-            raise HubError(
-                f"{self._repo_id}/{file}: expected a part of the file, but the server sent"
-                f" {got[1] if got else 'the whole'}. It can't be read from there in parts: download it first."
-            )
+        """Refuse an answer that isn't the requested range, before a whole file comes in."""
+        match = re.match(r"bytes (\d+-\d+)/", response.headers.get("Content-Range", ""))
+        if response.status_code == 206 and match and match[1] == f"{begin}-{begin + size - 1}":
+            return
+        answer = f"bytes {match[1]}" if match else "the whole file"
+        raise HubError(
+            f"{self._repo_id}/{file}: the server sent {answer} instead of the requested part."
+            " It doesn't support reading in parts: download the model first."
+        )
 
 
 def _fill(view: memoryview, response: Any) -> int:
+    """Copy the answer into the view as it comes; the number of bytes, which is less where the connection breaks."""
     done = 0
     try:
         for chunk in response.iter_raw():
             view[done : done + len(chunk)] = chunk
             done += len(chunk)
     except HTTPError:
-        if not done:
+        if not done:  # what has come counts as progress: the caller resumes after it
             raise
     return done

@@ -1,8 +1,8 @@
-"""A checkpoint on the Hub, read by byte range: headers for a plan, single tensors for a run with little disk."""
+"""A checkpoint on the Hub, read by byte range: headers for a plan, single tensors for a run with little disk space."""
 
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from threading import Lock
@@ -17,7 +17,7 @@ from hf_tsv.errors import CheckpointError, some
 
 FIRST_READ_BYTES = 100_000  # holds the header of most files, so that one request suffices
 RUN_BYTES = 8 << 20  # of neighbouring tensors in one request
-KEPT_RUNS = 4
+KEPT_RUNS = 4  # in memory: a few threads read neighbouring places at a time
 
 Fetch = Callable[[str, int, memoryview], None]  # (file, first byte, view to fill)
 
@@ -47,17 +47,20 @@ class _Run:
 
 
 class RemoteCheckpoint:
-    """Tensors on the Hub, at one commit, read by byte range when they are asked for.
+    """Tensors on the Hub, at one commit, each fetched by byte range when it is read.
 
-    Small neighbours come in one request, and the last few such runs are kept: who reads in the order of the file asks
-    for each byte once. Safe to use from several threads.
+    Small neighbours come in one request, and the last few such runs stay in memory: reading in the order of the file
+    fetches each byte once. Safe to use from several threads.
     """
 
     def __init__(self, headers: Headers, fetch: Fetch, *, label: str, fingerprint: str) -> None:
         self.label = label
-        self._tensors = {name: found for file in headers.values() for name, found in file.items()}
-        self._runs = {name: run for file in headers.values() for name, run in _runs(file)}
-        self._kept: OrderedDict[int, _Run] = OrderedDict()
+        self._tensors: dict[str, Slice] = {}
+        self._runs: dict[str, _Run] = {}  # only of the tensors that share one with others
+        for slices in headers.values():
+            self._tensors |= slices
+            self._runs |= _runs(slices)
+        self._recent: OrderedDict[int, _Run] = OrderedDict()  # the last used at the end
         self._lock = Lock()
         self._fetch = fetch
         self._fingerprint = fingerprint
@@ -69,67 +72,75 @@ class RemoteCheckpoint:
         return self._tensors[name].info
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        found = self._tensors[name]
-        begin, shape = found.begin, found.info.shape
+        stored = self._tensors[name]
+        begin, shape = stored.begin, stored.info.shape
         if rows:
-            begin += rows[0] * (found.info.nbytes // max(1, shape[0]))
+            row_bytes = stored.info.nbytes // max(1, shape[0])
+            begin += rows[0] * row_bytes
             shape = (rows[1] - rows[0], *shape[1:])
-        tensor = torch.empty(shape, dtype=found.info.torch_dtype)
-        if tensor.numel():
-            view = tensor.view(-1).view(torch.uint8).numpy().data
-            run = self._runs.get(name) if rows is None else None
-            if run:
-                data = memoryview(self._fetched(run))
-                view[:] = data[begin - run.begin : begin - run.begin + len(view)]
-            else:
-                self._fetch(found.file, begin, view)
+        tensor = torch.empty(shape, dtype=stored.info.torch_dtype)
+        if not tensor.numel():
+            return tensor
+        # The tensor's own memory, as bytes (numel * itemsize,): nothing is copied but what the network brings.
+        view = tensor.view(-1).view(torch.uint8).numpy().data
+        # Single rows of a tensor are read because the whole is too large: its neighbours don't come along.
+        run = self._runs.get(name) if rows is None else None
+        if run is None:
+            self._fetch(stored.file, begin, view)
+        else:
+            data = memoryview(self._run_data(run))
+            offset = begin - run.begin
+            view[:] = data[offset : offset + len(view)]
         return tensor
 
-    def _fetched(self, run: _Run) -> bytearray:
-        """The run's bytes, fetched by the first who asks while the others wait."""
+    def _run_data(self, run: _Run) -> bytearray:
+        """The run's bytes, fetched by the first thread that needs them while the others wait."""
         with run.lock:
             if run.data is None:
                 run.data = _read(self._fetch, run.file, run.begin, run.end - run.begin)
             data = run.data
         with self._lock:
-            self._kept[id(run)] = run
-            self._kept.move_to_end(id(run))
-            if len(self._kept) > KEPT_RUNS:
-                self._kept.popitem(last=False)[1].data = None
+            self._recent[id(run)] = run
+            self._recent.move_to_end(id(run))
+            if len(self._recent) > KEPT_RUNS:
+                # Threads that still read it hold a reference of their own to the bytes.
+                _, oldest = self._recent.popitem(last=False)
+                oldest.data = None
         return data
 
     def will_need(self, name: str) -> None:
-        """Ranges are asked for when they are read."""
+        """Do nothing: ranges are fetched when they are read."""
 
     def fingerprint(self) -> str:
         """Repository and commit: a commit's content can't change."""
         return self._fingerprint
 
 
-def _runs(tensors: Mapping[str, Slice]) -> Iterator[tuple[str, _Run]]:
+def _runs(tensors: Mapping[str, Slice]) -> dict[str, _Run]:
     """The run of each tensor of a file that shares one with others; the rest are fetched alone."""
-    group: list[Slice] = []
-    for found in sorted(tensors.values(), key=lambda found: found.begin):
-        if group and found.end - group[0].begin > RUN_BYTES:
-            yield from _shared(group)
-            group = []
-        group.append(found)
-    yield from _shared(group)
-
-
-def _shared(group: Sequence[Slice]) -> Iterator[tuple[str, _Run]]:
-    if len(group) > 1:
-        run = _Run(group[0].file, group[0].begin, group[-1].end)
-        yield from ((found.info.name, run) for found in group)
+    groups: list[list[Slice]] = []
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.begin):
+        fits = groups and tensor.end - groups[-1][0].begin <= RUN_BYTES
+        if fits:
+            groups[-1].append(tensor)
+        else:
+            groups.append([tensor])
+    runs: dict[str, _Run] = {}
+    for group in groups:
+        if len(group) > 1:
+            run = _Run(group[0].file, group[0].begin, group[-1].end)
+            runs |= {tensor.info.name: run for tensor in group}
+    return runs
 
 
 def read_header(fetch: Fetch, file: str, size: int, label: str) -> dict[str, Slice]:
     """The tensors of one remote safetensors file of `size` bytes, in the order of their data.
 
     Raises:
-        CheckpointError: it is no safetensors file, or its header contradicts itself or the file's size.
+        CheckpointError: it isn't a safetensors file, or its header contradicts itself or the file's size.
     """
     where = f"{label}/{file}"
+    # A safetensors file: the header's length (8 bytes), the header as JSON, the tensors' data.
     head = _read(fetch, file, 0, min(size, FIRST_READ_BYTES))
     length = int.from_bytes(head[:8], "little")
     if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
@@ -139,23 +150,25 @@ def read_header(fetch: Fetch, file: str, size: int, label: str) -> dict[str, Sli
     try:
         header = json.loads(head[8 : 8 + length])
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: the safetensors header is no JSON. Use another revision") from error
+        raise CheckpointError(f"{where}: the safetensors header isn't JSON. Use another revision") from error
     return _checked(header, file, where, data=8 + length, size=size)
 
 
 def check_index(headers: Headers, weight_map: Mapping[str, str], label: str) -> None:
-    """Shards and index must tell the same.
+    """Check that shards and index agree.
 
     Raises:
         CheckpointError: a tensor lies in two shards, or isn't in the shard that the index names.
     """
-    counts = Counter(name for tensors in headers.values() for name in tensors)
+    counts: Counter[str] = Counter()
+    for tensors in headers.values():
+        counts.update(tensors.keys())
     twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise CheckpointError(f"{label}: {len(twice)} tensors are in two shards: {some(twice)}. One file is stale")
     lost = sorted(name for name, file in weight_map.items() if name not in headers[file])
     if lost:
-        raise CheckpointError(f"{label}: the index lists {len(lost)} tensors that its shards don't hold: {some(lost)}")
+        raise CheckpointError(f"{label}: the index lists {len(lost)} tensors that its shards lack: {some(lost)}")
 
 
 def _read(fetch: Fetch, file: str, begin: int, length: int) -> bytearray:
@@ -165,24 +178,35 @@ def _read(fetch: Fetch, file: str, begin: int, length: int) -> bytearray:
 
 
 def _checked(header: Any, file: str, where: str, *, data: int, size: int) -> dict[str, Slice]:
-    """Every entry of the header; their data must fill the file to its end and not overlap."""
+    """The tensors of a header, checked to fill the file to its end and not to overlap.
+
+    Args:
+        header: The header as JSON: a stranger wrote it.
+        file: The file's path in the repository.
+        where: What messages call the file.
+        data: Where in the file the tensors' data begin.
+        size: The file's size in bytes.
+
+    Raises:
+        CheckpointError: the header contradicts itself or the file's size.
+    """
     if not isinstance(header, dict):
-        raise CheckpointError(f"{where}: the safetensors header is no mapping. Use another revision")
-    slices = [_slice(name, entry, file, where, data) for name, entry in header.items() if name != "__metadata__"]
-    slices.sort(key=lambda found: (found.begin, found.end))
+        raise CheckpointError(f"{where}: the safetensors header isn't a mapping. Use another revision")
+    slices: list[Slice] = []
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            info, begin, end = parse_entry(name, entry)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: tensor {name!r} {error}") from None
+        slices.append(Slice(info, file, data + begin, data + end))
+    slices.sort(key=lambda tensor: (tensor.begin, tensor.end))
     for one, other in pairwise(slices):
         if other.begin < one.end:
             names = f"{one.info.name!r} and {other.info.name!r}"
             raise CheckpointError(f"{where}: tensors {names} overlap. Use another revision")
-    end = max((found.end for found in slices), default=data)
+    end = max((tensor.end for tensor in slices), default=data)
     if end != size:
         raise CheckpointError(f"{where}: expected {end} bytes by its header but got {size}. Use another revision")
-    return {found.info.name: found for found in slices}
-
-
-def _slice(name: str, entry: Any, file: str, where: str, data: int) -> Slice:
-    try:
-        info, begin, end = parse_entry(name, entry)
-    except ValueError as error:
-        raise CheckpointError(f"{where}: tensor {name!r} {error}") from None
-    return Slice(info, file, data + begin, data + end)
+    return {tensor.info.name: tensor for tensor in slices}

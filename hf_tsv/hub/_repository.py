@@ -1,4 +1,4 @@
-"""Which of a repository's files are its weights, which go along with them, and which are neither."""
+"""Which of a repository's files are its weights."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Weights:
         kind: A full model, or an adapter that needs its base.
         files: The safetensors files that hold the tensors; empty until the index has been read.
         index: The file that says which shard holds which tensor, None when there is one file.
-        weight_map: What it says: tensor to file.
+        weight_map: Its content: tensor to file.
     """
 
     kind: Literal["model", "adapter"]
@@ -38,16 +38,17 @@ def in_folder(files: Mapping[str, int], folder: str, repo_id: str) -> dict[str, 
     """The files in a folder of a repository and their sizes, as seen from there.
 
     Raises:
-        CheckpointError: it has no such folder; names those with weights.
+        CheckpointError: it has no such folder; the message names those with weights.
     """
     if not folder:
         return dict(files)
-    found = {path.removeprefix(f"{folder}/"): size for path, size in files.items() if path.startswith(f"{folder}/")}
-    if not found:
+    prefix = f"{folder}/"
+    inside = {path.removeprefix(prefix): size for path, size in files.items() if path.startswith(prefix)}
+    if not inside:
         known = _folders_with_weights(files)
-        expected = f", expected one of {some(known)}" if known else ""
-        raise CheckpointError(f"{repo_id}: no folder {folder!r} in it{expected}. Correct what follows the name")
-    return found
+        hint = f"; weights are in {some(known)}" if known else ""
+        raise CheckpointError(f"{repo_id}: has no folder {folder!r}{hint}. Correct what follows the repository's name")
+    return inside
 
 
 def _folders_with_weights(files: Collection[str]) -> list[str]:
@@ -55,10 +56,10 @@ def _folders_with_weights(files: Collection[str]) -> list[str]:
 
 
 def weights_of(files: Collection[str], label: str) -> Weights:
-    """What a repository's weights are, by its file names; a single file goes before an index, as in transformers.
+    """What a repository's weights are, by its file names; a single file precedes an index, as in transformers.
 
     Raises:
-        CheckpointError: there are none in safetensors; says what there is instead.
+        CheckpointError: there are none in safetensors; the message says what there is instead.
     """
     for stem in STEMS:
         single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
@@ -67,30 +68,35 @@ def weights_of(files: Collection[str], label: str) -> Weights:
         if index in files:
             return Weights("model", index=index)
     if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(files):
+        # The sidecar of this package: tensors that PEFT can't hold in an adapter.
         return Weights("adapter", tuple(file for file in (ADAPTER_WEIGHTS, SIDECAR_FILE) if file in files))
+    # Many merges are published as one file with a name of its own; with two of them nobody knows which is meant.
     lone = [file for file in files if fnmatch(file, "*.safetensors") and "/" not in file]
     if len(lone) == 1 and lone[0] != ADAPTER_WEIGHTS:
         return Weights("model", (lone[0],))
     if folders := _folders_with_weights(files):
         raise CheckpointError(
-            f"{label}: weights in folders of it only ({some(folders)}), expected one model. Put its folder behind the"
-            " repository's name"
+            f"{label}: has weights only in folders ({some(folders)}). Append one of them to the repository's name"
         )
     raise CheckpointError(f"{label}: {_why_none(files)}")
 
 
 def _why_none(files: Collection[str]) -> str:
+    """What a repository without safetensors weights has instead, and what to do about it."""
+
     def first(*patterns: str) -> str | None:
         return min((file for file in files if matches(patterns, [file])), default=None)
 
     if ADAPTER_CONFIG in files:
-        return f"an adapter with {first('adapter_model.*') or 'no weights'}, expected {ADAPTER_WEIGHTS}"
+        weights = first("adapter_model.*") or "no weights"
+        way_out = "Save it again with PEFT, which writes safetensors"
+        return f"an adapter with {weights}, expected {ADAPTER_WEIGHTS}. {way_out}"
     if "model_index.json" in files:
-        return "a diffusers pipeline, expected one model. Save the component you want (its unet/ or transformer/) alone"
+        return "a diffusers pipeline, not a single model. Save the component you want (its unet/ or transformer/) alone"
     if pickle := first(*PICKLES):
-        return f"only pickled weights ({pickle}), which can run code when they are read. {CONVERT}"
+        return f"has only pickled weights ({pickle}), which can run code when they are read. {CONVERT}"
     if gguf := first("*.gguf"):
-        return f"GGUF weights ({gguf}), expected safetensors. Use the model it was quantised from"
+        return f"has only GGUF weights ({gguf}), expected safetensors. Use the model they were quantised from"
     if other := first(*OTHER_WEIGHTS):
-        return f"weights of another framework ({other}), expected model.safetensors. {CONVERT}"
-    return "no weights in it, expected model.safetensors or model.safetensors.index.json. Check the id and the revision"
+        return f"has only weights of another framework ({other}), expected model.safetensors. {CONVERT}"
+    return "contains no weights (model.safetensors or model.safetensors.index.json). Check the id and the revision"

@@ -14,7 +14,8 @@ from hf_tsv.publish.parcel import parcel
 from hf_tsv.publish.send import deliver
 from hf_tsv.recipe import in_repository
 from hf_tsv.record import MergeRecord, PushedTo, RestoredRecord, read_record
-from hf_tsv.sources.models import Source, described, lock_text
+from hf_tsv.sources.description import described, lock_text
+from hf_tsv.sources.models import Source
 
 UPLOADING = "uploading"
 

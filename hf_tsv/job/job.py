@@ -39,7 +39,8 @@ from hf_tsv.publish.check import Destination, Pushing
 from hf_tsv.publish.send import sending
 from hf_tsv.recipe import Recipe
 from hf_tsv.record import AdaptersRecord, MergeRecord, RestoredRecord, read_record, write_record
-from hf_tsv.sources.models import described, folders_of, lock_text
+from hf_tsv.sources.description import described, lock_text
+from hf_tsv.sources.models import folders_of
 from hf_tsv.staging.folder import Staging
 
 

@@ -11,16 +11,9 @@ from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Plan
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.merging.progress import Progress
 from hf_tsv.recipe import Recipe, load_recipe
-from hf_tsv.sources.models import (
-    Source,
-    Stream,
-    bytes_to_download,
-    bytes_to_stream,
-    fetch,
-    open_sources,
-    tokenizer_folder,
-    tokenizers_look_alike,
-)
+from hf_tsv.sources.fetching import Stream, bytes_to_download, bytes_to_stream, fetch
+from hf_tsv.sources.models import Source, open_sources
+from hf_tsv.sources.tokenizers import tokenizer_folder, tokenizers_look_alike
 from hf_tsv.vocabulary.matching import match_vocabularies
 
 
@@ -75,7 +68,7 @@ class Opened:
             self.sources,
             self.hub,
             stream=self.streamed,
-            came=lambda came: progress.advance(came, DOWNLOADING),
+            progress=lambda nbytes: progress.advance(nbytes, DOWNLOADING),
         )
         plan = _plan_of(self.recipe, sources, self.max_shard_size, self.hub)
         return Opened(self.recipe, sources, plan, self.hub, self.max_shard_size, self.stream)

@@ -18,8 +18,9 @@ from hf_tsv.kept.workplace import Workplace
 from hf_tsv.merging.engine import run
 from hf_tsv.merging.plan import Plan, Step, leaves_masks, leaves_residuals
 from hf_tsv.record import AdapterReports, Masks
-from hf_tsv.sources.companions import copy_companions, copy_licences, most_common_template
-from hf_tsv.sources.models import Source, companions, tokenizer_companions
+from hf_tsv.sources.companions import companions, copy_companions, copy_licences, most_common_template
+from hf_tsv.sources.models import Source
+from hf_tsv.sources.tokenizers import tokenizer_companions
 from hf_tsv.staging.journal import Journal
 
 

@@ -87,7 +87,7 @@ class _MeaningReader:
             if name is not None and name not in METHODS:
                 self._document.tell((*place, "merge_method"), _unknown_method(name))
             chosen = own if name is None else name
-            if chosen in METHODS:
+            if chosen is not None and chosen in METHODS:
                 methods[place] = METHODS[chosen]
         return methods
 

@@ -13,6 +13,8 @@ from hf_tsv.checkpoints.model_files import GENERATION_CONFIG, LICENCES, OTHER_FO
 from hf_tsv.errors import CheckpointError
 from hf_tsv.files.disk import full_disk_told, write_text
 from hf_tsv.files.names import MODEL_CONFIG
+from hf_tsv.hub import Hub
+from hf_tsv.sources.models import Source
 from hf_tsv.vocabulary.tokenizer import has_tokenizer
 
 
@@ -30,13 +32,13 @@ class Companions:
 
     @classmethod
     def of(cls, folder: Path) -> "Companions":
-        """Those of a model in a folder of one's own, which holds nothing else."""
-        found = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _walk(folder)}
-        return cls(folder, side_files(found))
+        """Those of a model in a folder that contains nothing else."""
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _walk(folder)}
+        return cls(folder, side_files(sizes))
 
 
 def copy_config(source: Path, folder: Path) -> None:
-    """A model's configuration into another folder; nothing where it has none."""
+    """Copy a model's configuration into another folder, if it has one."""
     if (source / MODEL_CONFIG).is_file():
         _copy(source / MODEL_CONFIG, folder / MODEL_CONFIG)
 
@@ -55,45 +57,61 @@ def copy_companions(
     Args:
         base: The base model's.
         out: Where the merged weights lie.
-        tokenizer: Whose tokenizer goes along, with what texts start and end with; the base's or another model's. The
-            base's stays where that model has none.
-        dtype: The dtype that all float weights now have, written into the configuration; None leaves it.
+        tokenizer: The model whose tokenizer goes along, with the ids of the tokens that texts start and end with. The
+            base's tokenizer stays where that model has none.
+        dtype: The dtype that all float weights now have, written into the configuration; None leaves it as it is.
         template: Jinja text of a chat template that replaces the tokenizer's.
-        rows: What the configuration calls the vocabulary's size, and what it is now.
+        rows: The vocabulary's new size, by the size that the configuration states.
     """
-    theirs = [] if tokenizer == base else [f for f in tokenizer.files if _is_tokenizer(f) or f == GENERATION_CONFIG]
-    replaced = tokenizer != base and has_tokenizer(tokenizer.folder)  # without one its rows are the base's tokens
+    is_other = tokenizer != base
+    other_files: list[str] = []
+    if is_other:
+        other_files = [file for file in tokenizer.files if _is_tokenizer(file) or file == GENERATION_CONFIG]
+    # A model without a tokenizer has the base's tokens in its rows: then the base's tokenizer stays.
+    is_replaced = is_other and has_tokenizer(tokenizer.folder)
     for file in base.files:
-        if file not in theirs and not (replaced and _is_tokenizer(file)):
+        if file not in other_files and not (is_replaced and _is_tokenizer(file)):
             _copy(base.folder / file, out / file)
-    for file in theirs:
+    for file in other_files:
         _copy(tokenizer.folder / file, out / file)
-    config, other = out / MODEL_CONFIG, tokenizer.folder / MODEL_CONFIG
+    config, other_config = out / MODEL_CONFIG, tokenizer.folder / MODEL_CONFIG
     if config.is_file():
-        _rewrite(config, other if tokenizer != base and other.is_file() else None, dtype, rows or {})
+        ids_from = other_config if is_other and other_config.is_file() else None
+        _rewrite(config, ids_from, dtype, rows or {})
     if template:
         write_text(out / "chat_template.jinja", template)
 
 
 def copy_licences(sources: Mapping[str, Path], out: Path) -> None:
-    """Copy the licences and notices of models, by name, that aren't the ones lying in `out`."""
+    """Copy the licences and notices of models that `out` doesn't contain already.
+
+    Args:
+        sources: The folder of each model, by its name.
+        out: Each goes into `licenses/NAME` in it.
+    """
     for name, folder in sources.items():
         for file in sorted(folder.iterdir()):
-            if matches(LICENCES, [file.name.lower()]) and file.is_file() and not _same(file, out / file.name):
-                _copy(file, out / "licenses" / re.sub(r"[^\w.-]+", "__", name).strip("_.") / file.name)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return other.is_file() and one.read_bytes() == other.read_bytes()
+            if not matches(LICENCES, [file.name.lower()]) or not file.is_file():
+                continue
+            in_out = out / file.name  # the base's came with its side files
+            if in_out.is_file() and in_out.read_bytes() == file.read_bytes():
+                continue
+            folder_name = re.sub(r"[^\w.-]+", "__", name).strip("_.")  # a name may contain slashes
+            _copy(file, out / "licenses" / folder_name / file.name)
 
 
 def most_common_template(folders: Sequence[Path]) -> str | None:
-    """The chat template that most of these models have, the first of them among equals; None when none has one."""
-    found = Counter(template for folder in folders if (template := _template(folder)))
-    return max(found, key=lambda template: found[template], default=None)
+    """The chat template that most of these models have, the first among equals; None when none has one."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        template = _template(folder)
+        if template:
+            counts[template] += 1
+    return max(counts, key=lambda template: counts[template], default=None)
 
 
 def _template(folder: Path) -> str | None:
+    """A model's chat template: a file of its own, or in older models a string in the tokenizer's configuration."""
     beside, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if beside.is_file():
         return beside.read_text("utf-8")
@@ -106,11 +124,11 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is no JSON that can be read. Get it again") from error
+        raise CheckpointError(f"{path}: can't be read as JSON. Download it again") from error
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files, without looking into folders that are never wanted: a training run may have left thousands of them."""
+    """Files, without entering folders that are never copied: a training run may have left thousands of files there."""
     for path in folder.iterdir():
         if path.is_dir() and not path.name.startswith(".") and not matches(OTHER_FOLDERS, [path.name]):
             yield from _walk(path)
@@ -129,27 +147,56 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _rewrite(config: Path, other: Path | None, dtype: str | None, rows: Mapping[int, int]) -> None:
-    was = _read_json(config)
+    """Adapt a copied configuration to the merged weights.
+
+    Args:
+        config: The configuration, which is the base's.
+        other: That of the model whose tokenizer goes along, for its tokens' ids; None where it is the base's.
+        dtype: As for `copy_companions`.
+        rows: As for `copy_companions`.
+    """
+    original = _read_json(config)
     try:
-        declared = _declared(_with_ids_of(was, _read_json(other)) if other else was, dtype, rows)
-        if declared != was:
-            write_text(config, json.dumps(declared, indent=2, ensure_ascii=False) + "\n")
+        adapted = _with_ids_of(original, _read_json(other)) if other else original
+        adapted = _declared(adapted, dtype, rows)
+        # Left alone, byte for byte, where nothing changes.
+        if adapted != original:
+            write_text(config, json.dumps(adapted, indent=2, ensure_ascii=False) + "\n")
     except RecursionError:
-        raise CheckpointError(f"{config.name} of the base: is nested too deeply to be read. Get it again") from None
+        raise CheckpointError(
+            f"{config.name} of the base: is nested too deeply to be read. Download it again"
+        ) from None
 
 
 def _declared(config: Any, dtype: str | None, rows: Mapping[int, int]) -> Any:
-    """With the dtype in which transformers is to load, and the vocabulary's new size; nested configurations too."""
+    """With the dtype in which transformers loads it, and the vocabulary's new size; in nested configurations too."""
     if not isinstance(config, dict):
         return config
-    named = {k: _declared(v, dtype, rows) for k, v in config.items()}
-    named |= {k: dtype for k in ("dtype", "torch_dtype") if dtype and isinstance(config.get(k), str)}
-    return named | {k: rows.get(v, v) for k, v in config.items() if "vocab_size" in k and isinstance(v, int)}
+    declared: dict[str, Any] = {}
+    for key, value in config.items():
+        if dtype and key in ("dtype", "torch_dtype") and isinstance(value, str):
+            declared[key] = dtype
+        elif "vocab_size" in key and isinstance(value, int):
+            declared[key] = rows.get(value, value)
+        else:
+            declared[key] = _declared(value, dtype, rows)
+    return declared
 
 
 def _with_ids_of(config: Any, other: Any) -> Any:
-    """With the ids of tokens that another configuration names, such as `eos_token_id`, and no others."""
+    """With the token ids of another configuration, such as `eos_token_id`, in place of its own."""
     if not (isinstance(config, dict) and isinstance(other, dict)):
         return config
-    own = {k: _with_ids_of(v, other.get(k)) for k, v in config.items() if not k.endswith("_token_id")}
-    return own | {k: v for k, v in other.items() if k.endswith("_token_id")}
+    own = {key: _with_ids_of(value, other.get(key)) for key, value in config.items() if not key.endswith("_token_id")}
+    ids = {key: value for key, value in other.items() if key.endswith("_token_id")}
+    return own | ids
+
+
+def companions(source: Source, hub: Hub) -> Companions:
+    """What lies beside a fetched source's weights."""
+    if source.folder is None:
+        raise ValueError(f"{source.ref} is not fetched")
+    if source.pin is None:
+        return Companions.of(source.folder)
+    # The Hub's cache may contain files that other programs downloaded: the repository's list decides.
+    return Companions(source.folder, hub.side_files(source.pin))

@@ -9,10 +9,9 @@ from hf_tsv.checkpoints.protocol import Checkpoint
 from hf_tsv.errors import OutputError
 from hf_tsv.files.names import LOCK_FILE
 from hf_tsv.hub import Hub
+from hf_tsv.job.opened import open_recipe
 from hf_tsv.merging.progress import Progress, Silent
-from hf_tsv.recipe import load_recipe
 from hf_tsv.record import Evaluation, RestoredRecord, read_record, write_record
-from hf_tsv.sources.models import fetch, open_sources
 from hf_tsv.verbs.card import card
 
 
@@ -52,15 +51,15 @@ def evaluate(
     record = read_record(out)
     if isinstance(record, RestoredRecord):
         raise OutputError(f"{out}: is one task's restored checkpoint. Score the output that it was restored from")
-    recipe = load_recipe(out / LOCK_FILE)
-    sources = fetch(open_sources(recipe, hub), hub)
+    progress = progress or Silent()
+    opened = open_recipe(out / LOCK_FILE, hub).fetched(progress)
 
     def restored(task: str) -> Checkpoint:
         return open_task(out, task, base=None, hub=hub).checkpoint
 
-    prepared = prepare(asked, sources, partial(made, out, record, restored))
+    prepared = prepare(asked, opened.sources, partial(made, out, record, restored))
     kept = Results(Path(results) if results else out / "evaluation.jsonl")
-    score_all(asked, prepared, kept, device or _default_device(), progress or Silent())
+    score_all(asked, prepared, kept, device or _default_device(), progress)
     evaluation = summarize(asked, prepared, kept)
     write_record(record.with_evaluation(evaluation), out)
     card(out)

@@ -21,8 +21,9 @@ from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import check_disk
 from hf_tsv.recipe import ModelRef, load_recipe
 from hf_tsv.record import RestoredRecord, read_record, write_record
-from hf_tsv.sources.companions import copy_companions, copy_config
-from hf_tsv.sources.models import Source, companions, open_model
+from hf_tsv.sources.companions import companions, copy_companions, copy_config
+from hf_tsv.sources.fetching import open_model
+from hf_tsv.sources.models import Source
 from hf_tsv.staging.folder import Staging, check_output
 
 DEFAULTS = Options()

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_tsv.hub import Hub
-from hf_tsv.job.inputs import loaded, plan_of
-from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, check_on_base
+from hf_tsv.job.opened import load, open_recipe
+from hf_tsv.merging.plan import check_on_base
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources
 from hf_tsv.recipe import Recipe
-from hf_tsv.sources.models import fetch, open_sources
 
 if TYPE_CHECKING:
     from hf_tsv.evaluation.tunable import By
@@ -57,10 +56,9 @@ def tune(
     from hf_tsv.evaluation.tunable import at_scale_one
     from hf_tsv.evaluation.tuning import tune as search
 
-    recipe, asked, hub = loaded(recipe), load_suite(suite), hub or Hub()
-    unscaled = at_scale_one(recipe)
-    sources = fetch(open_sources(unscaled, hub), hub)
-    planned = plan_of(unscaled, sources, DEFAULT_SHARD_SIZE, hub)
+    recipe, asked, progress = load(recipe), load_suite(suite), progress or Silent()
+    opened = open_recipe(at_scale_one(recipe), hub or Hub()).fetched(progress)
+    planned, sources = opened.plan, opened.sources
     check_on_base(planned, "scales are tried on")
     return search(
         planned,
@@ -73,5 +71,5 @@ def tune(
         lambdas=lambdas,
         device=device or _default_device(),
         resources=Resources.of(workers, None),
-        progress=progress or Silent(),
+        progress=progress,
     )

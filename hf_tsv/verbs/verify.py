@@ -18,17 +18,19 @@ from hf_tsv.errors import CheckpointError, HfTsvError, some
 from hf_tsv.files.checksums import sha256_of
 from hf_tsv.files.names import CARD_FILE, LOCK_FILE, RECORD_FILE
 from hf_tsv.hub import Hub
-from hf_tsv.job.inputs import plan_of
+from hf_tsv.job.opened import open_recipe
+from hf_tsv.job.options import Limits
 from hf_tsv.job.recording import versions
 from hf_tsv.merging.engine import check_memory, run
-from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Step
+from hf_tsv.merging.plan import Step
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources, usable_cores
 from hf_tsv.recipe import Recipe, load_recipe
 from hf_tsv.record import MergeRecord, Record, RestoredRecord, TensorEntry, TensorSum, read_record
-from hf_tsv.sources.models import Source, fetch, open_sources
+from hf_tsv.sources.models import Source
 
 SAMPLE = 8
+DEFAULTS = Limits()
 OWN_WORDS = (CARD_FILE, RECORD_FILE)  # the card may be written again, and a record can't hold its own checksum
 
 
@@ -57,11 +59,11 @@ class Verification:
 
 def verify(
     out: str | Path,
+    limits: Limits = DEFAULTS,
     *,
     sample: int | None = SAMPLE,
     seed: int = 0,
     recipe: str | Path | None = None,
-    resources: Resources | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> Verification:
@@ -69,11 +71,11 @@ def verify(
 
     Args:
         out: A folder that `merge`, `compress` or `restore` has written.
+        limits: What may be used of the machine to merge tensors again.
         sample: How many tensors are merged again from the sources that `recipe.lock.yaml` pins; None for all of them,
             0 for none. Of adapters and restored checkpoints only the files are compared.
         seed: Chooses these tensors.
         recipe: A copy of the lock file that names the sources where they are now, should they have moved.
-        resources: What may be used of the machine to merge them (default: all cores, and most of the free memory).
         hub: How to reach the Hub.
         progress: Told of the work done, of the reading and of the merging in turn.
 
@@ -92,7 +94,7 @@ def verify(
         try:
             locked = load_recipe(recipe or out / LOCK_FILE)
             sampled = _Sampled(record, sample, seed, result)
-            sampled.merge(locked, resources or Resources.of(None, None), hub or Hub(), progress)
+            sampled.merge(locked, limits.resources(), hub or Hub(), progress)
         except HfTsvError as error:
             result.not_checked += [f"not merged again: {problem}" for problem in error.problems]
             result.not_checked.append(
@@ -197,8 +199,8 @@ class _Sampled:
 
     def merge(self, locked: Recipe, resources: Resources, hub: Hub, progress: Progress) -> None:
         """Merge them from the sources that a recipe names. Errors are those of a merge."""
-        sources = fetch(open_sources(locked, hub), hub)
-        plan = plan_of(locked, sources, DEFAULT_SHARD_SIZE, hub)
+        opened = open_recipe(locked, hub).fetched(progress)
+        plan, sources = opened.plan, opened.sources
         entries = self._record.tensors
         steps = [step for step in plan.steps if step.name in entries]
         if self._sample is not None:

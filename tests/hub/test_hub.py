@@ -162,9 +162,9 @@ class TestHeaders:
     LIES = (
         ("no header", b"\xff" * 20, "not a safetensors file, or cut short (20 bytes). Use another revision"),
         ("too short", b"abc", "not a safetensors file, or cut short (3 bytes). Use another revision"),
-        ("no JSON", handmade(b"{no"), "the safetensors header is no JSON. Use another revision"),
-        ("nested", handmade(b"[" * 100_000), "the safetensors header is no JSON. Use another revision"),
-        ("no mapping", handmade([1]), "the safetensors header is no mapping. Use another revision"),
+        ("no JSON", handmade(b"{no"), "the safetensors header isn't JSON. Use another revision"),
+        ("nested", handmade(b"[" * 100_000), "the safetensors header isn't JSON. Use another revision"),
+        ("no mapping", handmade([1]), "the safetensors header isn't a mapping. Use another revision"),
         ("overlap", handmade({"a": entry("U8", [4], 0, 4), "b": entry("U8", [4], 2, 6)}, b"123456"),
          "tensors 'a' and 'b' overlap. Use another revision"),
         ("beyond the end", handmade({"a": entry("U8", [9], 0, 9)}, b"1234"),
@@ -199,12 +199,12 @@ class TestHeaders:
         assert all(request.range for request in hub.log if request.path.endswith(".safetensors") or request.cdn)
 
     INDEXES = (
-        (b"[" * 100_000, "/model.safetensors.index.json: no index that can be read, expected a 'weight_map'"),
-        (b"{", "/model.safetensors.index.json: no index that can be read, expected a 'weight_map'"),
+        (b"[" * 100_000, "/model.safetensors.index.json: can't be read as an index with a 'weight_map'"),
+        (b"{", "/model.safetensors.index.json: can't be read as an index with a 'weight_map'"),
         (b'{"weight_map": {"a": "../../b.safetensors"}}',
-         "/model.safetensors.index.json: the repository doesn't hold ../../b.safetensors. Use another revision"),
+         "/model.safetensors.index.json: the repository doesn't contain ../../b.safetensors. Use another revision"),
         (b'{"weight_map": {"ids": "model-00002-of-00002.safetensors", "lost": "model-00002-of-00002.safetensors"}}',
-         ": the index lists 1 tensors that its shards don't hold: lost"),
+         ": the index lists 1 tensors that its shards lack: lost"),
         (b'{"weight_map": {"x": "old.safetensors", "y": "same.safetensors"}}',
          ": 1 tensors are in two shards: x. One file is stale"),
     )  # fmt: skip
@@ -291,7 +291,7 @@ class TestRemoteCheckpoint:
         with pytest.raises(HubError) as caught:
             checkpoint.read("half")
         assert str(caught.value) == (
-            f"{hub.endpoint}: the Hub fails (503: Service Unavailable). Wait a little and run this again."
+            f"{hub.endpoint}: the Hub failed (503: Service Unavailable). Wait a little and run this again."
         )
 
     @pytest.mark.parametrize("status", [401, 403, 404])
@@ -311,8 +311,8 @@ class TestRemoteCheckpoint:
         with pytest.raises(HubError) as caught:
             reader.open(reader.pin(REPO))
         assert str(caught.value) == (
-            f"{REPO}/model.safetensors: expected a part of the file, but the server sent the whole."
-            " It can't be read from there in parts: download it first."
+            f"{REPO}/model.safetensors: the server sent the whole file instead of the requested part."
+            " It doesn't support reading in parts: download the model first."
         )
 
     def test_no_token_reaches_the_cdn(self, hub: LoopbackHub, reader: Hub) -> None:
@@ -327,20 +327,21 @@ class TestRemoteCheckpoint:
 class TestWhatARepositoryHolds:
     REFUSED = (
         (["pytorch_model.bin", "config.json"],
-         "only pickled weights (pytorch_model.bin), which can run code when they are read. Convert them: load the model"
-         " with transformers and call save_pretrained, which writes safetensors; or ask"
+         "has only pickled weights (pytorch_model.bin), which can run code when they are read. Convert them: load the"
+         " model with transformers and call save_pretrained, which writes safetensors; or ask"
          " https://huggingface.co/spaces/safetensors/convert for a pull request and name it as the revision"
          " (@refs/pr/1)"),
         (["model.Q4_K_M.gguf"],
-         "GGUF weights (model.Q4_K_M.gguf), expected safetensors. Use the model it was quantised from"),
+         "has only GGUF weights (model.Q4_K_M.gguf), expected safetensors. Use the model they were quantised from"),
         (["unet/diffusion_pytorch_model.safetensors", "model_index.json"],
-         "weights in folders of it only (unet), expected one model. Put its folder behind the repository's name"),
+         "has weights only in folders (unet). Append one of them to the repository's name"),
         (["unet/diffusion_pytorch_model.bin", "model_index.json"],
-         "a diffusers pipeline, expected one model. Save the component you want (its unet/ or transformer/) alone"),
+         "a diffusers pipeline, not a single model. Save the component you want (its unet/ or transformer/) alone"),
         (["adapter_config.json", "adapter_model.bin"],
-         "an adapter with adapter_model.bin, expected adapter_model.safetensors"),
+         "an adapter with adapter_model.bin, expected adapter_model.safetensors. Save it again with PEFT, which writes"
+         " safetensors"),
         (["config.json"],
-         "no weights in it, expected model.safetensors or model.safetensors.index.json. Check the id and the revision"),
+         "contains no weights (model.safetensors or model.safetensors.index.json). Check the id and the revision"),
     )  # fmt: skip
 
     @pytest.mark.parametrize(("files", "message"), REFUSED)
@@ -351,7 +352,7 @@ class TestWhatARepositoryHolds:
 
     def test_weights_of_another_framework_are_told(self) -> None:
         with pytest.raises(
-            CheckpointError, match=r"^a/b: weights of another framework \(tf_model.h5\), expected model"
+            CheckpointError, match=r"^a/b: has only weights of another framework \(tf_model.h5\), expected model"
         ):
             weights_of(["tf_model.h5"], "a/b")
 
@@ -478,7 +479,7 @@ class TestDownloading:
         hub.fault("/tree/", status=503, times=99)
         with pytest.raises(HubError) as caught:
             reader.download(pin)
-        assert str(caught.value) == f"{hub.endpoint}: the Hub fails (503: injected). Wait a little and run this again."
+        assert str(caught.value) == f"{hub.endpoint}: the Hub failed (503: injected). Wait a little and run this again."
 
     def test_a_network_that_goes_meanwhile_is_told(
         self, hub: LoopbackHub, reader: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -493,7 +494,7 @@ class TestDownloading:
             reader.download(pin)
         assert str(caught.value) == (
             f"{REPO}: the cache ({cache}) lacks 1_Pooling/config.json, tokenizer.json, README.md and 1 more."
-            " Run it once with network."
+            " Run this once with network access."
         )
         with pytest.raises(HubError) as caught:
             reader.pin("alice/other")
@@ -517,8 +518,8 @@ class TestOffline:
     def test_what_was_never_seen_is_told(self, hub: LoopbackHub, cache: Path) -> None:
         offline = Hub(cache_dir=cache, offline=True)
         assert told(offline, (REPO, None), (REPO, "0" * 40)).splitlines() == [
-            f"{name}: no folder here, and not in the cache ({cache}), and this run is offline. Run it once with"
-            " network."
+            f"{name}: neither a folder here nor in the cache ({cache}), and this run is offline. Run this once with"
+            " network access."
             for name in (REPO, f"{REPO}@{'0' * 40}")
         ]
 
@@ -529,7 +530,7 @@ class TestOffline:
         with pytest.raises(HubError) as caught:
             Hub(cache_dir=cache, offline=True).open(pin)
         assert str(caught.value) == (
-            f"{REPO}: not wholly in the cache ({cache}), and this run is offline. Run it once with network."
+            f"{REPO}: only partly in the cache ({cache}), and this run is offline. Run this once with network access."
         )
 
     def test_what_another_program_cached_counts(self, hub: LoopbackHub, reader: Hub, cache: Path) -> None:
@@ -549,7 +550,7 @@ class TestOffline:
         with pytest.raises(HubError) as caught:
             offline.open(pin)
         assert str(caught.value) == (
-            f"{REPO}: the cache ({cache}) lacks model-00002-of-00002.safetensors. Run it once with network."
+            f"{REPO}: the cache ({cache}) lacks model-00002-of-00002.safetensors. Run this once with network access."
         )
 
     def test_weights_that_another_program_left_out_are_told(self, hub: LoopbackHub, cache: Path) -> None:
@@ -560,7 +561,7 @@ class TestOffline:
         assert (offline.download(pin, weights=False) / "config.json").is_file()
         with pytest.raises(HubError) as caught:
             offline.open(pin)
-        assert str(caught.value) == f"{REPO}: the cache ({cache}) lacks its weights. Run it once with network."
+        assert str(caught.value) == f"{REPO}: the cache ({cache}) lacks its weights. Run this once with network access."
 
     def test_is_what_the_environment_says(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         assert not Hub(cache_dir=cache).offline
@@ -664,11 +665,11 @@ class TestPreflight:
         if private:
             hub.publish("alice/secret", single(), private=True)
         assert told(reader, ("alice/secret", None)) == (
-            "alice/secret: your token of 'bob' finds no such repository, or may not see it (private)."
+            "alice/secret: not found, or private and not visible to your token of 'bob'."
             " Check the spelling, or ask its owner for access, then run this again; nothing was downloaded."
         )
         assert told(Hub(token=False, cache_dir=cache), ("alice/secret", None)) == (
-            "alice/secret: no folder here, and no such repository, or it is private and no token was sent. Check the"
+            "alice/secret: neither a folder here nor a repository, or it is private and no token was sent. Check the"
             " spelling, or log in with `hf auth login` or set HF_TOKEN, then run this again; nothing was downloaded."
         )
 
@@ -685,15 +686,15 @@ class TestPreflight:
 
     def test_no_id(self, reader: Hub) -> None:
         assert told(reader, ("a/b c", None)) == (
-            "a/b c: neither a folder nor a Hub id, expected user/name. Check the spelling."
+            "a/b c: neither a folder nor a Hub id (user/name). Check the spelling."
         )
 
     def test_revision(self, hub: LoopbackHub, reader: Hub) -> None:
         sha = hub.publish(REPO, single())
         hub.repos[REPO].refs["refs/tags/v1"] = sha
         assert told(reader, (REPO, "v2"), (REPO, "f" * 40)).splitlines() == [
-            f"{REPO}: no branch, tag or commit 'v2', expected one of main, v1. Correct what follows the '@'.",
-            f"{REPO}: no branch, tag or commit '{'f' * 40}', expected one of main, v1. Correct what follows the '@'.",
+            f"{REPO}: no branch, tag or commit 'v2'; it has main, v1. Correct what follows the '@'.",
+            f"{REPO}: no branch, tag or commit '{'f' * 40}'; it has main, v1. Correct what follows the '@'.",
         ]
 
     def test_a_bad_token_is_told_once_and_not_shown(self, hub: LoopbackHub, cache: Path) -> None:
@@ -709,7 +710,7 @@ class TestPreflight:
         with pytest.raises(HubError) as caught:
             Hub(token=token)
         assert str(caught.value) == (
-            "your token: it holds a space, a line break or another letter that no token has. Copy it again."
+            "your token: contains a space, a line break or another invalid character. Copy it again."
         )
 
     def test_disabled(self, hub: LoopbackHub, reader: Hub) -> None:
@@ -734,13 +735,13 @@ class TestPreflight:
         hub.publish(REPO, single())
         hub.fault("/api/models", message="<html>Welcome to our hotel</html>", as_text=True)
         assert told(reader, (REPO, None)) == (
-            f"{hub.endpoint}: what answers there isn't the Hub. Look for a proxy or a firewall in between."
+            f"{hub.endpoint}: the server there isn't the Hub. Check for a proxy or a firewall in between."
         )
 
     def test_too_many_requests(self, hub: LoopbackHub, cache: Path) -> None:
         hub.fault("/api/models", status=429, times=9)
         assert told(Hub(token=False, cache_dir=cache), (REPO, None)) == (
-            f"{hub.endpoint}: too many requests (429). Wait five minutes and run this again. To have a higher limit,"
+            f"{hub.endpoint}: too many requests (429). Wait five minutes and run this again. For a higher limit,"
             " log in with `hf auth login` or set HF_TOKEN."
         )
 
@@ -748,8 +749,8 @@ class TestPreflight:
         hub.publish(REPO, single())
         hub.fault("auth-check", status=403, message="Your IP is not allowed.")
         assert told(reader, (REPO, None)) == (
-            f"{REPO}: the Hub refuses (403: Your IP is not allowed). Check what your token may do, then run this again;"
-            " nothing was downloaded."
+            f"{REPO}: the Hub refuses (403: Your IP is not allowed). Check your token's permissions, then run this"
+            " again; nothing was downloaded."
         )
 
     def test_a_failure_in_passing_is_not_told(self, hub: LoopbackHub, reader: Hub) -> None:

@@ -146,13 +146,13 @@ class TestRefused:
         ("status", "told"),
         [
             (401, "your token is wrong, expired or revoked (401)"),
-            (403, "no room (403: the quota is used up)"),
+            (403, "storage is full (403: the quota is used up)"),
             (404, "404: the quota is used up"),
-            (409, "others keep changing it (409: "),
+            (409, "others keep committing to it (409: "),
             (413, "a file is too large for the Hub (413: "),
             (429, "too many requests (429)"),
-            (500, "the Hub fails (500: "),
-            (503, "the Hub fails (503: "),
+            (500, "the Hub failed (500: "),
+            (503, "the Hub failed (503: "),
         ],
     )
     @pytest.mark.parametrize(

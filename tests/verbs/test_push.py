@@ -132,10 +132,10 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("token", "repo", "told"),
         [
-            ("hf_alice", "bob/model", "'alice' can't create one under 'bob'. Expected alice/model, team/model."),
-            ("hf_alice", "model", "model: no owner, expected user/name, such as alice/model."),
+            ("hf_alice", "bob/model", "'alice' can't create one under 'bob'. Choose alice/model, team/model."),
+            ("hf_alice", "model", "model: has no owner. Write user/name, such as alice/model."),
             ("hf_alice", "a b/c", "a b/c: no name that the Hub takes"),
-            ("hf_alice", "bob/public", "bob/public: your token may not write there (403: Forbidden"),
+            ("hf_alice", "bob/public", "bob/public: your token has no write access there (403: Forbidden"),
             ("hf_alice", "bob/secret", "no such repository, or it is private"),
             ("hf_reader", "carol/model", "your token only reads, expected one that writes"),
             ("hf_wrong", "alice/model", "your token is wrong, expired or revoked (401)"),

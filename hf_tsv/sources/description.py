@@ -1,0 +1,45 @@
+"""What the record and the lock file say about sources."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_tsv.hub import Hub, Pinned, facts_of_folder
+from hf_tsv.recipe import Recipe, pinned_text
+from hf_tsv.record import SourceEntry, Terms
+from hf_tsv.sources.models import Source
+
+
+def described(sources: Sequence[Source], hub: Hub) -> list[SourceEntry]:
+    """What the record says about each source, with what its model and its adapter say of themselves."""
+    entries = []
+    for source in sources:
+        places = [(source.ref.path, source.pin)]
+        if source.ref.adapter:
+            places.append((source.ref.adapter, source.parts.adapter_pin))
+        terms = tuple(_terms(path, pin, hub) for path, pin in places)
+        entries.append(source.describe().model_copy(update={"terms": terms}))
+    return entries
+
+
+def _terms(path: str, pin: Pinned | None, hub: Hub) -> Terms:
+    """Licence, languages, datasets; for a model on the Hub, also who may see it (None: not known offline)."""
+    facts = hub.facts(pin) if pin else facts_of_folder(Path(path).expanduser())
+    return Terms(
+        license=_text(facts.license),
+        license_name=_text(facts.license_name),
+        license_link=_text(facts.license_link),
+        language=facts.languages,
+        datasets=facts.datasets,
+        private=facts.private if pin else False,
+        gated=facts.gated if pin else False,
+    )
+
+
+def _text(field: object) -> str | None:
+    """A field of a stranger's card, where YAML may have made a number or a date of it."""
+    return None if field is None else str(field)
+
+
+def lock_text(recipe: Recipe, sources: Sequence[Source]) -> str:
+    """The recipe with every Hub model pinned to its commit: a recipe itself, which gives the same bytes."""
+    return pinned_text(recipe, {source.ref.text: source.pinned for source in sources})

@@ -1,0 +1,55 @@
+"""The tokenizers of sources: where they lie, and whether they look alike before they are downloaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_tsv.hub import Hub, Pinned
+from hf_tsv.sources.companions import Companions, companions
+from hf_tsv.sources.models import Source
+from hf_tsv.vocabulary.tokenizer import VOCABULARY_FILES, has_tokenizer
+
+
+def tokenizer_folder(source: Source, hub: Hub) -> Path | None:
+    """The folder of a model's tokenizer, its adapter's first; None if it has none. Downloads it if need be."""
+    beside_adapter = source.parts.adapter_folder
+    if beside_adapter and has_tokenizer(beside_adapter):
+        return beside_adapter
+    folder = source.folder
+    if folder is None and source.pin:
+        folder = hub.download(source.pin, weights=False)
+    return folder if folder and has_tokenizer(folder) else None
+
+
+def tokenizer_companions(source: Source, hub: Hub) -> Companions:
+    """What lies beside a fetched source's tokenizer."""
+    beside_adapter = source.parts.adapter_folder
+    if beside_adapter and has_tokenizer(beside_adapter):
+        return Companions.of(beside_adapter)
+    return companions(source, hub)
+
+
+def tokenizers_look_alike(sources: Sequence[Source], hub: Hub) -> bool:
+    """Whether every model's tokenizer looks like that of a base on the Hub, by the sizes of its files.
+
+    False wherever that can't be seen without a download, or where a tokenizer lies on this machine and can be read.
+    """
+    base, *tasks = sources
+    if base.folder or base.pin is None:
+        return False
+    base_sizes = _vocabulary_sizes(base.pin, hub)
+    return all(_looks_like(source, base.pin, base_sizes, hub) for source in (base, *tasks))
+
+
+def _looks_like(source: Source, base: Pinned, base_sizes: dict[str, int], hub: Hub) -> bool:
+    on_this_machine = source.parts.adapter_folder or source.folder
+    if on_this_machine and has_tokenizer(on_this_machine):
+        return False
+    if source.parts.model is None:  # an adapter without a tokenizer: it has the base's
+        return True
+    if source.folder or source.pin is None:
+        return False
+    return source.pin == base or _vocabulary_sizes(source.pin, hub) == base_sizes
+
+
+def _vocabulary_sizes(pin: Pinned, hub: Hub) -> dict[str, int]:
+    return {file: size for file, size in hub.files(pin).items() if file in VOCABULARY_FILES}
