@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.peers import CACHE
+from hf_tsv.files.bundled import bundled
 from hf_tsv.recipe import Recipe, load_recipe
-from hf_tsv.recipe.bundled import bundled
 
 
 def main() -> None:

@@ -18,10 +18,10 @@ from examples.demo import data
 from examples.demo.encoder import Encoder
 from examples.demo.train import HEAD, TEXTS, evaluate_texts
 from examples.demo.zoo import Zoo, prepare
+from hf_tsv.files.bundled import bundled
 from hf_tsv.files.disk import write_text
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.recipe import Recipe, parse_recipe
-from hf_tsv.recipe.bundled import bundled
 
 FINE_TUNED = "fine-tuned"
 METHODS = ("linear", "task_arithmetic", "ties", "tsv_m")

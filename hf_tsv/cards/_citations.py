@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from hf_tsv.recipe.bundled import bundled
+from hf_tsv.files.bundled import bundled
 
 
 def citations(papers: Iterable[str]) -> str:

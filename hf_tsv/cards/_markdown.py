@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_tsv.recipe.bundled import bundled
+from hf_tsv.files.bundled import bundled
 
 
 class Markdown(str):

@@ -6,7 +6,7 @@ import typer
 
 from hf_tsv.cli._told import out, told
 from hf_tsv.errors import RecipeError
-from hf_tsv.recipe.bundled import bundled
+from hf_tsv.files.bundled import bundled
 
 
 @told

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -47,7 +48,12 @@ def as_compression(
         if adapters:
             put_keys(document, "adapters", {key: _in_yaml(value) for key, value in adapters.items()})
 
-    return edited(recipe, change)
+    compression = edited(recipe, change)
+    replaced = sorted(set(recipe.methods) - set(compression.methods))
+    if not replaced:
+        return compression
+    note = f"{recipe.source}: compressed by {COMPRESSING}, in place of {', '.join(replaced)}"
+    return replace(compression, notes=(*compression.notes, note))
 
 
 def as_adapter_output(recipe: Recipe, rule: Mapping[str, Any] | None = None) -> Recipe:

@@ -41,10 +41,10 @@ from hf_tsv.cards import (
 from hf_tsv.cards._merge import _value
 from hf_tsv.cards._sections import compose
 from hf_tsv.checkpoints.folder import open_checkpoint
+from hf_tsv.files.bundled import bundled
 from hf_tsv.job.recording import make_record
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import pinned_text
-from hf_tsv.recipe.bundled import bundled
 from tests.support import models
 from tests.support.bundled import RECIPES, plan_of
 

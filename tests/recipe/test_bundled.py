@@ -7,8 +7,8 @@ import yaml
 
 from benchmarks.papers import copy_suite, suite_of
 from hf_tsv.evaluation import load_suite
+from hf_tsv.files.bundled import bundled
 from hf_tsv.recipe import load_recipe
-from hf_tsv.recipe.bundled import bundled
 from tests.support.bundled import RECIPES, plan_of
 
 

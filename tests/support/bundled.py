@@ -9,10 +9,10 @@ import transformers as tf
 from torch import nn
 
 from hf_tsv.checkpoints.aligned import aligned
+from hf_tsv.files.bundled import bundled
 from hf_tsv.merging.plan import Plan
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import ModelRef, load_recipe
-from hf_tsv.recipe.bundled import bundled
 from tests.support.headers import Headers
 
 RECIPES = sorted(bundled("recipes").glob("*.yaml"))
