@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import yaml
 
 import hf_tsv
 from benchmarks.accuracy_report import FINE_TUNED, markdown, plot
@@ -29,7 +28,7 @@ from hf_tsv.kept.masks import file_of
 from hf_tsv.kept.options import compressing
 from hf_tsv.linalg.ranks import Budget
 from hf_tsv.methods import METHODS
-from hf_tsv.recipe import Recipe, parse_recipe
+from hf_tsv.recipe import Recipe, parse_recipe, to_yaml
 from hf_tsv.verbs.restore import load_task
 
 COUNTS = (4, 8)  # and all
@@ -265,7 +264,7 @@ def _recipe(bench: Bench, tasks: Sequence[Task], method: str, parameters: Mappin
         "models": [{"model": str(task.finetuned.absolute()), "name": task.name} for task in tasks],
         "parameters": dict(parameters or {}),
     }
-    return parse_recipe(yaml.safe_dump(written, sort_keys=False), "benchmarks/accuracy.py")
+    return parse_recipe(to_yaml(written), "benchmarks/accuracy.py")
 
 
 def _model_bytes(bench: Bench) -> int:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import hf_tsv
 from benchmarks.jobs import RUNNERS
@@ -24,7 +23,7 @@ from benchmarks.speed import OFFLINE, RESULTS, machine, when
 from hf_tsv.files.disk import write_text
 from hf_tsv.kept.options import compressing
 from hf_tsv.linalg.ranks import FixedRank
-from hf_tsv.recipe import parse_recipe
+from hf_tsv.recipe import parse_recipe, to_yaml
 
 TOKENS, RANK = 200, 32
 Scores = list[list[float]]  # of the base, then with each adapter: the log-probability of every token but the first
@@ -58,7 +57,7 @@ def _inputs(zoo: LanguageZoo, folder: Path) -> Inputs:
 
     models = [{"model": str(path.absolute()), "name": name} for name, path in zoo.domains.items()]
     written = {"merge_method": "tsv_c", "base_model": str(zoo.base.absolute()), "models": models}
-    recipe = parse_recipe(yaml.safe_dump(written, sort_keys=False), "benchmarks/serving.py")
+    recipe = parse_recipe(to_yaml(written), "benchmarks/serving.py")
     hf_tsv.compress(recipe, folder / "out", compressing(recipe, FixedRank(RANK), profiles=("serving",)))
     text = (next(iter(zoo.domains.values())) / "test.txt").read_text("utf-8")
     ids = AutoTokenizer.from_pretrained(zoo.base, local_files_only=True)(text)["input_ids"][:TOKENS]

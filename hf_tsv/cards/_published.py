@@ -6,9 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from hf_tsv.files.names import LOCK_FILE, RECIPE_FILE, RECORD_FILE
+from hf_tsv.recipe import read_yaml, to_yaml
 
 MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source", "source")  # keys of a recipe that name a model
 NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that do
@@ -40,12 +39,12 @@ def published_recipe(record: Mapping[str, Any], folder: Path) -> str:
     """The recipe as it was written; one that names folders is told without them, and so without its comments."""
     text = (folder / RECIPE_FILE).read_text("utf-8")
     named = any(path in text for path in _folders(record))
-    return _masked(text, record) if named or _FOLDER.search(text) else text
+    return _masked(text, RECIPE_FILE, record) if named or _FOLDER.search(text) else text
 
 
 def published_lock(record: Mapping[str, Any], folder: Path) -> str:
     """The recipe with every Hub model at its commit, and with folders by their names alone."""
-    return _masked((folder / LOCK_FILE).read_text("utf-8"), record)
+    return _masked((folder / LOCK_FILE).read_text("utf-8"), LOCK_FILE, record)
 
 
 def published_config(text: str) -> str:
@@ -92,8 +91,8 @@ def _folders(record: Mapping[str, Any]) -> set[str]:
     return {path for source in record["sources"] for path, revision in places(source) if not revision}
 
 
-def _masked(text: str, record: Mapping[str, Any]) -> str:
-    """A recipe's text with folders by their names alone."""
+def _masked(text: str, name: str, record: Mapping[str, Any]) -> str:
+    """The text of a recipe's file, with folders by their names alone."""
     folders = _folders(record)
 
     def published(value: Any, key: str = "") -> Any:
@@ -103,7 +102,9 @@ def _masked(text: str, record: Mapping[str, Any]) -> str:
             return [published(item) for item in value]
         return _reference(value, folders) if key in MODEL_KEYS and isinstance(value, str) else value
 
-    return yaml.safe_dump(published(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+    document = read_yaml(text, name)
+    document.raise_problems()
+    return to_yaml(published(document.data))
 
 
 def _reference(written: str, folders: Collection[str]) -> str:

@@ -4,7 +4,7 @@ The only part on a network.
 """
 
 from hf_tsv.hub._client import Hub, Pinned
-from hf_tsv.hub._facts import SourceFacts, facts_of_folder
+from hf_tsv.hub._facts import SourceFacts, facts_of_folder, header_of_card
 from hf_tsv.hub._push import Commit, Pushed, Repository, Target
 from hf_tsv.hub._remote import RemoteCheckpoint, Slice
 from hf_tsv.hub._repository import Weights
@@ -21,4 +21,5 @@ __all__ = [
     "Target",
     "Weights",
     "facts_of_folder",
+    "header_of_card",
 ]

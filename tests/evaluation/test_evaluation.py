@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-import yaml
 from PIL import Image
+from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers import models as token_models
@@ -28,6 +28,7 @@ from hf_tsv.evaluation.contestants import load_model
 from hf_tsv.evaluation.data import read_examples
 from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import Budget, Fraction
+from hf_tsv.recipe import to_yaml
 from tests.support import models
 
 WORDS = ["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
@@ -61,7 +62,7 @@ def examples(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def suite(folder: Path, *tasks: dict[str, Any], **more: Any) -> Path:
     path = folder / "suite.yaml"
-    path.write_text(yaml.safe_dump({**more, "tasks": list(tasks)}, sort_keys=False))
+    path.write_text(to_yaml({**more, "tasks": list(tasks)}))
     return path
 
 
@@ -111,7 +112,7 @@ def test_record_and_card_hold_what_was_measured(tmp_path: Path) -> None:
     assert json.loads((out / "hf_tsv.json").read_text())["evaluation"] == json.loads(json.dumps(found))
     card = (out / "README.md").read_text()
     assert "was not measured" not in card
-    header = yaml.safe_load(card.split("---")[1])
+    header = YAML(typ="safe", pure=True).load(card.split("---")[1])
     (result,) = header["model-index"][0]["results"]
     assert result["metrics"][0] == {"type": "accuracy", "value": found["tasks"]["t0"]["scores"]["merged"]}
     assert result["dataset"] == {"name": "t0", "type": "data.jsonl"}
