@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hf_tsv.recipe import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a YAML file.", show_default=False)]
-Mode = Literal["exact", "fast", "sketch"]  # hf_tsv.linalg's, which needs torch
+Mode = Literal["exact", "sketch"]  # hf_tsv.linalg's, which needs torch
 Svd = Annotated[
     Mode | None, typer.Option("--svd", help="How singular vectors are computed, instead of what the recipe says.")
 ]

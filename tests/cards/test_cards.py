@@ -560,8 +560,6 @@ class TestNasty:
         as_yaml_has_it = YAML(typ="safe", pure=True).load(to_yaml(name))
         recipes = [YAML(typ="safe", pure=True).load(fence.content) for fence in fences]
         assert [recipe["chat_template"] for recipe in recipes] == [as_yaml_has_it]
-            as_yaml_has_it
-        ]
 
     @given(st.text())
     def test_a_name_reads_as_itself(self, name: str) -> None:
