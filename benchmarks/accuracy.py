@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import yaml
-from hf_tsv.kept.options import compressing
 
 import hf_tsv
 from benchmarks.accuracy_report import FINE_TUNED, markdown, plot
@@ -27,9 +25,8 @@ from examples.demo.train import SEED
 from examples.demo.zoo import Task, Zoo
 from hf_tsv.files.disk import write_text
 from hf_tsv.kept.masks import file_of
-from hf_tsv.linalg.ranks import Budget
 from hf_tsv.methods import METHODS
-from hf_tsv.recipe import Recipe, parse_recipe
+from hf_tsv.recipe import Recipe, parse_recipe, to_yaml
 from hf_tsv.verbs.restore import load_task
 
 COUNTS = (4, 8)  # and all
@@ -220,7 +217,7 @@ def compressed(bench: Bench, tasks: Sequence[Task]) -> Iterator[tuple[str, Row]]
         with _folder() as out:
             recipe = _recipe(bench, tasks, "tsv_c")
             started = time.monotonic()
-            hf_tsv.compress(recipe, out, compressing(recipe, Budget(int(share * _model_bytes(bench)))))
+            hf_tsv.compress(recipe, out, f"{int(share * _model_bytes(bench))}B")
             seconds = round(time.monotonic() - started, 1)
             folders = {task.name: out / "adapters" / task.name for task in tasks}
             restored = {task.name: bench.of_model(load_task(out, task.name), task) for task in tasks}
@@ -265,7 +262,7 @@ def _recipe(bench: Bench, tasks: Sequence[Task], method: str, parameters: Mappin
         "models": [{"model": str(task.finetuned.absolute()), "name": task.name} for task in tasks],
         "parameters": dict(parameters or {}),
     }
-    return parse_recipe(yaml.safe_dump(written, sort_keys=False), "benchmarks/accuracy.py")
+    return parse_recipe(to_yaml(written), "benchmarks/accuracy.py")
 
 
 def _model_bytes(bench: Bench) -> int:

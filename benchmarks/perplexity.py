@@ -13,8 +13,6 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-import yaml
-from hf_tsv.kept.options import compressing
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,8 +26,7 @@ from hf_tsv.evaluation.data import read_examples
 from hf_tsv.evaluation.scoring import perplexity
 from hf_tsv.evaluation.suite import Perplexity, Suite, load_suite
 from hf_tsv.files.disk import write_text
-from hf_tsv.linalg.ranks import Budget
-from hf_tsv.recipe import parse_recipe
+from hf_tsv.recipe import parse_recipe, to_yaml
 from hf_tsv.verbs.restore import load_task
 
 BASE, FINE_TUNED = "base", "fine-tuned"
@@ -106,7 +103,7 @@ class Bench:
             for name in self.zoo.domains
         ]
         path = self.zoo.base.parent / f"{split}.yaml"
-        write_text(path, yaml.safe_dump({"batch_size": 4, "tasks": tasks}, sort_keys=False))
+        write_text(path, to_yaml({"batch_size": 4, "tasks": tasks}))
         return path
 
     def of_state(self, state: State, domains: Mapping[str, Any], split: str = "test") -> dict[str, float]:
@@ -211,11 +208,11 @@ def compressed(share: float, bench: Bench) -> Row:
         "base_model": str(bench.zoo.base.absolute()),
         "models": [{"model": str(path.absolute()), "name": name} for name, path in bench.zoo.domains.items()],
     }
-    recipe = parse_recipe(yaml.safe_dump(written, sort_keys=False), "benchmarks/perplexity.py")
+    recipe = parse_recipe(to_yaml(written), "benchmarks/perplexity.py")
     with tempfile.TemporaryDirectory(dir=CACHE / "lm-zoo") as folder:
         out = Path(folder) / "out"
         started = time.monotonic()
-        hf_tsv.compress(recipe, out, compressing(recipe, Budget(int(share * bench.nbytes))))
+        hf_tsv.compress(recipe, out, f"{int(share * bench.nbytes)}B")
         seconds = round(time.monotonic() - started, 1)
         sizes = [file.stat().st_size for file in out.glob("adapters/*/*.safetensors")]
         scores = {name: bench.of_model(load_task(out, name), name) for name in bench.zoo.domains}

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from hf_tsv.kept.options import compressing
 
 import hf_tsv
 from benchmarks.jobs import RUNNERS
@@ -23,8 +21,7 @@ from benchmarks.peers import CACHE, LLAMA_CPP, VLLM, Environment
 from benchmarks.report import table
 from benchmarks.speed import OFFLINE, RESULTS, machine, when
 from hf_tsv.files.disk import write_text
-from hf_tsv.linalg.ranks import FixedRank
-from hf_tsv.recipe import parse_recipe
+from hf_tsv.recipe import parse_recipe, to_yaml
 
 TOKENS, RANK = 200, 32
 Scores = list[list[float]]  # of the base, then with each adapter: the log-probability of every token but the first
@@ -58,8 +55,9 @@ def _inputs(zoo: LanguageZoo, folder: Path) -> Inputs:
 
     models = [{"model": str(path.absolute()), "name": name} for name, path in zoo.domains.items()]
     written = {"merge_method": "tsv_c", "base_model": str(zoo.base.absolute()), "models": models}
-    recipe = parse_recipe(yaml.safe_dump(written, sort_keys=False), "benchmarks/serving.py")
-    hf_tsv.compress(recipe, folder / "out", compressing(recipe, FixedRank(RANK), profiles=("serving",)))
+    recipe = parse_recipe(to_yaml(written), "benchmarks/serving.py")
+    adapters = hf_tsv.AdapterOptions(profile="serving")
+    hf_tsv.compress(recipe, folder / "out", f"rank={RANK}", adapters=adapters)
     text = (next(iter(zoo.domains.values())) / "test.txt").read_text("utf-8")
     ids = AutoTokenizer.from_pretrained(zoo.base, local_files_only=True)(text)["input_ids"][:TOKENS]
     (folder / "ids.json").write_text(json.dumps(ids))

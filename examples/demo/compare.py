@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-import yaml
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from ruamel.yaml.comments import CommentedMap
 
 import hf_tsv
 from examples.demo import data
@@ -21,7 +21,7 @@ from examples.demo.zoo import Zoo, prepare
 from hf_tsv.files.bundled import bundled
 from hf_tsv.files.disk import write_text
 from hf_tsv.merging.progress import Progress, Silent
-from hf_tsv.recipe import Recipe, parse_recipe
+from hf_tsv.recipe import Recipe, edited, load_recipe, put_key
 
 FINE_TUNED = "fine-tuned"
 METHODS = ("linear", "task_arithmetic", "ties", "tsv_m")
@@ -120,11 +120,13 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def recipe_for(method: str, folder: Path) -> Recipe:
     """The demo's recipe of a method, `recipes/demo-METHOD.yaml`, with the models looked for in `folder`."""
-    path = bundled("recipes") / f"demo-{method.replace('_', '-')}.yaml"
-    said = yaml.safe_load(path.read_text("utf-8"))
-    said["base_model"] = _moved(said["base_model"], folder)
-    said["models"] = [model | {"model": _moved(model["model"], folder)} for model in said["models"]]
-    return parse_recipe(yaml.safe_dump(said, sort_keys=False), str(path))
+    recipe = load_recipe(bundled("recipes") / f"demo-{method.replace('_', '-')}.yaml")
+
+    def change(document: CommentedMap) -> None:
+        for part, key in ((document, "base_model"), *((model, "model") for model in document["models"])):
+            put_key(part, key, _moved(part[key], folder))
+
+    return edited(recipe, change)
 
 
 def _moved(model: str, folder: Path) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hf_tsv.cards._sources import folder_name, places
 from hf_tsv.files.names import LOCK_FILE, RECIPE_FILE, RECORD_FILE
+from hf_tsv.recipe import read_yaml, to_yaml
 from hf_tsv.record import Record, RestoredRecord, to_text
 
 MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source", "source")  # keys of a recipe that name a model
@@ -46,12 +45,12 @@ def published_recipe(record: Record, folder: Path) -> str:
     """The recipe as it was written. One that names folders loses their paths, and with them its comments."""
     text = (folder / RECIPE_FILE).read_text("utf-8")
     named = any(path in text for path in _folders(record))
-    return _masked(text, record) if named or _FOLDER.search(text) else text
+    return _masked(text, RECIPE_FILE, record) if named or _FOLDER.search(text) else text
 
 
 def published_lock(record: Record, folder: Path) -> str:
     """The recipe with every Hub model pinned to its commit, and with folders by their names alone."""
-    return _masked((folder / LOCK_FILE).read_text("utf-8"), record)
+    return _masked((folder / LOCK_FILE).read_text("utf-8"), LOCK_FILE, record)
 
 
 def published_config(text: str) -> str:
@@ -80,7 +79,7 @@ def _folders(record: Record) -> set[str]:
     return {place.path for source in record.sources for place in places(source) if not place.revision}
 
 
-def _masked(text: str, record: Record) -> str:
+def _masked(text: str, name: str, record: Record) -> str:
     """A recipe's text with folders by their names alone."""
     folders = _folders(record)
 
@@ -91,7 +90,9 @@ def _masked(text: str, record: Record) -> str:
             return [published(item) for item in value]
         return _reference(value, folders) if key in MODEL_KEYS and isinstance(value, str) else value
 
-    return yaml.safe_dump(published(yaml.safe_load(text)), sort_keys=False, allow_unicode=True)
+    document = read_yaml(text, name)
+    document.raise_problems()
+    return to_yaml(published(document.data))
 
 
 def _reference(written: str, folders: Collection[str]) -> str:

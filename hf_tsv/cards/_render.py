@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_tsv.cards._adapters import of_task, render_adapters
 from hf_tsv.cards._licences import LICENCE_ID, Licence
 from hf_tsv.cards._merge import render_merge
-from hf_tsv.errors import OutputError
+from hf_tsv.errors import OutputError, RecipeError
 from hf_tsv.files.disk import write_text
 from hf_tsv.files.names import CARD_FILE
+from hf_tsv.hub import header_of_card
 from hf_tsv.lora.format import ADAPTER_CONFIG
 from hf_tsv.lora.formats import ADAPTERS
 from hf_tsv.record import AdaptersRecord, MergeRecord, Record
@@ -73,9 +73,12 @@ def is_one_adapter(folder: Path) -> bool:
 def check_card(card: str) -> list[str]:
     """What the Hub would refuse of a card, found without asking it."""
     try:
-        header: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
-    except (ValueError, yaml.YAMLError) as error:
+        document = header_of_card(card)
+        document.raise_problems()
+        data = ModelCardData(**document.data)
+    except (ValueError, RecipeError) as error:
         return [f"its header can't be read: {' '.join(str(error).split())[:200]}"]
+    header: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
     problems = []
     if header.get("base_model_relation", "merge") not in RELATIONS:
         problems.append(f"base_model_relation is not one of {', '.join(RELATIONS)}")

@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub import ModelCardData
 from huggingface_hub.repocard_data import CardData
 
+from hf_tsv.errors import RecipeError
+from hf_tsv.hub import header_of_card
 from hf_tsv.methods import METHODS
 
 LICENCE_KEYS = ("license", "license_name", "license_link")
@@ -100,12 +100,11 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _header_of(card: str) -> dict[str, Any]:
-    """The header as data; empty when it is none."""
-    if not REGEX_YAML_BLOCK.search(card):  # the client would warn
-        return {}
+    """The header as data; empty if it can't be read."""
     try:
-        return _plain(ModelCard(card, ignore_metadata_errors=True).data)
-    except (ValueError, RecursionError, yaml.YAMLError):
+        header = header_of_card(card).data
+        return _plain(ModelCardData(**{**header, "ignore_metadata_errors": True}))
+    except (ValueError, RecipeError):
         return {}
 
 

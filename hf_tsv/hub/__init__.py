@@ -4,7 +4,7 @@ The only part on a network.
 """
 
 from hf_tsv.hub._client import Hub
-from hf_tsv.hub._facts import SourceFacts, facts_of_folder
+from hf_tsv.hub._facts import SourceFacts, facts_of_folder, header_of_card
 from hf_tsv.hub._pinned import Pinned
 from hf_tsv.hub._push import Commit, Pushed, Repository, Target
 from hf_tsv.hub._remote import RemoteCheckpoint, Slice
@@ -22,4 +22,5 @@ __all__ = [
     "Target",
     "Weights",
     "facts_of_folder",
+    "header_of_card",
 ]

@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard, ModelInfo
+from huggingface_hub import ModelCardData, ModelInfo
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.repocard_data import CardData
 
+from hf_tsv.errors import RecipeError
 from hf_tsv.hub._repository import CARD
+from hf_tsv.recipe import Document, read_yaml
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,24 @@ def facts_of_info(info: ModelInfo) -> SourceFacts:
 
 
 def facts_of_folder(folder: Path) -> SourceFacts:
-    """What the card in a folder states; nothing if the card is missing or its header isn't YAML."""
+    """What the card in a folder says; nothing if there isn't one, or its header isn't YAML."""
     try:
-        text = (folder / CARD).read_text("utf-8")
-        if not REGEX_YAML_BLOCK.search(text):  # the client would warn about a card without a header
-            return SourceFacts()
-        return facts_of_card(ModelCard(text, ignore_metadata_errors=True).data)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        # Strangers write cards: a malformed one states nothing, and is no reason to refuse the model.
+        header = header_of_card((folder / CARD).read_text("utf-8")).data
+        return facts_of_card(ModelCardData(**{**header, "ignore_metadata_errors": True}))
+    except (OSError, ValueError, RecipeError):
         return SourceFacts()
+
+
+def header_of_card(card: str) -> Document:
+    """The YAML header of a model card, with what is wrong with it; empty if the card has none.
+
+    Raises:
+        RecipeError: it isn't YAML, or isn't a mapping.
+    """
+    match = REGEX_YAML_BLOCK.search(card)
+    if match is None or not match[2].strip():
+        return Document("header", data={})
+    return read_yaml(match[2], "header", keys="what describes the model", example="license: mit")
 
 
 def facts_of_card(card: CardData) -> SourceFacts:

@@ -80,15 +80,30 @@ def as_adapter_output(recipe: Recipe, rule: Mapping[str, Any] | None = None) -> 
     return edited(recipe, change)
 
 
+def _compresses(method: str) -> bool:
+    """Whether each task keeps its change in an adapter."""
+    return method == COMPRESSING
+
+
+def _copies_base(method: str) -> bool:
+    return method == "base"
+
+
+def _stay(recipe: Recipe) -> Set[str]:
+    """The methods of a recipe that a compression leaves."""
+    compressing = {method for method in recipe.methods if _compresses(method)}
+    copying = {method for method in recipe.methods if _copies_base(method)}
+    # With nothing but the base's weights there would be nothing to compress.
+    return compressing if copying == set(recipe.methods) else compressing | copying
+
+
 def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
     """Have every method be `tsv_c`, or `base` beside another one."""
-    stays = {COMPRESSING}
-    if set(recipe.methods) != {BASE}:
-        stays.add(BASE)
-    if stays.issuperset(recipe.methods):
+    stay = _stay(recipe)
+    if stay >= set(recipe.methods):
         return
-    _replace_in_overrides(document, recipe, stays)
-    if recipe.merge_method not in stays:
+    _replace_in_overrides(document, recipe, stay)
+    if recipe.merge_method not in stay:
         put_key(document, "merge_method", COMPRESSING)
         remove_key(document, "parameters")
     remove_key(document, "residuals")
@@ -104,20 +119,20 @@ def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
             _remove_parameters(own_value(models_of(document), i), unknown)
 
 
-def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stays: Set[str]) -> None:
+def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stay: Set[str]) -> None:
     # An override that compresses has had these from the recipe's own parameters, if those go.
     inherited: dict[str, Any] = {}
-    if recipe.merge_method not in stays:
+    if recipe.merge_method not in stay:
         shared = document.get("parameters") or {}
         inherited = {name: value for name, value in shared.items() if name in METHODS[COMPRESSING].parameters}
     for i, branch in enumerate(recipe.branches[:-1]):
         missing = inherited.keys() - _given(document["overrides"][i])
-        if branch.method not in stays:
+        if branch.method not in stay:
             entry = own_value(own_value(document, "overrides"), i)
             remove_key(entry, "parameters")
             if entry.get("merge_method"):
                 put_key(entry, "merge_method", COMPRESSING)
-        elif branch.method == COMPRESSING and missing:
+        elif _compresses(branch.method) and missing:
             entry = own_value(own_value(document, "overrides"), i)
             put_keys(entry, "parameters", {name: copy.deepcopy(inherited[name]) for name in sorted(missing)})
 

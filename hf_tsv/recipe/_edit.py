@@ -196,7 +196,8 @@ def _indent_alike(yaml: Any, document: CommentedMap) -> None:
         indent = value.lc.col - document.lc.col
         if isinstance(value, CommentedMap):
             mapping = mapping or indent
-        elif offset is None and isinstance(value[0], CommentedMap) and not value[0].fa.flow_style():
+        elif offset is None:
+            _, column = value.lc.item(0)  # behind the dash
             offset = indent
-            sequence = value[0].lc.col - document.lc.col
+            sequence = column - document.lc.col
     yaml.indent(mapping=mapping, sequence=sequence, offset=offset)

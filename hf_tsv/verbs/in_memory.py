@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from torch import Tensor, nn
 
 from hf_tsv.checkpoints.dtypes import ARITHMETIC
@@ -15,7 +14,7 @@ from hf_tsv.merging.plan import Step, leaves_masks, leaves_residuals
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.merging.progress import Silent
 from hf_tsv.merging.resources import Resources, usable_cores
-from hf_tsv.recipe import Recipe, parse_recipe
+from hf_tsv.recipe import Recipe, parse_recipe, to_yaml
 
 
 def merge_state_dicts(
@@ -102,4 +101,4 @@ def _recipe_of(
         "dtype": dtype,
         "svd": svd,
     }
-    return parse_recipe(yaml.safe_dump(data, sort_keys=False), source=f"merge_state_dicts(method={method!r})")
+    return parse_recipe(to_yaml(data), source=f"merge_state_dicts(method={method!r})")

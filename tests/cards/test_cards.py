@@ -16,12 +16,12 @@ from unicodedata import category
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from ruamel.yaml import YAML
 from transformers import BertTokenizer
 
 import hf_tsv
@@ -44,7 +44,7 @@ from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.files.bundled import bundled
 from hf_tsv.job.recording import make_record
 from hf_tsv.methods import METHODS
-from hf_tsv.recipe import pinned_text
+from hf_tsv.recipe import pinned_text, to_yaml
 from tests.support import models
 from tests.support.bundled import RECIPES, plan_of
 
@@ -150,7 +150,7 @@ def output(folder: Path, lock: Mapping[str, Any], **configs: Any) -> Path:
     """What lies in a merged model's folder when its card is written; `config` stands for `config.json`."""
     folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text("merge_method: tsv_m  # as it was written\n")
-    (folder / "recipe.lock.yaml").write_text(yaml.safe_dump(lock, sort_keys=False, allow_unicode=True), "utf-8")
+    (folder / "recipe.lock.yaml").write_text(to_yaml(lock), "utf-8")
     for name, config in configs.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
     return folder
@@ -557,8 +557,9 @@ class TestNasty:
     @pytest.mark.parametrize("name", NASTY)
     def test_the_recipe_reads_back(self, name: str) -> None:
         fences = [t for t in MARKDOWN.parse(disguised(name)) if t.type == "fence" and t.info == "yaml"]
-        as_yaml_has_it = yaml.safe_load(yaml.safe_dump(name, allow_unicode=True))
-        assert [yaml.safe_load(fence.content)["chat_template"] for fence in fences] == [as_yaml_has_it]
+        as_yaml_has_it = YAML(typ="safe", pure=True).load(to_yaml(name))
+        recipes = [YAML(typ="safe", pure=True).load(fence.content) for fence in fences]
+        assert [recipe["chat_template"] for recipe in recipes] == [as_yaml_has_it]
 
     @given(st.text())
     def test_a_name_reads_as_itself(self, name: str) -> None:

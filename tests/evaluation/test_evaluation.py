@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-import yaml
-from hf_tsv.kept.options import Compressing
 from PIL import Image
+from ruamel.yaml import YAML
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -75,7 +74,7 @@ def test_record_and_card_hold_what_was_measured(tmp_path: Path) -> None:
     assert json.loads((out / "hf_tsv.json").read_text())["evaluation"] == json.loads(json.dumps(found))
     card = (out / "README.md").read_text()
     assert "was not measured" not in card
-    header = yaml.safe_load(card.split("---")[1])
+    header = YAML(typ="safe", pure=True).load(card.split("---")[1])
     (result,) = header["model-index"][0]["results"]
     assert result["metrics"][0] == {"type": "accuracy", "value": found["tasks"]["t0"]["scores"]["merged"]}
     assert result["dataset"] == {"name": "t0", "type": "data.jsonl"}

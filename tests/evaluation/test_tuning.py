@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-import yaml
+from hf_tsv.job.inputs import loaded as loaded_recipe
+from ruamel.yaml import YAML
 
 import hf_tsv
 from hf_tsv.errors import PlanError
 from hf_tsv.evaluation import tunable, tuning
-from hf_tsv.job.inputs import loaded as loaded_recipe
 from hf_tsv.methods import METHODS
 from tests.support import models
 from tests.support.cli import run
@@ -184,7 +184,7 @@ def test_the_command_writes_a_recipe(zoo: Path) -> None:
     result = run("tune", recipe, zoo / "t.yaml", "--suite", zoo / "suite.yaml", "--by", "all", "--scales", "1,2", "-q")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.endswith(f"{zoo}/t.yaml\n")
-    assert yaml.safe_load((zoo / "t.yaml").read_text())["parameters"]["scale"] in (1, 2)
+    assert YAML(typ="safe", pure=True).load((zoo / "t.yaml").read_text())["parameters"]["scale"] in (1, 2)
     again = run("tune", recipe, zoo / "t.yaml", "--suite", zoo / "suite.yaml", "--by", "all", "--json", "-q")
     assert json.loads(again.stdout)["tried"] == 7
     for option in ("--scales", "--lambdas"):

@@ -14,7 +14,7 @@ import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.errors import CheckpointError, HfTsvError, RecipeError
 from hf_tsv.lora.read.adapter import open_adapter
-from hf_tsv.recipe import parse_recipe, pinned_text
+from hf_tsv.recipe import edited, parse_recipe, put_key
 from tests.support import models
 
 FUZZ = settings(
@@ -76,11 +76,12 @@ def test_a_recipe_is_read_or_told(data: Any) -> None:
     except RecipeError as error:
         str(error).encode()
     else:
-        again = parse_recipe(pinned_text(recipe, {}))
+        again = edited(recipe, lambda document: put_key(document, "dtype", "float64"))
+        assert again.dtype == "float64"
         assert [model.ref for model in again.models] == [model.ref for model in recipe.models]
 
 
-@settings(FUZZ, deadline=20_000)  # PyYAML looks ahead from every bracket, but not without end
+@settings(FUZZ, deadline=20_000)  # ruamel.yaml looks ahead from every bracket, but not without end
 @given(st.text() | st.text(alphabet="-:{}[]&*!|>'\"%@`#,? \n\tab1.<"))
 @example(DEEP)
 @example("a: &a [" + "*a, " * 9 + "]")

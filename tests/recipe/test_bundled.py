@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from benchmarks.papers import copy_suite, suite_of
 from hf_tsv.evaluation import load_suite
@@ -34,6 +34,6 @@ def test_the_tasks_that_a_suite_includes_come_along(tmp_path: Path) -> None:
     name = "flan-t5-base-glue-tsv-m"
     suite = load_suite(copy_suite(name, load_recipe(bundled("recipes") / f"{name}.yaml"), tmp_path))
     for task in suite.file.tasks:
-        written = yaml.safe_load((tmp_path / task.include / f"{task.name}.yaml").read_text("utf-8"))
+        written = YAML(typ="safe", pure=True).load((tmp_path / task.include / f"{task.name}.yaml").read_text("utf-8"))
         assert written["task"] == task.task
         assert written["dataset_name"] == task.name

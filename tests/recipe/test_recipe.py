@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_tsv.errors import RecipeError
 from hf_tsv.methods import METHODS, Inputs
-from hf_tsv.recipe import UNION, ModelRef, Recipe, TokenizerChoice, load_recipe, parse_recipe
+from hf_tsv.recipe import UNION, ModelRef, Recipe, TokenizerChoice, load_recipe, parse_recipe, to_yaml
 
 BAD = Path(__file__).parent / "bad"
 Q, K, MLP = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight", "model.mlp.up.weight"
@@ -183,7 +182,7 @@ class TestAnything:
     @given(FILES)
     @example({"base_model": {"<mapping>": {"<mapping>": 1}}, "parameters": {"<scalar>": {"<scalar>": 1}}})
     def test_yaml_of_any_shape_is_a_recipe_or_told(self, data: object) -> None:
-        text = yaml.safe_dump(data, allow_unicode=True)
+        text = to_yaml(data)
         try:
             parse_recipe(text).rule_at(Q, "linear", 0.5)
             told = ["recipe.yaml:1: nothing"]

@@ -26,7 +26,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from tests.support.loopback_xet import CAS_TOKEN, Cas, token
 
@@ -470,7 +471,7 @@ def sibling(path: str, blob: Blob, *, sized: bool) -> dict[str, Any]:
 def card_data(commit: Commit) -> dict[str, Any]:
     text = commit.files["README.md"].data.decode() if "README.md" in commit.files else ""
     match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    return (yaml.safe_load(match[1]) or {}) if match else {}
+    return (YAML(typ="safe", pure=True).load(match[1]) or {}) if match else {}
 
 
 def next_page(hub: LoopbackHub, request: Request, cursor: int) -> str:
@@ -523,8 +524,8 @@ def settings(hub: LoopbackHub, request: Request, id: str) -> Reply:
 def validate_yaml(hub: LoopbackHub, request: Request) -> Reply:
     match = re.match(r"\s*---\n(.*?)\n---", request.json()["content"], re.DOTALL)
     try:
-        data = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError as error:
+        data = YAML(typ="safe", pure=True).load(match[1]) if match else {}
+    except YAMLError as error:
         return Reply.of({"errors": [{"message": f"YAML parse error: {error}"}]}, 400)
     wrong = data.get("base_model_relation", "merge") not in ("adapter", "merge", "quantized", "finetune")
     errors = [{"message": '"base_model_relation" is none of the four'}] if wrong else []

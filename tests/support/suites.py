@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import transformers as tf
-import yaml
 from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from tokenizers.pre_tokenizers import Whitespace
+
+from hf_tsv.recipe import to_yaml
 
 WORDS = ["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
 TEXTS = ["a b c", "d e", "f g h i j", "k", "l m n o", "p q r", "s t u v", "w x", "y z a", "b d f h", "c e g", "x y z"]
@@ -35,7 +36,7 @@ def examples(folder: Path, count: int, seed: int = 0) -> list[dict[str, Any]]:
 def suite(folder: Path, *tasks: dict[str, Any], **more: Any) -> Path:
     """A suite file of these tasks."""
     path = folder / "suite.yaml"
-    path.write_text(yaml.safe_dump({**more, "tasks": list(tasks)}, sort_keys=False))
+    path.write_text(to_yaml({**more, "tasks": list(tasks)}))
     return path
 
 
