@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from pydantic import TypeAdapter
 from transformers import BertTokenizer
 
 import hf_tsv
@@ -38,20 +39,26 @@ from hf_tsv.cards import (
     text,
     write_card,
 )
-from hf_tsv.cards._merge import _value
 from hf_tsv.cards._sections import compose
+from hf_tsv.cards._tensors import value_text
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.job.recording import make_record
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import pinned_text
 from hf_tsv.recipe.bundled import bundled
+from hf_tsv.record import Record, SourceEntry, Terms, Versions
 from tests.recipe.test_bundled import RECIPES, plan_of
 from tests.support import models
 
 EXAMPLES = bundled("cards") / "examples"
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-VERSIONS = {"hf_tsv": "0.1.0", "torch": "2.9.1", "python": "3.12.3"}
+VERSIONS = {"hf_tsv": "0.1.0", "numerics": "4", "torch": "2.9.1", "python": "3.12.3", "processor": "CPU"}
 SHAS = ["1f2e3d4c5b6a79880112233445566778899aabbc", "a" * 40, "b0c1" * 10]
+
+
+def typed(record: Mapping[str, Any]) -> Any:
+    """A record as it is read from its file."""
+    return TypeAdapter(Record).validate_json(json.dumps(record))
 
 
 def tensor(shape: list[int], method: str = "tsv_m", kind: str = "linear", **more: Any) -> dict[str, Any]:
@@ -66,7 +73,8 @@ def source(model: str, task: str | None = None, revision: str | None = None) -> 
 def a_record(sources: list[dict[str, Any]], tensors: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     used = {facts["method"] for facts in tensors.values()} - {"base"}
     return {
-        "format": 1,
+        "format": 2,
+        "kind": "merge",
         "versions": VERSIONS,
         "sources": sources,
         "method": "tsv_m",
@@ -86,14 +94,13 @@ def hub_merge() -> dict[str, Any]:
     tensors: dict[str, Any] = {"model.embed_tokens.weight": tensor([49152, 576], "linear", "embedding")}
     for i, scale in enumerate((1.0, 1.25)):
         layer = f"model.layers.{i}"
-        attention: dict[str, Any] = {"parameters": {"scale": scale, "cut": "noise"}, "rank": [192, 192 - i, 190]}
+        parameters = {"scale": scale, "cut": "noise"}
+        notes = {"rank": [192, 192 - i, 190], "energy": [0.9712, 0.9655, 0.99 + i / 200]}
         tensors |= {
-            f"{layer}.self_attn.q_proj.weight": tensor(
-                [576, 576], **attention, energy=[0.9712, 0.9655, 0.99 + i / 200]
-            ),
+            f"{layer}.self_attn.q_proj.weight": tensor([576, 576], parameters=parameters, notes=notes),
             f"{layer}.self_attn.k_proj.weight": tensor([192, 576], "base", unchanged=True),
             f"{layer}.mlp.up_proj.weight": tensor([1536, 576], "ties", parameters={"density": (0.2, 0.3, 0.2)}),
-            f"{layer}.input_layernorm.weight": tensor([576], parameters={"scale": scale, "cut": "noise"}, kind="norm"),
+            f"{layer}.input_layernorm.weight": tensor([576], parameters=parameters, kind="norm"),
         }
     tensors["lm_head.weight"] = tensor([49152, 576], "base", "head", why="the recipe says so")
     tensors["model.position_ids"] = tensor([1, 2048], "base", "other", why="I64 is not merged") | {"dtype": "I64"}
@@ -157,19 +164,19 @@ def output(folder: Path, lock: Mapping[str, Any], **configs: Any) -> Path:
 
 
 def card_of(record: Mapping[str, Any], folder: Path, **configs: Any) -> str:
-    return render_card(record, output(folder, lock_of(record), **configs))
+    return render_card(typed(record), output(folder, lock_of(record), **configs))
 
 
 def hub_card(folder: Path) -> str:
     record = hub_merge()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     lock = lock_of(record, overrides=[{"filter": "mlp", "merge_method": "ties"}])
-    return render_card(record, output(folder, lock, config=config, tokenizer={}))
+    return render_card(typed(record), output(folder, lock, config=config, tokenizer={}))
 
 
 def folder_card(folder: Path) -> str:
     record = folder_merge()
-    return render_card(record, output(folder, lock_of(record), config={"model_type": "bert"}, modules=[]))
+    return render_card(typed(record), output(folder, lock_of(record), config={"model_type": "bert"}, modules=[]))
 
 
 def adapters_record() -> dict[str, Any]:
@@ -183,6 +190,10 @@ def adapters_record() -> dict[str, Any]:
         ]
     facts = {
         "bytes": 1_234_567,
+        "tensors": 4,
+        "left_out": {},
+        "in_sidecar": [],
+        "errors": {},
         "energy": 0.912,
         "left_out_share": 0.088,
         "ranks": {
@@ -190,27 +201,31 @@ def adapters_record() -> dict[str, Any]:
         },
     }
     return {
+        "format": 2,
+        "kind": "adapters",
         "versions": VERSIONS,
         "sources": sources,
         "method": "tsv_c",
+        "arithmetic": {"dtype": "float32", "svd": "exact"},
+        "seconds": 1.5,
         "flags": ["--budget", "10000000", "--profile", "faithful"],
         "warnings": [],
         "checkpoint_bytes": {"math": 12_345_678, "code": 12_345_678},
-        "tasks": {"math": {"faithful": facts}, "code": {"faithful": facts}},
+        "adapters": {"math": {"faithful": facts}, "code": {"faithful": facts}},
     }
 
 
 def adapters_card(folder: Path) -> str:
     record = adapters_record()
-    for task in record["tasks"]:
+    for task in record["adapters"]:
         (folder / "adapters" / task).mkdir(parents=True)
         (folder / "adapters" / task / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
-    return render_card(record, output(folder, lock_of(record)))
+    return render_card(typed(record), output(folder, lock_of(record)))
 
 
 def adapter_card(folder: Path) -> str:
     adapters_card(folder)
-    part = of_task(adapters_record(), "code")
+    part = of_task(typed(adapters_record()), "code")
     return render_adapters(part, folder, {("code", "faithful"): "."}, olds=[], licence=None)
 
 
@@ -220,9 +235,10 @@ def recipe_card(path: Path, folder: Path) -> str:
     models = [planned.recipe.base.text, *(model.ref.text for model in planned.recipe.models)]
     shas = [None if model.startswith(".") else f"{i:02d}" * 20 for i, model in enumerate(models)]
     tasks = [None, *planned.tasks]
-    sources = [source(*one) for one in zip(models, tasks, shas, strict=True)]
+    sources = [SourceEntry(**source(*one)) for one in zip(models, tasks, shas, strict=True)]
     facts = {step.name: {"sha256": "0" * 64} for step in planned.steps}
-    record = make_record(planned, sources, facts, seconds=1.5, parts={}, adapters={}, masks={}) | {"versions": VERSIONS}
+    record = make_record(planned, sources, facts, seconds=1.5, parts={}, adapters={}, masks=None)
+    record = record.model_copy(update={"versions": Versions(**VERSIONS)})
     output(folder, {}, config={"architectures": ["CLIPModel"]} if shas[0] else {"model_type": "bert"})
     (folder / "recipe.yaml").write_text(planned.recipe.text)
     pins = {model: f"{model}@{sha}" for model, sha in zip(models, shas, strict=True) if sha}
@@ -245,7 +261,7 @@ def test_golden_examples(name: str, tmp_path: Path) -> None:
 
 
 def test_a_value_that_all_tasks_have_is_told_once() -> None:
-    assert [_value([0.4, 0.4]), _value([0.4, 0.3]), _value([True, True])] == ["0.4", "0.4/0.3", "true"]
+    assert [value_text([0.4, 0.4]), value_text([0.4, 0.3]), value_text([True, True])] == ["0.4", "0.4/0.3", "true"]
 
 
 def header_of(card: str) -> dict[str, Any]:
@@ -273,7 +289,7 @@ class TestWrittenByPeople:
             + "\nlast words\n"
         )
         edited = "---" + edited.split("---", 1)[1].replace("The weights take", "Stale: the weights take")
-        again = render_card(hub_merge(), tmp_path, olds=[edited])
+        again = render_card(typed(hub_merge()), tmp_path, olds=[edited])
         assert again == edited.replace("Stale: the", "The")
         assert again.index("How to load") < again.index("## Mine\n\nwords") < again.index("## Sources")
         assert again.endswith("last words\n")
@@ -291,16 +307,16 @@ class TestWrittenByPeople:
 
     def test_sections_that_are_gone_leave_their_followers(self, tmp_path: Path) -> None:
         record = folder_merge()
-        card = render_card(record, output(tmp_path, lock_of(record)))
+        card = render_card(typed(record), output(tmp_path, lock_of(record)))
         old = card.replace("<!-- hf_tsv:begin recipe", "after the warnings\n\n<!-- hf_tsv:begin recipe")
-        again = render_card(record | {"warnings": []}, tmp_path, olds=[old])
+        again = render_card(typed(record | {"warnings": []}), tmp_path, olds=[old])
         assert "## Warnings" not in again
         assert again.index("## What was merged") < again.index("after the warnings") < again.index("## Recipe")
 
     def test_a_card_of_somebody_else_stays_below_ours(self, tmp_path: Path) -> None:
         hub_card(tmp_path)
         old = "---\nlicense: mit\ntags: [ties, mine]\nmodel_name: M\n---\n# Theirs\n"
-        again = render_card(hub_merge(), tmp_path, olds=[old])
+        again = render_card(typed(hub_merge()), tmp_path, olds=[old])
         assert again.endswith("# Theirs\n")
         header = header_of(again)
         assert header["tags"] == ["merge", "hf_tsv", "linear", "ties", "tsv-m", "mine"]
@@ -312,13 +328,13 @@ class TestWrittenByPeople:
         card = disguised(f"{name}\n{name}")
         record = folder_merge()
         with TemporaryDirectory() as folder:
-            fresh = render_card(record, output(Path(folder), lock_of(record)))
-            again = render_card(record, Path(folder), olds=[card])
+            fresh = render_card(typed(record), output(Path(folder), lock_of(record)))
+            again = render_card(typed(record), Path(folder), olds=[card])
         assert ModelCard(again).text == ModelCard(fresh).text
 
     def test_a_header_that_is_none_is_no_reason_to_lose_the_rest(self, tmp_path: Path) -> None:
         hub_card(tmp_path)
-        again = render_card(hub_merge(), tmp_path, olds=["---\n: [\n---\nwords\n"])
+        again = render_card(typed(hub_merge()), tmp_path, olds=["---\n: [\n---\nwords\n"])
         assert again.endswith("words\n")
 
 
@@ -339,11 +355,11 @@ class TestLicence:
         ],
     )
     def test_follows_from_the_sources(self, licences: list[str | None], expected: str | None) -> None:
-        found = inherited([{"license": licence} for licence in licences]).licence
+        found = inherited([Terms(license=licence) for licence in licences]).licence
         assert (found and found.id) == expected
 
     def test_two_that_are_called_other_are_not_one(self) -> None:
-        terms = [{"license": "other", "license_name": name, "license_link": f"https://x/{name}"} for name in "ab"]
+        terms = [Terms(license="other", license_name=name, license_link=f"https://x/{name}") for name in "ab"]
         assert inherited(terms).licence is None
         assert inherited(terms[:1] * 2).licence == Licence("other", "a", "https://x/a")
 
@@ -409,7 +425,7 @@ class TestHeader:
     def test_a_broken_configuration_does_not_lose_the_card(self, tmp_path: Path) -> None:
         output(tmp_path, lock_of(hub_merge()))
         (tmp_path / "config.json").write_text('{"architectures": ')
-        assert render_card(hub_merge(), tmp_path)
+        assert render_card(typed(hub_merge()), tmp_path)
 
 
 class TestBody:
@@ -429,7 +445,7 @@ class TestBody:
     def test_stacked_experts_count_expert_by_expert(self, tmp_path: Path) -> None:
         record = hub_merge()
         experts: dict[str, Any] = {"rank": [[3, 2], [1, None], None], "energy": [[0.5, 0.75], [1.0], None]}
-        record["tensors"] = {"experts.up": tensor([3, 8, 6], **experts, unchanged=[None, None, True])}
+        record["tensors"] = {"experts.up": tensor([3, 8, 6], notes=experts)}
         assert "| `experts.up` | 1 | 3 × 8 × 6 | `tsv_m` | 1 to 3 | 50.0% to 100.0% |" in card_of(record, tmp_path)
 
     def test_mixed_dtypes_are_loaded_as_the_configuration_says(self, tmp_path: Path) -> None:
@@ -468,7 +484,7 @@ class TestFolders:
             f"see {PRIVATE}/base, ~alice/secret/x, ../secret/y",
         ]
         lock = lock_of(record, tokenizer_source=f"{PRIVATE}/base") | {"base_model": {"model": {"path": paths[0]}}}
-        card = render_card(record, output(tmp_path, lock))
+        card = render_card(typed(record), output(tmp_path, lock))
         assert not re.search("alice|secret|my recipes|with spaces", card)
         assert "- r.yaml:7: 'base' stands in\n- see base, x, y\n" in card
         assert "tokenizer_source: base\n" in card
@@ -485,7 +501,7 @@ class TestFolders:
     ) -> None:
         record = folder_merge()
         record["sources"][0]["model"] = path
-        card = render_card(record, output(tmp_path, lock_of(record) | {"base_model": written}))
+        card = render_card(typed(record), output(tmp_path, lock_of(record) | {"base_model": written}))
         assert "\nbase_model: base\n" in card
 
     @pytest.mark.parametrize("path", [".", "..", "~", "/"])
@@ -516,11 +532,13 @@ def disguised(name: str) -> str:
     record["sources"][1] |= {"model": name.replace("/", ""), "task": name, "adapter": f"org/{name}@{SHAS[1]}"}
     merged, kept = tensor([4, 4], "task_arithmetic"), tensor([4], "base", why=name)
     record["tensors"] = {name: merged, f"kept {name}": kept}
-    record["task_parts"] = {name: {"file": name, "tensors": [name, name]}}
+    # A record's paths have no NUL, and nothing that Windows would take for a drive.
+    file = re.sub("[\0:]", "", name)
+    record["task_parts"] = {name: {"file": file, "tensors": [name, name]}}
     record["warnings"] = [f"x {name}", name]
     with TemporaryDirectory() as folder:
         lock = lock_of(record, chat_template=name)
-        return render_card(record, output(Path(folder), lock, config={"architectures": [name]}))
+        return render_card(typed(record), output(Path(folder), lock, config={"architectures": [name]}))
 
 
 INLINE = ("html_inline", "image", "softbreak", "hardbreak", "link_open", "s_open", "em_open")
@@ -637,8 +655,8 @@ def test_a_real_sentence_transformer_loads_as_its_card_says(tmp_path: Path) -> N
 
 def test_the_card_is_written_into_the_folder(tmp_path: Path) -> None:
     output(tmp_path, lock_of(hub_merge()))
-    write_card(hub_merge(), tmp_path)
-    assert (tmp_path / "README.md").read_text("utf-8") == render_card(hub_merge(), tmp_path)
+    write_card(typed(hub_merge()), tmp_path)
+    assert (tmp_path / "README.md").read_text("utf-8") == render_card(typed(hub_merge()), tmp_path)
 
 
 if __name__ == "__main__":
