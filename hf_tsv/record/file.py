@@ -28,13 +28,12 @@ _WORDS = {
 
 def to_text(record: Record) -> str:
     """The record as JSON. Fields that have their default value are left out."""
-    return _RECORD.dump_json(record, indent=1, exclude_defaults=True).decode() + "\n"
+    return record.model_dump_json(indent=1, exclude_defaults=True) + "\n"
 
 
 def to_data(record: Record) -> dict[str, Any]:
     """The record as plain data, as its file holds it."""
-    data: dict[str, Any] = _RECORD.dump_python(record, mode="json", exclude_defaults=True)
-    return data
+    return record.model_dump(mode="json", exclude_defaults=True)
 
 
 def write_record(record: Record, folder: Path) -> None:

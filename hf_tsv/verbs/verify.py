@@ -25,7 +25,7 @@ from hf_tsv.merging.plan import DEFAULT_SHARD_SIZE, Step
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources, usable_cores
 from hf_tsv.recipe import Recipe, load_recipe
-from hf_tsv.record import MergeRecord, Record, RestoredRecord, TensorEntry, TensorSum, read_record
+from hf_tsv.record import MergeRecord, Record, RestoredRecord, TensorEntry, TensorSum, Versions, read_record
 from hf_tsv.sources.models import Source, fetch, open_sources
 
 SAMPLE = 8
@@ -204,7 +204,10 @@ class _Sampled:
         if self._sample is not None:
             steps = self._draw.sample(steps, min(self._sample, len(steps)))
         check_memory(plan, resources)
-        self._result.notes += [*_other_sources(self._record, sources), *_other_versions(self._record, resources.device)]
+        self._result.notes += [
+            *_other_sources(self._record, sources),
+            *_other_versions(self._record.versions, resources.device),
+        ]
         run(plan, steps, self, resources, progress)
         self._result.recomputed = sorted(step.name for step in steps)
         for name, method in sorted(self._differing.items()):
@@ -230,9 +233,9 @@ def _other_sources(record: Record, sources: Sequence[Source]) -> list[str]:
     ]
 
 
-def _other_versions(record: Record, device: torch.device) -> list[str]:
+def _other_versions(then: Versions, device: torch.device) -> list[str]:
     """Which versions, that bits depend on, are others now."""
-    now, then = versions(device), record.versions
+    now = versions(device)
     compared = {
         "numerics": (then.numerics, now.numerics),
         "torch": (then.torch, now.torch),
