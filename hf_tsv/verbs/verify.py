@@ -188,7 +188,7 @@ class _Sampled:
     """Merges a sample of a record's tensors again, and compares them with the record instead of writing them."""
 
     def __init__(self, record: MergeRecord, sample: int | None, seed: int, result: Verification) -> None:
-        """`sample`: how many tensors, None for all; `seed`: chooses them; `result`: where differences are told."""
+        """`sample`: how many tensors, None for all; `seed`: chooses them; `result`: where differences are noted."""
         self._record = record
         self._sample = sample
         self._draw = random.Random(seed)
