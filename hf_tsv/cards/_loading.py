@@ -48,10 +48,10 @@ class Loading:
 
 
 def loading(folder: Path) -> Loading | None:
-    """None where the configuration isn't one that transformers or sentence-transformers know."""
+    """How an output is loaded; None where neither transformers nor sentence-transformers knows its configuration."""
     if (folder / "modules.json").is_file():
-        called = str(read_json(folder / "config_sentence_transformers.json").get("model_type"))
-        model_class = called if called in SENTENCE_CLASSES else "SentenceTransformer"
+        named = str(read_json(folder / "config_sentence_transformers.json").get("model_type"))
+        model_class = named if named in SENTENCE_CLASSES else "SentenceTransformer"
         return Loading("sentence-transformers", model_class, pipeline_tag=SENTENCE_CLASSES[model_class])
     config = read_json(folder / "config.json")
     if not {"architectures", "model_type"} & config.keys():
@@ -64,11 +64,12 @@ def _transformers_class(config: Mapping[str, Any]) -> tuple[str, str | None]:
     """The Auto class where it is sure to load the same architecture, else the architecture's own class."""
     listed = config.get("architectures")
     architecture = str(listed[0]) if isinstance(listed, list) and listed else ""
-    for named, found in AUTO_CLASSES.items():
-        if re.fullmatch(named, architecture):
-            return found
-    own = re.fullmatch(r"[A-Z][A-Za-z0-9]*", architecture) and "auto_map" not in config
-    return (architecture if own else "AutoModel"), None
+    for pattern, class_and_task in AUTO_CLASSES.items():
+        if re.fullmatch(pattern, architecture):
+            return class_and_task
+    # The snippet is code that people run: only a name may get into it. With auto_map the class isn't transformers' own.
+    is_own_class = re.fullmatch(r"[A-Z][A-Za-z0-9]*", architecture) and "auto_map" not in config
+    return (architecture if is_own_class else "AutoModel"), None
 
 
 def _input_class(folder: Path) -> str | None:
@@ -79,9 +80,9 @@ def _input_class(folder: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration; empty if there is none, or none that can be read, which is no reason to lose a merge."""
+    """A configuration; empty if it is missing or malformed, which is no reason to lose a merge."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return data if isinstance(data, dict) else {}

@@ -65,7 +65,11 @@ def link(label: object, url: str) -> Markdown:
 
 def one_line(value: str) -> str:
     """Without line breaks, and without invisible signs that could reorder or hide what stands there."""
-    return "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in " ".join(value.split()))
+    characters = []
+    for character in " ".join(value.split()):
+        is_invisible = unicodedata.category(character).startswith("C")  # control, format, surrogate, unassigned
+        characters.append("\ufffd" if is_invisible else character)
+    return "".join(characters)
 
 
 def _as_entities(match: re.Match[str]) -> str:
@@ -89,7 +93,7 @@ def _templates() -> Environment:
 
 def sections(template: str, contents: Mapping[str, Any]) -> dict[str, str]:
     """What each block of a card's template makes of the contents, without those that come to nothing."""
-    found = _templates().get_template(template)
-    context = found.new_context(dict(contents))
-    texts = {name: "".join(block(context)).strip("\n") for name, block in found.blocks.items()}
+    loaded = _templates().get_template(template)
+    context = loaded.new_context(dict(contents))
+    texts = {name: "".join(block(context)).strip("\n") for name, block in loaded.blocks.items()}
     return {name: text for name, text in texts.items() if text}

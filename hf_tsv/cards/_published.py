@@ -65,11 +65,14 @@ def published_config(text: str) -> str:
         return folder_name(value) if is_folder else value
 
     data = json.loads(text)
-    return text if masked(data) == data else json.dumps(masked(data), indent=2, ensure_ascii=False) + "\n"
+    shown = masked(data)
+    # Where nothing is masked, the file keeps its formatting.
+    return text if shown == data else json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
 
 
 def without_folders(message: str) -> str:
-    """A message without the folders of the machine where it was said: neither the recipe's nor any model's."""
+    """A message without the folders of the machine that it is from: neither the recipe's nor any model's."""
+    # The recipe's folder may have spaces in its name, so everything before FILE:LINE goes.
     message = re.sub(r"^.*?([^/]+:\d+: )", r"\1", message)
     return _FOLDER.sub("", message)
 

@@ -47,6 +47,7 @@ def compose(header: ModelCardData, sections: Mapping[str, str], olds: Sequence[s
     added: defaultdict[str | None, list[str]] = defaultdict(list)
     for old in olds:
         for after, written in _written_by_people(old, sections):
+            # The card on the Hub and the one in the folder often hold the same words.
             if all(written not in known for known in added.values()):
                 added[after].append(written)
     parts = [*added[None]]
@@ -73,12 +74,14 @@ def _written_by_people(card: str, sections: Collection[str]) -> Iterator[tuple[s
     body = _HEADER.sub("", card, count=1)
     after: str | None = None
     end = 0
-    for found in _MARKED.finditer(body):
-        if written := body[end : found.start()].strip():
+    for section in _MARKED.finditer(body):
+        if written := body[end : section.start()].strip():
             yield after, written
-        after = found["name"] if found["name"] in sections else after
-        end = found.end()
+        # What follows a section that is gone stays behind the one before that.
+        after = section["name"] if section["name"] in sections else after
+        end = section.end()
     if written := body[end:].strip():
+        # A card without any section of ours is somebody else's as a whole, and comes last.
         yield after if end else list(sections)[-1], written
 
 
@@ -96,7 +99,9 @@ def _merged(new: Mapping[str, Any], olds: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value] if value else []
+    if isinstance(value, list):
+        return list(value)
+    return [value] if value else []
 
 
 def _header_of(card: str) -> dict[str, Any]:
@@ -110,5 +115,5 @@ def _header_of(card: str) -> dict[str, Any]:
 
 def _plain(data: CardData) -> dict[str, Any]:
     """A header as plain data."""
-    found: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
-    return found
+    plain: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
+    return plain

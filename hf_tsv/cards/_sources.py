@@ -62,13 +62,13 @@ class SourceRow:
 
 def places(source: SourceEntry) -> list[Place]:
     """Where a source's model lies, and the adapter on top of it, if any."""
-    found = [Place(source.model, source.revision)]
+    in_order = [Place(source.model, source.revision)]
     if source.adapter:
         path, _, revision = source.adapter.rpartition("@")
         # A folder's name may hold an @ as well.
         is_pinned = re.fullmatch("[0-9a-f]{40}", revision)
-        found.append(Place(path, revision) if is_pinned else Place(source.adapter, None))
-    return found
+        in_order.append(Place(path, revision) if is_pinned else Place(source.adapter, None))
+    return in_order
 
 
 def folder_name(path: str) -> str:

@@ -137,8 +137,12 @@ def _grouped(tensors: Mapping[str, TensorEntry]) -> list[Group]:
 
 def _varying(entries: Sequence[TensorEntry]) -> list[str]:
     """The parameters that a recipe gives some of these tensors otherwise than others."""
-    keys = dict.fromkeys(key for entry in entries for key in entry.parameters)
-    return [key for key in keys if len({repr(entry.parameters.get(key)) for entry in entries}) > 1]
+    varying = []
+    for key in dict.fromkeys(key for entry in entries for key in entry.parameters):
+        values = {repr(entry.parameters.get(key)) for entry in entries}  # lists can't be hashed
+        if len(values) > 1:
+            varying.append(key)
+    return varying
 
 
 def _parameters(entries: Iterable[TensorEntry], keys: Iterable[str]) -> list[str]:

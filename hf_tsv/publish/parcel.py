@@ -55,7 +55,10 @@ class Parcel:
     @property
     def nbytes(self) -> int:
         """Bytes of all files, without the card."""
-        return sum(file.stat().st_size if isinstance(file, Path) else len(file) for file in self.files.values())
+        total = 0
+        for file in self.files.values():
+            total += file.stat().st_size if isinstance(file, Path) else len(file)
+        return total
 
     def files_in(self, repo_id: str) -> dict[str, Path | bytes]:
         """The files as they lie in that repository, where adapters on the merged model name it as their base."""

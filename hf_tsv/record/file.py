@@ -28,13 +28,12 @@ _WORDS = {
 
 def to_text(record: Record) -> str:
     """The record as JSON. Fields that have their default value are left out."""
-    return _RECORD.dump_json(record, indent=1, exclude_defaults=True).decode() + "\n"
+    return record.model_dump_json(indent=1, exclude_defaults=True) + "\n"
 
 
 def to_data(record: Record) -> dict[str, Any]:
     """The record as plain data, as its file holds it."""
-    data: dict[str, Any] = _RECORD.dump_python(record, mode="json", exclude_defaults=True)
-    return data
+    return record.model_dump(mode="json", exclude_defaults=True)
 
 
 def write_record(record: Record, folder: Path) -> None:
@@ -64,6 +63,7 @@ def read_record(folder: Path) -> Record:
     if too_large:
         raise OutputError(f"{path}: is larger than {MAX_BYTES >> 20} MiB, so it is not a record. {WAY_OUT}")
     try:
+        # Pydantic's parser has a limit on depth, which Python's lacks.
         return _RECORD.validate_json(content)
     except ValidationError as error:
         # Only the errors' places and kinds: a stranger's values may be long.
@@ -109,7 +109,8 @@ def _other_format(content: bytes) -> str:
     except ValueError:
         return ""
     number = data.get("format") if isinstance(data, dict) else None
-    if not isinstance(number, int) or number == FORMAT:
+    # Anything else is a wrong field; a number of thousands of digits couldn't even be printed.
+    if not isinstance(number, int) or isinstance(number, bool) or number == FORMAT or not 0 < number < 1000:
         return ""
     if number > FORMAT:
         return f"is of format {number}, which this version ({__version__}) does not know. Install a newer hf-tsv"

@@ -61,6 +61,8 @@ class _Common(Part):
         """Where the call that returned this record has pushed the output; empty in a record that was read."""
         return self._pushed
 
+    # `model_copy` doesn't check what it is given, so these say what may be changed, and to what.
+
     def with_pushed(self, pushed: Sequence[PushedTo]) -> Self:
         """The same record, saying where it was pushed."""
         record = self.model_copy()

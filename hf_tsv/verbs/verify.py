@@ -26,7 +26,7 @@ from hf_tsv.merging.plan import Step
 from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources, usable_cores
 from hf_tsv.recipe import Recipe, load_recipe
-from hf_tsv.record import MergeRecord, Record, RestoredRecord, TensorEntry, TensorSum, read_record
+from hf_tsv.record import MergeRecord, Record, RestoredRecord, TensorEntry, TensorSum, Versions, read_record
 from hf_tsv.sources.models import Source
 
 SAMPLE = 8
@@ -190,7 +190,7 @@ class _Sampled:
     """Merges a sample of a record's tensors again, and compares them with the record instead of writing them."""
 
     def __init__(self, record: MergeRecord, sample: int | None, seed: int, result: Verification) -> None:
-        """`sample`: how many tensors, None for all; `seed`: chooses them; `result`: where differences are told."""
+        """`sample`: how many tensors, None for all; `seed`: chooses them; `result`: where differences are noted."""
         self._record = record
         self._sample = sample
         self._draw = random.Random(seed)
@@ -206,7 +206,10 @@ class _Sampled:
         if self._sample is not None:
             steps = self._draw.sample(steps, min(self._sample, len(steps)))
         check_memory(plan, resources)
-        self._result.notes += [*_other_sources(self._record, sources), *_other_versions(self._record, resources.device)]
+        self._result.notes += [
+            *_other_sources(self._record, sources),
+            *_other_versions(self._record.versions, resources.device),
+        ]
         run(plan, steps, self, resources, progress)
         self._result.recomputed = sorted(step.name for step in steps)
         for name, method in sorted(self._differing.items()):
@@ -232,9 +235,9 @@ def _other_sources(record: Record, sources: Sequence[Source]) -> list[str]:
     ]
 
 
-def _other_versions(record: Record, device: torch.device) -> list[str]:
+def _other_versions(then: Versions, device: torch.device) -> list[str]:
     """Which versions, that bits depend on, are others now."""
-    now, then = versions(device), record.versions
+    now = versions(device)
     compared = {
         "numerics": (then.numerics, now.numerics),
         "torch": (then.torch, now.torch),

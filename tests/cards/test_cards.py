@@ -38,179 +38,60 @@ from hf_tsv.cards import (
     text,
     write_card,
 )
-from hf_tsv.cards._merge import _value
 from hf_tsv.cards._sections import compose
+from hf_tsv.cards._tensors import value_text
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.files.bundled import bundled
 from hf_tsv.job.recording import make_record
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import pinned_text, to_yaml
+from hf_tsv.record import SourceEntry, Terms, Versions
 from tests.support import models
 from tests.support.bundled import RECIPES, plan_of
+from tests.support.records import (
+    SHAS,
+    VERSIONS,
+    adapters_record,
+    folder_merge,
+    hub_merge,
+    lock_of,
+    output,
+    source,
+    tensor,
+    typed,
+)
 
 EXAMPLES = bundled("cards") / "examples"
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-VERSIONS = {"hf_tsv": "0.1.0", "torch": "2.9.1", "python": "3.12.3"}
-SHAS = ["1f2e3d4c5b6a79880112233445566778899aabbc", "a" * 40, "b0c1" * 10]
-
-
-def tensor(shape: list[int], method: str = "tsv_m", kind: str = "linear", **more: Any) -> dict[str, Any]:
-    return {"kind": kind, "shape": shape, "dtype": "BF16", "method": method, **more, "sha256": "0" * 64}
-
-
-def source(model: str, task: str | None = None, revision: str | None = None) -> dict[str, Any]:
-    role = "task" if task else "base"
-    return {"role": role, "task": task, "model": model, "revision": revision, "fingerprint": None}
-
-
-def a_record(sources: list[dict[str, Any]], tensors: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    used = {facts["method"] for facts in tensors.values()} - {"base"}
-    return {
-        "format": 1,
-        "versions": VERSIONS,
-        "sources": sources,
-        "method": "tsv_m",
-        "methods": {name: {"paper": METHODS[name].paper} for name in sorted(used)},
-        "arithmetic": {"dtype": "float32", "svd": "exact"},
-        "bytes": {"read": 0, "written": 0},
-        "seconds": 1.5,
-        "warnings": [],
-        "files": ["model.safetensors"],
-        "task_parts": {},
-        "tensors": dict(tensors),
-    } | more
-
-
-def hub_merge() -> dict[str, Any]:
-    """Three fine-tunes of a language model on the Hub, with methods and parameters that differ from layer to layer."""
-    tensors: dict[str, Any] = {"model.embed_tokens.weight": tensor([49152, 576], "linear", "embedding")}
-    for i, scale in enumerate((1.0, 1.25)):
-        layer = f"model.layers.{i}"
-        attention: dict[str, Any] = {"parameters": {"scale": scale, "cut": "noise"}, "rank": [192, 192 - i, 190]}
-        tensors |= {
-            f"{layer}.self_attn.q_proj.weight": tensor(
-                [576, 576], **attention, energy=[0.9712, 0.9655, 0.99 + i / 200]
-            ),
-            f"{layer}.self_attn.k_proj.weight": tensor([192, 576], "base", unchanged=True),
-            f"{layer}.mlp.up_proj.weight": tensor([1536, 576], "ties", parameters={"density": (0.2, 0.3, 0.2)}),
-            f"{layer}.input_layernorm.weight": tensor([576], parameters={"scale": scale, "cut": "noise"}, kind="norm"),
-        }
-    tensors["lm_head.weight"] = tensor([49152, 576], "base", "head", why="the recipe says so")
-    tensors["model.position_ids"] = tensor([1, 2048], "base", "other", why="I64 is not merged") | {"dtype": "I64"}
-    sources = [
-        source("example/small-lm", revision=SHAS[0]),
-        source("example/small-lm-math", "math", SHAS[1]),
-        source("example/small-lm", "code", SHAS[0]) | {"adapter": f"someone/small_lm-code@{SHAS[2]}"},
-        source("example/small-lm", "chat", SHAS[1]),
-    ]
-    return a_record(sources, tensors)
-
-
-def folder_merge() -> dict[str, Any]:
-    """Two classifiers in local folders, with a head each that the merged encoder can't hold."""
-    tensors = {
-        "encoder.layer.0.dense.weight": tensor([384, 384], "task_arithmetic", parameters={"scale": 0.5}),
-        "encoder.layer.0.dense.bias": tensor([384], "task_arithmetic", "bias", parameters={"scale": 0.5}),
-        "logit_scale": tensor([], "task_arithmetic", "other", parameters={"scale": 0.5}),
-        "pooler.weight": tensor([384, 384], "base", why="in no fine-tuned model"),
-    }
-    sources = [
-        source("/home/alice/models/minilm"),
-        source("/home/alice/models/minilm-reviews", "reviews"),
-        source("../minilm-questions", "questions"),
-    ]
-    heads = ["classifier.weight", "classifier.bias", "classifier.norm.weight", "classifier.norm.bias"]
-    return a_record(
-        sources,
-        {name: facts | {"dtype": "F32"} for name, facts in tensors.items()},
-        method="task_arithmetic",
-        task_parts={
-            "reviews": {"file": "task_parts/reviews.safetensors", "tensors": heads[:2]},
-            "questions": {"file": "task_parts/questions.safetensors", "tensors": heads},
-        },
-        warnings=[
-            "/home/alice/My Recipes/recipe.yaml:3: there is no base_model: /home/alice/models/minilm stands in for it.",
-            "1 tensors of the base are in no fine-tuned model and stay as they are: pooler.weight",
-        ],
-    )
-
-
-def lock_of(record: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The pinned recipe of a record."""
-
-    def reference(source: Mapping[str, Any]) -> str:
-        model = f"{source['model']}@{source['revision']}" if source["revision"] else source["model"]
-        return f"{model}+{source['adapter']}" if "adapter" in source else model
-
-    base, *tasks = ({"model": reference(s), "name": s["task"]} for s in record["sources"])
-    return {"merge_method": record["method"], "base_model": base["model"], "models": tasks, **more}
-
-
-def output(folder: Path, lock: Mapping[str, Any], **configs: Any) -> Path:
-    """What lies in a merged model's folder when its card is written; `config` stands for `config.json`."""
-    folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text("merge_method: tsv_m  # as it was written\n")
-    (folder / "recipe.lock.yaml").write_text(to_yaml(lock), "utf-8")
-    for name, config in configs.items():
-        (folder / f"{name}.json").write_text(json.dumps(config))
-    return folder
 
 
 def card_of(record: Mapping[str, Any], folder: Path, **configs: Any) -> str:
-    return render_card(record, output(folder, lock_of(record), **configs))
+    return render_card(typed(record), output(folder, lock_of(record), **configs))
 
 
 def hub_card(folder: Path) -> str:
     record = hub_merge()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     lock = lock_of(record, overrides=[{"filter": "mlp", "merge_method": "ties"}])
-    return render_card(record, output(folder, lock, config=config, tokenizer={}))
+    return render_card(typed(record), output(folder, lock, config=config, tokenizer={}))
 
 
 def folder_card(folder: Path) -> str:
     record = folder_merge()
-    return render_card(record, output(folder, lock_of(record), config={"model_type": "bert"}, modules=[]))
-
-
-def adapters_record() -> dict[str, Any]:
-    """Two compressed fine-tunes, one under a stricter licence."""
-    licences = ["apache-2.0", "apache-2.0", "llama3.1"]
-    names = [("example/small-lm", None), ("example/small-lm-math", "math"), ("example/small-lm-code", "code")]
-    sources = [source(model, task, sha) for (model, task), sha in zip(names, SHAS, strict=True)]
-    for one, licence in zip(sources, licences, strict=True):
-        one["terms"] = [
-            {"license": licence, "language": ["en"], "datasets": [f"org/{one['task']}"] if one["task"] else []}
-        ]
-    facts = {
-        "bytes": 1_234_567,
-        "energy": 0.912,
-        "left_out_share": 0.088,
-        "ranks": {
-            f"layers.{i}.{name}.weight": rank for i in (0, 1) for name, rank in (("q", 8 + i), ("norm", "dense"))
-        },
-    }
-    return {
-        "versions": VERSIONS,
-        "sources": sources,
-        "method": "tsv_c",
-        "flags": ["--budget", "10000000", "--profile", "faithful"],
-        "warnings": [],
-        "checkpoint_bytes": {"math": 12_345_678, "code": 12_345_678},
-        "tasks": {"math": {"faithful": facts}, "code": {"faithful": facts}},
-    }
+    return render_card(typed(record), output(folder, lock_of(record), config={"model_type": "bert"}, modules=[]))
 
 
 def adapters_card(folder: Path) -> str:
     record = adapters_record()
-    for task in record["tasks"]:
+    for task in record["adapters"]:
         (folder / "adapters" / task).mkdir(parents=True)
         (folder / "adapters" / task / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
-    return render_card(record, output(folder, lock_of(record)))
+    return render_card(typed(record), output(folder, lock_of(record)))
 
 
 def adapter_card(folder: Path) -> str:
     adapters_card(folder)
-    part = of_task(adapters_record(), "code")
+    part = of_task(typed(adapters_record()), "code")
     return render_adapters(part, folder, {("code", "faithful"): "."}, olds=[], licence=None)
 
 
@@ -220,9 +101,10 @@ def recipe_card(path: Path, folder: Path) -> str:
     models = [planned.recipe.base.text, *(model.ref.text for model in planned.recipe.models)]
     shas = [None if model.startswith(".") else f"{i:02d}" * 20 for i, model in enumerate(models)]
     tasks = [None, *planned.tasks]
-    sources = [source(*one) for one in zip(models, tasks, shas, strict=True)]
+    sources = [SourceEntry(**source(*one)) for one in zip(models, tasks, shas, strict=True)]
     facts = {step.name: {"sha256": "0" * 64} for step in planned.steps}
-    record = make_record(planned, sources, facts, seconds=1.5, parts={}, adapters={}, masks={}) | {"versions": VERSIONS}
+    record = make_record(planned, sources, facts, seconds=1.5, parts={}, adapters={}, masks=None)
+    record = record.model_copy(update={"versions": Versions(**VERSIONS)})
     output(folder, {}, config={"architectures": ["CLIPModel"]} if shas[0] else {"model_type": "bert"})
     (folder / "recipe.yaml").write_text(planned.recipe.text)
     pins = {model: f"{model}@{sha}" for model, sha in zip(models, shas, strict=True) if sha}
@@ -245,7 +127,7 @@ def test_golden_examples(name: str, tmp_path: Path) -> None:
 
 
 def test_a_value_that_all_tasks_have_is_told_once() -> None:
-    assert [_value([0.4, 0.4]), _value([0.4, 0.3]), _value([True, True])] == ["0.4", "0.4/0.3", "true"]
+    assert [value_text([0.4, 0.4]), value_text([0.4, 0.3]), value_text([True, True])] == ["0.4", "0.4/0.3", "true"]
 
 
 def header_of(card: str) -> dict[str, Any]:
@@ -273,7 +155,7 @@ class TestWrittenByPeople:
             + "\nlast words\n"
         )
         edited = "---" + edited.split("---", 1)[1].replace("The weights take", "Stale: the weights take")
-        again = render_card(hub_merge(), tmp_path, olds=[edited])
+        again = render_card(typed(hub_merge()), tmp_path, olds=[edited])
         assert again == edited.replace("Stale: the", "The")
         assert again.index("How to load") < again.index("## Mine\n\nwords") < again.index("## Sources")
         assert again.endswith("last words\n")
@@ -291,16 +173,16 @@ class TestWrittenByPeople:
 
     def test_sections_that_are_gone_leave_their_followers(self, tmp_path: Path) -> None:
         record = folder_merge()
-        card = render_card(record, output(tmp_path, lock_of(record)))
+        card = render_card(typed(record), output(tmp_path, lock_of(record)))
         old = card.replace("<!-- hf_tsv:begin recipe", "after the warnings\n\n<!-- hf_tsv:begin recipe")
-        again = render_card(record | {"warnings": []}, tmp_path, olds=[old])
+        again = render_card(typed(record | {"warnings": []}), tmp_path, olds=[old])
         assert "## Warnings" not in again
         assert again.index("## What was merged") < again.index("after the warnings") < again.index("## Recipe")
 
     def test_a_card_of_somebody_else_stays_below_ours(self, tmp_path: Path) -> None:
         hub_card(tmp_path)
         old = "---\nlicense: mit\ntags: [ties, mine]\nmodel_name: M\n---\n# Theirs\n"
-        again = render_card(hub_merge(), tmp_path, olds=[old])
+        again = render_card(typed(hub_merge()), tmp_path, olds=[old])
         assert again.endswith("# Theirs\n")
         header = header_of(again)
         assert header["tags"] == ["merge", "hf_tsv", "linear", "ties", "tsv-m", "mine"]
@@ -312,13 +194,13 @@ class TestWrittenByPeople:
         card = disguised(f"{name}\n{name}")
         record = folder_merge()
         with TemporaryDirectory() as folder:
-            fresh = render_card(record, output(Path(folder), lock_of(record)))
-            again = render_card(record, Path(folder), olds=[card])
+            fresh = render_card(typed(record), output(Path(folder), lock_of(record)))
+            again = render_card(typed(record), Path(folder), olds=[card])
         assert ModelCard(again).text == ModelCard(fresh).text
 
     def test_a_header_that_is_none_is_no_reason_to_lose_the_rest(self, tmp_path: Path) -> None:
         hub_card(tmp_path)
-        again = render_card(hub_merge(), tmp_path, olds=["---\n: [\n---\nwords\n"])
+        again = render_card(typed(hub_merge()), tmp_path, olds=["---\n: [\n---\nwords\n"])
         assert again.endswith("words\n")
 
 
@@ -339,11 +221,11 @@ class TestLicence:
         ],
     )
     def test_follows_from_the_sources(self, licences: list[str | None], expected: str | None) -> None:
-        found = inherited([{"license": licence} for licence in licences]).licence
+        found = inherited([Terms(license=licence) for licence in licences]).licence
         assert (found and found.id) == expected
 
     def test_two_that_are_called_other_are_not_one(self) -> None:
-        terms = [{"license": "other", "license_name": name, "license_link": f"https://x/{name}"} for name in "ab"]
+        terms = [Terms(license="other", license_name=name, license_link=f"https://x/{name}") for name in "ab"]
         assert inherited(terms).licence is None
         assert inherited(terms[:1] * 2).licence == Licence("other", "a", "https://x/a")
 
@@ -409,7 +291,7 @@ class TestHeader:
     def test_a_broken_configuration_does_not_lose_the_card(self, tmp_path: Path) -> None:
         output(tmp_path, lock_of(hub_merge()))
         (tmp_path / "config.json").write_text('{"architectures": ')
-        assert render_card(hub_merge(), tmp_path)
+        assert render_card(typed(hub_merge()), tmp_path)
 
 
 class TestBody:
@@ -429,7 +311,7 @@ class TestBody:
     def test_stacked_experts_count_expert_by_expert(self, tmp_path: Path) -> None:
         record = hub_merge()
         experts: dict[str, Any] = {"rank": [[3, 2], [1, None], None], "energy": [[0.5, 0.75], [1.0], None]}
-        record["tensors"] = {"experts.up": tensor([3, 8, 6], **experts, unchanged=[None, None, True])}
+        record["tensors"] = {"experts.up": tensor([3, 8, 6], notes=experts)}
         assert "| `experts.up` | 1 | 3 × 8 × 6 | `tsv_m` | 1 to 3 | 50.0% to 100.0% |" in card_of(record, tmp_path)
 
     def test_mixed_dtypes_are_loaded_as_the_configuration_says(self, tmp_path: Path) -> None:
@@ -468,7 +350,7 @@ class TestFolders:
             f"see {PRIVATE}/base, ~alice/secret/x, ../secret/y",
         ]
         lock = lock_of(record, tokenizer_source=f"{PRIVATE}/base") | {"base_model": {"model": {"path": paths[0]}}}
-        card = render_card(record, output(tmp_path, lock))
+        card = render_card(typed(record), output(tmp_path, lock))
         assert not re.search("alice|secret|my recipes|with spaces", card)
         assert "- r.yaml:7: 'base' stands in\n- see base, x, y\n" in card
         assert "tokenizer_source: base\n" in card
@@ -485,7 +367,7 @@ class TestFolders:
     ) -> None:
         record = folder_merge()
         record["sources"][0]["model"] = path
-        card = render_card(record, output(tmp_path, lock_of(record) | {"base_model": written}))
+        card = render_card(typed(record), output(tmp_path, lock_of(record) | {"base_model": written}))
         assert "\nbase_model: base\n" in card
 
     @pytest.mark.parametrize("path", [".", "..", "~", "/"])
@@ -516,11 +398,13 @@ def disguised(name: str) -> str:
     record["sources"][1] |= {"model": name.replace("/", ""), "task": name, "adapter": f"org/{name}@{SHAS[1]}"}
     merged, kept = tensor([4, 4], "task_arithmetic"), tensor([4], "base", why=name)
     record["tensors"] = {name: merged, f"kept {name}": kept}
-    record["task_parts"] = {name: {"file": name, "tensors": [name, name]}}
+    # A record's paths have no NUL, and nothing that Windows would take for a drive.
+    file = re.sub("[\0:]", "", name)
+    record["task_parts"] = {name: {"file": file, "tensors": [name, name]}}
     record["warnings"] = [f"x {name}", name]
     with TemporaryDirectory() as folder:
         lock = lock_of(record, chat_template=name)
-        return render_card(record, output(Path(folder), lock, config={"architectures": [name]}))
+        return render_card(typed(record), output(Path(folder), lock, config={"architectures": [name]}))
 
 
 INLINE = ("html_inline", "image", "softbreak", "hardbreak", "link_open", "s_open", "em_open")
@@ -638,8 +522,8 @@ def test_a_real_sentence_transformer_loads_as_its_card_says(tmp_path: Path) -> N
 
 def test_the_card_is_written_into_the_folder(tmp_path: Path) -> None:
     output(tmp_path, lock_of(hub_merge()))
-    write_card(hub_merge(), tmp_path)
-    assert (tmp_path / "README.md").read_text("utf-8") == render_card(hub_merge(), tmp_path)
+    write_card(typed(hub_merge()), tmp_path)
+    assert (tmp_path / "README.md").read_text("utf-8") == render_card(typed(hub_merge()), tmp_path)
 
 
 if __name__ == "__main__":

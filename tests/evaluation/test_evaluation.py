@@ -58,25 +58,25 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
     out, words, rows = classifiers(tmp_path)
     found = hf_tsv.evaluate(out, suite(tmp_path, text_task("t0"), text_task("t1"), batch_size=5))
     for task in ("t0", "t1"):
-        scores = found["tasks"][task]["scores"]
+        scores = found.tasks[task].scores
         folders = {"base": tmp_path / "base", "finetuned": tmp_path / task, "merged": out}
         assert scores == {label: accuracy_by_hand(loaded(f), words, rows) for label, f in folders.items()}
-        relative = found["tasks"][task]["relative"]
+        relative = found.tasks[task].relative
         assert relative["merged"] == scores["merged"] / scores["finetuned"]
-    means = [found["tasks"][task]["relative"]["merged"] for task in ("t0", "t1")]
-    assert found["mean"]["relative"]["merged"] == pytest.approx(sum(means) / 2)
+    means = [found.tasks[task].relative["merged"] for task in ("t0", "t1")]
+    assert found.mean.relative["merged"] == pytest.approx(sum(means) / 2)
 
 
 def test_record_and_card_hold_what_was_measured(tmp_path: Path) -> None:
     out, _, _ = classifiers(tmp_path)
     assert "was not measured" in (out / "README.md").read_text()
     found = hf_tsv.evaluate(out, suite(tmp_path, text_task()))
-    assert json.loads((out / "hf_tsv.json").read_text())["evaluation"] == json.loads(json.dumps(found))
+    assert json.loads((out / "hf_tsv.json").read_text())["evaluation"] == found.model_dump(mode="json")
     card = (out / "README.md").read_text()
     assert "was not measured" not in card
     header = YAML(typ="safe", pure=True).load(card.split("---")[1])
     (result,) = header["model-index"][0]["results"]
-    assert result["metrics"][0] == {"type": "accuracy", "value": found["tasks"]["t0"]["scores"]["merged"]}
+    assert result["metrics"][0] == {"type": "accuracy", "value": found.tasks["t0"].scores["merged"]}
     assert result["dataset"] == {"name": "t0", "type": "data.jsonl"}
     assert "| `t0` | `data.jsonl` | accuracy | 12 |" in card
 
@@ -119,7 +119,7 @@ def test_a_head_that_only_the_finetune_has(tmp_path: Path) -> None:
         models.save(own, tmp_path / f"t{t}")
     rows = examples(tmp_path, 4)
     hf_tsv.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1"))).tasks["t1"].scores
     for label, body in (("base", "base"), ("merged", "out")):
         by_hand = loaded(tmp_path / "t1")
         by_hand.bert.load_state_dict(tf.AutoModel.from_pretrained(tmp_path / body).state_dict())
@@ -134,7 +134,7 @@ def test_adapters_of_a_compression(tmp_path: Path) -> None:
     words, rows = tokenizer(tmp_path / "base"), examples(tmp_path, 3)
     recipe = models.recipe(tmp_path, tasks=1)
     hf_tsv.compress(recipe, tmp_path / "out", Compressing(Fraction(1.0)))
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task()))["tasks"]["t0"]["scores"]
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task())).tasks["t0"].scores
     by_hand = accuracy_by_hand(loaded(tmp_path / "t0"), words, rows)
     assert found["adapter"] == found["finetuned"] == by_hand != found["base"]
 
@@ -145,7 +145,7 @@ def test_a_task_with_a_mask(tmp_path: Path) -> None:
         models.save(models.perturbed(models.bert_classifier(), t, 0.3 * t), tmp_path / name)
     words, rows = tokenizer(tmp_path / "base"), examples(tmp_path, 3)
     hf_tsv.merge(models.recipe(tmp_path, "tall_mask", tasks=2), tmp_path / "out")
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1"))).tasks["t1"].scores
     hf_tsv.restore(tmp_path / "out", "t1", tmp_path / "restored")
     assert found["restored"] == accuracy_by_hand(loaded(tmp_path / "restored"), words, rows)
     assert found["merged"] == accuracy_by_hand(loaded(tmp_path / "out"), words, rows)
@@ -162,7 +162,7 @@ def test_a_head_that_the_suite_gives(tmp_path: Path, pooling: str) -> None:
     save_file({"weight": weight}, tmp_path / "head.safetensors", metadata={"labels": json.dumps(names)})
     hf_tsv.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
     task = text_task(data="data.csv", head="head.safetensors", pooling=pooling, normalize=False)
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task)).tasks["t0"].scores
 
     def embedded(output: Any) -> Tensor:
         if pooling == "pooled":
@@ -191,7 +191,7 @@ def test_images(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps(rows))
     hf_tsv.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
     task = {"name": "t0", "kind": "image-classification", "data": "data.json"}
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task)).tasks["t0"].scores
     model = tf.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     with torch.no_grad():
         inputs = [processor(Image.open(tmp_path / r["image"]), return_tensors="pt") for r in rows]
@@ -205,7 +205,7 @@ def test_perplexity(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(" ".join(TEXTS))
     hf_tsv.merge(models.recipe(tmp_path, tasks=2), tmp_path / "out")
     task = {"name": "t0", "kind": "perplexity", "data": "text.txt", "context": 8}
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task)).tasks["t0"]
     model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids = torch.tensor(words(" ".join(TEXTS))["input_ids"])
     losses = []
@@ -214,18 +214,18 @@ def test_perplexity(tmp_path: Path) -> None:
             window = ids[start : start + 8]
             logits = model(input_ids=window[None]).logits[0, :-1].log_softmax(-1)
             losses += [-float(row[token]) for row, token in zip(logits, window[1:], strict=True)]
-    assert found["scores"]["merged"] == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-5)
-    assert found["examples"] == len(losses)
-    assert found["relative"]["merged"] == found["scores"]["finetuned"] / found["scores"]["merged"]
+    assert found.scores["merged"] == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-5)
+    assert found.examples == len(losses)
+    assert found.relative["merged"] == found.scores["finetuned"] / found.scores["merged"]
     assert not found["higher_is_better"]
 
 
 def test_a_task_without_finetune_is_scored_absolutely(tmp_path: Path) -> None:
     out, _, _ = classifiers(tmp_path)
     found = hf_tsv.evaluate(out, suite(tmp_path, text_task("other"), text_task("t", finetuned="t1")))
-    assert set(found["tasks"]["other"]["scores"]) == {"base", "merged"}
-    assert found["tasks"]["other"]["relative"] == {}
-    assert found["mean"]["relative"]["merged"] == found["tasks"]["t"]["relative"]["merged"]
+    assert set(found.tasks["other"].scores) == {"base", "merged"}
+    assert found.tasks["other"].relative == {}
+    assert found.mean.relative["merged"] == found.tasks["t"].relative["merged"]
 
 
 def test_a_limit_is_drawn_by_the_seed(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_limit_is_drawn_by_the_seed(tmp_path: Path) -> None:
     one = hf_tsv.evaluate(out, suite(tmp_path, text_task(limit=4), seed=1), results=tmp_path / "one")
     again = hf_tsv.evaluate(out, suite(tmp_path, text_task(limit=4), seed=1), results=tmp_path / "two")
     assert one == again
-    assert one["tasks"]["t0"]["examples"] == 4
+    assert one.tasks["t0"].examples == 4
 
 
 def test_every_mistake_of_a_suite_is_told_with_its_line(tmp_path: Path) -> None:
@@ -349,9 +349,9 @@ def test_lm_eval_is_asked_and_read_as_it_documents(tmp_path: Path, monkeypatch: 
     for module in (package, huggingface, tasks, models_package):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     task = {"name": "t0", "kind": "lm-eval", "task": "toy", "include": "own", "limit": 5, "num_fewshot": 2}
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task, seed=3))["tasks"]["t0"]
-    assert found["scores"] == {"base": 0.25, "finetuned": 0.5, "merged": 0.75}
-    assert (found["metric"], found["examples"]) == ("acc", 5)
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task, seed=3)).tasks["t0"]
+    assert found.scores == {"base": 0.25, "finetuned": 0.5, "merged": 0.75}
+    assert (found.metric, found.examples) == ("acc", 5)
     assert type(asked[0]["model"]["pretrained"]).__name__ == "LlamaForCausalLM"
     assert (asked[0]["tasks"], asked[0]["num_fewshot"], asked[0]["limit"]) == (["toy"], 2, 5)
     assert asked[0]["fewshot_random_seed"] == 3
@@ -387,7 +387,7 @@ def test_a_zero_shot_head_on_clips_image_encoder(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps([{"image": "0.png", "label": int((weight @ seen).argmax())}]))
     task = {"name": "t0", "kind": "image-classification", "data": "data.json", "head": "head.safetensors"}
     found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task | {"pooling": "pooled"}))
-    assert found["tasks"]["t0"]["scores"]["merged"] == 1
+    assert found.tasks["t0"].scores["merged"] == 1
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_the_weights_that_are_scored_are_the_outputs(tmp_path: Path) -> None:
     weights["classifier.bias"] += torch.tensor([100.0, 0.0, 0.0])
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     found = hf_tsv.evaluate(out, suite(tmp_path, text_task()))
-    assert found["tasks"]["t0"]["scores"]["merged"] == sum(row["label"] == 0 for row in rows) / len(rows)
+    assert found.tasks["t0"].scores["merged"] == sum(row["label"] == 0 for row in rows) / len(rows)
 
 
 def test_what_peft_does_not_load_counts_in_the_restored_model(tmp_path: Path) -> None:
@@ -420,9 +420,9 @@ def test_what_peft_does_not_load_counts_in_the_restored_model(tmp_path: Path) ->
     save_file({"weight": torch.eye(4, 32)}, tmp_path / "head.safetensors")
     (tmp_path / "data.json").write_text(json.dumps([{"image": "0.png", "label": 1}]))
     record = hf_tsv.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Budget(10**6)))
-    assert record["tasks"]["t0"]["faithful"]["in_sidecar"]
+    assert record.adapters["t0"]["faithful"].in_sidecar
     task = {"name": "t0", "kind": "image-classification", "data": "data.json", "head": "head.safetensors"}
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task))["tasks"]["t0"]["scores"]
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task)).tasks["t0"].scores
     assert list(found) == ["base", "finetuned", "adapter", "restored"]
     assert found["restored"] == found["finetuned"]
 
@@ -437,7 +437,7 @@ def test_adapters_on_a_merged_model(tmp_path: Path) -> None:
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=True)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     hf_tsv.merge(models.recipe(tmp_path, tasks=2, more="residuals: {energy: 1.0}\n"), tmp_path / "out")
-    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1")))["tasks"]["t1"]["scores"]
+    found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task("t1"))).tasks["t1"].scores
     assert list(found) == ["base", "finetuned", "merged", "adapter"]
     assert found["adapter"] == found["finetuned"] == 1
     assert found["merged"] == accuracy_by_hand(loaded(tmp_path / "out"), words, rows) < 1

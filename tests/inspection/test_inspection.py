@@ -143,7 +143,9 @@ def test_whose_the_changed_weights_are(tmp_path: Path, monkeypatch: pytest.Monke
         for whose, count in (("catastrophic", used == 0), ("selfish", used == 1), ("shared", used > 1)):
             assert found["weights"][whose] == pytest.approx(float(count[changed].double().mean()), abs=1e-3)
     noted = [
-        entry["used_by"] for entry in hf_tsv.merge(recipe, tmp_path / "out")["tensors"].values() if "used_by" in entry
+        entry.notes["used_by"]
+        for entry in hf_tsv.merge(recipe, tmp_path / "out").tensors.values()
+        if "used_by" in entry.notes
     ]
     used_by = [sum(_flat(entry)[c] for entry in noted) for c in range(4)]
     for whose, count in (("catastrophic", used_by[0]), ("selfish", used_by[1]), ("shared", sum(used_by[2:]))):

@@ -191,8 +191,8 @@ def test_an_adapter_config_is_read_or_told(tmp_path: Path, text: str) -> None:
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = models.zoo(models.bert, tmp_path_factory.mktemp("zoo"), tasks=2)
-    record = hf_tsv.merge(models.recipe(folder, "linear", tasks=2), folder / "out")
-    return folder / "out", record
+    hf_tsv.merge(models.recipe(folder, "linear", tasks=2), folder / "out")
+    return folder / "out", json.loads((folder / "out" / "hf_tsv.json").read_text())
 
 
 @settings(FUZZ, max_examples=60)
@@ -202,7 +202,7 @@ def test_a_record_is_compared_or_told(merged: tuple[Path, dict[str, Any]], data:
     keys = st.sampled_from(["files", "tensors", "checksums", "sources", "versions", "task", "shape", "sha256", "dtype"])
     (out / "hf_tsv.json").write_text(json.dumps(data.draw(damage(record, keys))), errors="surrogatepass")
     try:
-        found = hf_tsv.verify(out, sample=1, workers=1)
+        found = hf_tsv.verify(out, sample=1, resources=Resources(workers=1))
     except HfTsvError as error:
         str(error).encode()
     else:

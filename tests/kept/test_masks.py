@@ -42,11 +42,13 @@ def test_a_task_is_restored_as_the_paper_says(piece: int, tmp_path: Path, monkey
             wrong = ~torch.isclose(restored[name].double(), want, rtol=1e-5, atol=1e-6)
             assert wrong.float().mean() < 1e-3, name  # a rounding may decide an entry on the edge
             own, total = own + int((restored[name] != base[name]).sum()), total + base[name].numel()
-    assert sum(facts["own"] for facts in record["masks"]["tasks"].values()) / 3 == pytest.approx(own / total, abs=1e-3)
-    assert sum(record["masks"]["weights"].values()) == pytest.approx(1)
+    assert record.masks is not None
+    use = record.masks.weights
+    assert sum(mask.own for mask in record.masks.tasks.values()) / 3 == pytest.approx(own / total, abs=1e-3)
+    assert use.catastrophic + use.selfish + use.shared == pytest.approx(1)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| `t2` |" in card
-    assert f"are no task's own, {record['masks']['weights']['selfish']:.1%} one task's" in card
+    assert f"belong to no task, {use.selfish:.1%} to one task" in card
     bits = (tmp_path / "out" / "masks" / "t0.safetensors").stat().st_size
     assert total / 3 / 8 < bits < total / 3 / 8 + 10_000
 
@@ -78,8 +80,9 @@ def test_a_task_is_restored_by_its_largest_entries(piece: int, tmp_path: Path, m
             own = deltas[name][t].abs()
             wrong = restored[name] != torch.where(own >= least, merged[name], base[name])
             assert torch.allclose(own[wrong], torch.tensor(least).to(own), rtol=1e-5), name
-        assert record["masks"]["tasks"][f"t{t}"]["own"] == pytest.approx(density, abs=1e-3)
-        assert record["masks"]["tasks"][f"t{t}"]["factor"] == 1
+        assert record.masks is not None
+        assert record.masks.tasks[f"t{t}"].own == pytest.approx(density, abs=1e-3)
+        assert record.masks.tasks[f"t{t}"].factor == 1
     assert type(hf_tsv.load_task(tmp_path / "out", "t1")).__name__ == "BertModel"
 
 

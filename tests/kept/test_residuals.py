@@ -34,7 +34,7 @@ def test_some_modules_merged_and_some_left_to_adapters(tmp_path: Path) -> None:
     folder = models.zoo(models.llama, tmp_path)
     record = hf_tsv.merge(models.recipe(folder, more=MIXED), tmp_path / "out")
     plain = hf_tsv.merge(models.recipe(folder), tmp_path / "plain")
-    assert plain["method"] == "tsv_m"
+    assert plain.method == "tsv_m"
     base, out, all_merged = read_all(folder / "base"), read_all(tmp_path / "out"), read_all(tmp_path / "plain")
     for name in base:
         assert torch.equal(out[name], (base if ".mlp." in name else all_merged)[name]), name
@@ -46,7 +46,7 @@ def test_some_modules_merged_and_some_left_to_adapters(tmp_path: Path) -> None:
             u, s, vh = torch.linalg.svd(deltas_of(folder, name)[t].double(), full_matrices=False)
             best = (u[:, :4] * s[:4]) @ vh[:4]
             assert error(got[name].double() - base[name].double(), best) < 1e-4
-    assert record["adapters"].keys() == {"t0", "t1", "t2"}
+    assert record.adapters.keys() == {"t0", "t1", "t2"}
 
 
 def test_residuals_give_the_fine_tunes_back(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_stopped_run_finds_its_merge_again(tmp_path: Path, monkeypatch: pytest
 def test_the_recipe_says_how_adapters_are_written(tmp_path: Path) -> None:
     more = MIXED + "adapters: {profiles: [serving], rank: 8, factor_dtype: bfloat16}\n"
     record = hf_tsv.merge(models.recipe(models.zoo(models.llama, tmp_path), more=more), tmp_path / "out")
-    assert record["adapters"]["t0"].keys() == {"serving"}
+    assert record.adapters["t0"].keys() == {"serving"}
     stored = load_file(tmp_path / "out" / "adapters-serving" / "t0" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
 

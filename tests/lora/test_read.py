@@ -257,7 +257,7 @@ def test_a_head_and_a_prefix_that_the_base_lacks(tmp_path: Path) -> None:
     for seed in (1, 2):
         head_on_top(folder, seed)
     record = hf_tsv.merge(recipe(folder, ["DIR/a1", "DIR/a2"]), folder / "got")
-    parts = load_file(folder / "got" / record["task_parts"]["n1"]["file"])
+    parts = load_file(folder / "got" / record.task_parts["n1"].file)
     saved = load_file(folder / "a2/adapter_model.safetensors")
     assert parts.keys() == {"classifier.weight", "classifier.bias"}
     assert torch.equal(parts["classifier.weight"], saved["base_model.model.classifier.weight"])
@@ -336,8 +336,8 @@ def test_the_lock_gives_the_same_bytes_and_the_record_names_the_adapter(tmp_path
     record = hf_tsv.merge(recipe(folder, ["DIR/base+DIR/a1", "DIR/a2"]), folder / "out")
     hf_tsv.merge(folder / "out/recipe.lock.yaml", folder / "again")
     assert (folder / "out/model.safetensors").read_bytes() == (folder / "again/model.safetensors").read_bytes()
-    assert record["sources"][1]["adapter"] == f"{folder}/a1"
-    assert "adapter" not in record["sources"][2]
+    assert record.sources[1].adapter == f"{folder}/a1"
+    assert record.sources[2].adapter is None
 
 
 def test_a_weight_that_the_files_hold_in_parts(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_adapters_come_from_the_hub_and_are_pinned(tmp_path: Path) -> None:
     lock = (folder / "got/recipe.lock.yaml").read_text()
     assert f"model: user/base@{'e' * 40}+user/a1@{'1' * 40}\n" in lock
     assert f"model: user/a2@{'2' * 40}\n" in lock
-    assert record["sources"][1]["adapter"] == f"user/a1@{'1' * 40}"
+    assert record.sources[1].adapter == f"user/a1@{'1' * 40}"
     assert all(torch.equal(value, want[name]) for name, value in load_file(folder / "got/model.safetensors").items())
 
 

@@ -47,8 +47,8 @@ class TestNames:
         assert device_name(torch.device("cuda", 1)) == "GPU of cuda:1"
 
     def test_the_record_names_it_and_a_merge_elsewhere_is_noted(self) -> None:
-        made = {"versions": versions(torch.device("cuda", 1))}
-        assert made["versions"]["processor"] == "GPU of cuda:1"
+        made = versions(torch.device("cuda", 1))
+        assert made.processor == "GPU of cuda:1"
         assert _other_versions(made, torch.device("cuda", 1)) == []
         assert "made with processor GPU of cuda:1" in _other_versions(made, torch.device("cpu"))[0]
 

@@ -37,9 +37,12 @@ def only_matrices(folder: Path) -> Path:
 def test_peft_loads_every_adapter_and_its_model_is_nearly_the_fine_tune(tmp_path: Path) -> None:
     folder = models.zoo(models.llama, tmp_path)
     record = hf_tsv.compress(models.recipe(folder), tmp_path / "out", Compressing(Energy(1.0), verify="forward"))
-    for task, facts in record["tasks"].items():
-        assert facts["faithful"]["energy"] == pytest.approx(1)
-        assert facts["faithful"]["verified"]["logits_error"] < 1e-5
+    for task, profiles in record.adapters.items():
+        assert profiles["faithful"].energy == pytest.approx(1)
+        verified = profiles["faithful"].verified
+        assert verified is not None
+        assert verified.logits_error is not None
+        assert verified.logits_error < 1e-5
         base = type(models.llama()).from_pretrained(folder / "base")
         tuned = type(models.llama()).from_pretrained(folder / task)
         adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "adapters" / task)
@@ -74,7 +77,7 @@ def test_a_budget_is_kept_and_spent(tmp_path: Path) -> None:
     for task in ("t0", "t1"):
         taken = sum(f.stat().st_size for f in (tmp_path / "out" / "adapters" / task).iterdir() if f.is_file())
         assert 0.9 * checkpoint / 10 < taken <= checkpoint / 10 + 20_000  # the configuration lies beside the budget
-        assert record["tasks"][task]["faithful"]["bytes"] <= taken
+        assert record.adapters[task]["faithful"].bytes <= taken
 
 
 def test_tasks_share_their_budgets_where_asked(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_tasks_share_their_budgets_where_asked(tmp_path: Path) -> None:
     for together in (False, True):
         out = tmp_path / f"out{together}"
         record = hf_tsv.compress(path, out, Compressing(Budget(budget), together=together))
-        sizes = [record["tasks"][task]["faithful"]["bytes"] for task in ("t0", "t1")]
+        sizes = [record.adapters[task]["faithful"].bytes for task in ("t0", "t1")]
         assert sum(sizes) <= 2 * budget
         total.append(sizes)
     assert total[0][0] == pytest.approx(total[0][1], rel=0.05)
@@ -108,8 +111,8 @@ def test_a_serving_adapter_has_one_rank_everywhere(tmp_path: Path) -> None:
     record = hf_tsv.compress(path, tmp_path / "out", options)
     config = json.loads((tmp_path / "out" / "adapters-serving" / "t0" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (8, 8, {})
-    assert 0 < record["tasks"]["t0"]["serving"]["left_out_share"] < 1
-    assert record["tasks"]["t0"]["serving"]["left_out"]
+    assert 0 < record.adapters["t0"]["serving"].left_out_share < 1
+    assert record.adapters["t0"]["serving"].left_out
 
 
 def test_experts_share_a_rank_of_which_nothing_is_lost(tmp_path: Path) -> None:
@@ -123,8 +126,8 @@ def test_experts_share_a_rank_of_which_nothing_is_lost(tmp_path: Path) -> None:
     save_file(weights, folder / "t0" / "model.safetensors", {"format": "pt"})
     budget = sum(tensor.nbytes for tensor in base.values()) // 4
     record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Budget(budget)))
-    facts = record["tasks"]["t0"]["faithful"]
-    assert budget * 0.97 < facts["bytes"] <= budget
+    facts = record.adapters["t0"]["faithful"]
+    assert budget * 0.97 < facts.bytes <= budget
     tensors = load_file(tmp_path / "out/adapters/t0/adapter_model.safetensors")
     experts = [tensor for name, tensor in tensors.items() if "experts" in name and "lora_A" in name]
     assert experts
@@ -135,14 +138,14 @@ def test_experts_share_a_rank_of_which_nothing_is_lost(tmp_path: Path) -> None:
 def test_each_adapter_is_reported_for_itself(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.llama, tmp_path))
     record = hf_tsv.compress(path, tmp_path / "out", Compressing(FixedRank(4), profiles=("faithful", "serving")))
-    faithful, serving = record["tasks"]["t0"].values()
+    faithful, serving = record.adapters["t0"].values()
     base, task = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "t0"))
     name = "model.layers.0.mlp.up_proj.weight"
     values = torch.linalg.svdvals((task[name] - base[name]).double())
     assert json.loads((tmp_path / "out/adapters-serving/t0/adapter_config.json").read_text())["r"] == 8
     for facts, rank in ((faithful, 4), (serving, 8)):
-        assert facts["ranks"][name] == rank
-        assert facts["errors"][name] == pytest.approx(float(values[rank:].norm() / values.norm()), rel=1e-4)
+        assert facts.ranks[name] == rank
+        assert facts.errors[name] == pytest.approx(float(values[rank:].norm() / values.norm()), rel=1e-4)
     assert "model.embed_tokens.weight" not in serving["errors"]
     assert serving["energy"] == pytest.approx(1 - serving["left_out_share"], abs=0.01)
 
@@ -158,13 +161,13 @@ def test_a_lora_merged_into_a_bf16_checkpoint_comes_back_at_its_rank(tmp_path: P
         weight.copy_((weight.float() + delta).bfloat16())
     models.save(base, tmp_path / "t0", dtype=torch.bfloat16)
     record = hf_tsv.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
-    assert record["tasks"]["t0"]["faithful"]["ranks"] == {name: 8}
+    assert record.adapters["t0"]["faithful"].ranks == {name: 8}
 
 
 def test_experts_that_are_stored_whole_need_no_bias(tmp_path: Path) -> None:
     folder = models.zoo(models.mixtral, tmp_path, tasks=1)
     record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
-    assert record["tasks"]["t0"]["faithful"]["left_out"] == {}
+    assert record.adapters["t0"]["faithful"].left_out == {}
     hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
     got, want = open_checkpoint(tmp_path / "restored"), open_checkpoint(folder / "t0")
     for name in want.names():
@@ -177,11 +180,11 @@ def test_a_matrix_without_a_triplet_counts_as_left_out(tmp_path: Path) -> None:
     record = hf_tsv.compress(
         models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Budget(smallest + 60_000), profiles=("faithful",))
     )
-    facts = record["tasks"]["t0"]["faithful"]
-    ranks = facts["ranks"].values()
-    assert any(error == 1.0 for error in facts["errors"].values()), "some matrix gets no triplet"
+    facts = record.adapters["t0"]["faithful"]
+    ranks = facts.ranks.values()
+    assert any(error == 1.0 for error in facts.errors.values()), "some matrix gets no triplet"
     assert ranks
-    assert facts["left_out_share"] == pytest.approx(1 - facts["energy"], abs=0.02)
+    assert facts.left_out_share == pytest.approx(1 - facts.energy, abs=0.02)
 
 
 @pytest.mark.parametrize("make", [lambda: models.llama(tied=True), models.t5], ids=["llama", "t5"])
@@ -193,7 +196,7 @@ def test_copies_of_tied_weights_are_no_tensors_of_their_own(make: Callable[[], n
     assert set(open_checkpoint(tmp_path / "restored").names()) == set(open_checkpoint(folder / "base").names())
     (folder / "t0").rename(folder / "full")
     (tmp_path / "out/adapters/t0").rename(folder / "t0")
-    assert not hf_tsv.merge(models.recipe(folder, tasks=1), tmp_path / "merged")["task_parts"]
+    assert not hf_tsv.merge(models.recipe(folder, tasks=1), tmp_path / "merged").task_parts
 
 
 def test_a_head_that_was_trained_apart_from_a_tied_embedding_stays(tmp_path: Path) -> None:
@@ -216,7 +219,10 @@ def test_outputs_that_are_equal_but_for_roundings_are_equal(tmp_path: Path) -> N
     record = hf_tsv.compress(
         models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(4), verify="forward")
     )
-    assert record["tasks"]["t0"]["faithful"]["verified"]["logits_error"] < 1e-4
+    verified = record.adapters["t0"]["faithful"].verified
+    assert verified is not None
+    assert verified.logits_error is not None
+    assert verified.logits_error < 1e-4
 
 
 def test_a_dry_run_tells_of_adapters(tmp_path: Path) -> None:
@@ -364,17 +370,17 @@ def test_a_profile_tells_of_itself_alone(tmp_path: Path) -> None:
     """The serving adapter has more triplets of the layers than the faithful one, and nothing of the embeddings."""
     recipe = models.recipe(models.zoo(models.llama, tmp_path, tasks=1), tasks=1)
     options = Compressing(FixedRank(4), profiles=("faithful", "serving"), serving_rank=64)
-    facts = hf_tsv.compress(recipe, tmp_path / "out", options)["tasks"]["t0"]
+    facts = hf_tsv.compress(recipe, tmp_path / "out", options).adapters["t0"]
     embedding, layer, norm = (f"model.{n}.weight" for n in ("embed_tokens", "layers.0.mlp.up_proj", "norm"))
-    ranks = {name: [facts[profile]["ranks"].get(name) for profile in facts] for name in (embedding, layer, norm)}
+    ranks = {name: [facts[profile].ranks.get(name) for profile in facts] for name in (embedding, layer, norm)}
     assert ranks == {embedding: [4, None], layer: [4, 32], norm: ["dense", None]}
-    assert facts["serving"]["errors"][layer] < 1e-6
-    assert embedding not in facts["serving"]["errors"]
-    assert facts["serving"]["energy"] > 0.7 > facts["faithful"]["energy"]
+    assert facts["serving"].errors[layer] < 1e-6
+    assert embedding not in facts["serving"].errors
+    assert facts["serving"].energy > 0.7 > facts["faithful"].energy
     card = (tmp_path / "out/adapters-serving/t0/README.md").read_text()
     assert "mlp.up_proj.weight` | 2 | 32 |" in card
     assert "embed_tokens" not in card
-    assert "Of the faithful adapters." in (tmp_path / "out/README.md").read_text()
+    assert "For the faithful adapters." in (tmp_path / "out/README.md").read_text()
 
 
 def test_what_is_stored_whole_is_exact(tmp_path: Path) -> None:
@@ -384,8 +390,8 @@ def test_what_is_stored_whole_is_exact(tmp_path: Path) -> None:
     name = "model.embed_tokens.weight"
     stored = load_file(tmp_path / "out/adapters/t0/adapter_model.safetensors")
     assert torch.equal(stored[f"base_model.model.{name}"], load_file(folder / "t0/model.safetensors")[name])
-    facts = record["tasks"]["t0"]["faithful"]
-    assert (facts["ranks"][name], facts["errors"][name]) == ("dense", 0.0)
+    facts = record.adapters["t0"]["faithful"]
+    assert (facts.ranks[name], facts.errors[name]) == ("dense", 0.0)
 
 
 class TestRestore:
@@ -406,7 +412,7 @@ class TestRestore:
         record = hf_tsv.compress(
             models.recipe(folder, tasks=2), tmp_path / "out", Compressing(Budget(checkpoint // 10))
         )
-        beside = record["tasks"]["t0"]["faithful"]["in_sidecar"]
+        beside = record.adapters["t0"]["faithful"].in_sidecar
         assert beside
         hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
         adapter = f"{folder}/base+{tmp_path}/out/adapters/t0"

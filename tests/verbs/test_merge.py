@@ -1,6 +1,7 @@
 """Whole merges of real architectures, from files to a folder that transformers loads."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,7 @@ def test_every_architecture_comes_out_whole(arch: str, tmp_path: Path) -> None:
     record = hf_tsv.merge(models.recipe(folder), tmp_path / "out")
     base, merged = read_all(folder / "base"), read_all(tmp_path / "out")
     assert {n: (t.shape, t.dtype) for n, t in merged.items()} == {n: (t.shape, t.dtype) for n, t in base.items()}
-    assert all(
-        not torch.equal(merged[name], base[name]) for name in base if record["tensors"][name]["method"] != "base"
-    )
+    assert all(not torch.equal(merged[name], base[name]) for name in base if record.tensors[name].method != "base")
     model_class = type(models.ARCHITECTURES[arch]())
     model, info = model_class.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -92,7 +91,7 @@ def test_pieces_do_not_show(method: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
         tmp_path / "pieces" / "model.safetensors"
     ).read_bytes()
-    assert record["tensors"]["classifier.weight"]["method"] == method
+    assert record.tensors["classifier.weight"].method == method
 
 
 def test_ties_trims_over_the_whole_vector(tmp_path: Path) -> None:
@@ -144,9 +143,9 @@ def test_a_head_that_one_model_has_is_kept_beside(tmp_path: Path) -> None:
     head.bert.load_state_dict(load_file(folder / "t2" / "model.safetensors"))
     models.save(head, folder / "t2")
     record = hf_tsv.merge(models.recipe(folder), tmp_path / "out")
-    parts = load_file(tmp_path / "out" / record["task_parts"]["t2"]["file"])
+    parts = load_file(tmp_path / "out" / record.task_parts["t2"].file)
     assert torch.equal(parts["classifier.weight"], head.classifier.weight)
-    assert record["task_parts"].keys() == {"t2"}
+    assert record.task_parts.keys() == {"t2"}
 
 
 def test_integers_and_frozen_tensors_stay_as_they_are(tmp_path: Path) -> None:
@@ -163,8 +162,8 @@ def test_integers_and_frozen_tensors_stay_as_they_are(tmp_path: Path) -> None:
     merged = read_all(tmp_path / "out")
     assert torch.equal(merged["embeddings.position_ids"], torch.arange(20))
     assert torch.equal(merged["pooler.dense.weight"], frozen)
-    assert record["tensors"]["pooler.dense.weight"]["unchanged"]
-    assert record["tensors"]["embeddings.position_ids"]["why"] == "I64 is not merged"
+    assert record.tensors["pooler.dense.weight"].unchanged
+    assert record.tensors["embeddings.position_ids"].why == "I64 is not merged"
 
 
 def test_companions_come_along_and_old_outputs_do_not(tmp_path: Path) -> None:
@@ -344,11 +343,11 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "out").exists()
     made = stop_after(10_000, monkeypatch)
     record = hf_tsv.merge(path, tmp_path / "out", workers=1)
-    assert len(made) == len(record["tensors"]) - 12
+    assert len(made) == len(record.tensors) - 12
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
-    assert all("sha256" in facts for facts in record["tensors"].values())
+    assert all(re.fullmatch("[0-9a-f]{64}", entry.sha256) for entry in record.tensors.values())
 
 
 def test_a_run_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ class TestPush:
         assert len(commits_of(hub)) == 1
 
     def test_a_folder_of_something_else_is_refused(self, hub: LoopbackHub, alice: Hub, tmp_path: Path) -> None:
-        with pytest.raises(OutputError, match="holds no hf_tsv.json"):
+        with pytest.raises(OutputError, match="has no hf_tsv.json"):
             push(tmp_path, alice)
         assert not hub.log
 
@@ -159,7 +159,7 @@ class TestRefused:
             PublishError, match="some sources name no licence, or several .*base: none named.*pass --license"
         ):
             push(merged, alice, license=None)
-        with pytest.raises(PublishError, match="expected one like apache-2.0"):
+        with pytest.raises(PublishError, match="Pass one such as apache-2.0"):
             push(merged, alice, license="Apache 2")
         assert not writes(hub)
 
@@ -205,7 +205,7 @@ class TestCard:
         out = shutil.copytree(merged, tmp_path / "out")
         card = (out / "README.md").read_text()
         (out / "README.md").write_text(card.replace("---\n", "---\nbase_model: [no id]\nlicense: mit\n", 1))
-        with pytest.raises(PublishError, match="README.md: base_model 'no id' is no Hub id"):
+        with pytest.raises(PublishError, match="README.md: base_model 'no id' is not a Hub id"):
             push(out, alice)
         assert not writes(hub)
 
@@ -242,7 +242,7 @@ class TestAdapters:
         assert files["adapter_model.safetensors"] == adapter.read_bytes()
         assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "base"
         assert "adapters-serving/t1/adapter_model.safetensors" in files
-        assert list(json.loads(files["hf_tsv.json"])["tasks"]) == ["t1"]
+        assert list(json.loads(files["hf_tsv.json"])["adapters"]) == ["t1"]
         assert b"t1 as an adapter" in files["README.md"]
         assert not [path for path, data in files.items() if str(compressed.parent).encode() in data]
 
@@ -266,5 +266,5 @@ class TestAdapters:
         assert {path.name for path in compressed.iterdir() if path.is_dir()} == set(ADAPTERS.values())
 
     def test_a_merge_is_no_adapter_of_a_task(self, hub: LoopbackHub, alice: Hub, merged: Path) -> None:
-        with pytest.raises(PublishError, match="expected a name without {task}"):
+        with pytest.raises(PublishError, match="Name it without {task}"):
             push(merged, alice, "alice/model-{task}")

@@ -15,10 +15,12 @@ from safetensors.torch import load, save
 
 import hf_tsv
 from hf_tsv.cards import all_terms
+from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.errors import CheckpointError, HfTsvError, HubError, OutputError, PublishError
 from hf_tsv.hub import Hub
 from hf_tsv.linalg.ranks import FixedRank
-from hf_tsv.publish.publishing import Pushing
+from hf_tsv.publish.check import Pushing
+from hf_tsv.record import MergeRecord
 from tests.support import models
 from tests.support.cli import run
 from tests.support.hub_fixtures import both_transports
@@ -50,7 +52,7 @@ def recipe(hub: LoopbackHub, local: Path, tmp_path: Path) -> Path:
     return path
 
 
-def merge(recipe: Path, hub: Hub, pushing: Pushing | None = None, **more: Any) -> dict[str, Any]:
+def merge(recipe: Path, hub: Hub, pushing: Pushing | None = None, **more: Any) -> MergeRecord:
     out = recipe.parent / "out"
     return hf_tsv.merge(recipe, out, max_shard_size=30_000, push_to_hub=pushing, hub=hub, **more)
 
@@ -67,7 +69,7 @@ class TestPushWhileMerging:
     @both_transports
     def test_one_commit_with_the_same_bytes(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
         record = merge(recipe, alice, Pushing(REPO))
-        assert record["pushed"][0]["url"].endswith(hub.repos[REPO].resolve("main").sha)
+        assert record.pushed[0].url.endswith(hub.repos[REPO].resolve("main").sha)
         assert len(commits_of(hub)) == 1
         assert pushed_weights(hub) == weights(local / "merged") == weights(recipe.parent / "out")
         card = files_of(hub)["README.md"].decode()
@@ -81,14 +83,14 @@ class TestPushWhileMerging:
     ) -> None:
         """The last tensor waits until the Hub has a shard; if none is sent before, that is never."""
         seen = []
-        original = hf_tsv.api.CheckpointWriter.write
+        original = CheckpointWriter.write
 
         def write(self: Any, name: str, tensor: Any) -> str:
             if name == "model.norm.weight":
                 seen.extend(wait_for(lambda: uploads(hub)))
             return str(original(self, name, tensor))
 
-        monkeypatch.setattr(hf_tsv.api.CheckpointWriter, "write", write)
+        monkeypatch.setattr(CheckpointWriter, "write", write)
         merge(recipe, alice, Pushing(REPO), workers=1)
         assert seen
 
@@ -170,7 +172,7 @@ class TestPushWhileMerging:
     def test_adapters_to_a_repository_each(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         pushing, options = Pushing("alice/llama-{task}", message="Adapters"), Compressing(FixedRank(4))
         record = hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice)
-        assert [one["repo_id"] for one in record["pushed"]] == [f"alice/llama-t{t}" for t in range(3)]
+        assert [one.repo_id for one in record.pushed] == [f"alice/llama-t{t}" for t in range(3)]
         config = json.loads(files_of(hub, "alice/llama-t1")["adapter_config.json"])
         assert config["base_model_name_or_path"] == "bob/base"
         assert commits_of(hub, "alice/llama-t1") == ["Adapters"]
@@ -215,7 +217,7 @@ class TestPushWhileMerging:
         hf_tsv.merge(tmp_path / "local.yaml", tmp_path / "local", hub=alice)
         record = hf_tsv.merge(tmp_path / "folders.yaml", tmp_path / "out", hub=alice)
         assert weights(tmp_path / "out") == weights(tmp_path / "local")
-        assert [source["task"] for source in record["sources"]] == [None, "t0", "t1", "t2"]
+        assert [source.task for source in record.sources] == [None, "t0", "t1", "t2"]
         card = (tmp_path / "out" / "README.md").read_text()
         assert f"/alice/all/tree/{sha}/adapters/t0" in card
         assert ModelCard(card).data.base_model == ["bob/base", "alice/all"]
@@ -325,19 +327,19 @@ class TestTerms:
     ) -> None:
         hub.publish("bob/t0", {"README.md": CARD.replace(b"apache-2.0", b"llama3.1")})
         hub.publish("bob/t1", {"README.md": CARD.replace(b"apache-2.0", b"gemma")})
-        with pytest.raises(PublishError, match="llama3.1 can't be joined.*bob/t0: llama3.1.*pass --license"):
+        with pytest.raises(PublishError, match="llama3.1 can't be combined.*bob/t0: llama3.1.*pass --license"):
             merge(recipe, alice, Pushing(REPO))
         assert not writes(hub)
         merge(recipe, alice, Pushing(REPO, license="llama3.1"))
         card = files_of(hub)["README.md"].decode()
         assert "license: llama3.1" in card
-        assert "as whoever published this has chosen. Built with Llama." in card
+        assert "chosen by the publisher. Built with Llama." in card
 
     def test_offline_it_is_not_known_who_may_see_a_source(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         merge(recipe, alice)
         offline = Hub(cache_dir=alice.cache_dir, offline=True)
         record = merge(recipe, offline, overwrite=True)
-        assert {term["private"] for term in all_terms(record)} == {None}
+        assert {named.terms.private for named in all_terms(record)} == {None}
         hf_tsv.push(recipe.parent / "out", REPO, hub=alice)
         assert hub.repos[REPO].private
 

@@ -163,8 +163,8 @@ def test_embeddings_that_stay_the_bases_need_no_choice(zoo: Path) -> None:
     more = "overrides:\n" + "".join(f"- {{filter: {{kind: {k}}}, merge_method: base}}\n" for k in ("embedding", "head"))
     record = hf_tsv.merge(recipe(zoo, more=more), zoo / "out")
     assert torch.equal(merged(zoo / "out")[HEAD], load_file(zoo / "base" / "model.safetensors")[HEAD])
-    assert record["task_parts"].keys() == {"t0", "t1"}
-    assert "vocabulary" not in record
+    assert record.task_parts.keys() == {"t0", "t1"}
+    assert record.vocabulary is None
 
 
 def test_a_tokenizer_that_lacks_tokens_or_rows_changes_nothing(tmp_path: Path) -> None:
@@ -301,9 +301,10 @@ def test_ids_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_record_lock_card_and_verify(zoo: Path) -> None:
     record = hf_tsv.merge(recipe(zoo, "union", "tsv_m"), zoo / "out")
-    told = record["vocabulary"]
-    assert (told["source"], told["new"], told["rows"][HEAD]) == ("union", 7, told["tokens"])
-    assert any("added to the base's: 7 tokens (" in warning for warning in record["warnings"])
+    vocabulary = record.vocabulary
+    assert vocabulary is not None
+    assert (vocabulary.source, vocabulary.new, vocabulary.rows[HEAD]) == ("union", 7, vocabulary.tokens)
+    assert any("added to the base's: 7 tokens (" in warning for warning in record.warnings)
     assert "tokenizer_source: union" in (zoo / "out" / "recipe.lock.yaml").read_text()
     assert "matched by token" in (zoo / "out" / "README.md").read_text()
     found = verify(zoo / "out", sample=None)
@@ -396,7 +397,7 @@ def test_adapters_of_tasks_are_on_the_bases_rows(zoo: Path) -> None:
     with pytest.raises(PlanError, match="adapters are put on the base model's rows"):
         hf_tsv.compress(recipe(zoo, "union"), zoo / "no", Compressing(FixedRank(2)))
     record = hf_tsv.compress(recipe(zoo, "base"), zoo / "out", Compressing(FixedRank(2)))
-    assert any("left out of what 't1' has: 6 tokens" in warning for warning in record["warnings"])
+    assert any("left out of what 't1' has: 6 tokens" in warning for warning in record.warnings)
     assert hf_tsv.load_task(zoo / "out", "t0").get_input_embeddings().weight.shape == (39, 32)
 
 
@@ -537,7 +538,8 @@ def test_a_bias_with_one_column_a_token(tmp_path: Path) -> None:
         save_file(state, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save_pretrained(tmp_path / name)
     record = hf_tsv.merge(recipe(tmp_path, "union"), tmp_path / "out")
-    assert record["vocabulary"]["rows"] == {"model.shared.weight": 41, "final_logits_bias": 41}
+    assert record.vocabulary is not None
+    assert record.vocabulary.rows == {"model.shared.weight": 41, "final_logits_bias": 41}
     ids = torch.arange(39.0)
     want = [*(39 * ids + (40 - 39) * ids + (41 - 39) * ids), (39 * 40 + 40 * 41) / 2, 39 * 41]
     torch.testing.assert_close(merged(tmp_path / "out")["final_logits_bias"], torch.tensor(want)[None])
