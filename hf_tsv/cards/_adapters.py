@@ -14,9 +14,10 @@ from hf_tsv.cards._merge import citations, licence_said, provenance, source_rows
 from hf_tsv.cards._published import published_lock, without_folders
 from hf_tsv.cards._sections import compose
 from hf_tsv.checkpoints.modules import group_of
+from hf_tsv.errors import counted
 from hf_tsv.files.names import LOCK_FILE
-from hf_tsv.lora.format import ADAPTER_CONFIG
-from hf_tsv.lora.formats import ADAPTERS
+from hf_tsv.lora.format import ADAPTER_CONFIG, SIDECAR_FILE
+from hf_tsv.lora.formats import ADAPTERS, FORMATS
 
 PAPER = "https://arxiv.org/abs/2412.00081"
 TASK_CLASSES = {
@@ -74,6 +75,7 @@ def _contents(
     (task, profile), place = next(iter(places.items()))
     base = sources[0]["places"][0]
     merges = (folder / ADAPTER_CONFIG).is_file()  # several tasks as one adapter, which is the output itself
+    profiles = dict.fromkeys(profile for _, profile in places)
     config = read_json((folder if merges else folder / ADAPTERS[profile] / task) / ADAPTER_CONFIG)
     return {
         "record": record,
@@ -84,18 +86,27 @@ def _contents(
         "base_is_folder": not base["url"],
         "folder_in_python": Markdown(json.dumps(place)) if place != "." else "",
         "adapters": [_adapter(record, *key, place) for key, place in places.items()],
+        "formats": [FORMATS[profile] for profile in profiles] if len(profiles) > 1 else [],
+        "in_sidecar": _in_sidecar(record, places),
+        "sidecar": SIDECAR_FILE,
         "sources": sources,
         "has_licences": any(place["licence"] for source in sources for place in source["places"]),
         "licence_said": licence_said(record, licence),
         "has_folders": any(not place["url"] for source in sources for place in source["places"]),
         "ranks": list(_ranks(record, [key for key in places if key[1] == profile])),
-        "ranks_of": profile if len({profile for _, profile in places}) > 1 else "",
+        "ranks_of": profile if len(profiles) > 1 else "",
         "warnings": [without_folders(warning) for warning in record["warnings"]],
         "recipe": published_lock(record, folder),
         "merges": len(sources) - 1 if merges else 0,
         "command": " ".join(["hf-tsv", "merge" if merges else "compress", LOCK_FILE, "OUT", *record["flags"]]),
         "citations": citations([PAPER]),
     }
+
+
+def _in_sidecar(record: Mapping[str, Any], adapters: Iterable[tuple[str, str]]) -> str:
+    """How many changed tensors lie beside these adapters, as the beginning of a sentence; empty where none does."""
+    number = sum(len(record["tasks"][task][profile].get("in_sidecar", ())) for task, profile in adapters)
+    return f"{counted(number, 'changed tensor')} {'lies' if number == 1 else 'lie'}" if number else ""
 
 
 def _model_class(config: Mapping[str, Any]) -> str:

@@ -535,7 +535,7 @@ NAME_IT = "Name the model that it was trained on as its base"
             "the key 'up[' of alpha_pattern in adapter_config.json is not a regular expression: unterminated character"
             " set at position 2. Write the module's name",
         ),
-        ({"r": 3}, "mlp.up has rank 2, expected 3 by adapter_config.json. Get both files of one adapter"),
+        ({"r": 3}, "mlp.up has rank 2, expected 3 by adapter_config.json. Take both files from one adapter"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -561,11 +561,11 @@ def test_configurations_that_mean_something_else(config: dict[str, object], mess
         (lora("mlp.up", n=5), f"doesn't fit DIR/base: mlp.up.weight (6, 4) would change by (6, 5). {NAME_IT}"),
         (
             {"mlp.up.lora_A.weight": torch.ones(2, 4)},
-            "base_model.model.mlp.up.lora_A.weight has no partner, expected lora_A and lora_B. Get it again",
+            "base_model.model.mlp.up.lora_A.weight has no partner, expected lora_A and lora_B. Download it again",
         ),
         (
             {"mlp.up.lora_A.weight": torch.ones(2, 4), "mlp.up.lora_B.weight": torch.ones(6, 3)},
-            "mlp.up has factors of shapes (2, 4) and (6, 3), expected (r, in) and (out, r). Get it again",
+            "mlp.up has factors of shapes (2, 4) and (6, 3), expected (r, in) and (out, r). Download it again",
         ),
     ],
     ids=["dora", "unknown key", "lost", "misfit", "no partner", "no product"],
@@ -586,7 +586,7 @@ def test_rows_without_indices(tmp_path: Path) -> None:
     folder = by_hand(tmp_path, tokens, trainable_token_indices=[1, 3])
     assert told(folder) == [
         "DIR/a1: out has 2 rows of its own, expected as many trainable_token_indices in adapter_config.json, each"
-        " below 3. Get it again"
+        " below 3. Download it again"
     ]
 
 
