@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.memory import MemoryCheckpoint
+from hf_tsv.checkpoints.protocol import LowRank
 from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
 from hf_tsv.errors import CheckpointError, MethodError
 from hf_tsv.hub import Hub, Pinned, SourceFacts, Weights
@@ -255,7 +256,7 @@ def test_no_delta_is_formed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def product(self: object, dtype: object) -> None:
         raise AssertionError("multiplied out")
 
-    monkeypatch.setattr(hf_tsv.checkpoint.LowRank, "product", product)
+    monkeypatch.setattr(LowRank, "product", product)
     merged(folder, ["DIR/a1", "DIR/a2"], "out")
 
 
@@ -265,7 +266,7 @@ def test_a_plan_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def read(self: object, *args: object) -> None:
         raise AssertionError("read")
 
-    monkeypatch.setattr(hf_tsv.loaders.SafetensorsCheckpoint, "read", read)
+    monkeypatch.setattr(SafetensorsCheckpoint, "read", read)
     planned = hf_tsv.plan(recipe(folder, ["DIR/a1", "DIR/a2"]))
     size = sum((folder / f"a{t}" / "adapter_model.safetensors").stat().st_size for t in (1, 2))
     base = sum(step.info.nbytes for step in planned.steps)
