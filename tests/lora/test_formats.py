@@ -67,13 +67,15 @@ def loaded(folder: Path) -> Any:
     return getattr(tf, name).from_pretrained(folder).eval()
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough for its tensors to outweigh the files' headers."""
+    with quiet():
+        return models.zoo(models.bert_wide, tmp_path_factory.mktemp("encoder"), tasks=1)
+
+
 class TestEveryRuleFactorsEveryMatrix:
     """Whatever chose the ranks: biases that PEFT can't hold beside factors don't make their matrices go whole."""
-
-    @pytest.fixture(scope="class")
-    def encoder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Large enough for its tensors to outweigh the files' headers."""
-        return models.zoo(models.bert_wide, tmp_path_factory.mktemp("encoder"), tasks=1)
 
     def test_a_smaller_rank_is_a_smaller_adapter(self, encoder: Path, tmp_path: Path) -> None:
         full = sum(file.stat().st_size for file in (encoder / "base").glob("*.safetensors"))

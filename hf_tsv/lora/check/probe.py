@@ -36,8 +36,11 @@ def unlike_peft(architecture: Architecture, plan: AdapterPlan) -> Unlike:
     missing = expected.keys() - of_peft.keys()
     unplanned = of_peft.keys() - expected.keys()
     reshaped = {key for key in expected.keys() & of_peft.keys() if of_peft[key] != expected[key]}
-    loras = [slot for slot in plan.slots if isinstance(slot, LoraSlot)]
-    unfit = {slot.parameter for slot in loras if any(info.name in missing for info in slot.infos)}
+    unfit = set()
+    for slot in plan.slots:
+        keys = {info.name for info in slot.infos}
+        if isinstance(slot, LoraSlot) and keys & missing:
+            unfit.add(slot.parameter)
     return Unlike(frozenset(missing | unplanned | reshaped), frozenset(unfit))
 
 

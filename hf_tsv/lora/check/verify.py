@@ -109,11 +109,16 @@ class _Check:
         with nullcontext() if is_empty else adapted.disable_adapter():
             disabled_outputs = _outputs(adapted, inputs)
         # From here on the one model in memory is another: merged, then with the expected weights put in.
-        merged = self._merge(adapted)
+        try:
+            merged = adapted.merge_and_unload()
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.folder}: PEFT can't merge it: {error}") from error
         state = merged.state_dict()
-        self._compare_merged(state)
+        for name, key, piece in self._parts():
+            self._compare(name, key, piece, state[key], "merged")
         merged_outputs = _outputs(merged, inputs)
-        self._overwrite(state)
+        for name, key, piece in self._parts():
+            piece.within(state[key]).copy_(piece.rows_of(self._expected(name)))
         expected_outputs = _outputs(merged, inputs)
         logits_error = None
         if inputs:
@@ -142,12 +147,6 @@ class _Check:
         except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder}: the base runs, but not with the adapter in PEFT: {error}") from error
 
-    def _merge(self, adapted: Any) -> Any:
-        try:
-            return adapted.merge_and_unload()
-        except (ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.folder}: PEFT can't merge it: {error}") from error
-
     def _expected(self, name: str) -> Tensor:
         """What PEFT should make of a tensor: it leaves what is in the sidecar as in the base."""
         return self.base.read(name) if name in self.beside else self.of_finetune(name)
@@ -173,10 +172,6 @@ class _Check:
                 if not torch.equal(piece.within(original), wanted):
                     self.problems.append(f"{key}: with the adapter switched off it differs from the base's")
 
-    def _compare_merged(self, state: Mapping[str, Tensor]) -> None:
-        for name, key, piece in self._parts():
-            self._compare(name, key, piece, state[key], "merged")
-
     def _compare(self, name: str, key: str, piece: Piece, actual: Tensor, how: str) -> None:
         """Compare a tensor of the checkpoint with the rows of a parameter that hold it."""
         expected = piece.rows_of(self._expected(name))
@@ -192,10 +187,6 @@ class _Check:
                 f" {change:.2g}"
             )
         self.largest = max(self.largest, error / change if change else 0.0)
-
-    def _overwrite(self, state: Mapping[str, Tensor]) -> None:
-        for name, key, piece in self._parts():
-            piece.within(state[key]).copy_(piece.rows_of(self._expected(name)))
 
     # Outputs
 
@@ -291,7 +282,8 @@ def _factor_rounding(folder: Path) -> float:
     """The relative spacing of the coarsest dtype that factors are stored in; what is compared is in float32 at best."""
     file = SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=str(folder))
     stored = {file.info(name).dtype for name in file.names() if f".{FACTOR_MARK}" in name}
-    return max(_rounding(dtype) for dtype in (torch.float32, *(TORCH_DTYPES[name] for name in stored)))
+    dtypes = [torch.float32, *map(TORCH_DTYPES.__getitem__, stored)]
+    return max(map(_rounding, dtypes))
 
 
 def _rounding(dtype: torch.dtype) -> float:

@@ -110,16 +110,13 @@ class _Mapper:
         self._model = model
         self._keys = _Keys(tensors.names())
         self._weights = Weights(model, config, self._keys.modules.keys(), self._keys.values.keys())
-        if places and not self._all_meet():
-            self._weights.look_up(places)
+        if places:
+            modules = (self._weights.of_module(module) for module in self._keys.modules)
+            if not all(modules) or not all(self._weights.find(name) for name in self._keys.values):
+                self._weights.look_up(places)
         self._broken: list[str] = []  # whole messages
         self._missing: list[str] = []  # parameters that the model lacks
         self._misfits: list[str] = []  # tensors whose shape isn't that of their change
-
-    def _all_meet(self) -> bool:
-        """Whether the model's files hold everything under the adapter's names."""
-        modules = (self._weights.of_module(module) for module in self._keys.modules)
-        return all(modules) and all(self._weights.find(name) for name in self._keys.values)
 
     def add_all(self) -> None:
         for name, key in self._keys.values.items():

@@ -1,6 +1,6 @@
 """Where a model's files hold the parameters that an adapter's keys name, and which way round."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,7 +65,7 @@ class Weights:
         self._wanted |= {f"{owner_of(module)}.weight" for module in modules}
         self._wanted |= set(values)
         self.own_shapes: dict[str, Shape] = {}
-        self.places: Places = {}
+        self.places: dict[str, Sequence[Place]] = {}
         self.tied: dict[str, str] = {}
         self.why_no_places: tuple[str, ...] = ()
         self._prefix = self._best_prefix()
@@ -77,9 +77,12 @@ class Weights:
         except CheckpointError as error:
             self.why_no_places = error.problems
         else:
-            is_tied = {name: any(place.is_tied for place in found) for name, found in every.items()}
-            self.places = {name: found for name, found in every.items() if not is_tied[name]}
-            self.tied = {name: found[0].tensor for name, found in every.items() if is_tied[name]}
+            for name, held in every.items():
+                tied = any(place.is_tied for place in held)
+                if tied:
+                    self.tied[name] = held[0].tensor
+                else:
+                    self.places[name] = held
         self._prefix = self._best_prefix()
 
     def in_model(self, name: str) -> str:
@@ -132,7 +135,11 @@ class Weights:
         options = [("", "")]
         options += [(part, "") for part in _first_parts(self._wanted)]
         options += [("", part) for part in _first_parts(set(names))]
-        return max(options, key=lambda option: len({_swap(name, *option) for name in self._wanted} & names))
+
+        def matches(option: tuple[str, str]) -> int:
+            return len({_swap(name, *option) for name in self._wanted} & names)
+
+        return max(options, key=matches)
 
     # Which way round a weight is stored
 

@@ -1,7 +1,7 @@
 """Write an adapter tensor by tensor, in any order."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -62,7 +62,11 @@ class AdapterWriter:
         self._folder, self._plan, self._base = folder, plan, base
         self._shapes = {name: base.info(name).shape for name in base.names()}
         self._files = CheckpointWriter(folder, plan.files)
-        self._slots = _by_name((*plan.slots, *plan.rest))
+        slots: defaultdict[str, list[Slot]] = defaultdict(list)
+        for slot in (*plan.slots, *plan.rest):
+            for name in slot.awaited:
+                slots[name].append(slot)
+        self._slots = dict(slots)  # by the changed tensors that they are made of
         self._ranks = plan.factored
         self._missing = {id(slot): set(slot.awaited) for slot in (*plan.slots, *plan.rest)}
         self._uses = Counter({name: len(slots) for name, slots in self._slots.items()})
@@ -90,14 +94,11 @@ class AdapterWriter:
         # Whichever thread brings the last change of a slot writes it, outside of the lock.
         with self._lock:
             self._waiting[name] = change
-            ready = [slot for slot in self._slots[name] if self._completes(slot, name)]
+            for slot in self._slots[name]:
+                self._missing[id(slot)].discard(name)
+            ready = [slot for slot in self._slots[name] if not self._missing[id(slot)]]
         for slot in ready:
             self._write(slot)
-
-    def _completes(self, slot: Slot, name: str) -> bool:
-        missing = self._missing[id(slot)]
-        missing.discard(name)
-        return not missing
 
     def _write(self, slot: Slot) -> None:
         for info, tensor in zip(slot.infos, slot.make(self._waiting, self._base), strict=True):
@@ -161,12 +162,3 @@ class AdapterWriter:
         total = sum(of_change for of_change, _ in energies)
         loaded = sum(of_loaded for _, of_loaded in energies)
         return max(0.0, 1 - loaded / total) if total else 0.0
-
-
-def _by_name(slots: Sequence[Slot]) -> dict[str, list[Slot]]:
-    """By a changed tensor, the slots that are made of it."""
-    by_name: defaultdict[str, list[Slot]] = defaultdict(list)
-    for slot in slots:
-        for name in slot.awaited:
-            by_name[name].append(slot)
-    return dict(by_name)
