@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 
 import hf_tsv
 from hf_tsv.errors import HubError, OutputError, PublishError
-from hf_tsv.files.names import ADAPTERS
 from hf_tsv.hub import Hub, _client, _errors, _push
 from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import FixedRank
+from hf_tsv.lora.formats import ADAPTERS
 from tests.cli.test_cli import run
 from tests.support import models
 from tests.support.hub_fixtures import both_transports
