@@ -20,12 +20,13 @@ from torch import Tensor
 from hf_tsv.checkpoints.protocol import ITEM_BYTES, TensorInfo
 from hf_tsv.checkpoints.safetensors import TORCH_DTYPES
 from hf_tsv.errors import MethodError, some
+from hf_tsv.files.names import Profile
 from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg import Factors, singular_values, truncated_svd
 from hf_tsv.linalg.ranks import DENSE, Budget, Compression, Dense, Spectrum, choose_ranks, pooled, summarize
 from hf_tsv.lora.architecture import Architecture, read_architecture
 from hf_tsv.lora.check.verify import verify_adapter
-from hf_tsv.lora.formats import ADAPTERS, DEFAULT, FORMATS, Profile
+from hf_tsv.lora.formats import ADAPTERS, DEFAULT, FORMATS
 from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange
 from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest, BaseRef
 from hf_tsv.lora.write.writer import AdapterWriter

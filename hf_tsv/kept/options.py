@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Literal
 
+from hf_tsv.files.names import Profile
 from hf_tsv.linalg.ranks import Budget, Energy, Error, FixedRank, Fraction, RankChoice
-from hf_tsv.lora.formats import DEFAULT, Profile
+from hf_tsv.lora.formats import DEFAULT
 from hf_tsv.merging.plan import STORED
 from hf_tsv.recipe import Recipe
 
