@@ -36,7 +36,8 @@ class Verification:
     """What was compared; nothing differed.
 
     Attributes:
-        tensors: How many of the checkpoint's tensors.
+        tensors: How many of the checkpoint's tensors. Those that lie in the sidecar were found to be as in the base,
+            which is all that PEFT knows of them.
         largest_error: The largest difference of a weight, merged or not, relative to the norm of its change.
         logits_error: The largest difference of an output, relative to the largest output; None where outputs were
             not asked for, or the model takes inputs that this package can't make up.

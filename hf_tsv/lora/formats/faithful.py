@@ -154,6 +154,7 @@ class _Planner:
                 if module.kind not in WITH_BIAS or "bias" not in module.tensors:
                     del draft.lora[parameter]
                     self._store_whole(draft, parameter, "PEFT's lora_bias leaves no factors for such a module")
+        self._prefer_whole(draft)
         self._settle(draft)
         loaded = {name for slot in self._slots(draft) for name in slot.awaited}
         for name in self.changed.keys() - loaded - draft.rest.keys():
@@ -175,7 +176,7 @@ class _Planner:
         modules = modules_stored_with(self.architecture, parameter)
         obstacles = (why_not_whole(self.architecture, path) for path in sorted(modules))
         obstacle = next(filter(None, obstacles), "")
-        if not obstacle and not self._is_cheap(modules, parameter):
+        if not obstacle and not self._is_cheap(modules, draft, hidden=parameter):
             obstacle = why or "PEFT could hold it only in a module stored whole, with much that did not change"
         if not obstacle:
             draft.whole |= modules
@@ -183,6 +184,20 @@ class _Planner:
         for name, _ in self.architecture.sources_of(parameter):
             if name in self.changed:
                 draft.rest[name] = obstacle
+
+    def _prefer_whole(self, draft: _Draft) -> None:
+        """Store whole what factors would be larger than.
+
+        Ranks are chosen tensor by tensor, as if each had factors of its own. Where a parameter is made of several, such
+        as the gate and up matrices of experts, PEFT's factors span the rows of them all.
+        """
+        for parameter in draft.lora:
+            if len(self.architecture.sources[parameter]) == 1:
+                continue
+            modules = modules_stored_with(self.architecture, parameter)
+            can_be_whole = not any(why_not_whole(self.architecture, path) for path in modules)
+            if can_be_whole and self._is_cheap(modules, draft, hidden=None):
+                draft.whole |= modules
 
     def _settle(self, draft: _Draft) -> None:
         """Take back the factors of modules that PEFT excludes: they are stored whole, or named like one that is."""
@@ -205,8 +220,14 @@ class _Planner:
         hidden = [self._rest_slot(name) for name in draft.rest]
         return _nbytes(self._slots(draft)) + HIDDEN_WEIGHT * _nbytes(hidden)
 
-    def _is_cheap(self, modules: Iterable[str], parameter: str) -> bool:
-        """Whether storing modules whole costs no more than the parameter in the sidecar, and factors of the others."""
+    def _is_cheap(self, modules: Iterable[str], draft: _Draft, *, hidden: str | None) -> bool:
+        """Whether storing modules whole costs no more than storing what changed in them otherwise.
+
+        Args:
+            modules: Their paths.
+            draft: The draft so far.
+            hidden: The parameter that would lie in the sidecar.
+        """
         keys: set[str] = set()
         for path in modules:
             keys.update(self.architecture.state_under(path))
@@ -217,9 +238,12 @@ class _Planner:
             # What is asked for: nothing of an unchanged parameter, and of tied ones once.
             changed = {name for name, _ in self.architecture.sources_of(key) if name in self.changed}
             asked = _nbytes(self._rest_slot(name) for name in changed)
-            is_hidden = key == parameter or not self._gets_factors(key)
+            if key == hidden or not self._gets_factors(key):
+                asked *= HIDDEN_WEIGHT
+            elif key in draft.lora:
+                asked = _nbytes([self._lora_slot(key, draft)])
             first = self.architecture.aliases.get(key, (key,))[0]
-            otherwise[first] = asked * (HIDDEN_WEIGHT if is_hidden else 1)
+            otherwise[first] = asked
         return whole <= sum(otherwise.values())
 
     def _dtype(self, key: str) -> str:
