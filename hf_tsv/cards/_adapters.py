@@ -23,9 +23,10 @@ from hf_tsv.cards._sources import (
     source_rows,
 )
 from hf_tsv.checkpoints.modules import group_of
-from hf_tsv.files.names import LOCK_FILE
-from hf_tsv.lora.format import ADAPTER_CONFIG
-from hf_tsv.lora.formats import ADAPTERS, Profile
+from hf_tsv.errors import counted
+from hf_tsv.files.names import LOCK_FILE, Profile
+from hf_tsv.lora.format import ADAPTER_CONFIG, SIDECAR_FILE
+from hf_tsv.lora.formats import ADAPTERS, FORMATS
 from hf_tsv.record import AdaptersRecord
 
 PAPER = "https://arxiv.org/abs/2412.00081"
@@ -114,6 +115,7 @@ def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str,
     is_merge = (folder / ADAPTER_CONFIG).is_file()  # several tasks as one adapter, which is the output itself
     config = read_json((folder if is_merge else folder / ADAPTERS[profile] / task) / ADAPTER_CONFIG)
     adapters_of_profile = [key for key in places if key[1] == profile]
+    profiles = list(dict.fromkeys(profile for _, profile in places))
     return {
         "record": record,
         "base": base,
@@ -123,6 +125,9 @@ def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str,
         "base_is_folder": not base.url,
         "folder_in_python": Markdown(json.dumps(place)) if place != "." else "",
         "adapters": [_adapter_row(record, *key, path) for key, path in places.items()],
+        "formats": [FORMATS[profile] for profile in profiles] if len(profiles) > 1 else [],
+        "in_sidecar": _in_sidecar(record, places),
+        "sidecar": SIDECAR_FILE,
         "sources": sources,
         "has_licences": have_licences(sources),
         "has_folders": have_folders(sources),
@@ -134,6 +139,13 @@ def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str,
         "command": f"hf-tsv {'merge' if is_merge else 'compress'} {LOCK_FILE} OUT",
         "citations": citations([PAPER]),
     }
+
+
+def _in_sidecar(record: AdaptersRecord, adapters: Iterable[tuple[str, Profile]]) -> str:
+    """How many changed tensors lie beside these adapters, as the beginning of a sentence; empty where none does."""
+    number = sum(len(record.adapters[task][profile].in_sidecar) for task, profile in adapters)
+    verb = "lies" if number == 1 else "lie"
+    return f"{counted(number, 'changed tensor')} {verb}" if number else ""
 
 
 def _model_class(config: Mapping[str, Any]) -> str:

@@ -1,5 +1,9 @@
 """The names of what lies in an output folder."""
 
+from typing import TypeAlias
+
+Profile: TypeAlias = str  # the name of a format of adapters, of hf_tsv.lora.formats
+
 RECORD_FILE = "hf_tsv.json"  # says that a folder is an output of this package
 RECIPE_FILE = "recipe.yaml"
 LOCK_FILE = "recipe.lock.yaml"

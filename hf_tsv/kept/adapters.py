@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hf_tsv.files.names import Profile
 from hf_tsv.kept import factors, spectra
 from hf_tsv.kept.choice import choose_adapters
 from hf_tsv.kept.factors import change_of, factor_infos, find_factors
@@ -25,7 +26,7 @@ from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg.ranks import Compression, Dense, summarize
 from hf_tsv.lora.architecture import Architecture, read_architecture
 from hf_tsv.lora.check.verify import verify_adapter
-from hf_tsv.lora.formats import ADAPTERS, FORMATS, Profile
+from hf_tsv.lora.formats import ADAPTERS, FORMATS
 from hf_tsv.lora.write.changes import WholeChange
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.lora.write.writer import AdapterWriter

@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict
 
 from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.protocol import TensorInfo
+from hf_tsv.files.names import Profile
 from hf_tsv.kept.spectra import matrices_of
 from hf_tsv.kept.task import TaskAdapters
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg import Factors, truncated_svd
 from hf_tsv.linalg.ranks import Dense
-from hf_tsv.lora.formats import Profile
 from hf_tsv.lora.write.changes import Change, LowRankChange, WholeChange
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.stored import StoredTensor

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.errors import PlanError
+from hf_tsv.files.names import Profile
 from hf_tsv.linalg.ranks import Budget, RankChoice, rank_choice
-from hf_tsv.lora.formats import DEFAULT, Profile
+from hf_tsv.lora.formats import DEFAULT
 from hf_tsv.merging.plan import Plan
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from hf_tsv.files.names import Profile
 from hf_tsv.linalg.ranks import DENSE, Dense, Spectrum
 from hf_tsv.lora.architecture import Architecture
-from hf_tsv.lora.formats import Profile
 from hf_tsv.lora.write.plan import AdapterPlan
 from hf_tsv.merging.plan import Step
 

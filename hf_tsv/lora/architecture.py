@@ -66,11 +66,16 @@ class Architecture:
     @cached_property
     def sources(self) -> Mapping[str, tuple[tuple[str, Piece], ...]]:
         """For each parameter the tensors it is made of, those of one expert from the top row down."""
-        found: defaultdict[str, list[tuple[str, Piece]]] = defaultdict(list)
+        unordered: defaultdict[str, list[tuple[str, Piece]]] = defaultdict(list)
         for name, pieces in self.located.pieces.items():
             for piece in pieces:
-                found[piece.parameter].append((name, piece))
-        return {p: tuple(sorted(made, key=lambda m: (m[1].expert or 0, m[1].row))) for p, made in found.items()}
+                unordered[piece.parameter].append((name, piece))
+
+        def order(source: tuple[str, Piece]) -> tuple[int, int]:
+            _, piece = source
+            return (piece.expert or 0, piece.row)
+
+        return {parameter: tuple(sorted(sources, key=order)) for parameter, sources in unordered.items()}
 
     def sources_of(self, parameter: str) -> tuple[tuple[str, Piece], ...]:
         """The tensors that a parameter is made of, under any of its tied names; none when the checkpoint has none."""
@@ -79,16 +84,18 @@ class Architecture:
 
     @cached_property
     def _states(self) -> Mapping[str, list[str]]:
-        found: defaultdict[str, list[str]] = defaultdict(list)
+        """By a module's path, the tensors of it and of the modules in it."""
+        states: defaultdict[str, list[str]] = defaultdict(list)
         for module in self.modules.values():
             keys = [f"{module.path}.{local}" for local in module.tensors]
             path = module.path
             while keys and path:
-                found[path] += keys
+                states[path] += keys
                 path = path.rpartition(".")[0]
-        return found
+        return states
 
     def owner(self, parameter: str) -> Module:
+        """The module that a parameter or buffer is of."""
         return self.modules[parameter.rpartition(".")[0]]
 
     def shape(self, parameter: str) -> torch.Size:
@@ -102,13 +109,15 @@ class Architecture:
         """Why PEFT can't add factors to a parameter; empty when it can."""
         module, local = self.owner(parameter), parameter.rpartition(".")[2]
         if parameter in self.aliases:
-            return f"it is tied to {next(name for name in self.aliases[parameter] if name != parameter)}"
+            others = (name for name in self.aliases[parameter] if name != parameter)
+            return f"it is tied to {next(others)}"
         if module.is_read:
             return "the module around it reads its weight or its attributes, which PEFT's factors don't change"
         if module.kind == "parameters":
-            return "" if len(module.tensors[local]) in (2, 3) else "PEFT adds factors to matrices only"
+            is_matrix_or_stack = len(module.tensors[local]) in (2, 3)
+            return "" if is_matrix_or_stack else "PEFT adds factors to matrices only"
         if module.kind == "other" or local != "weight":
-            return "PEFT adds factors to weights of linear, embedding and plain convolution modules only"
+            return "PEFT adds factors only to the weights of linear, embedding and plain convolution modules"
         return ""
 
     def place(self, name: str) -> Place:
@@ -118,18 +127,23 @@ class Architecture:
         if not pieces:
             return Place(False, name, sum(info.shape[:2]))
         first = pieces[0]
+        shares_rank = len(self.sources[first.parameter]) > 1
         return Place(
             low_rank=not any(self.no_factors(piece.parameter) for piece in pieces),
-            group=f"{first.parameter}:{first.row}" if len(self.sources[first.parameter]) > 1 else name,
+            # The experts' tensors of one kind, such as their gates, lie at the same row.
+            group=f"{first.parameter}:{first.row}" if shares_rank else name,
             rank_numbers=sum(map(self._rank_numbers, pieces)),
         )
 
     def _rank_numbers(self, piece: Piece) -> int:
         """Numbers that a triplet of a piece takes: factors span all rows of the parameter that it lies in."""
         shape = self.shape(piece.parameter)
-        if len(shape) == 3 and self.owner(piece.parameter).kind == "parameters":
-            return (1 if piece.expert is not None else shape[0]) * (shape[1] + shape[2])
-        return shape[0] + shape[1:].numel() if shape else 1
+        if not shape:
+            return 1
+        if len(shape) == 3 and self.owner(piece.parameter).kind == "parameters":  # (experts, rows, columns)
+            count = shape[0] if piece.expert is None else 1
+            return count * (shape[1] + shape[2])
+        return shape[0] + shape[1:].numel()
 
 
 def read_architecture(
@@ -161,9 +175,9 @@ def read_architecture(
 
 
 def _task_type(model: Any) -> str | None:
-    """PEFT's class for a task calls the model with `input_ids`."""
+    """PEFT's word for what a model does, None where there is none that fits."""
     name = type(model).__name__
-    if model.main_input_name != "input_ids":
+    if model.main_input_name != "input_ids":  # which PEFT's classes for tasks pass on
         return None
     if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:
         return "SEQ_2_SEQ_LM"
@@ -171,7 +185,12 @@ def _task_type(model: Any) -> str | None:
 
 
 def _aliases(model: Any) -> dict[str, tuple[str, ...]]:
-    names: defaultdict[int, list[str]] = defaultdict(list)
+    """For each parameter with several names all of them."""
+    by_parameter: defaultdict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names[id(parameter)].append(name)
-    return {name: tuple(tied) for tied in names.values() if len(tied) > 1 for name in tied}
+        by_parameter[id(parameter)].append(name)
+    aliases = {}
+    for names in by_parameter.values():
+        if len(names) > 1:
+            aliases.update(dict.fromkeys(names, tuple(names)))
+    return aliases

@@ -20,20 +20,25 @@ _NOT_RUN = re.compile(r"__init__|_?(init|initialize|get|set|tie|resize|freeze)(_
 
 def read_by_owner(model: nn.Module) -> set[str]:
     """Paths of the modules of which an attribute is read while the model runs."""
-    found = set()
+    paths = set()
     for path, module in model.named_modules(remove_duplicate=False):
         module_class: Any = type(module)
-        found |= {f"{path}.{child}".lstrip(".") for child in _reads(module_class) & module._modules.keys()}
-    return found
+        children = _reads(module_class) & module._modules.keys()
+        paths |= {f"{path}.{child}".lstrip(".") for child in children}
+    return paths
 
 
 @cache
 def _reads(module_class: Any) -> frozenset[str]:
     """Names in `self.NAME.attribute` within the functions of a class."""
-    return frozenset(name for source in _sources(module_class) for name in _READ.findall(source))
+    names: set[str] = set()
+    for source in _sources(module_class):
+        names.update(_READ.findall(source))
+    return frozenset(names)
 
 
 def _sources(module_class: Any) -> Iterator[str]:
+    """The source of each function that a class has of its own, or of transformers' base classes for one model."""
     for owner in module_class.__mro__:
         if owner.__module__.startswith(("torch.", "transformers.modeling_", "builtins")):
             continue

@@ -124,9 +124,12 @@ class AdapterConfig(BaseModel):
 
     def parameters_of(self, module: str) -> list[str]:
         """The parameters of a module that LoRA was put on directly, by `target_parameters`."""
-        targets = self.target_parameters or []
-        leaves = {target.rpartition(".")[2] for target in targets}
-        return sorted(leaf for leaf in leaves if any(_ends_with(f"{module}.{leaf}", target) for target in targets))
+        leaves = set()
+        for target in self.target_parameters or []:
+            leaf = target.rpartition(".")[2]
+            if _ends_with(f"{module}.{leaf}", target):
+                leaves.add(leaf)
+        return sorted(leaves)
 
     def tokens_of(self, module: str) -> list[int] | None:
         """The rows of an embedding that were trained alone; None where the config doesn't say."""

@@ -64,8 +64,10 @@ def modules_of(model: Any) -> Iterator[Module]:
 
 
 def _own_tensors(module: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of what a module itself has in the state dict."""
     own = (*module._parameters.items(), *module._buffers.items())
-    return {name: t.shape for name, t in own if t is not None and name not in module._non_persistent_buffers_set}
+    unsaved = module._non_persistent_buffers_set
+    return {name: tensor.shape for name, tensor in own if tensor is not None and name not in unsaved}
 
 
 def _kind(path: str, module: nn.Module) -> ModuleKind:
@@ -91,17 +93,20 @@ def _is_plain(conv: Any) -> bool:
 def _is_expert_or_router(path: str, module: nn.Module) -> bool:
     """Whether factors can be added to a module's bare parameters.
 
-    PEFT wraps such a module and forwards no attribute, so a router whose owner reads a correction bias of it is none.
+    PEFT's wrapper forwards no attribute, so a router with a buffer, such as a correction bias that its owner reads, is
+    left out.
     """
     if isinstance(module, (nn.Linear, nn.Embedding)) or any(child.state_dict() for child in module.children()):
         return False
-    tensors = dict(module.named_parameters(recurse=False))
-    kinds = {kind_of(TensorInfo(f"{path}.{name}", tuple(tensor.shape), "F32")) for name, tensor in tensors.items()}
-    return "expert" in kinds or (kinds == {"router"} and len(tensors) == 1 and not module._buffers)
+    kinds = []
+    for name, tensor in module.named_parameters(recurse=False):
+        info = TensorInfo(f"{path}.{name}", tuple(tensor.shape), "F32")
+        kinds.append(kind_of(info))
+    return "expert" in kinds or (kinds == ["router"] and not module._buffers)
 
 
 def _renamed_by_peft(model: Any) -> set[str]:
-    """Last names of linear modules that PEFT takes for experts of the days before transformers stacked them.
+    """Last names of linear modules that PEFT takes for experts, as they were called before transformers stacked them.
 
     It would turn a `target_modules` entry of that name into a target on the experts, so these modules' weights are
     targeted through `target_parameters`.
@@ -114,8 +119,9 @@ def _renamed_by_peft(model: Any) -> set[str]:
     except ImportError:  # versions before transformers 5 rename nothing
         return set()
     conversions = get_model_conversion_mapping(model)
+    leaves = {path.rpartition(".")[2] for path, module in model.named_modules() if type(module) is nn.Linear}
     renamed = set()
-    for leaf in {path.rpartition(".")[2] for path, module in model.named_modules() if type(module) is nn.Linear}:
+    for leaf in leaves:
         config = LoraConfig(target_modules=[leaf])
         try:
             convert_peft_config_for_transformers(config, model=model, conversions=conversions)

@@ -7,6 +7,7 @@ becomes `vit.layers.0…`, the experts of a Mixtral become one parameter. Its ow
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ class Piece:
 
     Attributes:
         parameter: The model's parameter or buffer.
-        expert: Which of its stacked matrices, None where it is no stack of several tensors.
+        expert: Which of its stacked matrices; None where it isn't stacked of several tensors.
         first: First of the tensor's rows.
         row: Where that row lies in the parameter, or in the expert's matrix.
         rows: How many, None for the whole tensor at its own place.
@@ -49,7 +50,7 @@ class Located:
 
     Attributes:
         pieces: Where each tensor lies.
-        nowhere: What has no place in it, and why.
+        nowhere: Tensors that have no place in it, and why.
     """
 
     pieces: Mapping[str, tuple[Piece, ...]]
@@ -68,7 +69,12 @@ def locate(model: Any, headers: Mapping[str, TensorInfo]) -> Located:
 
 
 class _Locator:
-    """Follows the steps of transformers' `convert_and_load_state_dict_in_model`, on headers."""
+    """Follows the steps of transformers' `convert_and_load_state_dict_in_model`, on headers.
+
+    Attributes:
+        pieces: As in `Located`.
+        nowhere: As in `Located`.
+    """
 
     def __init__(self, model: Any) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -81,7 +87,10 @@ class _Locator:
         mapping = get_model_conversion_mapping(model)
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        self._by_pattern = {pattern: c for c in self._converters for pattern in c.source_patterns}
+        self._by_pattern = {}
+        for converter in self._converters:
+            self._by_pattern.update(dict.fromkeys(converter.source_patterns, converter))
+        # By the parameter that is made of them: the converter, and the tensors by the pattern that they match.
         self._groups: dict[str, tuple[Any, dict[str, list[str]]]] = {}
 
     def add(self, info: TensorInfo) -> None:
@@ -100,17 +109,18 @@ class _Locator:
             targets = self._targets(key, converter, names, headers)
             ordered = [names[pattern] for pattern in converter.source_patterns if pattern in names]
             placed = dict(_placed(converter.operations, ordered, targets, headers)) if targets else {}
-            for name in (name for group in ordered for name in group):
+            for name in chain.from_iterable(ordered):
                 if name in placed:
                     self.pieces[name] = placed[name]
                 else:
-                    self.nowhere[name] = f"{key} is made of it in a way that has no factors"
+                    self.nowhere[name] = f"transformers makes {key} of it in a way that mixes rows"
 
     def _renamed(self, name: str) -> tuple[str, str | None]:
         from transformers.core_model_loading import rename_source_key
 
         prefix = self._model.base_model_prefix
         key, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
+        # Files of a new version hold the model's own names, which a renaming may spoil.
         if key not in self._state and name in self._state:
             key, pattern = rename_source_key(name, [], [], prefix, self._state)
         return key, pattern
@@ -130,10 +140,13 @@ class _Locator:
         for pattern, group in names.items():
             for name in group:
                 conversion.add_tensor(key, name, pattern, torch.empty(headers[name].shape, device="meta"))
-        made = conversion.convert(key, model=self._model, config=self._model.config)
-        shapes = {name: (t[0] if isinstance(t, list) else t).shape for name, t in made.items()}
-        fits = all(name in self._state and self._state[name].shape == shape for name, shape in shapes.items())
-        return shapes if fits else {}
+        converted = conversion.convert(key, model=self._model, config=self._model.config)
+        shapes = {}
+        for name, tensor in converted.items():
+            shapes[name] = (tensor[0] if isinstance(tensor, list) else tensor).shape
+            if name not in self._state or self._state[name].shape != shapes[name]:
+                return {}
+        return shapes
 
 
 def _placed(
@@ -142,12 +155,20 @@ def _placed(
     targets: Mapping[str, torch.Size],
     headers: Mapping[str, TensorInfo],
 ) -> Iterator[tuple[str, tuple[Piece, ...]]]:
-    """The pieces of the tensors of one conversion, for the kinds of conversion that keep rows together."""
+    """The pieces of the tensors of one conversion, for the kinds of conversion that keep rows together.
+
+    Args:
+        operations: What transformers does, one after the other.
+        groups: The tensors' names, those of one pattern together.
+        targets: Shapes of what is made of them.
+        headers: Of the tensors.
+    """
     match [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]:
+        # Experts are stacked first, so dimension 1 of the stack is the rows of each.
         case [("MergeModulelist", 0)] | [("MergeModulelist", 0), ("Concatenate", 1)]:
             yield from _stacked(groups, next(iter(targets)), headers)
         case [("Concatenate", 0)]:
-            yield from _joined([name for group in groups for name in group], next(iter(targets)), headers)
+            yield from _joined(list(chain.from_iterable(groups)), next(iter(targets)), headers)
         case [("Chunk", 0)]:
             yield groups[0][0], tuple(_split(targets))
 

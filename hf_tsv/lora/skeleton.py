@@ -27,7 +27,7 @@ def make_skeleton(config_folder: Path) -> Any:
 
 
 def check_installed() -> None:
-    """Whether what reads and writes adapters is there.
+    """Check that what reads and writes adapters is installed.
 
     Raises:
         CheckpointError: transformers or PEFT is not installed.
@@ -37,7 +37,7 @@ def check_installed() -> None:
             import_module(package)
     except ImportError as error:
         raise CheckpointError(
-            f"adapters: expected PEFT and transformers but got: {error}. Run pip install --upgrade peft transformers"
+            f"adapters: PEFT and transformers can't be imported: {error}. Run pip install --upgrade peft transformers"
         ) from error
 
 
@@ -55,30 +55,30 @@ def model_class_of(config_folder: Path) -> tuple[Any, Any]:
         names = json.loads(path.read_text("utf-8")).get("architectures") or ["none"]
         config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: no configuration that transformers can read: {error}") from error
+        raise CheckpointError(f"{path}: transformers can't read this configuration: {error}") from error
     model_class = getattr(transformers, names[0], None)
     if not isinstance(model_class, type) or not issubclass(model_class, transformers.PreTrainedModel):
         raise CheckpointError(
-            f"{path}: expected 'architectures' to name a model class of transformers {transformers.__version__} but got"
-            f" {names[0]!r}. Adapters can be made for these classes only"
+            f"{path}: 'architectures' names {names[0]!r}, which is not a model class of transformers"
+            f" {transformers.__version__}. Adapters can be made for these classes only"
         )
     return config, model_class
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers and PEFT without their talk: what matters of it is checked on the tensors."""
-    from transformers.utils import logging
+    """Silence transformers and PEFT: what matters of their warnings is checked on the tensors."""
+    from transformers.utils import logging as untyped
 
-    talk: Any = logging  # its functions have no types
-    verbosity, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
+    logging: Any = untyped  # its functions have no types
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        talk.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)
         if bars:
-            talk.enable_progress_bar()
+            logging.enable_progress_bar()

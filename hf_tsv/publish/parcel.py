@@ -19,9 +19,9 @@ from hf_tsv.cards import (
     render_card,
 )
 from hf_tsv.errors import OutputError
-from hf_tsv.files.names import CARD_FILE, LOCK_FILE, RECIPE_FILE, RECORD_FILE
+from hf_tsv.files.names import CARD_FILE, LOCK_FILE, RECIPE_FILE, RECORD_FILE, Profile
 from hf_tsv.lora.format import ADAPTER_CONFIG
-from hf_tsv.lora.formats import ADAPTERS, Profile
+from hf_tsv.lora.formats import ADAPTERS
 from hf_tsv.record import AdaptersRecord, MergeRecord, Record, RestoredRecord, read_record
 
 CONFIG_MAX_BYTES = 1_000_000  # above every configuration; a tokenizer's vocabulary names no folder

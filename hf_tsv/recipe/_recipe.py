@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from hf_tsv.checkpoints.dtypes import ArithmeticWord, FactorWord
+from hf_tsv.files.names import Profile
 from hf_tsv.linalg import SvdMode
-from hf_tsv.lora.formats import Profile
 from hf_tsv.recipe._refs import ModelRef
 from hf_tsv.recipe._settings import ABSENT, Chain, Filter, idle_filters
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.memory import MemoryCheckpoint
+from hf_tsv.checkpoints.protocol import LowRank
 from hf_tsv.checkpoints.safetensors import SafetensorsCheckpoint
 from hf_tsv.errors import CheckpointError, MethodError
 from hf_tsv.hub import Hub, Pinned, SourceFacts, Weights
@@ -199,7 +200,7 @@ def test_no_delta_is_formed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def product(self: object, dtype: object) -> None:
         raise AssertionError("multiplied out")
 
-    monkeypatch.setattr(hf_tsv.checkpoint.LowRank, "product", product)
+    monkeypatch.setattr(LowRank, "product", product)
     merged(folder, ["DIR/a1", "DIR/a2"], "out")
 
 
@@ -209,7 +210,7 @@ def test_a_plan_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def read(self: object, *args: object) -> None:
         raise AssertionError("read")
 
-    monkeypatch.setattr(hf_tsv.loaders.SafetensorsCheckpoint, "read", read)
+    monkeypatch.setattr(SafetensorsCheckpoint, "read", read)
     planned = hf_tsv.plan(recipe(folder, ["DIR/a1", "DIR/a2"]))
     size = sum((folder / f"a{t}" / "adapter_model.safetensors").stat().st_size for t in (1, 2))
     base = sum(step.info.nbytes for step in planned.steps)
@@ -479,7 +480,7 @@ NAME_IT = "Name the model that it was trained on as its base"
             "the key 'up[' of alpha_pattern in adapter_config.json is not a regular expression: unterminated character"
             " set at position 2. Write the module's name",
         ),
-        ({"r": 3}, "mlp.up has rank 2, expected 3 by adapter_config.json. Get both files of one adapter"),
+        ({"r": 3}, "mlp.up has rank 2, expected 3 by adapter_config.json. Take both files from one adapter"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -505,11 +506,11 @@ def test_configurations_that_mean_something_else(config: dict[str, object], mess
         (lora("mlp.up", n=5), f"doesn't fit DIR/base: mlp.up.weight (6, 4) would change by (6, 5). {NAME_IT}"),
         (
             {"mlp.up.lora_A.weight": torch.ones(2, 4)},
-            "base_model.model.mlp.up.lora_A.weight has no partner, expected lora_A and lora_B. Get it again",
+            "base_model.model.mlp.up.lora_A.weight has no partner, expected lora_A and lora_B. Download it again",
         ),
         (
             {"mlp.up.lora_A.weight": torch.ones(2, 4), "mlp.up.lora_B.weight": torch.ones(6, 3)},
-            "mlp.up has factors of shapes (2, 4) and (6, 3), expected (r, in) and (out, r). Get it again",
+            "mlp.up has factors of shapes (2, 4) and (6, 3), expected (r, in) and (out, r). Download it again",
         ),
     ],
     ids=["dora", "unknown key", "lost", "misfit", "no partner", "no product"],
@@ -530,7 +531,7 @@ def test_rows_without_indices(tmp_path: Path) -> None:
     folder = by_hand(tmp_path, tokens, trainable_token_indices=[1, 3])
     assert told(folder) == [
         "DIR/a1: out has 2 rows of its own, expected as many trainable_token_indices in adapter_config.json, each"
-        " below 3. Get it again"
+        " below 3. Download it again"
     ]
 
 

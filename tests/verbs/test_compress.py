@@ -384,14 +384,29 @@ def test_a_profile_tells_of_itself_alone(tmp_path: Path) -> None:
 
 
 def test_what_is_stored_whole_is_exact(tmp_path: Path) -> None:
-    """PEFT holds no factors of tied embeddings: the bytes are the whole's, and so is what they hold."""
+    """Factors of that rank would be larger than the matrix."""
     folder = models.zoo(lambda: models.llama(tied=True), tmp_path, tasks=1)
-    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(4)))
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(24)))
     name = "model.embed_tokens.weight"
     stored = load_file(tmp_path / "out/adapters/t0/adapter_model.safetensors")
     assert torch.equal(stored[f"base_model.model.{name}"], load_file(folder / "t0/model.safetensors")[name])
     facts = record.adapters["t0"]["faithful"]
     assert (facts.ranks[name], facts.errors[name]) == ("dense", 0.0)
+
+
+def test_factors_that_peft_can_not_hold_lie_beside(tmp_path: Path) -> None:
+    """PEFT holds no factors of tied embeddings, which as a whole would take ten times the bytes."""
+    folder = models.zoo(lambda: models.llama(tied=True), tmp_path, tasks=1)
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(4)))
+    name = "model.embed_tokens.weight"
+    facts = record["tasks"]["t0"]["faithful"]
+    assert facts["in_sidecar"] == [name]
+    assert facts["ranks"][name] == 4
+    stored = load_file(tmp_path / "out/adapters/t0/rest.safetensors")
+    assert {key: tuple(tensor.shape) for key, tensor in stored.items()} == {
+        f"{name}/left": (64, 4),
+        f"{name}/right": (4, 32),
+    }
 
 
 class TestRestore:

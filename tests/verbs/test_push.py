@@ -12,9 +12,9 @@ from huggingface_hub import ModelCard
 
 import hf_tsv
 from hf_tsv.errors import HubError, OutputError, PublishError
-from hf_tsv.files.names import ADAPTERS
 from hf_tsv.hub import Hub
 from hf_tsv.linalg.ranks import FixedRank
+from hf_tsv.lora.formats import ADAPTERS
 from tests.support import models
 from tests.support.cli import run
 from tests.support.hub_fixtures import both_transports

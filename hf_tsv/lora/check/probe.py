@@ -1,5 +1,6 @@
 """What PEFT itself makes of a planned adapter_config.json, tried on the model without weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +32,20 @@ def unlike_peft(architecture: Architecture, plan: AdapterPlan) -> Unlike:
     """
     expected = {info.name: info.shape for slot in plan.slots for info in slot.infos}
     with quiet():
-        found = _peft_tensors(architecture, dict(plan.config))
-    missing = {key for key in expected if key not in found}
-    keys = (
-        missing | (found.keys() - expected.keys()) | {k for k in expected if found.get(k, expected[k]) != expected[k]}
-    )
-    loras = [slot for slot in plan.slots if isinstance(slot, LoraSlot)]
-    unfit = {slot.parameter for slot in loras if any(info.name in missing for info in slot.infos)}
-    return Unlike(frozenset(keys), frozenset(unfit))
+        of_peft = _peft_tensors(architecture, plan.config.written())
+    missing = expected.keys() - of_peft.keys()
+    unplanned = of_peft.keys() - expected.keys()
+    reshaped = {key for key in expected.keys() & of_peft.keys() if of_peft[key] != expected[key]}
+    unfit = set()
+    for slot in plan.slots:
+        keys = {info.name for info in slot.infos}
+        if isinstance(slot, LoraSlot) and keys & missing:
+            unfit.add(slot.parameter)
+    return Unlike(frozenset(missing | unplanned | reshaped), frozenset(unfit))
 
 
-def _peft_tensors(architecture: Architecture, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _peft_tensors(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of what PEFT would save with a configuration."""
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
     model = make_skeleton(architecture.config_folder)

@@ -5,7 +5,7 @@ loaded back, and the weights that come out are compared with the base's plus the
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from hf_tsv.lora.read.sidecar import read_sidecar
 from hf_tsv.lora.skeleton import model_class_of, quiet
 
 ADAPTER = "default"  # PEFT's name for the one adapter
-MOST_TOLD = 5
+MOST_REPORTED = 5
 CHUNK = 2**20  # numbers compared at once
 LOGITS_ROUNDINGS = 64.0  # that the largest logit may be off by
 
@@ -37,7 +37,8 @@ class Verification:
     """What was compared; nothing differed.
 
     Attributes:
-        tensors: How many of the checkpoint's tensors.
+        tensors: How many of the checkpoint's tensors. Those that lie in the sidecar were found to be as in the base,
+            which is all that PEFT knows of them.
         largest_error: The largest difference of a weight, merged or not, relative to the norm of its change.
         logits_error: The largest difference of an output, relative to the largest output; None where outputs were
             not asked for, or the model takes inputs that this package can't make up.
@@ -76,7 +77,15 @@ def verify_adapter(
 
 
 class _Check:
-    """One model in memory: the base, then with the adapter, then merged."""
+    """One model in memory: the base, then with the adapter, then merged.
+
+    Attributes:
+        in_base: The tensors that the base has in the shape of the fine-tune's; others are a head's.
+        beside: The tensors in the sidecar.
+        factor_rounding: What storing the factors may have cost, relative to a change.
+        problems: Every difference.
+        largest: The largest error of a weight so far, relative to its change.
+    """
 
     def __init__(self, folder: Path, architecture: Architecture, expected: Callable[[str], Tensor]) -> None:
         self.folder = folder
@@ -85,29 +94,46 @@ class _Check:
         headers = architecture.headers
         self.in_base = frozenset(n for n in self.base.names() if self.base.info(n).shape == headers[n].shape)
         self.beside = read_sidecar(folder).keys()
-        self.given = expected
-        self.rounding = _factor_rounding(folder)
+        self.of_finetune = expected
+        self.factor_rounding = _factor_rounding(folder)
         self.problems: list[str] = []
         self.largest = 0.0
 
     def run(self, *, forward: bool) -> Verification:
         model = _load_base(self.architecture, in_float32=forward)
         inputs = random_inputs(model) if forward else None
-        base = _outputs(model, inputs)
+        base_outputs = _outputs(model, inputs)
         adapted = self._load_adapter(model)
         self._compare_unmerged(adapted)
-        unmerged = self._adapted_outputs(adapted, inputs)
-        with adapted.disable_adapter() if read_header(self.folder / ADAPTER_WEIGHTS) else nullcontext():
-            disabled = _outputs(adapted, inputs)
-        merged = self._merge(adapted)
+        unmerged_outputs = self._adapted_outputs(adapted, inputs)
+        # PEFT can't switch off an adapter without any tensors.
+        is_empty = not read_header(self.folder / ADAPTER_WEIGHTS)
+        with nullcontext() if is_empty else adapted.disable_adapter():
+            disabled_outputs = _outputs(adapted, inputs)
+        # From here on the one model in memory is another: merged, then with the expected weights put in.
+        try:
+            merged = adapted.merge_and_unload()
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{self.folder}: PEFT can't merge it: {error}") from error
         state = merged.state_dict()
-        self._compare_merged(state)
-        outputs = {"unmerged": unmerged, "merged": _outputs(merged, inputs)}
-        self._overwrite(state)
-        error = self._compare_outputs(outputs, base, disabled, _outputs(merged, inputs)) if inputs else None
+        for name, key, piece in self._parts():
+            self._compare(name, key, piece, state[key], "merged")
+        merged_outputs = _outputs(merged, inputs)
+        for name, key, piece in self._parts():
+            piece.within(state[key]).copy_(piece.rows_of(self._expected(name)))
+        expected_outputs = _outputs(merged, inputs)
+        logits_error = None
+        if inputs:
+            self._compare_disabled(base_outputs, disabled_outputs, scale=_largest_of(expected_outputs))
+            moved = _largest_difference(expected_outputs, base_outputs)
+            errors = [
+                self._output_error("unmerged", unmerged_outputs, expected_outputs, moved),
+                self._output_error("merged", merged_outputs, expected_outputs, moved),
+            ]
+            logits_error = max(errors)
         if self.problems:
-            raise CheckpointError(self._told())
-        return Verification(len(self.architecture.located.pieces), self.largest, error)
+            raise CheckpointError(self._report())
+        return Verification(len(self.architecture.located.pieces), self.largest, logits_error)
 
     def _load_adapter(self, model: Any) -> Any:
         from peft import PeftModel
@@ -123,17 +149,12 @@ class _Check:
         except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder}: the base runs, but not with the adapter in PEFT: {error}") from error
 
-    def _merge(self, adapted: Any) -> Any:
-        try:
-            return adapted.merge_and_unload()
-        except (ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.folder}: PEFT can't merge it: {error}") from error
-
     def _expected(self, name: str) -> Tensor:
-        return self.base.read(name) if name in self.beside else self.given(name)
+        """What PEFT should make of a tensor: it leaves what is in the sidecar as in the base."""
+        return self.base.read(name) if name in self.beside else self.of_finetune(name)
 
     def _parts(self) -> Iterator[tuple[str, str, Piece]]:
-        """Every tensor of the checkpoint with every parameter that holds it or a piece of it."""
+        """Every tensor of the checkpoint with every parameter that holds it or a piece of it, tied ones too."""
         for name, pieces in self.architecture.located.pieces.items():
             for piece in pieces:
                 yield name, piece.parameter, piece
@@ -141,63 +162,67 @@ class _Check:
                     if key not in self.architecture.sources:
                         yield name, key, piece
 
+    # Weights
+
     def _compare_unmerged(self, adapted: Any) -> None:
         model = adapted.get_base_model()
         for name, key, piece in self._parts():
             original, effective = _values(model, key)
             self._compare(name, key, piece, effective, "unmerged")
             if name in self.in_base:
-                wanted = _rows_of(self.base.read(name), piece).to(original.dtype)
-                if not torch.equal(_part(original, piece), wanted):
+                wanted = piece.rows_of(self.base.read(name)).to(original.dtype)
+                if not torch.equal(piece.within(original), wanted):
                     self.problems.append(f"{key}: with the adapter switched off it differs from the base's")
 
-    def _compare_merged(self, state: Mapping[str, Tensor]) -> None:
-        for name, key, piece in self._parts():
-            self._compare(name, key, piece, state[key], "merged")
-
-    def _compare(self, name: str, key: str, piece: Piece, found: Tensor, how: str) -> None:
+    def _compare(self, name: str, key: str, piece: Piece, actual: Tensor, how: str) -> None:
         """Compare a tensor of the checkpoint with the rows of a parameter that hold it."""
-        expected = _rows_of(self._expected(name), piece)
-        base = _rows_of(self.base.read(name), piece) if name in self.in_base else None
+        expected = piece.rows_of(self._expected(name))
+        base = piece.rows_of(self.base.read(name)) if name in self.in_base else None
         change = _norm(expected) if base is None else _distance(expected, base)
-        error = _distance(expected, _part(found, piece))
-        kept = max(_rounding(found.dtype), _rounding(expected.dtype))
-        if not error <= 4 * self.rounding * change + 2 * kept * _norm(expected):
+        error = _distance(expected, piece.within(actual))
+        # Rounding of the factors shows relative to the change, that of the weights relative to themselves.
+        weight_rounding = max(_rounding(actual.dtype), _rounding(expected.dtype))
+        allowed = 4 * self.factor_rounding * change + 2 * weight_rounding * _norm(expected)
+        if not error <= allowed:  # NaN is a difference
             self.problems.append(
-                f"{key}: {how}, expected {name} as the base plus its change, got it off by {error:.2g}"
-                f" where the change is {change:.2g}"
+                f"{key}: {how}, it differs from {name} of the base plus its change by {error:.2g}, where the change is"
+                f" {change:.2g}"
             )
         self.largest = max(self.largest, error / change if change else 0.0)
 
-    def _overwrite(self, state: Mapping[str, Tensor]) -> None:
-        for name, key, piece in self._parts():
-            _part(state[key], piece).copy_(_rows_of(self._expected(name), piece))
+    # Outputs
 
-    def _compare_outputs(
-        self, outputs: Mapping[str, list[Tensor]], base: list[Tensor], disabled: list[Tensor], expected: list[Tensor]
-    ) -> float:
-        """Compare what the model says; the largest difference relative to the largest output."""
-        scale = max(_largest(t) for t in expected)
-        off = max(_largest(a - b) for a, b in zip(base, disabled, strict=True))
-        if not off <= LOGITS_ROUNDINGS * _rounding(torch.float32) * scale:  # its weights were compared to the bit
-            self.problems.append(f"outputs: with the adapter switched off they differ from the base's by {off:.2g}")
-        moved = max(_largest(a - b) for a, b in zip(expected, base, strict=True))
-        allowed = LOGITS_ROUNDINGS * _rounding(torch.float32) * scale + 16 * self.rounding * moved
-        worst = 0.0
-        for how, found in outputs.items():
-            error = max(_largest(a - b) for a, b in zip(found, expected, strict=True))
-            worst = max(worst, error / scale)
-            if not error <= allowed:
-                self.problems.append(
-                    f"outputs: {how}, expected those of the base plus the change within {allowed:.2g}"
-                    f" but got {error:.2g} off"
-                )
-        return worst
+    def _compare_disabled(self, base: list[Tensor], disabled: list[Tensor], *, scale: float) -> None:
+        difference = _largest_difference(base, disabled)
+        # The weights were compared to the bit, but another order of sums rounds otherwise.
+        if not difference <= LOGITS_ROUNDINGS * _rounding(torch.float32) * scale:
+            self.problems.append(
+                f"outputs: with the adapter switched off they differ from the base's by {difference:.2g}"
+            )
 
-    def _told(self) -> list[str]:
-        told = [f"{self.folder}: {problem}" for problem in self.problems[:MOST_TOLD]]
-        more = len(self.problems) - len(told)
-        return [*told, f"{self.folder}: and {more} more such differences"] if more else told
+    def _output_error(self, how: str, actual: list[Tensor], expected: list[Tensor], moved: float) -> float:
+        """Compare outputs; the largest difference relative to the largest output.
+
+        Args:
+            how: What the outputs are of, for the message.
+            actual: What the model says.
+            expected: What it should say.
+            moved: How far the change moves any output, in which rounding of the factors shows.
+        """
+        scale = _largest_of(expected)
+        error = _largest_difference(actual, expected)
+        allowed = LOGITS_ROUNDINGS * _rounding(torch.float32) * scale + 16 * self.factor_rounding * moved
+        if not error <= allowed:
+            self.problems.append(
+                f"outputs: {how}, they differ from those of the base plus the change by {error:.2g}, more than rounding"
+                f" explains ({allowed:.2g})"
+            )
+        return error / scale
+
+    def _report(self) -> list[str]:
+        lines = [f"{self.folder}: {problem}" for problem in self.problems[:MOST_REPORTED]]
+        more = len(self.problems) - len(lines)
+        return [*lines, f"{self.folder}: and {more} more such differences"] if more else lines
 
 
 def _load_base(architecture: Architecture, *, in_float32: bool) -> Any:
@@ -249,27 +274,18 @@ def _lora_delta(layer: Any, local: str) -> Any:
     return layer.get_delta_weight(ADAPTER)
 
 
-def _part(parameter: Tensor, piece: Piece) -> Tensor:
-    """The rows of a parameter that a piece of a checkpoint's tensor is."""
-    matrix = parameter if piece.expert is None else parameter[piece.expert]
-    return matrix if piece.rows is None else matrix[piece.row : piece.row + piece.rows]
-
-
-def _rows_of(tensor: Tensor, piece: Piece) -> Tensor:
-    """The rows of a checkpoint's tensor that a piece is."""
-    return tensor if piece.rows is None else tensor[piece.first : piece.first + piece.rows]
-
-
 def _outputs(model: Any, inputs: Mapping[str, Tensor] | None) -> list[Tensor]:
-    found = model(**inputs).to_tuple() if inputs else ()
-    return [value for value in found if isinstance(value, Tensor) and value.is_floating_point()]
+    """The floating-point tensors that a model returns; none without inputs."""
+    returned = model(**inputs).to_tuple() if inputs else ()
+    return [value for value in returned if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def _factor_rounding(folder: Path) -> float:
     """The relative spacing of the coarsest dtype that factors are stored in; what is compared is in float32 at best."""
     file = SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=str(folder))
     stored = {file.info(name).dtype for name in file.names() if f".{FACTOR_MARK}" in name}
-    return max(_rounding(dtype) for dtype in (torch.float32, *(DTYPES[name].torch for name in stored)))
+    dtypes = [torch.float32, *(DTYPES[name].torch for name in stored)]
+    return max(map(_rounding, dtypes))
 
 
 def _rounding(dtype: torch.dtype) -> float:
@@ -290,6 +306,14 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _largest_of(tensors: Iterable[Tensor]) -> float:
+    return max(_largest(tensor) for tensor in tensors)
+
+
+def _largest_difference(these: Sequence[Tensor], those: Sequence[Tensor]) -> float:
+    return max(_largest(a - b) for a, b in zip(these, those, strict=True))
 
 
 def _largest(tensor: Tensor) -> float:

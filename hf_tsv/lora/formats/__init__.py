@@ -7,14 +7,14 @@ torch nor PEFT, so that commands can name the formats at once; a format's own fi
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
+
+from hf_tsv.files.names import Profile
 
 if TYPE_CHECKING:
     from hf_tsv.linalg.ranks import Dense
     from hf_tsv.lora.architecture import Architecture
     from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest
-
-Profile: TypeAlias = str  # a format's name, as recipes and the command line have it
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class AdapterFormat:
     """A format of adapters.
 
     Attributes:
-        name: What recipes, the command line and records call it.
+        name: What recipes, the command line and records call it: a profile.
         folder: Its folder in the output, in which each task has one. It starts with `adapters`.
         module: The module whose function `plan` plans an adapter.
         contents: What such an adapter holds, for help and cards: a noun phrase.
@@ -31,7 +31,7 @@ class AdapterFormat:
         ranks: The ranks that it takes, one of them for the whole adapter; empty where each matrix has its own.
     """
 
-    name: str
+    name: Profile
     folder: str
     module: str
     contents: str

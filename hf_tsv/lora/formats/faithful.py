@@ -16,7 +16,7 @@ from hf_tsv.linalg.ranks import Dense
 from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.check.probe import unlike_peft
 from hf_tsv.lora.format import PREFIX
-from hf_tsv.lora.modules import WITH_BIAS, Module
+from hf_tsv.lora.modules import WITH_BIAS
 from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest, peft_config
 from hf_tsv.lora.write.slots import LoraSlot, RestSlot, Slot, Source, WholeSlot, lora_key, rest_slot
 from hf_tsv.lora.write.whole import is_excluded, modules_stored_with, why_not_whole
@@ -150,9 +150,12 @@ class _Planner:
         for bias in biases:
             self._place_bias(draft, bias, with_bias=with_bias)
         if draft.biases:
-            for parameter in [p for p in draft.lora if not _takes_bias(self.architecture.owner(p))]:
-                del draft.lora[parameter]
-                self._store_whole(draft, parameter, "PEFT adds no factors to such a module while others' have biases")
+            for parameter in list(draft.lora):
+                module = self.architecture.owner(parameter)
+                if module.kind not in WITH_BIAS or "bias" not in module.tensors:
+                    del draft.lora[parameter]
+                    self._store_whole(draft, parameter, "PEFT's lora_bias leaves no factors for such a module")
+        self._prefer_whole(draft)
         self._settle(draft)
         loaded = {name for slot in self._slots(draft) for name in slot.awaited}
         for name in self.changed.keys() - loaded - draft.rest.keys():
@@ -174,7 +177,7 @@ class _Planner:
         modules = modules_stored_with(self.architecture, parameter)
         obstacles = (why_not_whole(self.architecture, path) for path in sorted(modules))
         obstacle = next(filter(None, obstacles), "")
-        if not obstacle and not self._is_cheap(modules, parameter):
+        if not obstacle and not self._is_cheap(modules, draft, hidden=parameter):
             obstacle = why or "PEFT could hold it only in a module stored whole, with much that did not change"
         if not obstacle:
             draft.whole |= modules
@@ -182,6 +185,20 @@ class _Planner:
         for name, _ in self.architecture.sources_of(parameter):
             if name in self.changed:
                 draft.rest[name] = obstacle
+
+    def _prefer_whole(self, draft: _Draft) -> None:
+        """Store whole what factors would be larger than.
+
+        Ranks are chosen tensor by tensor, as if each had factors of its own. Where a parameter is made of several, such
+        as the gate and up matrices of experts, PEFT's factors span the rows of them all.
+        """
+        for parameter in draft.lora:
+            if len(self.architecture.sources[parameter]) == 1:
+                continue
+            modules = modules_stored_with(self.architecture, parameter)
+            can_be_whole = not any(why_not_whole(self.architecture, path) for path in modules)
+            if can_be_whole and self._is_cheap(modules, draft, hidden=None):
+                draft.whole |= modules
 
     def _settle(self, draft: _Draft) -> None:
         """Take back the factors of modules that PEFT excludes: they are stored whole, or named like one that is."""
@@ -194,8 +211,8 @@ class _Planner:
                 if not draft.holds_whole(self.architecture.owner(parameter).path):
                     self._store_whole(draft, parameter, "PEFT excludes it: it is named like a module stored whole")
         draft.biases = {bias for bias in draft.biases if f"{self.architecture.owner(bias).path}.weight" in draft.lora}
-        nested = {path for path in draft.whole if any(path.startswith(f"{outer}.") for outer in draft.whole)}
-        draft.whole -= nested
+        for outer in list(draft.whole):  # a module in one that is stored whole goes with it
+            draft.whole = {path for path in draft.whole if not path.startswith(f"{outer}.")}
 
     # What it costs
 
@@ -204,24 +221,31 @@ class _Planner:
         hidden = [self._rest_slot(name) for name in draft.rest]
         return _nbytes(self._slots(draft)) + HIDDEN_WEIGHT * _nbytes(hidden)
 
-    def _is_cheap(self, modules: Iterable[str], parameter: str) -> bool:
-        """Whether storing modules whole costs no more than the parameter in the sidecar, and factors of the others."""
-        keys = {key for path in modules for key in self.architecture.state_under(path)}
-        whole = sum(self._whole_bytes(key) for key in keys)
+    def _is_cheap(self, modules: Iterable[str], draft: _Draft, *, hidden: str | None) -> bool:
+        """Whether storing modules whole costs no more than storing what changed in them otherwise.
+
+        Args:
+            modules: Their paths.
+            draft: The draft so far.
+            hidden: The parameter that would lie in the sidecar.
+        """
+        keys: set[str] = set()
+        for path in modules:
+            keys.update(self.architecture.state_under(path))
+        whole = 0
         otherwise = {}
         for key in keys:
-            first = self.architecture.aliases.get(key, (key,))[0]  # tied ones are asked for once
-            is_hidden = key == parameter or not self._gets_factors(key)
-            otherwise[first] = self._asked_bytes(key) * (HIDDEN_WEIGHT if is_hidden else 1)
+            whole += self.architecture.shape(key).numel() * DTYPES[self._dtype(key)].nbytes
+            # What is asked for: nothing of an unchanged parameter, and of tied ones once.
+            changed = {name for name, _ in self.architecture.sources_of(key) if name in self.changed}
+            asked = _nbytes(self._rest_slot(name) for name in changed)
+            if key == hidden or not self._gets_factors(key):
+                asked *= HIDDEN_WEIGHT
+            elif key in draft.lora:
+                asked = _nbytes([self._lora_slot(key, draft)])
+            first = self.architecture.aliases.get(key, (key,))[0]
+            otherwise[first] = asked
         return whole <= sum(otherwise.values())
-
-    def _whole_bytes(self, key: str) -> int:
-        return self.architecture.shape(key).numel() * DTYPES[self._dtype(key)].nbytes
-
-    def _asked_bytes(self, key: str) -> int:
-        """Bytes of a parameter in the form asked for, 0 when it is unchanged."""
-        names = {name for name, _ in self.architecture.sources_of(key) if name in self.changed}
-        return _nbytes(self._rest_slot(name) for name in names)
 
     def _dtype(self, key: str) -> str:
         return self.architecture.headers[self.architecture.sources_of(key)[0][0]].dtype
@@ -229,9 +253,14 @@ class _Planner:
     # The tensors
 
     def _slots(self, draft: _Draft) -> tuple[Slot, ...]:
-        keys = [key for path in sorted(draft.whole) for key in self.architecture.state_under(path)]
-        loras = [self._lora_slot(parameter, draft) for parameter in draft.lora]
-        return (*loras, *(self._whole_slot(key, draft) for key in keys))
+        slots: list[Slot] = [self._lora_slot(parameter, draft) for parameter in draft.lora]
+        for path in sorted(draft.whole):
+            for key in self.architecture.state_under(path):
+                sources = self.architecture.sources_of(key)
+                changed = {name for name, _ in sources if name in self.changed and name not in draft.rest}
+                info = TensorInfo(PREFIX + key, tuple(self.architecture.shape(key)), self._dtype(key))
+                slots.append(WholeSlot(info, sources, frozenset(changed)))
+        return tuple(slots)
 
     def _lora_slot(self, parameter: str, draft: _Draft) -> LoraSlot:
         module = self.architecture.owner(parameter)
@@ -259,19 +288,9 @@ class _Planner:
                 sources.append(Source(name, piece, 0 if isinstance(rank, Dense) else rank))
         return tuple(sources)
 
-    def _whole_slot(self, key: str, draft: _Draft) -> WholeSlot:
-        sources = self.architecture.sources_of(key)
-        changed = frozenset(name for name, _ in sources if name in self.changed and name not in draft.rest)
-        info = TensorInfo(PREFIX + key, tuple(self.architecture.shape(key)), self._dtype(key))
-        return WholeSlot(info, sources, changed)
-
     def _rest_slot(self, name: str) -> RestSlot:
         rank, info = self.changed[name], self.architecture.headers[name]
         return rest_slot(info, None if isinstance(rank, Dense) else rank, self.factor_dtype or info.dtype)
-
-
-def _takes_bias(module: Module) -> bool:
-    return module.kind in WITH_BIAS and "bias" in module.tensors
 
 
 def _nbytes(slots: Iterable[Slot]) -> int:

@@ -50,7 +50,7 @@ class Adapter:
             places: Where the base's files hold its parameters; asked for only where the names don't meet.
 
         Raises:
-            CheckpointError: the adapter doesn't fit; everything that doesn't is told.
+            CheckpointError: the adapter doesn't fit; everything that doesn't is reported.
         """
         return AdapterOnBase(self, base, places, notes)
 
@@ -58,7 +58,7 @@ class Adapter:
         """The fine-tuned model as a whole: `model` is another than the merge's base. Arguments as for `on`.
 
         Raises:
-            CheckpointError: the adapter doesn't fit; everything that doesn't is told.
+            CheckpointError: the adapter doesn't fit; everything that doesn't is reported.
         """
         return AppliedAdapter(self, model, places)
 
@@ -78,7 +78,7 @@ def open_adapter(folder: Path, *, label: str | None = None) -> Adapter:
     """The LoRA adapter in a folder. Reads headers only.
 
     Raises:
-        CheckpointError: there is none, it is a pickle, it is broken, or no plain LoRA.
+        CheckpointError: there is none, it is a pickle, it is broken, or not a plain LoRA.
     """
     label = label or str(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -102,7 +102,7 @@ class AppliedAdapter(View):
     """A model with an adapter on top. What the adapter holds beyond the model's tensors, a head, comes behind them.
 
     Raises:
-        CheckpointError: the adapter doesn't fit; everything that doesn't is told.
+        CheckpointError: the adapter doesn't fit; everything that doesn't is reported.
     """
 
     def __init__(self, adapter: Adapter, model: Checkpoint, places: Callable[[], Places] | None) -> None:
@@ -121,8 +121,8 @@ class AppliedAdapter(View):
         self._factor = lru_cache(maxsize=4)(lambda key: adapter.tensors.read(key).flatten(1))
 
     def names(self) -> Sequence[str]:
-        held = self.inner.names()
-        return (*held, *sorted(self._own.keys() - set(held)))
+        names = self.inner.names()
+        return (*names, *sorted(self._own.keys() - set(names)))
 
     def info(self, name: str) -> TensorInfo:
         if key := self._own.get(name):
@@ -155,18 +155,18 @@ class AppliedAdapter(View):
 
     def _delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
         change = self._changes[name]
-        if change.pair and len(change.keys) == 2:
+        if change.pair and len(change.keys) == 2:  # nothing but factors
             return self._product(change.pair, dtype, rows).reshape(base.shape)
         if change.value:
             delta = self._value(change.value, rows).to(dtype, copy=True).sub_(base)
         else:
             delta = torch.zeros_like(base, dtype=dtype)
         if change.tokens:
-            key, at = change.tokens
+            key, trained = change.tokens
             first, end = rows or (0, len(base))
-            held = [i for i, row in enumerate(at) if first <= row < end]
-            here = [at[i] - first for i in held]
-            delta[here] = self._to(key, dtype)[held].sub_(base[here])
+            positions = [i for i, row in enumerate(trained) if first <= row < end]
+            here = [trained[i] - first for i in positions]
+            delta[here] = self._to(key, dtype)[positions].sub_(base[here])
         if change.bias:
             key, scale = change.bias
             delta.add_(self._to(key, dtype, rows), alpha=scale)
@@ -175,9 +175,11 @@ class AppliedAdapter(View):
         return delta
 
     def _value(self, value: Value, rows: tuple[int, int] | None = None) -> Tensor:
+        """The tensor's new value, or these rows of it, out of what the key holds."""
         first, end = rows or (0, None)
         if value.rows:
-            first, end = value.rows[0] + first, value.rows[1] if end is None else value.rows[0] + end
+            start, stop = value.rows
+            first, end = start + first, stop if end is None else start + end
         if value.expert is not None:
             return self._adapter.tensors.read(value.key, (value.expert, value.expert + 1))[0, first:end]
         return self._adapter.tensors.read(value.key, None if end is None else (first, end))
@@ -186,11 +188,13 @@ class AppliedAdapter(View):
         return self._adapter.tensors.read(key, rows).to(dtype)
 
     def _product(self, pair: Pair, dtype: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
-        if not pair.is_stacked:
-            whole = self._low_rank(pair, 0)
-            return (replace(whole, b=whole.b[slice(*rows)]) if rows else whole).product(dtype)
-        experts = range(*rows) if rows else range(pair.experts)
-        return torch.stack([self._low_rank(pair, expert).product(dtype) for expert in experts])
+        if pair.is_stacked:  # its rows are experts
+            experts = range(*rows) if rows else range(pair.experts)
+            return torch.stack([self._low_rank(pair, expert).product(dtype) for expert in experts])
+        low_rank = self._low_rank(pair, 0)
+        if rows:
+            low_rank = replace(low_rank, b=low_rank.b[slice(*rows)])
+        return low_rank.product(dtype)
 
     def _low_rank(self, pair: Pair, expert: int) -> LowRank:
         a, b = self._factor(pair.a), self._factor(pair.b)  # (experts * r, in), (out, r * experts)
@@ -237,7 +241,8 @@ class AdapterOnBase(AppliedAdapter):
         if name in self._rest:
             return self._rest[name].nbytes
         change = self._changes.get(name, Change())
-        if change.value and (change.value.rows or change.value.expert is not None):  # a part of what the key holds
+        if change.value and (change.value.rows or change.value.expert is not None):
+            # A part of what the key holds: as many bytes as the model's tensor.
             return self.inner.info(name).nbytes
         shared_by = change.pair.experts if change.pair and not change.pair.is_stacked else 1
         return sum(self._adapter.tensors.info(key).nbytes for key in change.keys) // shared_by

@@ -1,4 +1,4 @@
-"""What an adapter does to a model's tensors, in the words that finding it out and doing it share."""
+"""What an adapter does to a model's tensors: the terms that `keys` finds out and `adapter` carries out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,8 +66,16 @@ class Change:
     @property
     def keys(self) -> list[str]:
         """Every key that it reads."""
-        found = [self.value and self.value.key, self.tokens and self.tokens[0], self.bias and self.bias[0]]
-        return [key for key in found if key] + ([self.pair.a, self.pair.b] if self.pair else [])
+        keys = []
+        if self.value:
+            keys.append(self.value.key)
+        if self.tokens:
+            keys.append(self.tokens[0])
+        if self.bias:
+            keys.append(self.bias[0])
+        if self.pair:
+            keys += [self.pair.a, self.pair.b]
+        return keys
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Which tensor of a model each key of a LoRA adapter changes, and how. Reads headers, and weights that look tied.
 
-PEFT names a key by the module's path in the bare model: `base_model.model.PATH.lora_A.weight`. What it stores for each
-kind of module, and how that makes the change of the module's weight:
+What PEFT stores for each kind of module, and how that makes the change of the module's weight:
 
     Linear                A (r, in)       B (out, r)       B A
     transformers' Conv1D  A (r, in)       B (out, r)       (B A)^T, for its weight is stored (in, out)
@@ -13,53 +12,34 @@ kind of module, and how that makes the change of the module's weight:
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 
-from hf_tsv.checkpoints.aligned import Renaming, first_components
 from hf_tsv.checkpoints.protocol import Checkpoint
 from hf_tsv.errors import CheckpointError, some
-from hf_tsv.lora.format import ADAPTER_CONFIG, AdapterConfig
-from hf_tsv.lora.read.changes import Change, Changes, Pair, Place, Places, Value
+from hf_tsv.lora.format import (
+    ADAPTER_CONFIG,
+    ATTENTION_OUT,
+    BASE_LAYER,
+    BIAS,
+    COPIES,
+    DORA_MARK,
+    EMBEDDING,
+    FACTOR_MARK,
+    KEYS,
+    LINEAR,
+    PREFIX,
+    TOKENS,
+    AdapterConfig,
+)
+from hf_tsv.lora.read.changes import Change, Changes, Pair, Places, Value
 from hf_tsv.lora.read.config import MERGE_IT
+from hf_tsv.lora.read.weights import Shape, Weights, owner_of
 
-LINEAR = ("lora_A.weight", "lora_B.weight")
-EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
-BIAS = "lora_B.bias"
-TOKENS = "token_adapter.trainable_tokens_delta"
-
-_PREFIX = "base_model.model."
-_KEY = re.compile(rf"(.+)\.({'|'.join(map(re.escape, (*LINEAR, *EMBEDDING, BIAS, TOKENS)))})")
-_OF_LORA = re.compile(r"(^|\.)lora_")
-_COPY = re.compile(r"\.(original_module|modules_to_save)\.")  # bias: all saves biases twice more; PEFT reads neither
-_DORA = "lora_magnitude_vector"
-_BASE_LAYER = ".base_layer"
-_ATTENTION_OUT = ".base_layer.out_proj"  # of nn.MultiheadAttention
+_KEY = re.compile(rf"(.+)\.({'|'.join(map(re.escape, KEYS))})")
+_OF_ADAPTER = re.compile(rf"(^|\.){FACTOR_MARK}")
+_COPY = re.compile(rf"\.({'|'.join(COPIES)})\.")  # bias: all saves biases twice more
 _OTHER_BASE = "Name the model that it was trained on as its base"
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """What factors are put on: a parameter of the model, a matrix or one an expert.
-
-    Attributes:
-        name: What the model calls it.
-        matrix: Its shape, or one expert's, as stored.
-        places: The tensors that hold it.
-        experts: How many it stacks.
-        is_parameter: Whether it was named in target_parameters and not by its module.
-        is_stack: Whether one tensor stacks its experts.
-    """
-
-    name: str
-    matrix: Shape
-    places: tuple[Place, ...]
-    experts: int = 1
-    is_parameter: bool = False
-    is_stack: bool = False
 
 
 def changes_of(
@@ -74,7 +54,7 @@ def changes_of(
         places: Where the model's files hold its parameters; asked for only where the names don't meet as they are.
 
     Raises:
-        CheckpointError: keys that aren't known, match nothing, or don't fit; all of them are told.
+        CheckpointError: keys that aren't known, match nothing, or don't fit; all of them are reported.
     """
     mapper = _Mapper(tensors, config, model, places)
     mapper.add_all()
@@ -84,24 +64,42 @@ def changes_of(
 
 
 class _Keys:
-    """An adapter's keys, taken apart: those of LoRA by module, tensors kept whole by name, and what is neither."""
+    """An adapter's keys, taken apart.
+
+    Attributes:
+        modules: Keys of LoRA by their module, and in it by what they are of it.
+        values: Keys of tensors kept whole, by the parameter's name.
+        odd: Keys of adapters of other kinds.
+    """
 
     def __init__(self, keys: Iterable[str]) -> None:
         self.modules: dict[str, dict[str, str]] = {}
         self.values: dict[str, str] = {}
         self.odd: list[str] = []
         for key in keys:
-            name = key.removeprefix(_PREFIX)
+            name = key.removeprefix(PREFIX)
             if match := _KEY.fullmatch(name):
                 self.modules.setdefault(match[1], {})[match[2]] = key
-            elif _OF_LORA.search(name):
+            elif _OF_ADAPTER.search(name):
                 self.odd.append(key)
             elif not _COPY.search(name):
-                self.values[name.replace(_BASE_LAYER, "")] = key
+                self.values[name.replace(BASE_LAYER, "")] = key
+
+
+@dataclass(frozen=True)
+class _FactorKeys:
+    """Keys of a module's factors A and B, and the shape of their product (out, in, *kernel)."""
+
+    module: str
+    a: str
+    b: str
+    rank: int
+    product: Shape
+    is_embedding: bool
 
 
 class _Mapper:
-    """Collects what is wrong on the way, so that all of it is told at once."""
+    """Collects what is wrong on the way, so that all of it is reported at once."""
 
     def __init__(
         self, tensors: Checkpoint, config: AdapterConfig, model: Checkpoint, places: Callable[[], Places] | None
@@ -111,17 +109,14 @@ class _Mapper:
         self._config = config
         self._model = model
         self._keys = _Keys(tensors.names())
-        self._held = frozenset(model.names())
-        self._places: Places = {}
-        self._tied: dict[str, str] = {}  # names that the model's files lack, to the tensor that is held for them
-        self._why_no_places: tuple[str, ...] = ()
-        self._prefix = self._best_prefix()
-        if places and not (all(map(self._weights, self._keys.modules)) and all(map(self._find, self._keys.values))):
-            self._look_up(places)
-            self._prefix = self._best_prefix()
-        self._lost: list[str] = []
-        self._misfits: list[str] = []
-        self._told: list[str] = []
+        self._weights = Weights(model, config, self._keys.modules.keys(), self._keys.values.keys())
+        if places:
+            modules = (self._weights.of_module(module) for module in self._keys.modules)
+            if not all(modules) or not all(self._weights.find(name) for name in self._keys.values):
+                self._weights.look_up(places)
+        self._broken: list[str] = []  # whole messages
+        self._missing: list[str] = []  # parameters that the model lacks
+        self._misfits: list[str] = []  # tensors whose shape isn't that of their change
 
     def add_all(self) -> None:
         for name, key in self._keys.values.items():
@@ -136,16 +131,16 @@ class _Mapper:
         self.changes.notes = tuple(self._notes())
 
     def problems(self) -> list[str]:
-        """One line a kind of mistake, so that a wrong base isn't told five hundred times."""
-        problems = list(self._told)
-        if dora := [key for key in self._keys.odd if _DORA in key]:
+        """One line a kind of mistake, so that a wrong base isn't reported five hundred times."""
+        problems = list(self._broken)
+        if dora := [key for key in self._keys.odd if DORA_MARK in key]:
             problems.append(f"uses DoRA ({some(dora)}), expected a plain LoRA. {MERGE_IT}")
-        if odd := [key for key in self._keys.odd if _DORA not in key]:
+        if odd := [key for key in self._keys.odd if DORA_MARK not in key]:
             problems.append(f"holds {some(odd)}, expected the keys of a plain LoRA. {MERGE_IT}")
-        if lost := self._lost:
-            where = self._model.label
-            problems.append(f"changes what {where} doesn't have: {some(lost, 10)}. {_OTHER_BASE}")
-            problems += [f"other names for them can't be looked up: {why}" for why in self._why_no_places]
+        if self._missing:
+            missing = some(self._missing, 10)
+            problems.append(f"changes what {self._model.label} doesn't have: {missing}. {_OTHER_BASE}")
+            problems += [f"other names for them can't be looked up: {why}" for why in self._weights.why_no_places]
         if self._misfits:
             problems.append(f"doesn't fit {self._model.label}: {some(self._misfits)}. {_OTHER_BASE}")
         return problems
@@ -158,241 +153,162 @@ class _Mapper:
                 f" does: {some(ignored)}"
             )
         if unread := self._config.unread():
-            yield f"{ADAPTER_CONFIG} turns on what isn't known here and has no effect: {some(list(map(repr, unread)))}"
+            switches = some([repr(switch) for switch in unread])
+            yield f"{ADAPTER_CONFIG} turns on what isn't known here and has no effect: {switches}"
 
-    # ---------------------------------------------------------------------------------------- the kinds of keys
+    # The kinds of keys
 
     def _add_value(self, name: str, key: str) -> None:
         """A tensor of a module that was trained as a whole, or a bias: it stands in the model's place."""
-        target = self._find(name)
+        target = self._weights.find(name)
         if target is None:
-            self._add_parts_or_own(self._prefix(name), key)
+            self._add_parts_or_own(self._weights.in_model(name), key)
             return
         if self._model.info(target).shape != self._shape(key):
-            self.changes.own[target] = key
+            self._add_own(target, key)
         self._add(target, Change(value=Value(key)))
 
     def _add_parts_or_own(self, name: str, key: str) -> None:
         """A parameter that the model's files hold in several tensors; or one that the model lacks, of a head."""
-        if name not in self._places and not self._is_copy(name, key):
-            self.changes.own[name] = key
-        for place in self._places.get(name, ()):
-            of_one = self._shape(key)[0 if place.expert is None else 1 :]
-            rows = None if place.rows is None else (place.row, place.row + place.rows)
-            part = of_one if place.rows is None else (min(place.rows, of_one[0] - place.row), *of_one[1:])
+        places = self._weights.places.get(name)
+        if places is None:
+            if not self._is_copy(name, key):
+                self._add_own(name, key)
+            return
+        for place in places:
+            shape = self._shape(key)
+            part = shape if place.expert is None else shape[1:]
+            rows = None
+            if place.rows is not None:
+                rows = (place.row, place.row + place.rows)
+                part = (min(place.rows, part[0] - place.row), *part[1:])
             if self._fits(place.tensor, part):
                 self._add(place.tensor, Change(value=Value(key, place.expert, rows)))
+
+    def _add_own(self, name: str, key: str) -> None:
+        self.changes.own[name] = key
+        self._weights.own_shapes[name] = self._shape(key)
 
     def _add_pair(self, module: str, keys: Sequence[str], *, is_embedding: bool) -> None:
         if not keys:
             return
         if len(keys) == 1:
-            self._told.append(f"{keys[0]} has no partner, expected lora_A and lora_B. Get it again")
-        elif (made := _made(*map(self._shape, keys))) is None:
-            shapes = " and ".join(str(self._shape(key)) for key in keys)
-            self._told.append(f"{module} has factors of shapes {shapes}, expected (r, in) and (out, r). Get it again")
-        elif weights := self._weights(module):
-            self._add_factors(module, weights, keys, made, is_embedding=is_embedding)
-        elif not (self._config.ensure_weight_tying and self._is_tied_head(*map(self._shape, keys))):
-            self._lost += self._parameters_of(module) or [f"{_owner(module)}.weight"]
+            self._broken.append(f"{keys[0]} has no partner, expected lora_A and lora_B. Download it again")
+            return
+        key_a, key_b = keys
+        a, b = self._shape(key_a), self._shape(key_b)
+        product = _product_shape(a, b)
+        if product is None:
+            self._broken.append(
+                f"{module} has factors of shapes {a} and {b}, expected (r, in) and (out, r). Download it again"
+            )
+        elif self._weights.of_module(module):
+            self._add_factors(_FactorKeys(module, key_a, key_b, a[0], product, is_embedding))
+        elif not (self._config.ensure_weight_tying and self._is_tied_head(a, b)):
+            self._missing += self._weights.parameters_of(module) or [f"{owner_of(module)}.weight"]
 
     def _add_bias(self, module: str, key: str) -> None:
-        name = f"{_owner(module)}.bias"
-        target = self._find(name) or self._find(f"{_owner(module)}.in_proj_bias")
+        name = f"{owner_of(module)}.bias"
+        target = self._weights.find(name) or self._weights.find(f"{owner_of(module)}.in_proj_bias")
         if target is None:
-            self._lost.append(name)
+            self._missing.append(name)
         elif self._fits(target, self._shape(key)):
             self._add(target, Change(bias=(key, self._config.scaling(_adapted_as(module)))))
 
     def _add_tokens(self, module: str, key: str) -> None:
-        target, rows = self._find(f"{module}.weight"), self._config.tokens_of(module)
-        count_, *rest = self._shape(key)
+        target, rows = self._weights.find(f"{module}.weight"), self._config.tokens_of(module)
         if target is None:
-            self._lost.append(f"{module}.weight")
-        elif rows is None or len(rows) != count_ or max(rows, default=0) >= self._stored_shape(target)[0]:
-            self._told.append(
-                f"{module} has {count_} rows of its own, expected as many trainable_token_indices in {ADAPTER_CONFIG},"
-                f" each below {self._stored_shape(target)[0]}. Get it again"
+            self._missing.append(f"{module}.weight")
+            return
+        number, *columns = self._shape(key)
+        vocabulary = self._weights.shape(target)[0]
+        if rows is None or len(rows) != number or max(rows, default=0) >= vocabulary:
+            self._broken.append(
+                f"{module} has {number} rows of its own, expected as many trainable_token_indices in {ADAPTER_CONFIG},"
+                f" each below {vocabulary}. Download it again"
             )
-        elif self._fits(target, (self._stored_shape(target)[0], *rest)):
+        elif self._fits(target, (vocabulary, *columns)):
             self._add(target, Change(tokens=(key, tuple(rows))))
 
-    def _add_factors(
-        self, module: str, weights: Sequence[_Weight], keys: Sequence[str], made: Shape, *, is_embedding: bool
-    ) -> None:
+    def _add_factors(self, keys: _FactorKeys) -> None:
         """PEFT's key says whose parameter it is. Where a module has several, the shapes say which."""
-        rank = self._shape(keys[0])[0]
-        layouts = [(weight, self._is_transposed(weight, made, is_embedding=is_embedding)) for weight in weights]
-        fitting = [(w, layout) for w, layout in layouts if layout is not None and rank % w.experts == 0]
+        weights = self._weights.of_module(keys.module)
+        fitting = []
+        for weight in weights:
+            transposed = self._weights.is_transposed(weight, keys.product, is_embedding=keys.is_embedding)
+            if transposed is not None and keys.rank % weight.experts == 0:
+                fitting.append((weight, transposed))
         if len(fitting) != 1:
-            has = some([f"{weight.name} {weight.matrix}" for weight in weights])
-            self._misfits.append(f"{has} would change by {made[::-1] if is_embedding else made}")
+            candidates = some([f"{weight.name} {weight.matrix}" for weight in weights])
+            change = keys.product[::-1] if keys.is_embedding else keys.product
+            self._misfits.append(f"{candidates} would change by {change}")
             return
         [(weight, transposed)] = fitting
-        adapted_as = weight.name if weight.is_parameter else _adapted_as(module)
-        if self._has_rank(adapted_as, rank // weight.experts):
-            # PEFT (0.21.2) adds this one's change twice, in training as in merging: so does the model it stands for.
-            scale = self._config.scaling(adapted_as) * (2 if module.endswith(_ATTENTION_OUT) else 1)
-            pair = Pair(keys[0], keys[1], scale, bool(transposed), weight.experts)
-            for place in weight.places:
-                rows = None if place.rows is None else (place.row, place.row + place.rows)
-                self._add(place.tensor, Change(pair=replace(pair, expert=place.expert, rows=rows)))
+        adapted_as = weight.name if weight.is_parameter else _adapted_as(keys.module)
+        if not self._has_rank(adapted_as, keys.rank // weight.experts):
+            return
+        scale = self._config.scaling(adapted_as)
+        if keys.module.endswith(ATTENTION_OUT):
+            scale *= 2  # PEFT (0.21.2) adds this change twice, in training as in merging: so does what was trained
+        pair = Pair(keys.a, keys.b, scale, transposed, weight.experts)
+        for place in weight.places:
+            rows = None if place.rows is None else (place.row, place.row + place.rows)
+            self._add(place.tensor, Change(pair=replace(pair, expert=place.expert, rows=rows)))
 
     def _add(self, target: str, change: Change) -> None:
         before = self.changes.of.get(target, Change())
         if before.pair and change.pair:
-            self._told.append(f"{before.pair.a} and {change.pair.a} both change {target}. Get it again")
+            self._broken.append(f"{before.pair.a} and {change.pair.a} both change {target}. Download it again")
         self.changes.of[target] = Change(
-            change.value or before.value,
-            change.tokens or before.tokens,
-            change.bias or before.bias,
-            change.pair or before.pair,
+            value=change.value or before.value,
+            tokens=change.tokens or before.tokens,
+            bias=change.bias or before.bias,
+            pair=change.pair or before.pair,
         )
 
-    # ------------------------------------------------------------------------------------ names, shapes, layouts
-
-    def _look_up(self, places: Callable[[], Places]) -> None:
-        try:
-            found = places()
-            self._places = {name: held for name, held in found.items() if not any(place.is_tied for place in held)}
-            self._tied = {name: held[0].tensor for name, held in found.items() if held and held[0].is_tied}
-        except CheckpointError as error:  # tells only where it matters: a head that the model lacks is no mistake
-            self._why_no_places = error.problems
-
-    def _find(self, name: str) -> str | None:
-        """The tensor that is a parameter, in the model's files; None where there is none."""
-        name = self._prefix(name)
-        if name in self._held:
-            return name
-        places = self._places.get(name, ())
-        return places[0].tensor if len(places) == 1 and places[0].rows is None else None
-
-    def _parameters_of(self, module: str) -> list[str]:
-        """The parameters that the factors of a module may belong to: a bare `down_proj` is any module's."""
-        owner = _owner(module)
-        return [f"{owner}.{leaf}" for leaf in self._config.parameters_of(owner)]
-
-    def _weights(self, module: str) -> list[_Weight]:
-        """Those of them that the model has, or the module's own weight."""
-        named = [weight for name in self._parameters_of(module) if (weight := self._weight(name, is_parameter=True))]
-        if named:
-            return named
-        owner = _owner(module)
-        weight = self._weight(f"{owner}.weight") or self._weight(f"{owner}.in_proj_weight")
-        return [weight] if weight else []
-
-    def _weight(self, name: str, *, is_parameter: bool = False) -> _Weight | None:
-        if target := self._find(name):
-            shape, place = self._stored_shape(target), Place(target)
-            if is_parameter and len(shape) == 3:
-                return _Weight(name, shape[1:], (place,), shape[0], is_parameter=True, is_stack=True)
-            return _Weight(name, shape, (place,), is_parameter=is_parameter)
-        places = self._places.get(self._prefix(name), ())
-        if not places:
-            return None
-        rows, width = max(place.row + (place.rows or 0) for place in places), self._stored_shape(places[0].tensor)[1:]
-        experts = 1 + max(place.expert or 0 for place in places)
-        return _Weight(name, (rows, *width), tuple(places), experts, is_parameter)
-
-    def _best_prefix(self) -> Renaming:
-        """The first component to drop from names, or to add, so that most are the model's; none among equals."""
-        wanted = {name for module in self._keys.modules for name in self._parameters_of(module)}
-        wanted |= {f"{_owner(module)}.weight" for module in self._keys.modules} | self._keys.values.keys()
-        held = self._held | self._places.keys()
-        renamings = [Renaming()]
-        renamings += [Renaming(drop=prefix) for prefix in first_components(wanted)]
-        renamings += [Renaming(add=prefix) for prefix in first_components(held)]
-        return max(renamings, key=lambda renaming: len(held & set(map(renaming, wanted))))
-
-    def _is_transposed(self, weight: _Weight, made: Shape, *, is_embedding: bool) -> bool | None:
-        """Whether a weight is stored (in, out) for factors that make (out, in); None where they don't fit it."""
-        if is_embedding:
-            return True if made[::-1] == weight.matrix else None
-        if len(made) == 2 and made[0] == made[1] and made == weight.matrix:
-            return self._is_square_transposed(weight)
-        if made == weight.matrix:
-            return False
-        may_be = weight.is_stack if weight.is_parameter else weight.places[0].rows is None
-        return True if may_be and len(made) == 2 and made[::-1] == weight.matrix else None
-
-    def _is_square_transposed(self, weight: _Weight) -> bool:
-        """The same for a square one, told by others like it."""
-        if weight.is_stack:
-            return self._are_experts_transposed(weight.name.rpartition(".")[0])
-        if weight.is_parameter or weight.places[0].rows is not None:
-            return False
-        return self._transposed_leaves.get(_leaf(weight.places[0].tensor), self._config.fan_in_fan_out)
-
-    @cached_property
-    def _transposed_leaves(self) -> dict[str, bool]:
-        """By a module's last name: whether its weight is stored (in, out). A bias is as long as what goes out."""
-        found: dict[str, bool] = {}
-        for name in self._held:
-            bias = name.removesuffix("weight") + "bias"
-            if name.endswith(".weight") and bias in self._held and len(shape := self._stored_shape(name)) == 2:
-                out = self._stored_shape(bias)[-1:]
-                if shape[0] != shape[1] and out in (shape[:1], shape[1:]):
-                    found[_leaf(name)] = out == shape[1:]
-        return found
-
-    def _are_experts_transposed(self, owner: str) -> bool:
-        """Whether stacked experts are stored (in, out): then gate and up are as wide as two of down are high."""
-        gate_up, down = (self._find(f"{owner}.{leaf}") for leaf in ("gate_up_proj", "down_proj"))
-        if gate_up is None or down is None:
-            return False
-        return self._stored_shape(gate_up)[2:] == (2 * self._stored_shape(down)[1],)
+    # Checks
 
     def _is_copy(self, name: str, key: str) -> bool:
         """Whether a tensor is stored once more, under a name that the model ties to it: PEFT needs every copy."""
-        held = self._tied.get(name)
-        others = [other for known, other in self._keys.values.items() if held and self._find(known) == held]
+        tied_to = self._weights.tied.get(name)
+        if tied_to is None:
+            return False
+        others = [other for known, other in self._keys.values.items() if self._weights.find(known) == tied_to]
         return any(torch.equal(self._tensors.read(key), self._tensors.read(other)) for other in others)
 
     def _is_tied_head(self, a: Shape, b: Shape) -> bool:
         """Whether a head's factors are an embedding's: PEFT saves both, the files of a tied model hold one weight."""
-        modules = self._keys.modules.values()
-        embeddings = [[self._shape(keys[part]) for part in EMBEDDING if part in keys] for keys in modules]
-        return [b[::-1], a[::-1]] in embeddings
+        for keys in self._keys.modules.values():
+            embedding = [self._shape(keys[part]) for part in EMBEDDING if part in keys]
+            if embedding == [b[::-1], a[::-1]]:
+                return True
+        return False
 
-    def _fits(self, target: str, made: Shape) -> bool:
-        shape = self._stored_shape(target)
-        if made != shape:
-            self._misfits.append(f"{target} {shape} would change by {made}")
-        return made == shape
+    def _fits(self, target: str, change: Shape) -> bool:
+        shape = self._weights.shape(target)
+        if change != shape:
+            self._misfits.append(f"{target} {shape} would change by {change}")
+        return change == shape
 
     def _has_rank(self, name: str, rank: int) -> bool:
         expected = self._config.rank(name)
         if rank != expected:
-            self._told.append(
-                f"{name} has rank {rank}, expected {expected} by {ADAPTER_CONFIG}. Get both files of one adapter"
+            self._broken.append(
+                f"{name} has rank {rank}, expected {expected} by {ADAPTER_CONFIG}. Take both files from one adapter"
             )
         return rank == expected
 
     def _shape(self, key: str) -> Shape:
         return self._tensors.info(key).shape
 
-    def _stored_shape(self, target: str) -> Shape:
-        """The shape of the model's tensor, or of the adapter's that stands in its place."""
-        own = self.changes.own.get(target)
-        return self._shape(own) if own else self._model.info(target).shape
 
-
-def _made(a: Shape, b: Shape) -> Shape | None:
-    """The shape of what two factors make, (out, in, *kernel); None where they are no two factors."""
+def _product_shape(a: Shape, b: Shape) -> Shape | None:
+    """The shape of B A, (out, in, *kernel); None where these are not two factors."""
     if len(a) < 2 or len(b) < 2 or a[0] != b[1] or any(side != 1 for side in b[2:]):
         return None
     return (b[0], *a[1:])
 
 
-def _owner(module: str) -> str:
-    """The module's own path: PEFT wraps the parameters of one module in one another, each in a `base_layer`."""
-    return module.replace(_BASE_LAYER, "")
-
-
 def _adapted_as(module: str) -> str:
     """What PEFT matches patterns with: nn.MultiheadAttention's out_proj goes by its attention's name."""
-    return module.split(_BASE_LAYER, 1)[0]
-
-
-def _leaf(name: str) -> str:
-    return name.split(".")[-2]
+    return module.split(BASE_LAYER, 1)[0]

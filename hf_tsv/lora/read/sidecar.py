@@ -57,7 +57,9 @@ class RestTensor:
         """The change of the matrix, or of one of a stack, as factors; None for one stored whole."""
         if not self.is_factored:
             return None
-        left, right = (factor[row] if factor.ndim > 2 else factor for factor in self.factors())
+        left, right = self.factors()
+        if left.ndim > 2:
+            left, right = left[row], right[row]
         return LowRank(left, right, 1.0)
 
     def applied(self, base: Tensor | None = None, rows: Rows = None) -> Tensor:
@@ -85,7 +87,9 @@ class RestTensor:
     def _product(self, dtype: torch.dtype, rows: Rows) -> Tensor:
         left, right = (factor.to(dtype) for factor in self.factors())
         if rows:
-            left, right = left[slice(*rows)], right[slice(*rows)] if right.ndim > 2 else right
+            left = left[slice(*rows)]
+            if right.ndim > 2:  # rows of a stack are its matrices
+                right = right[slice(*rows)]
         return left @ right
 
 

@@ -50,7 +50,7 @@ def factored(change: WholeChange, info: TensorInfo, base: Tensor, rank: int) -> 
         rank: Most triplets of each of its matrices.
 
     Raises:
-        ValueError: the tensor is no matrix.
+        ValueError: the tensor is not a matrix.
         MethodError: NaN or infinity in the change.
     """
     view = matrix_view(info, kind_of(info))

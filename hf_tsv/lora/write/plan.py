@@ -13,6 +13,8 @@ from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.format import ADAPTER_WEIGHTS, HEADS_OF_TASK, NO_TARGETS, SIDECAR_FILE, AdapterConfig, anchored
 from hf_tsv.lora.write.slots import LoraSlot, RestSlot, Slot
 
+DEFAULT_RANK = 8  # PEFT's, for an adapter without factors: the configuration has to name one
+
 
 @dataclass(frozen=True)
 class BaseRef:
@@ -115,7 +117,12 @@ def peft_config(
     loras = [slot for slot in slots if isinstance(slot, LoraSlot)]
     modules = sorted({slot.module.path for slot in loras if slot.module.kind != "parameters"})
     parameters = sorted(slot.parameter for slot in loras if slot.module.kind == "parameters")
-    rank = _commonest_rank(loras)
+    # The rank that most factors have keeps the patterns short; among equals the larger one.
+    counts = Counter(slot.rank for slot in loras)
+    rank = max(counts, key=lambda rank: (counts[rank], rank), default=DEFAULT_RANK)
+    # PEFT targets every module whose name ends like a target's.
+    ends = tuple(f".{target}" for target in modules)
+    also_matched = {path for path in architecture.modules if path.endswith(ends)} - set(modules) - set(whole)
     ranks = {anchored(_pattern_name(slot)): slot.rank for slot in loras if slot.rank != rank}
     ranks = dict(sorted(ranks.items()))
     return AdapterConfig(
@@ -128,7 +135,7 @@ def peft_config(
         rank_pattern=ranks,
         alpha_pattern={name: float(rank) for name, rank in ranks.items()},
         target_modules=modules or ([] if parameters else NO_TARGETS),
-        exclude_modules=sorted(_also_matched(architecture, modules, whole)),
+        exclude_modules=sorted(also_matched),
         target_parameters=parameters,
         modules_to_save=sorted(whole),
         lora_bias=any(slot.bias_size for slot in loras),
@@ -136,22 +143,9 @@ def peft_config(
     )
 
 
-def _commonest_rank(loras: Sequence[LoraSlot]) -> int:
-    """The rank that most factors have, so that the patterns are short; the larger one among equals."""
-    counts = Counter(slot.rank for slot in loras)
-    return max(counts, key=lambda rank: (counts[rank], rank), default=8)
-
-
 def _pattern_name(slot: LoraSlot) -> str:
     """What PEFT matches patterns with."""
     return slot.parameter if slot.module.kind == "parameters" else slot.module.path
-
-
-def _also_matched(architecture: Architecture, targets: Sequence[str], whole: Collection[str]) -> set[str]:
-    """Modules that PEFT would target because a target's name is the end of theirs."""
-    ends = tuple(f".{target}" for target in targets)
-    matched = {path for path in architecture.modules if path.endswith(ends)}
-    return matched - set(targets) - set(whole)
 
 
 def _task_type(architecture: Architecture, whole: Collection[str]) -> str | None:

@@ -1,7 +1,7 @@
 """Write an adapter tensor by tensor, in any order."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -25,8 +25,8 @@ class AdapterReport:
         profile: As in the plan.
         nbytes: Bytes of the folder's files.
         held: How many changed tensors PEFT loads.
-        left_out: The changed tensors that it doesn't, and why.
-        in_sidecar: Which of these lie in the sidecar.
+        left_out: The changed tensors that it doesn't load, and why.
+        in_sidecar: Those of them that lie in the sidecar.
         left_out_share: Share of the task's squared change that PEFT won't load: of these, and of triplets beyond the
             rank. It counts what both the base and the fine-tune have.
     """
@@ -62,7 +62,11 @@ class AdapterWriter:
         self._folder, self._plan, self._base = folder, plan, base
         self._shapes = {name: base.info(name).shape for name in base.names()}
         self._files = CheckpointWriter(folder, plan.files)
-        self._slots = _by_name((*plan.slots, *plan.rest))
+        slots: defaultdict[str, list[Slot]] = defaultdict(list)
+        for slot in (*plan.slots, *plan.rest):
+            for name in slot.awaited:
+                slots[name].append(slot)
+        self._slots = dict(slots)  # by the changed tensors that they are made of
         self._ranks = plan.factored
         self._missing = {id(slot): set(slot.awaited) for slot in (*plan.slots, *plan.rest)}
         self._uses = Counter({name: len(slots) for name, slots in self._slots.items()})
@@ -87,16 +91,14 @@ class AdapterWriter:
             self._energies[name] = self._energy(name, change)
         if name not in self._slots:
             return
+        # Whichever thread brings the last change of a slot writes it, outside of the lock.
         with self._lock:
             self._waiting[name] = change
-            ready = [slot for slot in self._slots[name] if self._completes(slot, name)]
+            for slot in self._slots[name]:
+                self._missing[id(slot)].discard(name)
+            ready = [slot for slot in self._slots[name] if not self._missing[id(slot)]]
         for slot in ready:
             self._write(slot)
-
-    def _completes(self, slot: Slot, name: str) -> bool:
-        missing = self._missing[id(slot)]
-        missing.discard(name)
-        return not missing
 
     def _write(self, slot: Slot) -> None:
         for info, tensor in zip(slot.infos, slot.make(self._waiting, self._base), strict=True):
@@ -105,19 +107,24 @@ class AdapterWriter:
             for name in slot.awaited:
                 self._uses[name] -= 1
                 if not self._uses[name]:
-                    del self._waiting[name]
+                    del self._waiting[name]  # so that no change stays in memory for longer than it is needed
 
     def _energy(self, name: str, change: Change) -> tuple[float, float]:
+        """The squared change of a tensor, and as much of it as PEFT loads."""
         loaded = name in self._plan.held
         if isinstance(change, WholeChange):
             delta = change.value.float() - self._base.read(name).float()
             energy = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
             return energy, energy if loaded else 0.0
-        squares = [factors.s.double().square() for factors in change.matrices]
-        kept = sum(float(square[: self._ranks.get(name)].sum()) for square in squares) if loaded else 0.0
-        known = [factors.energy for factors in change.matrices]
-        total = sum(float(s.sum()) if e is None else e for s, e in zip(squares, known, strict=True))
-        return total, kept
+        rank = self._ranks.get(name)  # None where the tensor is stored whole
+        total = loaded_energy = 0.0
+        for factors in change.matrices:
+            squares = factors.s.double().square()  # (k,)
+            # The matrix may have more energy than the triplets that were computed of it.
+            total += float(squares.sum()) if factors.energy is None else factors.energy
+            if loaded:
+                loaded_energy += float(squares[:rank].sum())
+        return total, loaded_energy
 
     def finish(self) -> AdapterReport:
         """Write what did not change of the modules stored whole, and adapter_config.json.
@@ -151,14 +158,7 @@ class AdapterWriter:
         self._files.__exit__()
 
     def _left_out_share(self) -> float:
-        energies = [self._energies[name] for name in sorted(self._energies)]
-        total, loaded = (sum(column) for column in zip(*energies, strict=True)) if energies else (0.0, 0.0)
+        energies = [self._energies[name] for name in sorted(self._energies)]  # sums depend on the order
+        total = sum(of_change for of_change, _ in energies)
+        loaded = sum(of_loaded for _, of_loaded in energies)
         return max(0.0, 1 - loaded / total) if total else 0.0
-
-
-def _by_name(slots: Sequence[Slot]) -> dict[str, list[Slot]]:
-    found: defaultdict[str, list[Slot]] = defaultdict(list)
-    for slot in slots:
-        for name in slot.awaited:
-            found[name].append(slot)
-    return dict(found)
