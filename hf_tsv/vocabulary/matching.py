@@ -184,8 +184,8 @@ class _Matcher:
             return ""
         return (
             f"the vocabularies differ: {'; '.join(differences)}. Say whose the output gets: tokenizer_source: base"
-            " leaves new tokens out, union takes all, a model's name takes that model's; rows are then matched by token."
-            " Or keep the base's embeddings by an override with merge_method: base"
+            " leaves new tokens out, union takes all, a model's name takes that model's; rows are then matched by"
+            " token. Or keep the base's embeddings by an override with merge_method: base"
         )
 
     @property

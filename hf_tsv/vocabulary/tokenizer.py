@@ -150,9 +150,7 @@ def write_with_tokens(folder: Path, base: Tokenizer, ids: Mapping[str, int], don
     # than are written here, all tokens go into the model proper.
     if plain or max(every.values()) >= len(every):
         _put_into_model(data["model"], every, plain, donors)
-        for (
-            file
-        ) in OTHER_FILES:  # they say the same as the tokenizer.json that they were beside, and would be wrong now
+        for file in OTHER_FILES:  # they say what tokenizer.json said before, and would be wrong now
             (folder / file).unlink(missing_ok=True)
     _write(folder / TOKENIZER_FILE, data)
     if (folder / TOKENIZER_CONFIG).is_file():

@@ -11,9 +11,9 @@ from hf_tsv.errors import OutputError
 from hf_tsv.files import locks
 from hf_tsv.files.locks import is_locked, lock
 
-HOLD = (
-    "import sys; from pathlib import Path; from hf_tsv.files.locks import lock; print(lock(Path(sys.argv[1]))); input()"
-)
+IMPORTS = "import sys; from pathlib import Path; from hf_tsv.files.locks import is_locked, lock\n"
+HOLD = IMPORTS + "print(lock(Path(sys.argv[1]))); input()"
+LOOK = IMPORTS + "while True: is_locked(Path(sys.argv[1]))"
 
 
 def test_a_lock_is_held_once_and_given_back(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_killed_process_gives_its_lock_back(tmp_path: Path) -> None:
 def test_a_lock_on_a_file_that_was_removed_in_between_is_none(
     is_made_again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another run ends and removes its folder, and a third may begin, after the file was opened and before it's locked."""
+    """After the file was opened another run ends and removes its folder, and perhaps a third begins."""
     path = tmp_path / "lock"
     original = locks.lock_descriptor
 
@@ -80,8 +80,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
 def test_a_moments_look_keeps_nobody_from_locking(tmp_path: Path) -> None:
     """Many look at a lock while it is taken and given back again and again."""
     path = tmp_path / "lock"
-    look = "import sys; from pathlib import Path; from hf_tsv.files.locks import is_locked\nwhile True: is_locked(Path(sys.argv[1]))"
-    watchers = [subprocess.Popen([sys.executable, "-c", look, str(path)]) for _ in range(2)]
+    watchers = [subprocess.Popen([sys.executable, "-c", LOOK, str(path)]) for _ in range(2)]
     try:
         for _ in range(100):
             descriptor = lock(path)
