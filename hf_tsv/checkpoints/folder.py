@@ -15,7 +15,7 @@ def open_checkpoint(folder: Path, *, label: str | None = None) -> SafetensorsChe
     """The checkpoint in a folder: an index with its shards, or one safetensors file.
 
     Raises:
-        CheckpointError: there is none, it is a pickle, quantized, or broken.
+        CheckpointError: there is none, or it is pickled, quantized or broken.
     """
     label = label or str(folder)
     files, index = weight_files(folder, label)
@@ -30,7 +30,7 @@ def weight_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str]]:
     When a folder holds both a single file and an index, the single file is taken, as transformers does.
 
     Raises:
-        CheckpointError: none are there, they are pickles, or the index can't be used.
+        CheckpointError: there are none, they are pickled, or the index can't be used.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{label}: no such folder. Give a folder, or a Hub id such as org/name")
@@ -51,30 +51,35 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         entries = dict(weight_map)
+    # A stranger's file may hold anything: no JSON, another structure, nesting without end.
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: no index that can be read, expected a 'weight_map'") from error
+        raise CheckpointError(
+            f"{index}: can't be read as an index, which has a 'weight_map'. Download it again"
+        ) from error
     for name, file in entries.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
             raise CheckpointError(f"{index}: tensor {name!r} lies in {file!r}, expected a safetensors file")
-        if Path(file).name != file:
+        if Path(file).name != file:  # a stranger's index must not read what lies elsewhere
             raise CheckpointError(f"{index}: {file!r} leaves its folder. Weights are read from beside the index only")
     return entries
 
 
 def _why_none(folder: Path) -> str:
+    """What is there instead of weights that can be read, and the way out."""
     if (folder / "adapter_model.safetensors").is_file():
-        return "an adapter, expected a full checkpoint"
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        return "holds an adapter, but a full checkpoint is needed here"
+    pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
     if pickles:
         return (
-            f"only pickled weights ({pickles[0]}), which can run code when they are read. Convert them: load the model"
-            " with transformers and call save_pretrained, which writes safetensors"
+            f"only pickled weights ({min(pickles)}), which can run code when they are read. Convert them: load the"
+            " model with transformers and call save_pretrained, which writes safetensors"
         )
     if any(folder.glob("*.gguf")):
         return "GGUF weights, expected safetensors. Load the model with transformers (gguf_file=...) and save it"
-    if shards := sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter")):
+    shards = [path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter")]
+    if shards:
         return (
-            f"{len(shards)} safetensors files ({shards[0]}, ...) without an index, expected"
-            " model.safetensors.index.json beside them. Get it from where they are from"
+            f"{len(shards)} safetensors files ({min(shards)}, ...) without an index. Download"
+            " model.safetensors.index.json from where they come from, and put it beside them"
         )
     return "no safetensors weights in it, expected model.safetensors or model.safetensors.index.json"

@@ -18,7 +18,7 @@ class MemoryCheckpoint:
         self._tensors = dict(state_dict)
         odd = sorted(str(name) for name, value in self._tensors.items() if not _readable(value))
         if odd:
-            raise CheckpointError(f"{label}: {odd[0]!r} is no dense tensor of a known dtype")
+            raise CheckpointError(f"{label}: {odd[0]!r} is not a dense tensor of a dtype that safetensors knows")
 
     def names(self) -> Sequence[str]:
         return tuple(self._tensors)
@@ -29,10 +29,12 @@ class MemoryCheckpoint:
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         tensor = self._tensors[name].detach()
-        return (tensor[slice(*rows)] if rows else tensor).to("cpu", copy=True).contiguous()
+        if rows:
+            tensor = tensor[slice(*rows)]
+        return tensor.to("cpu", copy=True).contiguous()  # a copy: what is read belongs to the caller
 
     def will_need(self, name: str) -> None:
-        """It is here."""
+        """Nothing to do: it is in memory."""
 
     def fingerprint(self) -> str:
         return f"memory:{id(self)}"

@@ -37,13 +37,18 @@ def side_files(files: Mapping[str, int]) -> tuple[str, ...]:
 
     Not the source's card and logs, not pictures, not weights in any format, not what is larger than 100 MB. The weights
     of a numbered module folder (`2_Dense/model.safetensors`) do go along: the model doesn't load without them.
+
+    Args:
+        files: Bytes of every file of the model, by its path in the model's folder.
     """
-    return tuple(sorted(file for file, size in files.items() if size <= SIDE_FILE_MAX_BYTES and _goes_along(file)))
+    small = (file for file, nbytes in files.items() if nbytes <= SIDE_FILE_MAX_BYTES)
+    return tuple(sorted(filter(_goes_along, small)))
 
 
 def _goes_along(file: str) -> bool:
     *folders, name = PurePosixPath(file).parts
-    if any(part.startswith(".") for part in (*folders, name)) or matches(OTHER_FOLDERS, folders):
+    is_hidden = any(part.startswith(".") for part in (*folders, name))
+    if is_hidden or matches(OTHER_FOLDERS, folders):
         return False
     if name.endswith(".safetensors"):
         return len(folders) == 1 and fnmatch(folders[0], MODULE_FOLDERS)
@@ -51,5 +56,5 @@ def _goes_along(file: str) -> bool:
 
 
 def matches(patterns: Collection[str], names: Collection[str]) -> bool:
-    """Whether any of the names fits any of the patterns."""
+    """Whether any of the names fits any of the patterns, which are those of a shell."""
     return any(fnmatch(name, pattern) for name in names for pattern in patterns)

@@ -1,4 +1,4 @@
-"""What a tensor is, told from its name and shape alone: no list of architectures."""
+"""What a tensor is, by its name and shape alone: there is no list of architectures."""
 
 import re
 from collections import Counter
@@ -11,6 +11,7 @@ from hf_tsv.checkpoints.protocol import TensorInfo
 Kind = Literal["linear", "embedding", "head", "norm", "bias", "conv", "router", "expert", "other"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+# Component by component of a tensor's name, as the transformers and diffusers libraries name their modules.
 _EMBEDDING = re.compile(r"embed|^wte$|^wpe$|^shared$|relative_attention_bias")
 _HEAD = re.compile(
     r"^(lm_head|classifier|score|qa_outputs|heads?|cls|.*_(head|projection|predictor)|predictions|output_projection)$"
@@ -18,7 +19,9 @@ _HEAD = re.compile(
 _NORM = re.compile(r"norm|layrnorm|^ln(_|$|\d)|^bn\d*$")
 _ROUTER = re.compile(r"^(router|gate|shared_expert_gate)$")
 _EXPERT = re.compile(r"^experts$")
+# What lies before the stack of layers, for its depth.
 _BEFORE_LAYERS = re.compile(r"embed|^wte$|^wpe$|^shared$|^pre_|patch|^conv\d*$|stem|cls_token|class_embedding")
+# Embeddings of other things than tokens, and heads that score every token.
 _OF_NO_TOKENS = re.compile(r"pos|type|wpe|relative|patch|time|speaker|label|class|query|segment|lang|image|visual")
 _OVER_TOKENS = re.compile(r"^(lm_head|predictions|output_projection|output|final_logits_bias)$")
 
@@ -34,9 +37,9 @@ class MatrixView:
 
 def kind_of(info: TensorInfo) -> Kind:
     """What a tensor is. A name that says nothing leaves the shape to decide."""
-    *owners, leaf = info.name.split(".")
-    rank = len(info.shape)
+    *owners, leaf = info.name.split(".")  # the modules around it, and the parameter's own name
     owner = owners[-1] if owners else leaf
+    rank = len(info.shape)
     if not info.is_float:
         return "other"
     if leaf.endswith("bias") and rank == 1:
@@ -45,6 +48,7 @@ def kind_of(info: TensorInfo) -> Kind:
         return "norm" if _NORM.search(owner.lower()) else "other"
     if any(_EXPERT.search(part) for part in (*owners, leaf)):
         return "expert"
+    # Before "head" and "linear": a router is called gate in many models, as is a part of every MLP (gate_proj).
     if _ROUTER.search(owner):
         return "router"
     if rank == 2 and any(_EMBEDDING.search(part) for part in (owner, leaf)):
@@ -59,8 +63,8 @@ def kind_of(info: TensorInfo) -> Kind:
 def matrix_view(info: TensorInfo, kind: Kind) -> MatrixView | None:
     """How a tensor is cut into task matrices; None for what is averaged instead.
 
-    A conv kernel (out, in / groups, *k) is one matrix (out, in / groups * k); a depthwise one, which mixes no
-    channels, is none. Stacked experts (E, m, n) are E matrices. Other tensors of three and more axes are none.
+    A conv kernel (out, in / groups, *k) is one matrix (out, in / groups * k). A depthwise one mixes no channels and is
+    averaged. Stacked experts (E, m, n) are E matrices. Other tensors of three and more axes are averaged.
     """
     shape = info.shape
     if not info.numel:
@@ -69,8 +73,10 @@ def matrix_view(info: TensorInfo, kind: Kind) -> MatrixView | None:
         return MatrixView(1, *shape)
     if kind == "expert" and len(shape) == 3:
         return MatrixView(*shape)
-    depthwise = kind == "conv" and shape[1] == 1 and shape[0] > 1
-    return MatrixView(1, shape[0], info.numel // shape[0]) if kind == "conv" and not depthwise else None
+    if kind != "conv":
+        return None
+    is_depthwise = shape[1] == 1 and shape[0] > 1
+    return None if is_depthwise else MatrixView(1, shape[0], info.numel // shape[0])
 
 
 def paper_matrix_view(info: TensorInfo) -> MatrixView | None:
@@ -102,18 +108,23 @@ class Depths:
     def __call__(self, name: str) -> float:
         stack, layer = layer_of(name)
         if layer is not None:
-            return layer / self._last[stack] if self._last[stack] else 0.0
-        return 0.0 if any(_BEFORE_LAYERS.search(part) for part in name.split(".")) else 1.0
+            last = self._last[stack]
+            return layer / last if last else 0.0
+        is_before = any(_BEFORE_LAYERS.search(part) for part in name.split("."))
+        return 0.0 if is_before else 1.0
+
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole component of a name
 
 
 def group_of(name: str) -> str:
     """The module type of a tensor: its name with every layer and expert number replaced by `*`."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+    return _NUMBER.sub("*", name)
 
 
 def layer_of(name: str) -> tuple[str, int | None]:
     """The stack of layers that a tensor is in, and its number there; None for what is in no layer."""
-    match = re.search(r"(?<![^.])\d+(?![^.])", name)
+    match = _NUMBER.search(name)
     return (name[: match.start()], int(match.group())) if match else ("", None)
 
 
@@ -122,16 +133,22 @@ def vocabulary_axes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
 
     A head has as many rows as the largest embedding of tokens, and a name of one.
     """
-    tokens = [info for info in tensors if _embeds_tokens(info)]
-    rows = max((info.shape[0] for info in tokens), default=0)
-    embeddings = {info.name: 0 for info in tokens if info.shape[0] > 0.9 * rows}  # a second one may be a bit smaller
-    return embeddings | {info.name: info.shape.index(rows) for info in tensors if rows and _scores_tokens(info, rows)}
+    embeddings = [info for info in tensors if _embeds_tokens(info)]
+    rows = max((info.shape[0] for info in embeddings), default=0)
+    if not rows:
+        return {}
+    axes = {info.name: 0 for info in embeddings if info.shape[0] > 0.9 * rows}  # a second one may be a bit smaller
+    return axes | {info.name: info.shape.index(rows) for info in tensors if _scores_tokens(info, rows)}
 
 
 def _embeds_tokens(info: TensorInfo) -> bool:
-    return kind_of(info) == "embedding" and not _OF_NO_TOKENS.search(".".join(info.name.lower().split(".")[-2:]))
+    own_name = ".".join(info.name.lower().split(".")[-2:])  # of its module and itself: a model may be called anything
+    return kind_of(info) == "embedding" and not _OF_NO_TOKENS.search(own_name)
 
 
 def _scores_tokens(info: TensorInfo, rows: int) -> bool:
-    fits = (len(info.shape) <= 2 and info.shape[:1] == (rows,)) or info.shape == (1, rows)
-    return fits and info.is_float and any(_OVER_TOKENS.search(part) for part in info.name.split(".")[-3:])
+    has_row_each = len(info.shape) <= 2 and info.shape[:1] == (rows,)
+    is_row_of_all = info.shape == (1, rows)  # final_logits_bias
+    if not info.is_float or not (has_row_each or is_row_of_all):
+        return False
+    return any(_OVER_TOKENS.search(part) for part in info.name.split(".")[-3:])

@@ -32,6 +32,8 @@ def check_not_quantized(folder: Path, label: str, tensors: Iterable[TensorInfo])
         raise CheckpointError(
             f"{label}: its config.json says that it is quantized ({str(how)[:40]!r}), expected floats. {WAY_OUT}"
         )
+    # A configuration may be missing or silent. Integers of more than one axis are common, as masks and as positions of
+    # tokens; beside tensors that are named like scales they are codes.
     infos = list(tensors)
     codes = next((info for info in infos if len(info.shape) > 1 and not info.is_float), None)
     scales = next((info.name for info in infos if _BESIDE_CODES.search(info.name)), None)
@@ -46,5 +48,5 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}  # a checkpoint needs none to be merged
+        return {}  # a checkpoint can be merged without one
     return config if isinstance(config, dict) else {}

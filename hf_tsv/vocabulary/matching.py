@@ -1,6 +1,7 @@
 """Whose vocabulary the output gets, and where each model has its tokens: what a recipe asks for, or why it must ask."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,14 +36,14 @@ class Matched:
     clashes: Mapping[str, str] = field(default_factory=dict)
 
 
-Find = Callable[[], Path | None]  # the folder of a model's tokenizer, None where it has none
+FindTokenizer = Callable[[], Path | None]  # the folder of a model's tokenizer, None where it has none; may download it
 
 
 def match_vocabularies(
     recipe: Recipe,
     base: Checkpoint,
     finetuned: Sequence[Checkpoint],
-    folders: Sequence[Find],
+    folders: Sequence[FindTokenizer],
     look_alike: Callable[[], bool] = lambda: False,
 ) -> Matched:
     """Models in the vocabulary that the recipe asks for.
@@ -55,41 +56,51 @@ def match_vocabularies(
         look_alike: Whether they need not be read as long as all models have the same rows.
 
     Raises:
-        PlanError: a tokenizer that is needed can't be read, or the union is none.
+        PlanError: a tokenizer that is needed can't be read, or the models' tokenizers have no union.
     """
-    matched = Matched(base, tuple(finetuned))
+    as_stored = Matched(base, tuple(finetuned))
     axes = vocabulary_axes([base.info(name) for name in base.names()])
     if not axes:
-        return matched
+        return as_stored
     matcher = _Matcher(recipe, base, finetuned, axes)
-    if matcher.is_possible_as_it_lies and look_alike():
-        return matched
+    if matcher.is_possible_as_stored and look_alike():
+        return as_stored
     tokenizers, clash = matcher.tokenizers(folders)
     if clash:
-        return replace(matched, clashes=dict.fromkeys(axes, clash))
+        return replace(as_stored, clashes=dict.fromkeys(axes, clash))
     if not tokenizers or matcher.is_settled(tokenizers):
-        return matched
+        return as_stored
     vocabulary = matcher.vocabulary(tokenizers)
-    seen = OfBase(base, finetuned, vocabulary, axes)
-    views = [_of_task(seen, checkpoint, t) for t, checkpoint in enumerate(finetuned)]
-    return Matched(seen, tuple(views), vocabulary)
+    base_view = OfBase(base, finetuned, vocabulary, axes)
+    views: list[Checkpoint] = []
+    for t, checkpoint in enumerate(finetuned):
+        if isinstance(checkpoint, AdapterCheckpoint):
+            views.append(OfAdapter(base_view, checkpoint, t))
+        else:
+            views.append(OfTask(base_view, checkpoint, t))
+    return Matched(base_view, tuple(views), vocabulary)
 
 
 class _Matcher:
-    """What is asked of the models' vocabularies, and what they are."""
+    """The vocabularies of a recipe's models, and what the recipe asks of them.
+
+    Models are numbered: 0 is the base, t + 1 the fine-tuned model t.
+    """
 
     def __init__(
         self, recipe: Recipe, base: Checkpoint, finetuned: Sequence[Checkpoint], axes: Mapping[str, int]
     ) -> None:
         self._recipe, self._choice = recipe, recipe.tokenizer
         self._models = (base, *finetuned)
-        self._words = ("the base", *(f"'{model.name}'" for model in recipe.models))
+        self._words = ("the base", *(f"'{model.name}'" for model in recipe.models))  # what messages call the models
         self._axes = axes
-        self._input = max(axes, key=lambda name: (base.info(name).shape[axes[name]], name))  # the largest tells rows
-        self._held = [frozenset(model.names()) for model in self._models]
+        # The tensor of the most rows, which messages mean by "rows".
+        self._largest_name = max(axes, key=lambda name: (base.info(name).shape[axes[name]], name))
+        self._names = [frozenset(model.names()) for model in self._models]
 
     def _rows(self, model: int, name: str) -> int:
-        if name not in self._held[model]:
+        """Rows of a tensor with one a token; 0 where the model doesn't have the tensor."""
+        if name not in self._names[model]:
             return 0
         shape, axis = self._models[model].info(name).shape, self._axes[name]
         return shape[axis] if axis < len(shape) else 0
@@ -98,36 +109,42 @@ class _Matcher:
         return max(self._rows(model, name) for name in self._axes)
 
     def _rows_differ(self, model: int) -> bool:
+        """Whether a model has other numbers of rows than the base; a tensor that it lacks doesn't count."""
         return any(self._rows(model, name) not in (0, self._rows(0, name)) for name in self._axes)
 
-    def tokenizers(self, folders: Sequence[Find]) -> tuple[list[Tokenizer], str]:
-        """One a model, and what the recipe has to say of them first.
+    def tokenizers(self, folders: Sequence[FindTokenizer]) -> tuple[list[Tokenizer], str]:
+        """The models' tokenizers, and why the recipe must say more before they can be matched (empty where it needn't).
 
-        A model without a tokenizer is taken to have the base's where it has as many rows. There are none where one
-        can't be read and the models can be merged as they lie anyway.
+        A model without a tokenizer is taken to have the base's where it has as many rows. The list is empty where one
+        can't be read and the models can be merged as they are stored anyway.
+
+        Raises:
+            PlanError: one that the recipe needs can't be read.
         """
-        places, problems = [find() for find in folders], []
+        places = [find() for find in folders]
+        problems: list[str] = []
         read: list[Tokenizer] = []
-        for i, place in enumerate(places):
+        for model, place in enumerate(places):
             try:
-                if place is None and (i == 0 or self._rows_differ(i)):
-                    raise CheckpointError(f"{self._models[i].label}: no tokenizer in it")
-                known = i and (place is None or (places[0] and same_files(place, places[0])))
-                read.append(read[0] if known or place is None else read_tokenizer(place))
+                if place is None and (model == 0 or self._rows_differ(model)):
+                    raise CheckpointError(f"{self._models[model].label}: no tokenizer in it")
+                is_bases = model > 0 and (place is None or (places[0] is not None and same_files(place, places[0])))
+                read.append(read[0] if is_bases or place is None else read_tokenizer(place))
             except CheckpointError as error:
                 problems.append(self._unreadable(str(error)))
-                if i == 0:
-                    break
+                if model == 0:
+                    break  # nothing to match the others with
                 read.append(read[0])
         if not problems:
             return read, "" if self._choice.source else self._clash(read)
-        if self.is_possible_as_it_lies and self._choice.source in (None, self._recipe.base):
+        if self.is_possible_as_stored and self._choice.source in (None, self._recipe.base):
             return [], ""
         if self._choice.source:
             raise PlanError(problems)
         return [], "; ".join([*self._other_rows(), *problems])
 
     def _other_rows(self) -> Iterator[str]:
+        """One statement a model that has other numbers of rows than the base."""
         for model in range(1, len(self._models)):
             for name in self._axes:
                 rows, base = self._rows(model, name), self._rows(0, name)
@@ -136,83 +153,102 @@ class _Matcher:
                     break
 
     def _unreadable(self, problem: str) -> str:
+        also = ", without tokenizer_source" if self._choice.source else ""
         return (
-            f"{problem}, expected one to match rows by. Put a tokenizer.json beside the weights, which"
+            f"{problem}, but rows are matched by it. Put a tokenizer.json beside the weights, which"
             " AutoTokenizer.from_pretrained(...).save_pretrained(...) writes, or keep the base's embeddings by an"
-            " override with merge_method: base" + (", without tokenizer_source" if self._choice.source else "")
+            f" override with merge_method: base{also}"
         )
 
-    def _held_ids(self, model: int, tokenizer: Tokenizer) -> dict[str, int]:
-        """The tokens that have a row."""
+    def _ids_with_rows(self, model: int, tokenizer: Tokenizer) -> dict[str, int]:
+        """The ids of the tokens that have a row: a tokenizer may know more than its model has learned."""
         rows = self._largest(model)
         return {token: i for token, i in tokenizer.ids.items() if i < rows}
 
     def _clash(self, tokenizers: Sequence[Tokenizer]) -> str:
-        """What is to be decided about vocabularies that differ; empty when a task has no other token at any id."""
-        told = []
-        base = self._held_ids(0, tokenizers[0])
+        """What is to be decided about vocabularies that differ; empty when every task has the base's tokens."""
+        differences = []
+        base = self._ids_with_rows(0, tokenizers[0])
         for i, tokenizer in enumerate(tokenizers[1:], start=1):
-            own = self._held_ids(i, tokenizer)
+            own = self._ids_with_rows(i, tokenizer)
             new = [token for token in own if token not in base]
             moved = [token for token, at in own.items() if base.get(token, at) != at]
-            if new or moved:
-                parts = [f"{_counted(new)} that the base lacks"] if new else []
-                parts += [f"another id for {_counted(moved)} of the base"] if moved else []
-                told.append(f"{self._words[i]} has {' and '.join(parts)}")
-        if not told:
+            parts = []
+            if new:
+                parts.append(f"{_counted(new)} that the base lacks")
+            if moved:
+                parts.append(f"another id for {_counted(moved)} of the base")
+            if parts:
+                differences.append(f"{self._words[i]} has {' and '.join(parts)}")
+        if not differences:
             return ""
         return (
-            f"the vocabularies differ: {'; '.join(told)}. Say whose the output gets: tokenizer_source: base leaves new"
-            " tokens out, union takes all, a model's name takes that model's; rows are then matched by token. Or keep"
-            " the base's embeddings by an override with merge_method: base"
+            f"the vocabularies differ: {'; '.join(differences)}. Say whose the output gets: tokenizer_source: base"
+            " leaves new tokens out, union takes all, a model's name takes that model's; rows are then matched by"
+            " token. Or keep the base's embeddings by an override with merge_method: base"
         )
 
     @property
-    def is_possible_as_it_lies(self) -> bool:
+    def is_possible_as_stored(self) -> bool:
         """Whether all models have the same rows, which are the output's."""
-        return not self._choice.pad_to_multiple_of and not any(map(self._rows_differ, range(len(self._models))))
+        if self._choice.pad_to_multiple_of:
+            return False
+        return not any(map(self._rows_differ, range(len(self._models))))
 
     def is_settled(self, tokenizers: Sequence[Tokenizer]) -> bool:
         """Whether row i means the same in all models, and the output's rows are the base's."""
         same = all(t is tokenizers[0] or t.ids == tokenizers[0].ids for t in tokenizers)
-        return self.is_possible_as_it_lies and (same or not self._choice.source)
+        return self.is_possible_as_stored and (same or not self._choice.source)
 
     def vocabulary(self, tokenizers: Sequence[Tokenizer]) -> Vocabulary:
-        held = [self._held_ids(i, tokenizer) for i, tokenizer in enumerate(tokenizers)]
+        """The output's vocabulary, as the recipe asks for it.
+
+        Raises:
+            PlanError: the models' tokenizers have no union.
+        """
+        known = [self._ids_with_rows(model, tokenizer) for model, tokenizer in enumerate(tokenizers)]
         source, owner = self._source()
         added: dict[str, int] = {}
         if source == UNION:
-            added = self._new_tokens(tokenizers, held)
+            added = self._new_tokens(tokenizers, known)
             ids = {**tokenizers[0].ids, **added}
         else:
             ids = dict(tokenizers[owner].ids)
         rows = {name: self._out_rows(name, source, owner, ids, tokenizers[0]) for name in self._axes}
         length = max(rows.values())
-        own = [_positions(ids, theirs, length) for theirs in held]
-        if owner == 0:  # the base's padding stays where no token has come into it
-            taken = torch.zeros(length, dtype=torch.bool)
-            taken[[i for i in ids.values() if i < length]] = True
-            padding = torch.arange(length)
-            own[0] = torch.where(taken | (padding >= self._largest(0)), own[0], padding)
-        notes = tuple(self._notes(source, ids, added, held, rows))
+        own = [_positions(ids, theirs, length) for theirs in known]
+        if owner == 0:
+            own[0] = _with_padding(own[0], ids, self._largest(0))
+        notes = tuple(self._notes(source, ids, added, known, rows))
         base_rows = {name: self._rows(0, name) for name in self._axes}
         return Vocabulary(source, ids, tuple(own), rows, base_rows, added, tuple(tokenizers), notes)
 
     def _source(self) -> tuple[str, int]:
-        """What the vocabulary is called, and the model whose it is: for a union the base, whose ids it keeps."""
+        """What the vocabulary is called, and the model that it belongs to: for a union the base, whose ids it keeps."""
         source = self._choice.source
+        if source == UNION:
+            return UNION, 0
         if not isinstance(source, ModelRef) or source == self._recipe.base:
-            return (UNION if source == UNION else "base"), 0
+            return "base", 0
         owner = next(i for i, model in enumerate(self._recipe.models, start=1) if model.ref == source)
         return self._recipe.models[owner - 1].name, owner
 
-    def _new_tokens(self, tokenizers: Sequence[Tokenizer], held: Sequence[Mapping[str, int]]) -> dict[str, int]:
-        """The fine-tuned models' own tokens: model by model in the recipe's order, by their ids there."""
-        base, added = tokenizers[0].ids, dict[str, int]()
+    def _new_tokens(self, tokenizers: Sequence[Tokenizer], known: Sequence[Mapping[str, int]]) -> dict[str, int]:
+        """The fine-tuned models' own tokens and their new ids: model by model in the recipe's order, by ids there.
+
+        Args:
+            tokenizers: The models'.
+            known: Ids of the tokens that have a row, by model.
+
+        Raises:
+            PlanError: the base's tokenizer can't be added to, or another cuts words in another way.
+        """
+        base = tokenizers[0].ids
+        added: dict[str, int] = {}
         first = max(base.values()) + 1
         problems = []
-        for i, theirs in enumerate(held[1:], start=1):
-            new = [token for token in sorted(theirs, key=lambda token: theirs[token]) if token not in base]
+        for i, theirs in enumerate(known[1:], start=1):
+            new = [token for token in sorted(theirs, key=theirs.__getitem__) if token not in base]
             kinds = tokenizers[0].kind, tokenizers[i].kind
             if kinds[0] is None and new:
                 problems.append(self._unreadable(f"{self._models[0].label}: no tokenizer.json in it to add tokens to"))
@@ -221,6 +257,7 @@ class _Matcher:
                     f"{self._words[i]}: its tokenizer is of kind {kinds[1]}, expected {kinds[0]} as the base's, for the"
                     " union to be one that cuts words. Write tokenizer_source: base, or the name of a model"
                 )
+            # A token that several tasks have gets its id from the first of them.
             for token in new:
                 added.setdefault(token, first + len(added))
         if problems:
@@ -228,52 +265,77 @@ class _Matcher:
         return added
 
     def _out_rows(self, name: str, source: str, owner: int, ids: Mapping[str, int], base: Tokenizer) -> int:
-        needed, ours = max(ids.values()) + 1, self._rows(0, name)
+        """Rows of a tensor in the output."""
+        needed, in_base = max(ids.values()) + 1, self._rows(0, name)
         if multiple := self._choice.pad_to_multiple_of:
             return _padded(needed, multiple)
         if owner:
             return self._rows(owner, name) or self._largest(owner)
-        if source != UNION or needed <= ours:
-            return ours
-        is_padded = ours > max(base.ids.values()) + 1
-        return _padded(needed, min(ours & -ours, MULTIPLE)) if is_padded else needed
+        if source != UNION or needed <= in_base:
+            return in_base
+        is_base_padded = in_base > max(base.ids.values()) + 1
+        if not is_base_padded:
+            return needed
+        power_of_two = in_base & -in_base  # the largest that divides the base's rows
+        return _padded(needed, min(power_of_two, MULTIPLE))
 
     def _notes(
         self,
         source: str,
         ids: Mapping[str, int],
         added: Mapping[str, int],
-        held: Sequence[Mapping[str, int]],
+        known: Sequence[Mapping[str, int]],
         rows: Mapping[str, int],
     ) -> Iterator[str]:
+        """What a person should know of the output's vocabulary. Arguments as in `vocabulary`."""
         whose = "the union of all vocabularies" if source == UNION else f"the vocabulary of {_quoted(source)}"
         yield (
-            f"embeddings are matched by token, into {whose}: {len(ids)} tokens in {rows[self._input]} rows; the"
-            f" base has {self._rows(0, self._input)} rows"
+            f"embeddings are matched by token, into {whose}: {len(ids)} tokens in {rows[self._largest_name]} rows;"
+            f" the base has {self._rows(0, self._largest_name)} rows"
         )
         if added:
             yield f"added to the base's: {_counted(list(added))}"
-        new = [token for token, i in ids.items() if token not in held[0] and i < max(rows.values())]
-        if several := [token for token in new if sum(token in theirs for theirs in held[1:]) > 1]:
+        length = max(rows.values())
+        new = [token for token, i in ids.items() if token not in known[0] and i < length]
+        owners = Counter(token for theirs in known[1:] for token in theirs)  # how many tasks have a token
+        if several := [token for token in new if owners[token] > 1]:
             yield f"the mean of the rows of the tasks that have it, for what the base lacks: {_counted(several)}"
-        if orphans := [token for token in new if not any(token in theirs for theirs in held[1:])]:
+        if orphans := [token for token in new if not owners[token]]:
             yield f"the mean of the base's rows, for what has a row in no model: {_counted(orphans)}"
-        for words, theirs in zip(self._words, held, strict=True):
+        for words, theirs in zip(self._words, known, strict=True):
             if lost := [token for token in theirs if token not in ids]:
                 yield f"left out of what {words} has: {_counted(lost)}"
 
 
-def _of_task(base: OfBase, checkpoint: Checkpoint, t: int) -> OfTask:
-    return OfAdapter(base, checkpoint, t) if isinstance(checkpoint, AdapterCheckpoint) else OfTask(base, checkpoint, t)
-
-
 def _positions(ids: Mapping[str, int], theirs: Mapping[str, int], length: int) -> Tensor:
-    own = torch.full((length,), ABSENT, dtype=torch.int64)
+    """Where a model has the token of each id, (length,) int64; ABSENT where it has none.
+
+    Args:
+        ids: The output's tokens.
+        theirs: The model's.
+        length: How many of the output's ids have a row.
+    """
+    positions = torch.full((length,), ABSENT, dtype=torch.int64)
     shared = [(i, theirs[token]) for token, i in ids.items() if token in theirs and i < length]
     if shared:
-        at, found = torch.tensor(shared).T
-        own[at] = found
-    return own
+        at, their_ids = torch.tensor(shared).T
+        positions[at] = their_ids
+    return positions
+
+
+def _with_padding(positions: Tensor, ids: Mapping[str, int], base_rows: int) -> Tensor:
+    """The base's positions, with its rows that are no token's where they are: where no token has come into their place.
+
+    Args:
+        positions: The base's, (length,) int64.
+        ids: The output's tokens.
+        base_rows: Rows of the base.
+    """
+    length = len(positions)
+    is_token = torch.zeros(length, dtype=torch.bool)
+    is_token[[i for i in ids.values() if i < length]] = True
+    same_place = torch.arange(length)
+    return torch.where(is_token | (same_place >= base_rows), positions, same_place)
 
 
 def _padded(number: int, multiple: int) -> int:
@@ -286,6 +348,7 @@ def _quoted(source: str) -> str:
 
 def _counted(tokens: Sequence[str], most: int = 3) -> str:
     """How many tokens, and the first few, each as JSON writes it: a token may hold anything."""
-    shown = [json.dumps(token if len(token) <= 40 else f"{token[:39]}…", ensure_ascii=False) for token in tokens[:most]]
+    short = [token if len(token) <= 40 else f"{token[:39]}…" for token in tokens[:most]]
+    shown = [json.dumps(token, ensure_ascii=False) for token in short]
     rest = f" and {len(tokens) - most} more" if len(tokens) > most else ""
     return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({', '.join(shown)}{rest})"

@@ -1,7 +1,7 @@
 """A model's tokenizer as its files have it: which token has which id. And the base's with tokens of others added."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
@@ -26,8 +26,8 @@ class Tokenizer:
 
     Attributes:
         ids: Token to id.
-        added: Of the tokens that are looked for in a text before anything else is done to it, by token, how.
-        data: What tokenizer.json holds; None where there is none.
+        added: The tokens that are looked for in a text before anything else is done to it, and how: the flags of each.
+        data: What tokenizer.json holds; None without that file.
     """
 
     ids: Mapping[str, int]
@@ -57,25 +57,31 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         CheckpointError: there is none, or it can't be read.
     """
     try:
-        return _from_file(folder) if (folder / TOKENIZER_FILE).is_file() else _by_transformers(folder)
+        if (folder / TOKENIZER_FILE).is_file():
+            return _from_file(folder)
+        return _by_transformers(folder)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OSError) as error:
-        told = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise CheckpointError(f"{folder}: no tokenizer that can be read ({told})") from None
+        # A stranger's file may hold anything where something else is looked for.
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise CheckpointError(f"{folder}: its tokenizer can't be read ({reason})") from None
 
 
 def _from_file(folder: Path) -> Tokenizer:
     data = _read(folder / TOKENIZER_FILE)
     vocab = data["model"]["vocab"]
+    # A unigram model's are pairs of token and score, whose place is the id.
     ids = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-    added: dict[str, Mapping[str, bool]] = {}
+    entries = list(data.get("added_tokens") or ())
     config = folder / TOKENIZER_CONFIG
-    decoder = _read(config).get("added_tokens_decoder") or {} if config.is_file() else {}
-    told = [*(data.get("added_tokens") or ()), *(entry | {"id": int(i)} for i, entry in decoder.items())]
-    for entry in told:
+    if config.is_file():
+        decoder = _read(config).get("added_tokens_decoder") or {}
+        entries += [entry | {"id": int(i)} for i, entry in decoder.items()]
+    added: dict[str, Mapping[str, bool]] = {}
+    for entry in entries:
         if entry["content"] not in added:
             ids.setdefault(entry["content"], entry["id"])
             added[entry["content"]] = _flags(entry)
-    if (folder / ADDED_FILE).is_file():
+    if (folder / ADDED_FILE).is_file():  # of older tokenizers; it has no flags
         for token, i in _read(folder / ADDED_FILE).items():
             ids.setdefault(token, i)
             added.setdefault(token, _flags({}))
@@ -91,7 +97,9 @@ def _by_transformers(folder: Path) -> Tokenizer:
         raise ValueError(f"there is no {TOKENIZER_FILE}, and others need pip install tokenizers transformers") from None
     try:
         read = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        added = {str(t): {f: bool(getattr(t, f, False)) for f in _FLAGS} for t in read.added_tokens_decoder.values()}
+        added: dict[str, Mapping[str, bool]] = {}
+        for token in read.added_tokens_decoder.values():
+            added[str(token)] = _flags({flag: getattr(token, flag, False) for flag in _FLAGS})
         return Tokenizer(_checked(read.get_vocab()), added)
     except Exception as error:  # whatever a library makes of a stranger's file
         raise ValueError(str(error) or type(error).__name__) from None
@@ -102,16 +110,19 @@ def _flags(entry: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _checked(ids: Mapping[str, int]) -> Mapping[str, int]:
-    odd = next((t for t, i in ids.items() if not isinstance(t, str) or type(i) is not int or not 0 <= i < _MOST), None)
-    if odd is not None or not ids:
-        raise ValueError(f"token {odd!r:.40} has no id" if ids else "it has no tokens")
+    """The ids, when they are natural numbers of a size that makes sense, and the tokens are text."""
+    if not ids:
+        raise ValueError("it has no tokens")
+    for token, i in ids.items():
+        if not isinstance(token, str) or type(i) is not int or not 0 <= i < _MOST:  # JSON's true is an int, too
+            raise ValueError(f"token {token!r:.40} has no id")
     return ids
 
 
 def _read(path: Path) -> dict[str, Any]:
     data = json.loads(path.read_text("utf-8"))
     if not isinstance(data, dict):
-        raise ValueError(f"{path.name} holds no tokenizer")
+        raise ValueError(f"{path.name} is not a mapping")
     return data
 
 
@@ -129,42 +140,64 @@ def write_with_tokens(folder: Path, base: Tokenizer, ids: Mapping[str, int], don
         donors: Who has them; the first that has a token says how it is looked for.
     """
     assert base.data is not None, "checked when the vocabularies were matched"
-    added = {t: next(d.added[t] for d in donors if t in d.added) for t in ids if any(t in d.added for d in donors)}
+    added = _flags_of(ids, donors)
     plain = [token for token in ids if token not in added]
     data: dict[str, Any] = deepcopy(dict(base.data))
-    data["added_tokens"] = [
-        *(data.get("added_tokens") or ()),
-        *({"id": ids[token], "content": token, **flags} for token, flags in added.items()),
-    ]
+    new_entries = [{"id": ids[token], "content": token, **flags} for token, flags in added.items()]
+    data["added_tokens"] = [*(data.get("added_tokens") or ()), *new_entries]
     every = {**base.ids, **ids}
-    if plain or max(every.values()) >= len(every):  # ids would else be counted up from those of the model proper
+    # Ids of added tokens are counted up from those of the model proper when the file is read. Where that gives others
+    # than are written here, all tokens go into the model proper.
+    if plain or max(every.values()) >= len(every):
         _put_into_model(data["model"], every, plain, donors)
-        for file in OTHER_FILES:
+        for file in OTHER_FILES:  # they say what tokenizer.json said before, and would be wrong now
             (folder / file).unlink(missing_ok=True)
     _write(folder / TOKENIZER_FILE, data)
     if (folder / TOKENIZER_CONFIG).is_file():
         config = _read(folder / TOKENIZER_CONFIG)
         if isinstance(config.get("added_tokens_decoder"), dict):
-            config["added_tokens_decoder"] |= {str(ids[t]): {"content": t, **flags} for t, flags in added.items()}
+            new_decoder = {str(ids[token]): {"content": token, **flags} for token, flags in added.items()}
+            config["added_tokens_decoder"] |= new_decoder
             _write(folder / TOKENIZER_CONFIG, config)
     if (folder / ADDED_FILE).is_file():
-        _write(folder / ADDED_FILE, _read(folder / ADDED_FILE) | {token: ids[token] for token in added})
+        new_ids = {token: ids[token] for token in added}
+        _write(folder / ADDED_FILE, _read(folder / ADDED_FILE) | new_ids)
+
+
+def _flags_of(tokens: Iterable[str], donors: Sequence[Tokenizer]) -> dict[str, Mapping[str, bool]]:
+    """How tokens are looked for, as the first tokenizer says that adds them; without those that none adds."""
+    added: dict[str, Mapping[str, bool]] = {}
+    for token in tokens:
+        for donor in donors:
+            if token in donor.added:
+                added[token] = donor.added[token]
+                break
+    return added
 
 
 def _put_into_model(
     model: dict[str, Any], ids: Mapping[str, int], plain: Sequence[str], donors: Sequence[Tokenizer]
 ) -> None:
-    """Every token in the vocabulary proper, where it has the id that is written there; with what makes the new ones."""
+    """Put every token into the vocabulary of the model proper, and the merges that make the new ones of others.
+
+    Args:
+        model: The part of tokenizer.json that cuts words.
+        ids: Every token.
+        plain: The new tokens that are found by cutting words.
+        donors: Who knows how.
+    """
     if isinstance(model["vocab"], dict):
         model["vocab"] = dict(sorted(ids.items(), key=lambda item: item[1]))
     else:
         model["vocab"] = _scored(model["vocab"], ids, donors)
     if not isinstance(model.get("merges"), list):
         return
-    new, as_text = set(plain), isinstance(next(iter(model["merges"]), None), str)
+    new = set(plain)
+    as_text = isinstance(next(iter(model["merges"]), None), str)  # "a b" in older files, ["a", "b"] in newer ones
     known = {_pair(merge) for merge in model["merges"]}
     for donor in donors:
-        for pair in map(_pair, (donor.data or {}).get("model", {}).get("merges") or ()):
+        merges = (donor.data or {}).get("model", {}).get("merges") or ()
+        for pair in map(_pair, merges):
             if pair not in known and "".join(pair) in new and all(part in ids for part in pair):
                 known.add(pair)
                 model["merges"].append(" ".join(pair) if as_text else list(pair))
@@ -175,16 +208,21 @@ def _scored(vocab: Sequence[Any], ids: Mapping[str, int], donors: Sequence[Token
     scores: dict[str, float] = {}
     for donor in donors:
         theirs = (donor.data or {}).get("model", {}).get("vocab")
-        scores |= {t: score for t, score in theirs if t not in scores} if isinstance(theirs, list) else {}
-    scores |= dict(vocab)
+        if isinstance(theirs, list):
+            for token, score in theirs:
+                scores.setdefault(token, score)
+    scores |= dict(vocab)  # the base's own stay what they are
     lowest = min(scores.values(), default=0.0)
     tokens = {i: token for token, i in ids.items()}
-    last = max(tokens)
-    unused = (f"<unused id {i}>" for i in count())
-    return [[t, scores.get(t, lowest)] for i in range(last + 1) for t in [tokens.get(i) or next(unused)]]
+    scored = []
+    unused = count()
+    for i in range(max(tokens) + 1):
+        token = tokens.get(i) or f"<unused id {next(unused)}>"  # every place must be taken, by another token each
+        scored.append([token, scores.get(token, lowest)])
+    return scored
 
 
-def _pair(merge: Any) -> tuple[str, str]:
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
     first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
     return first, second
 

@@ -86,8 +86,8 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
     for i in (1, 2):
         (tmp_path / f"model-0000{i}-of-00002.safetensors").touch()
     assert message(tmp_path) == (
-        "the model: 2 safetensors files (model-00001-of-00002.safetensors, ...) without an index, expected"
-        " model.safetensors.index.json beside them. Get it from where they are from"
+        "the model: 2 safetensors files (model-00001-of-00002.safetensors, ...) without an index. Download"
+        " model.safetensors.index.json from where they come from, and put it beside them"
     )
 
 

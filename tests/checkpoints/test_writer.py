@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def test_a_file_laid_out_before_is_gone_on_with(tmp_path: Path) -> None:
         assert not second.made_anew
         second.write("b", torch.full((2,), 5.0))
     assert load_file(tmp_path / "model.safetensors")["a"].tolist() == [7.0] * 3
+
+
+def test_the_bytes_are_the_same_on_a_system_without_posix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four threads write at places of their own, by seeking."""
+    for name in ("pwrite", "posix_fallocate"):
+        monkeypatch.delattr(os, name)
+    stored = tensors() | {f"more.{i}": torch.full((50_000,), float(i)) for i in range(20)}
+    memory = MemoryCheckpoint(stored, label="")
+    with CheckpointWriter(tmp_path, shards_of(memory, list(stored))) as writer, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: writer.write(name, memory.read(name)), stored))
+    save_file(stored, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,7 +262,7 @@ class TestMistakes:
         models.recipe(folder)
         assert sorted(self.told(tmp_path, PlanError).splitlines()) == [
             "bert.embeddings.word_embeddings.weight: 't1' has 91 rows, the base has 90; DIR/base: no tokenizer in it,"
-            " expected one to match rows by. Put a tokenizer.json beside the weights, which"
+            " but rows are matched by it. Put a tokenizer.json beside the weights, which"
             " AutoTokenizer.from_pretrained(...).save_pretrained(...) writes, or keep the base's embeddings by an"
             " override with merge_method: base",
             "classifier.bias: 't1' has shape (4,), expected the base's (3,). Override it with merge_method: base;"
