@@ -130,8 +130,8 @@ class Weights:
         return Weight(name, (rows, *columns), tuple(places), experts, is_parameter)
 
     def _best_renaming(self) -> Renaming:
-        """The prefix to drop or add by which the most of what the adapter asks for is in the model."""
-        names = {*self._names, *self.places, *self.tied}
+        """The first component to drop from names, or to add, so that most are the model's; none among equals."""
+        names = self._names | self.places.keys()
         renamings = [Renaming()]
         renamings += [Renaming(drop=prefix) for prefix in first_components(self._wanted)]
         renamings += [Renaming(add=prefix) for prefix in first_components(names)]
