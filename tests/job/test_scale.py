@@ -81,6 +81,7 @@ def save_square(folder: Path, tensors: int, side: int) -> None:
         (folder / name / "config.json").write_text("{}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a new peak")
 @pytest.mark.parametrize(
     ("method", "tensors", "side", "allowed"), [("linear", 60, 1024, 60_000_000), ("tsv_m", 130, 384, 18_000_000)]
