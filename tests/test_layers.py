@@ -1,6 +1,7 @@
-"""What import-linter (pyproject.toml) doesn't hold: only `hub/` talks to a network, and tests know no other tests."""
+"""What import-linter (pyproject.toml) doesn't hold: who talks to a network, and how tests are built."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import hf_tsv
@@ -43,3 +44,23 @@ def test_what_tests_share_is_in_support() -> None:
         for name in imported_by(path):
             # `from tests.a.test_b import c` and `from tests.a import test_b` alike
             assert not {name, name.rpartition(".")[0]} & test_modules, f"{path} imports {name}"
+
+
+def own_statements(function: ast.FunctionDef) -> Iterator[ast.stmt]:
+    """Every statement of a function, without those of the functions and classes inside it."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.stmt):
+            yield node
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def test_no_test_returns_early() -> None:
+    """It would be counted although it has asserted nothing. Leave the case out of the parameters, or skip it."""
+    for path in TESTS.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                returns = [statement for statement in own_statements(node) if isinstance(statement, ast.Return)]
+                assert not returns, f"{path}:{returns[0].lineno}"

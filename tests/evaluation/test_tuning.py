@@ -62,7 +62,7 @@ def test_a_spectral_method_is_tuned(zoo: Path) -> None:
     assert tunable.REST in found.scales
 
 
-@pytest.mark.parametrize("by", ["all", "kind", "type"])
+@pytest.mark.parametrize("by", ["all", "kind", pytest.param("type", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["tsv_m", "task_arithmetic", "ties"])
 def test_the_tuned_recipe_merges_to_the_score_that_was_found(zoo: Path, method: str, by: Any) -> None:
     found, path = tuned(zoo, method, by=by)
@@ -105,7 +105,7 @@ overrides:
 """
 
 
-@pytest.mark.parametrize("by", ["all", "type"])
+@pytest.mark.parametrize("by", ["all", pytest.param("type", marks=pytest.mark.slow)])
 def test_a_recipe_with_overrides_is_tuned(zoo: Path, by: Any) -> None:
     found, path = tuned(zoo, "tsv_m", by=by, more=OVERRIDES)
     steps = {step.name: step for step in hf_tsv.plan(path).merged}

@@ -299,6 +299,7 @@ class TestMakeTask:
         assert train.evaluate_texts(Encoder(folder, folder), made.head, made.test) == made.accuracy
         assert train.evaluate_texts(Encoder(base, base), made.head, made.test) == made.base_accuracy
 
+    @pytest.mark.slow
     def test_an_interrupted_run_leaves_no_half_made_task(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Impatient(Silent):
             def advance(self, work: float, name: str) -> None:

@@ -224,7 +224,7 @@ def test_a_bf16_checkpoints_rank_is_that_above_its_rounding(tmp_path: Path) -> N
     assert summary["per_task"][0]["rank"] <= 4 / 32  # in the median; every matrix has rank 32 as it is stored
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 20])
+@pytest.mark.parametrize("tasks", [1, 2, pytest.param(20, marks=pytest.mark.slow)])
 def test_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=tasks), tasks=tasks)
     result = run("inspect", recipe, "--html", tmp_path / "page.html", "--plots", tmp_path / "plots", "-q")

@@ -21,6 +21,7 @@ def may_mount() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="no file system may be mounted here, not even in a namespace of its own")
 @pytest.mark.parametrize("verb", ["merge", "compress"])
 def test_before_every_write(verb: str, tmp_path: Path) -> None:

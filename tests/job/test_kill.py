@@ -44,6 +44,7 @@ def await_work(lock: Path, process: BaseProcess) -> None:
                 return
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300 + 60 * KILLS)
 @pytest.mark.parametrize("verb", ["merge", "compress"])
 def test_kills_at_random_moments_do_not_show_in_the_bytes(verb: str, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def await_lines(journal: Path, running: list[subprocess.Popen[str]]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_give_the_bytes_of_one(count: int, zoo: Path, tmp_path: Path) -> None:
     running = [start(zoo / "recipe.yaml", tmp_path / "out", rank, count) for rank in range(count)]
     ended = ends(running)
@@ -91,6 +91,7 @@ def test_several_processes_give_the_bytes_of_one(count: int, zoo: Path, tmp_path
     assert hf_tsv.verify(tmp_path / "out", sample=2).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(victim: int, zoo: Path, tmp_path: Path) -> None:
     recipe, out, staging = zoo / "recipe.yaml", tmp_path / "out", tmp_path / ".out.hf_tsv"
@@ -109,6 +110,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(victim: int,
     assert same_weights(out, zoo / "whole")
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_were_stopped(zoo: Path, tmp_path: Path) -> None:
     recipe, out, staging = zoo / "recipe.yaml", tmp_path / "out", tmp_path / ".out.hf_tsv"
     running = [start(recipe, out, rank, 2, "--workers", "1") for rank in range(2)]
@@ -122,6 +124,7 @@ def test_one_process_goes_on_where_two_were_stopped(zoo: Path, tmp_path: Path) -
     assert same_weights(out, zoo / "whole")
 
 
+@pytest.mark.slow
 def test_a_process_with_other_models_says_so_and_the_first_repeats_it(tmp_path: Path) -> None:
     folder = models.zoo(models.bert, tmp_path)
     one = models.recipe(folder)
@@ -133,6 +136,7 @@ def test_a_process_with_other_models_says_so_and_the_first_repeats_it(tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_one_process_finds_wrong_is_told_by_the_first(tmp_path: Path) -> None:
     """Every tensor of a task is NaN, so whoever comes first meets one; the other repeats it or knows who ended."""
     folder = models.zoo(models.bert, tmp_path)
@@ -144,6 +148,7 @@ def test_what_one_process_finds_wrong_is_told_by_the_first(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_output_refuses(zoo: Path, tmp_path: Path) -> None:
     running = [start(zoo / "recipe.yaml", tmp_path / "out", rank, 2) for rank in range(2)]
     await_lines(tmp_path / ".out.hf_tsv" / "journal-1.jsonl", running)
@@ -187,6 +192,7 @@ def test_what_one_process_makes_refuses_a_launcher(tmp_path: Path, monkeypatch: 
         hf_tsv.merge_as_adapter(recipe, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_accelerate_launches_it(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path))
     hf_tsv.merge(recipe, tmp_path / "whole")

@@ -251,6 +251,7 @@ def assert_no_token(folder: Path, hub: LoopbackHub, said: str) -> None:
     assert not [path for path, data in files_of(hub).items() if b"hf_alice" in data]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600 + 60 * KILLS)
 @both_transports
 def test_a_push_that_is_killed_again_and_again(hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
@@ -263,6 +264,7 @@ def test_a_push_that_is_killed_again_and_again(hub: LoopbackHub, merged: Path, t
     assert re.search(rf"{REPO}/commit/\w{{40}}", said)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600 + 60 * KILLS)
 @both_transports
 def test_a_merge_with_a_push_that_is_killed_again_and_again(hub: LoopbackHub, tmp_path: Path) -> None:
