@@ -15,6 +15,7 @@ from hf_tsv.kept.options import Compressing
 from hf_tsv.linalg.ranks import FixedRank
 from tests.methods.test_tsv_m import error
 from tests.support import models
+from tests.support.tolerances import CHANGE, WEIGHTS
 from tests.verbs.test_merge import deltas_of
 
 MIXED = """
@@ -52,7 +53,7 @@ def test_some_modules_merged_and_some_left_to_adapters(tmp_path: Path) -> None:
         for name in held:
             u, s, vh = torch.linalg.svd(deltas_of(folder, name)[t].double(), full_matrices=False)
             best = (u[:, :4] * s[:4]) @ vh[:4]
-            assert error(got[name].double() - base[name].double(), best) < 1e-4
+            assert error(got[name].double() - base[name].double(), best) < CHANGE
     assert record["adapters"].keys() == {"t0", "t1", "t2"}
 
 
@@ -62,11 +63,11 @@ def test_residuals_give_the_fine_tunes_back(tmp_path: Path) -> None:
     for t in range(3):
         got, want = adapted(tmp_path / "out", f"t{t}"), weights(folder / f"t{t}")
         for name in want:
-            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(got[name], want[name], rtol=WEIGHTS, atol=WEIGHTS)
         hf_tsv.restore(tmp_path / "out", f"t{t}", tmp_path / f"r{t}")
         restored = weights(tmp_path / f"r{t}")
         for name in want:
-            torch.testing.assert_close(restored[name], want[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(restored[name], want[name], rtol=WEIGHTS, atol=WEIGHTS)
 
 
 def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
         hf_tsv.restore(tmp_path / "small", f"t{t}", tmp_path / f"r{t}")
         got, want = adapted(tmp_path / "out", f"t{t}"), weights(tmp_path / f"r{t}")
         for name in want:
-            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(got[name], want[name], rtol=WEIGHTS, atol=WEIGHTS)
 
 
 def test_a_stopped_run_finds_its_merge_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

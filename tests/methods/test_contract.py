@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_tsv.methods import METHODS, Deltas, MergeMethod
 from tests.support.absent_device import DEVICE, AbsentDevice
+from tests.support.tolerances import factorisation
 
 # Beside the defaults, what brings out more of a method than they do.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -50,6 +51,9 @@ class Case:
         return "-".join([self.method.name, *(f"{key}={value}" for key, value in self.parameters.items())])
 
 
+# In float32, with matrices of up to 16 x 40 that some methods factor; where one law asks for two merges, both are off.
+CLOSE = factorisation(torch.float32, 2 * (16 + 40), condition=3)
+
 CASES = [Case(method, p) for name, method in METHODS.items() for p in [{}, *VARIANTS.get(name, [])]]
 
 
@@ -85,15 +89,15 @@ class TestEveryMethod:
     def test_task_order_does_not_matter(self, merge: Case, deltas: Tensor) -> None:
         order = [t for t in (2, 0, 3, 1) if t < len(deltas)]
         shuffled = Deltas.of(deltas[order], tasks=[f"task{t}" for t in order])
-        torch.testing.assert_close(merge(shuffled), merge(deltas), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merge(shuffled), merge(deltas), rtol=CLOSE, atol=CLOSE)
 
     def test_twice_the_change_merges_to_twice_the_change(self, merge: Case, deltas: Tensor) -> None:
-        torch.testing.assert_close(merge(2 * deltas), 2 * merge(deltas), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merge(2 * deltas), 2 * merge(deltas), rtol=CLOSE, atol=CLOSE)
 
     @pytest.mark.parametrize("power", [-90, 80])
     def test_the_size_of_the_change_does_not_matter(self, merge: Case, deltas: Tensor, power: int) -> None:
         merged = merge(deltas * 2.0**power) * 2.0**-power
-        torch.testing.assert_close(merged, merge(deltas), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merged, merge(deltas), rtol=CLOSE, atol=CLOSE)
 
     def test_weights_scale_with_their_tasks(self, merge: Case, deltas: Tensor) -> None:
         """A task of weight 0 has no say where weights are factors; its delta may be anything."""
@@ -101,7 +105,7 @@ class TestEveryMethod:
         silenced[-1] = 1000.0
         weights = [1.0] * (len(deltas) - 1) + [0.0]
         merged = [merge(Deltas.of(d, weights=weights)) for d in (deltas, silenced)]
-        torch.testing.assert_close(merged[0], merged[1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merged[0], merged[1], rtol=CLOSE, atol=CLOSE)
 
     def test_weights_of_0_alone_merge_to_no_change(self, merge: Case, deltas: Tensor) -> None:
         silent = Deltas.of(deltas, weights=[0.0] * len(deltas))
@@ -126,7 +130,7 @@ class TestEveryMethod:
             assert merged.device == DEVICE
             merged = merged.cpu()
         here = merge(Deltas.of(deltas, weights=there.weights))
-        torch.testing.assert_close(merged, here, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merged, here, rtol=CLOSE, atol=CLOSE)
 
     def test_says_what_it_does_and_where_it_is_from(self, merge: Case) -> None:
         method = merge.method

@@ -57,3 +57,15 @@ def polar_amplification(a: Tensor, tolerance: float = 1e-7) -> float:
 
 def _unit_roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
+
+
+# Of the tiny models in tests.support.models and what is made of them, all in float32.
+
+# Merged weights are stored: a norm's weight, which is 1, that changes by 0.01 is rounded to this share of its change.
+CHANGE = rounding(torch.float32, condition=100)
+
+# A weight of up to 1 that products of factors, of up to 64 terms, were added to.
+WEIGHTS = rounding(torch.float32, terms=64)
+
+# Two layers, in each some five products of up to 48 terms one after another; what comes out is about 1.
+OUTPUTS = rounding(torch.float32, terms=2 * 5 * 48)
