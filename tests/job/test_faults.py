@@ -24,6 +24,7 @@ from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.merging import engine as run
 from hf_tsv.merging.plan import Plan, Step
 from tests.support import models
+from tests.support.tolerances import polar_amplification, rounding
 
 MERGE_STEP = run.merge_step
 
@@ -176,7 +177,9 @@ def test_a_factorisation_that_does_not_converge_is_replaced(
     polar = [p @ q for p, _, q in (np.linalg.svd(a, full_matrices=False) for a in (u, vh))]
     expected = (polar[0] * np.concatenate([s[:k] for s, k in zip(ss, kept, strict=True)])) @ polar[1]
     merged = load_file(tmp_path / "out" / "model.safetensors")[NAME].double().numpy()
-    assert np.linalg.norm(merged - expected) < 1e-4 * np.linalg.norm(expected)
+    amplified = 4 + polar_amplification(torch.from_numpy(u)) + polar_amplification(torch.from_numpy(vh))
+    tolerance = rounding(torch.float32, condition=amplified)
+    assert np.linalg.norm(merged - expected) < tolerance * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("method", ["tsv_m", "iso_cts", "cart"])

@@ -18,6 +18,7 @@ from hf_tsv.merging import plan as planner
 from tests.support import models
 from tests.support.cli import run
 from tests.support.tensors import deltas_of, read_all
+from tests.support.tolerances import CHANGE, WEIGHTS
 
 
 def paper_tall(deltas: Tensor, lam: float) -> Tensor:
@@ -39,7 +40,7 @@ def test_a_task_is_restored_as_the_paper_says(piece: int, tmp_path: Path, monkey
         restored = read_all(tmp_path / f"r{t}")
         for name in base:
             want = base[name].double() + paper_tall(deltas_of(folder, name), 0.5)[t]
-            wrong = ~torch.isclose(restored[name].double(), want, rtol=1e-5, atol=1e-6)
+            wrong = ~torch.isclose(restored[name].double(), want, rtol=WEIGHTS, atol=WEIGHTS)
             assert wrong.float().mean() < 1e-3, name  # a rounding may decide an entry on the edge
             own, total = own + int((restored[name] != base[name]).sum()), total + base[name].numel()
     assert record.masks is not None
@@ -79,7 +80,7 @@ def test_a_task_is_restored_by_its_largest_entries(piece: int, tmp_path: Path, m
         for name in base:
             own = deltas[name][t].abs()
             wrong = restored[name] != torch.where(own >= least, merged[name], base[name])
-            assert torch.allclose(own[wrong], torch.tensor(least).to(own), rtol=1e-5), name
+            assert torch.allclose(own[wrong], torch.tensor(least).to(own), rtol=CHANGE), name
         assert record.masks is not None
         assert record.masks.tasks[f"t{t}"].own == pytest.approx(density, abs=1e-3)
         assert record.masks.tasks[f"t{t}"].factor == 1
@@ -127,7 +128,9 @@ def test_emr_rescales_over_the_whole_model(tmp_path: Path) -> None:
     masked = {name: torch.where(deltas[name][1] * unified[name] > 0, unified[name], 0.0) for name in base}
     factor = sum(d[1].abs().sum() for d in deltas.values()) / sum(m.abs().sum() for m in masked.values())
     for name in base:
-        torch.testing.assert_close(restored[name].double(), base[name] + factor * masked[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            restored[name].double(), base[name] + factor * masked[name], rtol=WEIGHTS, atol=WEIGHTS
+        )
 
 
 def test_a_task_with_a_head_of_its_own_is_loaded(tmp_path: Path) -> None:
@@ -156,7 +159,7 @@ def test_an_adapter_is_loaded_as_a_model(tmp_path: Path) -> None:
     model, want = hf_tsv.load_task(tmp_path / "out", "t2"), open_checkpoint(folder / "t2")
     for name, weight in model.state_dict().items():
         if name in want.names():
-            torch.testing.assert_close(weight, want.read(name), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(weight, want.read(name), rtol=WEIGHTS, atol=WEIGHTS)
 
 
 def test_a_task_is_kept_in_one_way(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hf_tsv.errors import MethodError, PlanError, RecipeError
 from hf_tsv.linalg.ranks import FixedRank
 from tests.support import models
 from tests.support.tensors import deltas_of, error, read_all
+from tests.support.tolerances import CHANGE, WEIGHTS
 
 MIXED = """
 overrides:
@@ -45,7 +46,7 @@ def test_some_modules_merged_and_some_left_to_adapters(tmp_path: Path) -> None:
         for name in held:
             u, s, vh = torch.linalg.svd(deltas_of(folder, name)[t].double(), full_matrices=False)
             best = (u[:, :4] * s[:4]) @ vh[:4]
-            assert error(got[name].double() - base[name].double(), best) < 1e-4
+            assert error(got[name].double() - base[name].double(), best) < CHANGE
     assert record.adapters.keys() == {"t0", "t1", "t2"}
 
 
@@ -55,11 +56,11 @@ def test_residuals_give_the_fine_tunes_back(tmp_path: Path) -> None:
     for t in range(3):
         got, want = adapted(tmp_path / "out", f"t{t}"), read_all(folder / f"t{t}")
         for name in want:
-            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(got[name], want[name], rtol=WEIGHTS, atol=WEIGHTS)
         hf_tsv.restore(tmp_path / "out", f"t{t}", tmp_path / f"r{t}")
         restored = read_all(tmp_path / f"r{t}")
         for name in want:
-            torch.testing.assert_close(restored[name], want[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(restored[name], want[name], rtol=WEIGHTS, atol=WEIGHTS)
 
 
 def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
         hf_tsv.restore(tmp_path / "small", f"t{t}", tmp_path / f"r{t}")
         got, want = adapted(tmp_path / "out", f"t{t}"), read_all(tmp_path / f"r{t}")
         for name in want:
-            torch.testing.assert_close(got[name], want[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(got[name], want[name], rtol=WEIGHTS, atol=WEIGHTS)
 
 
 def test_a_stopped_run_finds_its_merge_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,11 @@ from hf_tsv.linalg import (
     truncated_svd,
 )
 from hf_tsv.methods import METHODS
+from tests.support.tolerances import factorisation, polar_amplification, rounding
 
 MODES: list[SvdMode] = ["exact", "sketch"]
 FAILS_IN_MKL = Path(__file__).parents[1] / "fixtures" / "svd_fail_f32.npy"
+ROUNDED = rounding(torch.float32)  # computed in float64, and rounded to float32 once
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -66,7 +68,9 @@ def relative(x: Tensor, reference: Tensor) -> float:
     return float((x.double() - reference).norm() / reference.norm())
 
 
-def assert_orthonormal(u: Tensor, tolerance: float = 1e-5) -> None:
+def assert_orthonormal(u: Tensor) -> None:
+    """Within what a factorisation in u's dtype leaves; of the smallest, its constants outweigh the size."""
+    tolerance = factorisation(u.dtype, max(24, sum(u.shape)))
     assert_close(u.T @ u, torch.eye(u.shape[1], dtype=u.dtype), rtol=0, atol=tolerance)
 
 
@@ -107,7 +111,10 @@ class TestTruncatedSvd:
         assert_orthonormal(f.u)
         assert_orthonormal(f.vh.T)
         assert torch.equal(f.s, f.s.sort(descending=True).values)
-        assert_close(f.u.T @ a @ f.vh.T, f.s.diag(), rtol=1e-5, atol=3e-6 * float(a.abs().max()) + 1e-30)
+        # Up to 12 x 12: the largest singular value is up to 12 times the largest entry, two sums of 12 go into each
+        # entry, and `fast` works in float32.
+        tolerance = rounding(torch.float32, terms=24) * 12 * float(a.abs().max())
+        assert_close(f.u.T @ a @ f.vh.T, f.s.diag(), rtol=0, atol=tolerance)
 
     @given(a=degenerate(), rank=st.integers(1, 12))
     def test_keeps_what_stands_above_rounding_and_no_more(self, a: Tensor, rank: int) -> None:
@@ -122,23 +129,32 @@ class TestTruncatedSvd:
         a = power_law(m, n)
         u, s, vh = torch.linalg.svd(a.double(), full_matrices=False)
         f = truncated_svd(a, 10)
-        assert relative(product(f), (u[:, :10] * s[:10]) @ vh[:10]) < 2e-7
-        assert_close(f.s.double(), s[:10], rtol=1e-7, atol=0)
+        best = (u[:, :10] * s[:10]) @ vh[:10]
+        assert relative(product(f), best) < ROUNDED
+        assert_close(f.s.double(), s[:10], rtol=ROUNDED, atol=0)
+        in_float32 = torch.linalg.svd(a, full_matrices=False)
+        plain = Factors(in_float32.U[:, :10], in_float32.S[:10], in_float32.Vh[:10])
+        assert relative(product(f), best) < relative(product(plain), best) / 4
 
     def test_resolves_what_lies_far_below_the_largest(self) -> None:
         a = with_spectrum(50, 70, torch.tensor([1e4, *(1.0 / j for j in range(1, 20))], dtype=torch.float64)).float()
-        u, _, vh = torch.linalg.svd(a.double(), full_matrices=False)
+        u, s, vh = torch.linalg.svd(a.double(), full_matrices=False)
         f = truncated_svd(a, 12)
-        assert relative(f.u @ f.u.T, u[:, :12] @ u[:, :12].T) < 1e-6
-        assert relative(f.vh.T @ f.vh, vh[:12].T @ vh[:12]) < 1e-6
+        # A Gram matrix holds the squares: its rounding, of the largest, turns the 12th direction into the 13th by as
+        # much as it is of the gap between theirs. An SVD in float32 turns it a thousand times further.
+        turned = rounding(torch.float64, condition=float(s[0].square() / (s[11].square() - s[12].square())))
+        tolerance = rounding(torch.float32, terms=12) + turned
+        assert relative(f.u @ f.u.T, u[:, :12] @ u[:, :12].T) < tolerance
+        assert relative(f.vh.T @ f.vh, vh[:12].T @ vh[:12]) < tolerance
 
     def test_float64_is_exact_in_float64(self) -> None:
         a = with_spectrum(40, 30, 10.0 ** -torch.arange(10, dtype=torch.float64))
         f = truncated_svd(a, 10, rtol=1e-12)
         assert f.u.dtype == f.s.dtype == f.vh.dtype == torch.float64
         assert len(f.s) == 10
-        assert_close(f.s, 10.0 ** -torch.arange(10, dtype=torch.float64), rtol=1e-6, atol=1e-14)
-        assert relative(product(f), a) < 1e-14
+        tolerance = factorisation(torch.float64, 40 + 30)
+        assert_close(f.s, 10.0 ** -torch.arange(10, dtype=torch.float64), rtol=0, atol=2 * tolerance)  # made, and found
+        assert relative(product(f), a) < tolerance
 
     @pytest.mark.parametrize("mode", MODES)
     def test_largest_entry_of_u_is_positive(self, mode: SvdMode) -> None:
@@ -185,7 +201,7 @@ class TestTruncatedSvd:
         assert len(f.s) == 4
         assert_orthonormal(f.u)
         assert_orthonormal(f.vh.T)
-        assert_close(product(f), a.double(), rtol=0, atol=1e-6)
+        assert_close(product(f), a.double(), rtol=0, atol=rounding(torch.float32, terms=9))
 
     @pytest.mark.parametrize("mode", MODES)
     def test_floor_drops_what_is_noise(self, mode: SvdMode) -> None:
@@ -197,9 +213,12 @@ class TestTruncatedSvd:
     def test_tells_energy_and_all_values(self) -> None:
         a = power_law(40, 60)
         f = truncated_svd(a, 3)
-        assert f.energy == pytest.approx(float(a.double().square().sum()), rel=1e-12)
+        assert f.energy == pytest.approx(float(a.double().square().sum()), rel=rounding(torch.float64, terms=40 * 60))
         assert f.values is not None
-        assert_close(f.values, torch.linalg.svdvals(a.double()), rtol=0, atol=1e-12)
+        s = torch.linalg.svdvals(a.double())
+        # Roots of a Gram matrix's eigenvalues: what is a rounding of the largest's square is more of the least.
+        condition = float(s[0] / s[-1])
+        assert_close(f.values, s, rtol=0, atol=factorisation(torch.float64, 40 + 60, condition=condition))
 
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -232,7 +251,16 @@ class TestWhateverLapackDoes:
 
     def assert_right(self) -> None:
         f = truncated_svd(self.A, 6)
-        assert_close(product(f), product(self.BEST), rtol=0, atol=1e-7)
+        assert_close(product(f), product(self.BEST), rtol=0, atol=ROUNDED)
+
+    def assert_same_polar(self, polar: Tensor) -> None:
+        """A is well-conditioned, so that both ways may end in a product of 20 terms in float32."""
+        assert_close(nearest_orthogonal(self.A), polar, rtol=0, atol=rounding(torch.float32, terms=20))
+
+    def assert_right_values(self) -> None:
+        """A's values span 1 to 0.1, so that a Gram matrix in float64 loses at most one digit of them."""
+        tolerance = factorisation(torch.float64, 30 + 20, condition=10)
+        assert_close(singular_values(self.A), torch.linalg.svdvals(self.A.double()), rtol=0, atol=tolerance)
 
     @staticmethod
     def _fail(*_: object, **__: object) -> None:
@@ -247,15 +275,15 @@ class TestWhateverLapackDoes:
         a = torch.from_numpy(np.load(FAILS_IN_MKL))
         u, s, vh = np.linalg.svd(a.double().numpy(), full_matrices=False)
         f = truncated_svd(a, 16)
-        assert relative(product(f), torch.from_numpy((u[:, :16] * s[:16]) @ vh[:16])) < 1e-6
+        assert relative(product(f), torch.from_numpy((u[:, :16] * s[:16]) @ vh[:16])) < ROUNDED
         assert_orthonormal(nearest_orthogonal(f.u))
 
     def test_the_eigensolver_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
         polar = nearest_orthogonal(self.A)
         monkeypatch.setattr(_lapack, "_lapack", self._fail)
         self.assert_right()
-        assert_close(nearest_orthogonal(self.A), polar, rtol=0, atol=1e-6)
-        assert_close(singular_values(self.A), torch.linalg.svdvals(self.A.double()), rtol=0, atol=1e-12)
+        self.assert_same_polar(polar)
+        self.assert_right_values()
 
     def test_the_eigensolver_returns_other_vectors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         right = _lapack.leading_eigenpairs
@@ -267,7 +295,7 @@ class TestWhateverLapackDoes:
         polar = nearest_orthogonal(self.A)
         monkeypatch.setattr(_lapack, "leading_eigenpairs", wrong)
         self.assert_right()
-        assert_close(nearest_orthogonal(self.A), polar, rtol=0, atol=1e-6)
+        self.assert_same_polar(polar)
 
     @pytest.mark.parametrize("broken", ["raises", "wrong", "nan"])
     def test_divide_and_conquer_fails(self, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,8 +318,8 @@ class TestWhateverLapackDoes:
         monkeypatch.setattr(_gram, "has_lapack", lambda _: False)
         monkeypatch.setattr(_lapack, "_call", self._fail)
         self.assert_right()
-        assert_close(nearest_orthogonal(self.A), polar, rtol=0, atol=1e-6)
-        assert_close(singular_values(self.A), torch.linalg.svdvals(self.A.double()), rtol=0, atol=1e-12)
+        self.assert_same_polar(polar)
+        self.assert_right_values()
 
 
 class TestSingularValues:
@@ -299,12 +327,18 @@ class TestSingularValues:
     def test_any_matrix(self, a: Tensor) -> None:
         s = singular_values(a)
         assert s.dtype == torch.float64
-        assert_close(s, torch.linalg.svdvals(a.double()), rtol=0, atol=1e-7 * float(a.abs().max()) * 12)
+        # A Gram matrix of up to 12 x 12 is off by this share of the largest value's square, and a value that is 0 by
+        # its root. The largest value is up to 12 times the largest entry.
+        share = math.sqrt(factorisation(torch.float64, 12 + 12))
+        assert_close(s, torch.linalg.svdvals(a.double()), rtol=0, atol=share * 12 * float(a.abs().max()))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_more_exact_than_float32(self, dtype: torch.dtype) -> None:
         a = power_law(80, 300).to(dtype)
-        assert_close(singular_values(a), torch.linalg.svdvals(a.double()), rtol=1e-12, atol=0)
+        s = torch.linalg.svdvals(a.double())
+        condition = float(s[0] / s[-1]) ** 2  # of the Gram matrix that float32 goes by
+        tolerance = factorisation(torch.float64, 80 + 300, condition=condition)
+        assert_close(singular_values(a), s, rtol=tolerance, atol=0)
 
     def test_empty(self) -> None:
         assert singular_values(torch.zeros(0, 3)).shape == (0,)
@@ -324,16 +358,25 @@ class TestNearestOrthogonal:
     def test_any_matrix_gives_a_partial_isometry(self, a: Tensor) -> None:
         x = nearest_orthogonal(a)
         assert x.shape == a.shape
-        assert_close(x @ x.T @ x, x, rtol=0, atol=1e-4)
+        m, n = a.shape
+        # No condition: the least singular value of any such matrix is below 4e-8 of the largest, and goes, or above
+        # 1e-4 of it, where the Gram matrix in float64 still holds more digits than float32.
+        assert_close(x @ x.T @ x, x, rtol=0, atol=factorisation(torch.float32, m + n))
         rank = int(torch.linalg.matrix_rank(a.double(), rtol=1e-7)) if a.any() else 0
-        assert float(x.square().sum()) == pytest.approx(rank, abs=1e-3)
+        assert float(x.square().sum()) == pytest.approx(rank, rel=rounding(torch.float32, terms=2 * m * n))
 
     @pytest.mark.parametrize(("p", "q"), [(64, 64), (900, 40), (40, 900), (1100, 70)])
     @pytest.mark.parametrize("smallest", [0.5, 1e-3, 1e-5])
     def test_of_an_ill_conditioned_matrix(self, p: int, q: int, smallest: float) -> None:
         d = torch.logspace(0.3, math.log10(smallest), min(p, q), dtype=torch.float64)
         a = with_spectrum(p, q, d).float()
-        assert relative(nearest_orthogonal(a), polar_reference(a)) < 2e-7
+        # Of the rounding of the Gram matrix in float64 direction j gets (d_0 / d_j)^2 times as much; here their root
+        # mean square. The product that follows is in float32 where the directions are nearly even.
+        s = torch.linalg.svdvals(a.double())
+        amplified = (s[0] / s).square()
+        of_gram = rounding(torch.float64, condition=float(amplified.square().mean().sqrt()))
+        of_product = rounding(torch.float32, terms=len(s)) if smallest == 0.5 else ROUNDED
+        assert relative(nearest_orthogonal(a), polar_reference(a)) < of_gram + of_product
 
     def test_wide_is_the_transpose_of_tall(self) -> None:
         a = randn(30, 8)
@@ -341,18 +384,21 @@ class TestNearestOrthogonal:
 
     def test_two_equal_halves_give_one_direction_each(self) -> None:
         u = torch.linalg.qr(randn(20, 4))[0]
-        assert_close(nearest_orthogonal(torch.cat([u, u], 1)), torch.cat([u, u], 1) / 2**0.5, rtol=0, atol=1e-6)
+        tolerance = factorisation(torch.float32, 20 + 4)  # of the QR that made u: what is orthogonal to that is added
+        assert_close(nearest_orthogonal(torch.cat([u, u], 1)), torch.cat([u, u], 1) / 2**0.5, rtol=0, atol=tolerance)
 
     def test_drops_what_the_tolerance_says(self) -> None:
         a = with_spectrum(30, 20, torch.tensor([2.0, 1.0, 1e-2], dtype=torch.float64)).float()
         for tolerance, rank in ((1e-7, 3), (0.1, 2), (0.9, 1)):
-            assert float(nearest_orthogonal(a, tolerance=tolerance).square().sum()) == pytest.approx(rank, abs=1e-4)
+            # A sum of 600 squares in float32, each of whose roots was rounded; a direction more or less is 1.
+            size = float(nearest_orthogonal(a, tolerance=tolerance).square().sum())
+            assert size == pytest.approx(rank, rel=rounding(torch.float32, terms=2 * 600))
 
     @pytest.mark.parametrize("tolerance", [1e-9, 1e-11])
     def test_below_what_a_gram_matrix_resolves(self, tolerance: float) -> None:
         a = torch.diag(torch.tensor([1.0, 1e-3, 1e-8, 1e-10]))
         kept = torch.tensor([1.0, 1.0, 1.0, float(tolerance < 1e-10)])
-        assert_close(nearest_orthogonal(a, tolerance=tolerance), torch.diag(kept), rtol=0, atol=1e-6)
+        assert_close(nearest_orthogonal(a, tolerance=tolerance), torch.diag(kept), rtol=0, atol=ROUNDED)
 
     @pytest.mark.parametrize("a", [torch.zeros(6, 4), torch.ones(6, 4), randn(6, 4)])
     def test_without_tolerance_every_direction_is_kept(self, a: Tensor) -> None:
@@ -362,8 +408,8 @@ class TestNearestOrthogonal:
         a = with_spectrum(40, 30, torch.logspace(0, -6, 30, dtype=torch.float64))
         x = nearest_orthogonal(a)
         assert x.dtype == torch.float64
-        assert_orthonormal(x, 1e-14)
-        assert_close(x.T @ a, (x.T @ a).T, rtol=0, atol=1e-14)
+        assert_orthonormal(x)
+        assert_close(x.T @ a, (x.T @ a).T, rtol=0, atol=factorisation(torch.float64, 40 + 30))
 
     def test_names_what_is_not_finite(self) -> None:
         with pytest.raises(MethodError, match="4 of 4 entries"):
@@ -374,15 +420,27 @@ class TestNearestOrthogonal:
         assert nearest_orthogonal(torch.zeros(shape)).shape == shape
 
 
-def merge_reference(deltas: list[Tensor]) -> Tensor:
-    """TSV-M by float64 SVDs, without what has no meaning: triplets below 1e-6, directions below 1e-7."""
+def merge_reference(deltas: list[Tensor]) -> tuple[Tensor, float]:
+    """TSV-M by float64 SVDs, without what has no meaning: triplets below 1e-6, directions below 1e-7.
+
+    Returns:
+        The merge, and the relative error that `exact` may leave. Its vectors are rounded to float32, which the polar
+        factors amplify: what two tasks share the more, the more alike they are. So are both polar factors, what is
+        scaled, and the product. What a Gram matrix in float64 leaves of the last of k directions is amplified as well:
+        its rounding is of the largest square, and matters as much as it is of the gap to the first that is left out.
+    """
     rank = max(1, min(deltas[0].shape) // len(deltas))
-    us, ss, vhs = [], [], []
+    us, ss, vhs, turned = [], [], [], 0.0
     for delta in deltas:
         u, s, vh = torch.linalg.svd(delta.double(), full_matrices=False)
         k = min(rank, int((s > 1e-6 * s[0]).sum()))
         us, ss, vhs = [*us, u[:, :k]], [*ss, s[:k]], [*vhs, vh[:k]]
-    return (polar_reference(torch.cat(us, 1)) * torch.cat(ss)) @ polar_reference(torch.cat(vhs))
+        if 0 < k < len(s):
+            turned = max(turned, float(s[0].square() / (s[k - 1].square() - s[k].square())) / math.sqrt(k))
+    u, vh = torch.cat(us, 1), torch.cat(vhs)
+    amplified = 4 + polar_amplification(u) + polar_amplification(vh)
+    allowed = rounding(torch.float32, condition=amplified) + rounding(torch.float64, condition=amplified * turned)
+    return (polar_reference(u) * torch.cat(ss)) @ polar_reference(vh), allowed
 
 
 def plain_merge(deltas: list[Tensor]) -> Tensor:
@@ -442,30 +500,30 @@ def case(name: str, n: int) -> list[Tensor]:
             return [float(number) * delta for delta in plain]
 
 
-CASES = {  # error that float32 vectors allow in `exact`: what two tasks share grows by how alike they are
-    "plain": 1e-6,
-    "bfloat16": 1e-6,
-    "white": 1e-6,
-    "steep": 1e-6,
-    "spike 10": 1e-6,
-    "spike 100": 1e-6,
-    "spike 1e3": 1e-6,
-    "spike 1e4": 5e-5,
-    "alike 0.3": 1e-5,
-    "alike 0.03": 1e-4,
-    "alike 1e-3": 4e-3,
-    "equal": 1e-6,
-    "zero": 1e-6,
-    "rank 8": 1e-6,
-    "scale 1e-24": 1e-6,
-    "scale 1e24": 1e-6,
-}
+CASES = [
+    "plain",
+    "bfloat16",
+    "white",
+    "steep",
+    "spike 10",
+    "spike 100",
+    "spike 1e3",
+    "spike 1e4",
+    "alike 0.3",
+    "alike 0.03",
+    "alike 1e-3",
+    "equal",
+    "zero",
+    "rank 8",
+    "scale 1e-24",
+    "scale 1e24",
+]
 
 
 @cache
-def case_with_reference(name: str, n: int) -> tuple[list[Tensor], Tensor]:
+def case_with_reference(name: str, n: int) -> tuple[list[Tensor], Tensor, float]:
     deltas = case(name, n)
-    return deltas, merge_reference(deltas)
+    return deltas, *merge_reference(deltas)
 
 
 @pytest.mark.parametrize("n", [96, 384])
@@ -474,10 +532,10 @@ class TestWholeMerge:
     """TSV-M end to end against float64 SVDs, where float32 SVDs lose digits or everything."""
 
     def test_exact(self, name: str, n: int) -> None:
-        deltas, reference = case_with_reference(name, n)
+        deltas, reference, allowed = case_with_reference(name, n)
         error = relative(METHODS["tsv_m"](deltas), reference)
-        assert error <= CASES[name]
-        assert error <= relative(plain_merge(deltas), reference)
+        assert error <= allowed
+        assert error <= relative(plain_merge(deltas), reference) / 2
 
 
 class TestModes:
@@ -505,9 +563,9 @@ class TestFactoredSvd:
         assert_orthonormal(f.u)
         assert_orthonormal(f.vh.T)
         dense = scale * b.double() @ a.double()
-        assert relative(product(f), dense) < 3e-7
-        assert f.energy == pytest.approx(float(dense.square().sum()), rel=1e-12)
-        assert_close(f.s.double(), torch.linalg.svdvals(dense)[: len(f.s)], rtol=1e-6, atol=0)
+        assert relative(product(f), dense) < ROUNDED
+        assert f.energy == pytest.approx(float(dense.square().sum()), rel=factorisation(torch.float64, 50 + 30))
+        assert_close(f.s.double(), torch.linalg.svdvals(dense)[: len(f.s)], rtol=ROUNDED, atol=0)
 
     def test_padding_is_gone(self) -> None:
         b, a = randn(30, 4), randn(4, 20, seed=1)
@@ -517,7 +575,7 @@ class TestFactoredSvd:
             factored_svd(torch.cat([b, b], 1), torch.cat([a, a]) / 2),
         ):
             assert len(padded.s) == 4
-            assert_close(padded.u, bare.u, rtol=0, atol=1e-6)
+            assert_close(padded.u, bare.u, rtol=0, atol=ROUNDED)
 
     def test_keeps_at_most_the_rank_asked_for(self) -> None:
         b, a = randn(30, 8), randn(8, 20, seed=1)
@@ -544,10 +602,14 @@ def sti_reference(factors: list[Factors]) -> float:
     return float(((u.T @ u - one) @ s @ (v.T @ v - one)).abs().sum())
 
 
+# Inner products of 40 terms in float32; those between tasks are a sixth or less, as the roots of 40 and 30 have it.
+INTERFERENCE = rounding(torch.float32, terms=40, condition=6)
+
+
 class TestInterference:
     def test_is_the_papers_formula(self) -> None:
         factors = [truncated_svd(power_law(40, 30, seed=seed), rank) for seed, rank in enumerate((5, 3, 8))]
-        assert singular_task_interference(factors) == pytest.approx(sti_reference(factors), rel=1e-4)
+        assert singular_task_interference(factors) == pytest.approx(sti_reference(factors), rel=INTERFERENCE)
 
     def test_pairs(self) -> None:
         factors = [truncated_svd(power_law(40, 30, seed=seed), rank) for seed, rank in enumerate((5, 3, 8))]
@@ -555,7 +617,8 @@ class TestInterference:
         for i, onto in enumerate(factors):
             for j, of in enumerate(factors):
                 block = (onto.u.T @ of.u * of.s) @ of.vh @ onto.vh.T
-                assert float(pairs[i, j]) == pytest.approx(0.0 if i == j else float(block.abs().sum()), rel=1e-4)
+                want = 0.0 if i == j else float(block.abs().sum())
+                assert float(pairs[i, j]) == pytest.approx(want, rel=INTERFERENCE)
 
     def test_is_zero_between_orthogonal_tasks(self) -> None:
         a = torch.diag(torch.tensor([3.0, 2.0, 0.0, 0.0, 0.0]))
@@ -568,11 +631,11 @@ class TestInterference:
 
     def test_of_a_task_with_itself_is_its_singular_values(self) -> None:
         f = truncated_svd(randn(8, 9), 4)
-        assert singular_task_interference([f, f]) == pytest.approx(2 * float(f.s.sum()), rel=1e-5)
+        assert singular_task_interference([f, f]) == pytest.approx(2 * float(f.s.sum()), rel=INTERFERENCE)
 
     def test_more_directions_than_the_matrix_has(self) -> None:
         factors = [truncated_svd(randn(4, 3, seed=seed), 3) for seed in range(5)]
-        assert singular_task_interference(factors) == pytest.approx(sti_reference(factors), rel=1e-4)
+        assert singular_task_interference(factors) == pytest.approx(sti_reference(factors), rel=INTERFERENCE)
 
     def test_tasks_without_change_do_not_interfere(self) -> None:
         nothing = truncated_svd(torch.zeros(4, 3), 3)
@@ -601,17 +664,20 @@ class TestRoundingEdge:
         mean_square = float(spacing(weights, dtype).square().mean())
         edge = 1.05 * math.sqrt(mean_square / 12) * (math.sqrt(1100) + math.sqrt(7))
         for held in (weights, weights.double()):
-            assert rounding_edge(held, dtype) == pytest.approx(edge, rel=1e-12, abs=0)
+            assert rounding_edge(held, dtype) == pytest.approx(edge, rel=rounding(torch.float64, terms=7700), abs=0)
 
     @pytest.mark.parametrize("value", [0.0, 1e-44, 1.0, 1.9999999, 3e38])
     def test_spacing_of_one_weight(self, value: float) -> None:
         edge = 1.05 * float(np.spacing(np.float32(value))) / math.sqrt(12) * 2
-        assert rounding_edge(torch.tensor([[value]]), "float32") == pytest.approx(edge, rel=1e-12, abs=0)
+        few_steps = rounding(torch.float64, terms=10)
+        assert rounding_edge(torch.tensor([[value]]), "float32") == pytest.approx(edge, rel=few_steps, abs=0)
 
     @pytest.mark.parametrize("value", [5e-324, 1e-310, 1e308])
     def test_neither_underflows_nor_overflows(self, value: float) -> None:
         edge = rounding_edge(torch.tensor([[value]], dtype=torch.float64), torch.float64)
-        assert edge == pytest.approx(1.05 * float(np.spacing(value)) / math.sqrt(12) * 2, rel=1e-9, abs=1e-323)
+        # Absolutely, two steps of the numbers that have hardly any digits left.
+        few_steps = rounding(torch.float64, terms=10)
+        assert edge == pytest.approx(1.05 * float(np.spacing(value)) / math.sqrt(12) * 2, rel=few_steps, abs=1e-323)
 
     @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])
     @pytest.mark.parametrize(("m", "n"), [(200, 200), (120, 480)])

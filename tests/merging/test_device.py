@@ -19,6 +19,7 @@ from tests.support import adapters
 from tests.support.absent_device import DEVICE, AbsentDevice
 from tests.support.cli import run
 from tests.support.models import bert, llama, mixtral, recipe, zoo
+from tests.support.tolerances import WEIGHTS
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_every_tensor_of_a_model_is_merged_there(tmp_path: Path, method: str) ->
             there = merge_step(plan, step, found.of(step), DEVICE)[0]
         here = merge_step(plan, step, found.of(step))[0]
         assert there.device.type == "cpu"
-        torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(there, here, rtol=WEIGHTS, atol=WEIGHTS)
 
 
 def test_adapters_are_merged_there(tmp_path: Path) -> None:
@@ -105,4 +106,4 @@ def test_adapters_are_merged_there(tmp_path: Path) -> None:
     for step in plan.merged:
         with AbsentDevice():
             there = merge_step(plan, step, None, DEVICE)[0]
-        torch.testing.assert_close(there, merge_step(plan, step)[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(there, merge_step(plan, step)[0], rtol=WEIGHTS, atol=WEIGHTS)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_tsv.methods import METHODS, Deltas, MergeMethod
 from tests.support.absent_device import DEVICE, AbsentDevice
+from tests.support.tolerances import factorisation
 
 # Beside the defaults, what brings out more of a method than they do.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -59,6 +60,9 @@ def has_shares(method: MergeMethod) -> bool:
     return method.base in ("model", "either")
 
 
+# In float32, with matrices of up to 16 x 40 that some methods factor; where one law asks for two merges, both are off.
+CLOSE = factorisation(torch.float32, 2 * (16 + 40), condition=3)
+
 CASES = [Case(method, p) for name, method in METHODS.items() for p in [{}, *VARIANTS.get(name, [])]]
 # A law that not all methods keep is tested of those that say in their registration that they do.
 ELEMENTWISE = [case for case in CASES if case.method.elementwise(case.parameters)]
@@ -98,15 +102,15 @@ class TestEveryMethod:
     def test_task_order_does_not_matter(self, merge: Case, deltas: Tensor) -> None:
         order = [*range(1, len(deltas)), 0]
         shuffled = Deltas.of(deltas[order], tasks=[f"task{t}" for t in order])
-        torch.testing.assert_close(merge(shuffled), merge(deltas), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merge(shuffled), merge(deltas), rtol=CLOSE, atol=CLOSE)
 
     def test_twice_the_change_merges_to_twice_the_change(self, merge: Case, deltas: Tensor) -> None:
-        torch.testing.assert_close(merge(2 * deltas), 2 * merge(deltas), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merge(2 * deltas), 2 * merge(deltas), rtol=CLOSE, atol=CLOSE)
 
     @pytest.mark.parametrize("power", [-90, 80])
     def test_the_size_of_the_change_does_not_matter(self, merge: Case, deltas: Tensor, power: int) -> None:
         merged = merge(deltas * 2.0**power) * 2.0**-power
-        torch.testing.assert_close(merged, merge(deltas), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merged, merge(deltas), rtol=CLOSE, atol=CLOSE)
 
     def test_a_task_of_weight_0_has_no_say(self, merge: Case, deltas: Tensor) -> None:
         """Its delta may be anything."""
@@ -114,7 +118,7 @@ class TestEveryMethod:
         silenced[-1] = 1000.0
         weights = [1.0] * (len(deltas) - 1) + [0.0]
         merged = [merge(Deltas.of(d, weights=weights)) for d in (deltas, silenced)]
-        torch.testing.assert_close(merged[0], merged[1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merged[0], merged[1], rtol=CLOSE, atol=CLOSE)
 
     @pytest.mark.parametrize("merge", WITH_FACTORS, ids=str)
     def test_factors_of_0_merge_to_no_change(self, merge: Case, deltas: Tensor) -> None:
@@ -143,7 +147,7 @@ class TestEveryMethod:
             assert merged.device == DEVICE
             merged = merged.cpu()
         here = merge(Deltas.of(deltas, weights=there.weights))
-        torch.testing.assert_close(merged, here, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(merged, here, rtol=CLOSE, atol=CLOSE)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)

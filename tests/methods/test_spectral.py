@@ -10,8 +10,10 @@ import hf_tsv.merging.plan
 from hf_tsv import merge_state_dicts
 from hf_tsv.methods import METHODS, Deltas
 from tests.support.oracles import Products, core_space, core_ties, polar, svd
+from tests.support.tolerances import factorisation
 
 SHAPES = [(24, 16), (16, 40), (12, 12)]
+CLOSE = factorisation(torch.float32, 16 + 40)  # the methods that go by float32; those are the larger shapes
 SPECTRAL = ["iso_c", "iso_cts", "cart", "core_space", "knots", "wudi"]
 
 
@@ -98,7 +100,7 @@ def boosted(merged: Tensor, beta: float) -> Tensor:
 
 
 def close(got: Tensor, want: Tensor) -> None:
-    assert float((got.double() - want).norm() / want.norm()) < 1e-5
+    assert float((got.double() - want).norm() / want.norm()) < CLOSE
 
 
 def test_iso_c_is_the_authors(matrices: Tensor) -> None:

@@ -14,6 +14,7 @@ from hf_tsv.recipe import Recipe, parse_recipe
 from tests.support import models
 from tests.support.headers import Headers
 from tests.support.tensors import read_all
+from tests.support.tolerances import WEIGHTS
 
 TWO = "  - model: org/math\n  - model: org/code\n"
 
@@ -124,7 +125,7 @@ def test_a_slice_of_all_layers_merges_and_one_of_some_is_refused(tmp_path: Path)
     merged, tuned, base = (read_all(tmp_path / name) for name in ("out", "t0", "base"))
     head, first = "lm_head.weight", "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(merged[first], base[first])
-    torch.testing.assert_close(merged[head] - base[head], 2 * (tuned[head] - base[head]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(merged[head] - base[head], 2 * (tuned[head] - base[head]), rtol=0, atol=WEIGHTS)
     again = hf_tsv.load_recipe(tmp_path / "out" / "recipe.lock.yaml")
     assert [model.name for model in again.models] == ["t0"]
     (folder / "r.yaml").write_text((folder / "r.yaml").read_text().replace("[0, 2]", "[0, 1]"))
@@ -320,11 +321,11 @@ def test_models_without_a_base_are_merged_among_themselves(tmp_path: Path) -> No
         (folder / "r.yaml").write_text(text + "dtype: float64\n")
         hf_tsv.merge(folder / "r.yaml", tmp_path / method)
     for name, merged in read_all(tmp_path / "nuslerp").items():
-        torch.testing.assert_close(merged, middle(a[name], b[name]).float(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(merged, middle(a[name], b[name]).float(), rtol=WEIGHTS, atol=WEIGHTS)
     for name, merged in read_all(tmp_path / "karcher").items():
         mean = (a[name].double().norm() + b[name].double().norm()) / 2
         unit = middle(*(w / w.double().norm() for w in (a[name], b[name])))
-        torch.testing.assert_close(merged, (mean * unit).float(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(merged, (mean * unit).float(), rtol=WEIGHTS, atol=WEIGHTS)
 
 
 def middle(a: Tensor, b: Tensor) -> Tensor:
