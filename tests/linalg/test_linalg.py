@@ -211,7 +211,9 @@ class TestTruncatedSvd:
             truncated_svd(a, 2, mode=mode)
 
     def test_refuses_singular_values_beyond_the_dtype(self) -> None:
-        with pytest.raises(MethodError, match=r"a singular value of 9e\+38 is too large for torch.float32. Set dtype: float64"):
+        with pytest.raises(
+            MethodError, match=r"a singular value of 9e\+38 is too large for torch.float32. Set dtype: float64"
+        ):
             truncated_svd(torch.full((3, 3), 3e38), 1)
 
     @pytest.mark.parametrize("shape", [(5000, 16), (16, 5000)])
