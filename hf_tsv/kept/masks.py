@@ -204,15 +204,14 @@ def _facts(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> di
     use = Use((0,) * (len(plan.tasks) + 1))
     for found in counts:
         use += found.use
-    tasks = {
-        task: {
+    tasks = {}
+    for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True)):
+        tasks[task] = {
             "file": shard.file,
             "bytes": shard.nbytes,
             "own": sum(found.ones[t] for found in counts) / entries,
             "factor": _factor([found.rescalers[t] for found in counts if found.rescalers]),
         }
-        for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True))
-    }
     return {"tasks": tasks, "weights": use.shares()}
 
 

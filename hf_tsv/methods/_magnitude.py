@@ -79,13 +79,17 @@ class MagnitudeThresholds:
 
     @property
     def share(self) -> float:
-        if all(bits is not None for bits in self._found):
+        if None not in self._found:
             return 0.0
         return SAMPLE if self._sampling else 1.0
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        return tuple(float(torch.tensor(b, dtype=_BITS[self._dtype]).view(self._dtype)) for b in self._found)
+        values = []
+        for bits in self._found:
+            pattern = torch.tensor(bits, dtype=_BITS[self._dtype])
+            values.append(float(pattern.view(self._dtype)))
+        return tuple(values)
 
     def observe(self, task: int, delta: Tensor) -> None:
         """Count one tensor's entries, or some rows' of it."""

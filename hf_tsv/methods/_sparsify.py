@@ -118,5 +118,5 @@ def _thinned(delta: Tensor, stays: Tensor, probability: float | Tensor, rescale:
         after = delta.abs().sum()
         return delta.mul_(before / after) if after else delta
     if rescale:
-        delta.div_(probability).masked_fill_(~stays, 0.0)  # nothing stays with probability 0, and 0 / 0 is no 0
+        delta.div_(probability).masked_fill_(~stays, 0.0)  # nothing stays with probability 0, and 0 / 0 isn't 0
     return delta

@@ -38,11 +38,14 @@ def _mean_cosine(deltas: Deltas, tasks: list[int], by_row: bool) -> Tensor:
     def product(a: Tensor, b: Tensor) -> Tensor:
         return inner_along(a, b, -1) if by_row else inner(a, b)
 
-    squares = {t: product(delta, delta) for t in tasks for delta in [deltas.scaled(t)]}
-    total, pairs = torch.zeros((), dtype=torch.float64), 0
-    for t, later in ((t, tasks[i + 1 :]) for i, t in enumerate(tasks)):
+    squares = {}
+    for t in tasks:
         delta = deltas.scaled(t)
-        for other in later:
+        squares[t] = product(delta, delta)
+    total, pairs = torch.zeros((), dtype=torch.float64), 0
+    for i, t in enumerate(tasks):
+        delta = deltas.scaled(t)
+        for other in tasks[i + 1 :]:
             total = total + cosine(product(delta, deltas.scaled(other)), squares[t], squares[other])
             pairs += 1
     return total / pairs

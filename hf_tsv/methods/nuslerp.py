@@ -43,7 +43,9 @@ def _share(first: float, second: float) -> float:
 
 def _between(a: Tensor, b: Tensor, t: float, flatten: bool, row_wise: bool) -> Tensor:
     def product(x: Tensor, y: Tensor) -> Tensor:
-        return inner(x, y) if flatten or not x.ndim else inner_along(x, y, 0 if row_wise else -1)
+        if flatten or not x.ndim:
+            return inner(x, y)
+        return inner_along(x, y, 0 if row_wise else -1)
 
     cos = cosine(product(a, b), product(a, a), product(b, b))
     is_parallel = 1 - cos.square() <= torch.finfo(a.dtype).eps ** 2

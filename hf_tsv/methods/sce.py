@@ -36,7 +36,8 @@ def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, sc
     election, votes = Election(deltas, normalize=True), deltas.zeros()
     for t, square in zip(deltas.active, squares, strict=True):
         if square:
-            votes.add_(own := delta(t))
+            own = delta(t)
+            votes.add_(own)  # the sign is elected by the plain sum, the mean is by the tasks' weights
             election.add(own, square / sum(squares))
     return election.merged(votes).mul_(scale)
 

@@ -28,11 +28,11 @@ def svc(
     """Merge by another method, then shrink the singular values in which the tasks' shared directions pile up.
 
     With M = U diag(s) Vh merged, a task has <u_r^T M, u_r^T Delta_t> / |u_r^T Delta_t|^2 = p_rt in direction r, and
-    s_r <- s_r T / sum_t max(alpha, p_rt) (Li et al. 2026, algorithm 1). What is no matrix is merged by the other method
-    alone.
+    s_r <- s_r T / sum_t max(alpha, p_rt) (Li et al. 2026, algorithm 1). Non-matrix tensors are merged by the other
+    method alone.
 
     Args:
-        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
         of: The method that merges, with its defaults.
         alpha: The least that a task counts. With 1 singular values only shrink; below, weak ones grow.
         scale: Factor on the merged delta.
@@ -43,7 +43,7 @@ def svc(
     found = truncated_svd(merged, min(deltas.shape))
     if not found.s.numel():
         return merged
-    counts = [_projections(found, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]
+    counts = [_projections(found, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]  # (k,) each
     factors = scale * len(counts) / torch.stack(counts).sum(0)
     return (found.u * (found.s * factors.to(found.s.dtype))) @ found.vh
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import hf_tsv.merging.plan
 from hf_tsv import merge_state_dicts
-from hf_tsv.methods import METHODS, Deltas
+from hf_tsv.methods import METHODS, Deltas, Tasks, TensorSource
 
 SHAPES = [(24, 16), (16, 40), (12, 12)]
 SPECTRAL = ["iso_c", "iso_cts", "cart", "core_space", "knots", "wudi"]
@@ -181,13 +181,11 @@ def adapters(ranks: tuple[int, ...] = (4, 4, 4), size: float = 1.0) -> Products:
 def stored(products: Products) -> Deltas:
     """The deltas of adapters."""
     return Deltas(
-        lambda t: products[t][0] @ products[t][1],
+        TensorSource(lambda t: products[t][0] @ products[t][1], product=lambda t: products[t]),
+        Tasks.alike(len(products)),
         shape=(40, 30),
         dtype=torch.float32,
-        tasks=[f"task{t}" for t in range(len(products))],
-        weights=[1.0] * len(products),
         is_matrix=True,
-        product=lambda t: products[t],
     )
 
 
