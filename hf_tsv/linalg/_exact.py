@@ -95,7 +95,7 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
     energy = float(product.trace())
     squares, vectors = leading_eigenpairs(product, cut.rank)
     s = roots(squares)
-    k = cut.kept(s)
+    k = cut.rank_of(s)
     if k and s[k - 1] <= RESOLVED * s[0]:
         raise LinAlgError("singular values that a Gram matrix does not resolve")
     right = vectors[:, :k]
@@ -107,7 +107,7 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
 
 def _by_svd(a: Tensor, cut: Cut) -> Triplets:
     u, s, vh = dense_svd(a)
-    k = cut.kept(s)
+    k = cut.rank_of(s)
     return Triplets(u[:, :k], s[:k], vh[:k].T, float(s.square().sum()), values=s)
 
 

@@ -32,6 +32,6 @@ def factored_svd(b: Tensor, a: Tensor, scale: float = 1.0, *, rank: int | None =
     q_left, r_left = torch.linalg.qr(computable(b).double())
     q_right, r_right = torch.linalg.qr(computable(a).double().T)
     u, s, vh = dense_svd(scale * (r_left @ r_right.T))
-    k = Cut(len(s) if rank is None else rank, rtol, 0.0).kept(s)
+    k = Cut(len(s) if rank is None else rank, rtol, 0.0).rank_of(s)
     energy = float(s.square().sum())
     return factors_of(Triplets(q_left @ u[:, :k], s[:k], q_right @ vh[:k].T, energy, values=s), b)

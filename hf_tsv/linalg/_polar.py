@@ -73,8 +73,8 @@ def _by_gram(a: Tensor, tolerance: float) -> Tensor:
 
 def _by_svd(a: Tensor, tolerance: float) -> Tensor:
     p, d, qh = dense_svd(a)
-    kept = (d > tolerance * d[0]) if tolerance else torch.ones_like(d, dtype=torch.bool)
-    return torch.mm(p * kept, qh).to(a.dtype)
+    is_resolved = (d > tolerance * d[0]) if tolerance else torch.ones_like(d, dtype=torch.bool)
+    return torch.mm(p * is_resolved, qh).to(a.dtype)
 
 
 def _is_partial_isometry(x: Tensor, directions: Tensor) -> bool:

@@ -126,10 +126,10 @@ def storage_bits(
         bits: Bits of a stored weight.
     """
     changed = sum(map(math.prod, finetuned))
-    kept = sum(map(math.prod, frozen))
+    unchanged = sum(map(math.prod, frozen))
     return Storage(
-        full=bits * (num_tasks * changed + kept),
-        masked=bits * (2 * changed + kept) + num_tasks * changed,
+        full=bits * (num_tasks * changed + unchanged),
+        masked=bits * (2 * changed + unchanged) + num_tasks * changed,
     )
 
 

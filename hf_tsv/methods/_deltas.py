@@ -118,14 +118,14 @@ class Deltas(Sequence[Tensor]):
         half: bool = False,
     ) -> "Deltas":
         """Deltas held in memory, for calling a method by hand: shape (T, *shape), float32 or float64."""
-        held = list(deltas)
-        alike = Tasks.alike(len(held))
+        given = list(deltas)
+        alike = Tasks.alike(len(given))
         return cls(
-            TensorSource(lambda t: held[t].clone(), noise=noise, half=[half] * len(held)),
+            TensorSource(lambda t: given[t].clone(), noise=noise, half=[half] * len(given)),
             Tasks(tasks or alike.names, alike.weights if weights is None else weights),
-            shape=held[0].shape,
-            dtype=held[0].dtype,
-            is_matrix=held[0].ndim == 2,
+            shape=given[0].shape,
+            dtype=given[0].dtype,
+            is_matrix=given[0].ndim == 2,
         )
 
     def __len__(self) -> int:

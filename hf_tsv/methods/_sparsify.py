@@ -68,10 +68,10 @@ def without_outliers(delta: Tensor, density: float, gamma: float, *, rescale: bo
     if density >= 1:
         return delta
     numel = delta.numel()
-    kept = int(density * numel)
-    below = max(0, numel - kept - int(gamma * numel))
+    count = int(density * numel)
+    below = max(0, numel - count - int(gamma * numel))
     magnitude = delta.abs().flatten()
-    stays = smallest(magnitude, below + kept) ^ smallest(magnitude, below)
+    stays = smallest(magnitude, below + count) ^ smallest(magnitude, below)
     del magnitude
     return _thinned(delta, stays.reshape(delta.shape), 1.0, "norm" if rescale else False)
 

@@ -95,6 +95,6 @@ def _basis(parts: Iterable[Tensor], tolerance: float) -> Tensor:
     for part in parts:
         stack = torch.cat([stack.reshape(len(part), -1).to(part), part], dim=1)
         if stack.shape[1] > stack.shape[0]:  # U diag(s) has the same left singular vectors, and takes less memory
-            found = truncated_svd(stack, len(stack), rtol=0.0)
-            stack = found.u * found.s
+            svd = truncated_svd(stack, len(stack), rtol=0.0)
+            stack = svd.u * svd.s
     return truncated_svd(stack, min(stack.shape), rtol=tolerance).u

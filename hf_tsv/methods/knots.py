@@ -118,5 +118,5 @@ def _leading(gram: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Singular values, descending, and vectors as columns, from a Gram matrix."""
     values, vectors = torch.linalg.eigh(gram)
     s = values.clamp(min=0).sqrt()
-    kept = s > tolerance * s.amax() if len(s) else s > 0
-    return s[kept].flip(0), vectors[:, kept].flip(1)
+    is_resolved = s > tolerance * s.amax() if len(s) else s > 0
+    return s[is_resolved].flip(0), vectors[:, is_resolved].flip(1)

@@ -42,9 +42,9 @@ def subspace_boosting(
     merged = merged_by(of, deltas)
     if not deltas.is_matrix:
         return merged.mul_(scale)
-    found = truncated_svd(merged, min(deltas.shape), rtol=tolerance)
-    if not found.s.numel():
+    svd = truncated_svd(merged, min(deltas.shape), rtol=tolerance)
+    if not svd.s.numel():
         return merged
-    sums = found.s.double().cumsum(0)  # (k,)
+    sums = svd.s.double().cumsum(0)  # (k,)
     place = min(int(torch.searchsorted(sums, beta * sums[-1])), len(sums) - 1)
-    return (found.u * found.s.clamp(min=float(found.s[place])).mul_(scale)) @ found.vh
+    return (svd.u * svd.s.clamp(min=float(svd.s[place])).mul_(scale)) @ svd.vh

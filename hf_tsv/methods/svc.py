@@ -40,12 +40,12 @@ def svc(
     merged = merged_by(of, deltas)
     if not deltas.is_matrix:
         return merged.mul_(scale)
-    found = truncated_svd(merged, min(deltas.shape))
-    if not found.s.numel():
+    svd = truncated_svd(merged, min(deltas.shape))
+    if not svd.s.numel():
         return merged
-    counts = [_projections(found, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]  # (k,) each
+    counts = [_projections(svd, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]  # (k,) each
     factors = scale * len(counts) / torch.stack(counts).sum(0)
-    return (found.u * (found.s * factors.to(found.s.dtype))) @ found.vh
+    return (svd.u * (svd.s * factors.to(svd.s.dtype))) @ svd.vh
 
 
 def _projections(merged: Factors, delta: Tensor) -> Tensor:

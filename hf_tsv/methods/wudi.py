@@ -43,7 +43,7 @@ def wudi(deltas: Deltas, *, scale: Scale = 1.0, rest_scale: Scale = 1.0, toleran
     values, vectors = torch.linalg.eigh(covariance)
     del covariance
     # Eigenvalues of C are squares of singular values, and so is their tolerance.
-    kept = int((values > tolerance**2 * values[-1]).sum())
-    values, vectors = values[n - kept :], vectors[:, n - kept :]  # the largest come last
+    count = int((values > tolerance**2 * values[-1]).sum())
+    values, vectors = values[n - count :], vectors[:, n - count :]  # the largest come last
     merged: Tensor = (weighted @ vectors).div_(values) @ vectors.T
     return merged.mul_(scale).to(deltas.dtype)
