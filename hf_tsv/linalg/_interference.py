@@ -32,7 +32,7 @@ def interference_left(factors: Sequence[Factors], *, tolerance: float = 1e-7) ->
         factors: One a task, as they are before.
         tolerance: As `nearest_orthogonal` takes it.
     """
-    s = torch.cat([f.s for f in factors]).double()
+    s = torch.cat([f.s for f in factors]).double()  # (K,)
     if not len(s):
         return 0.0
     left = _defect(nearest_orthogonal(torch.cat([f.u for f in factors], dim=1), tolerance=tolerance))

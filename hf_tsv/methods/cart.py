@@ -20,7 +20,7 @@ from hf_tsv.methods._spectral import mean_of_rest
 def cart(
     deltas: Deltas, *, rank_fraction: Annotated[float, Gt(0), Le(1)] = 0.04, scale: float = 0.1, rest_scale: Scale = 1.0
 ) -> Tensor:
-    """Add to the mean what each task differs from it by, at low rank.
+    """Add to the mean a low-rank approximation of each task's difference from it.
 
     M = mean + scale * sum_t SVD_k(Delta_t - mean), SVD_k the k leading triplets (Choi et al. 2024). Non-matrix tensors
     get the mean of the deltas.

@@ -30,7 +30,7 @@ def core_space(
     seed: int = 0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:
-    """Rotate all adapters into one small space without loss, merge there by another method, and rotate back.
+    """Rotate all adapters into one small space without loss, merge them there by another method, and rotate back.
 
     M = scale * U merge(U^T Delta_1 V, ..., U^T Delta_T V) V^T, with Delta_t = B_t A_t as the adapter stores it, U the
     left singular vectors of [B_1 ... B_T] and V^T the right ones of [A_1; ...; A_T] (Panariello et al. 2025), a matrix

@@ -14,7 +14,7 @@ from hf_tsv.methods._spectral import Tolerance, mean_of_rest
     cost="1 singular value decomposition of a matrix, however many models",
 )
 def iso_c(deltas: Deltas, *, scale: Scale = 1.0, rest_scale: Scale = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
-    """Add up the task matrices and make all singular values of the sum their mean.
+    """Add up the task matrices and replace all singular values of the sum by their mean.
 
     M = scale * mean(s) U Vh with U diag(s) Vh = sum_t w_t Delta_t (Marczak et al. 2025, section 4.1).
     Non-matrix tensors get the mean of the deltas.

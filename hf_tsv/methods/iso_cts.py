@@ -25,8 +25,9 @@ def iso_cts(
     rest_scale: Scale = 1.0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:
-    """Keep the sum's leading singular vectors, give the rest of the rank to what each task has beside them, level all.
+    """Give most of the rank to what all tasks share, the rest to each task's own directions, all equally strong.
 
+    Keeps the sum's leading singular vectors and adds what each task has beside them, as far as the rank goes.
     With U_c the sum's leading left vectors and U_t diag(s_t) Vh_t the leading triplets of Delta_t - U_c U_c^T Delta_t,
     M = scale * mean(s) polar([U_1 ... U_T U_c]) polar([Vh_1; ...; Vh_T; Vh_c]) (Marczak et al. 2025, algorithm 2).
     Non-matrix tensors get the mean of the deltas.

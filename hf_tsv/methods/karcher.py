@@ -19,7 +19,7 @@ from hf_tsv.methods._geometry import inner
     inputs=Inputs(base="model", weights="shares"),
 )
 def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annotated[float, Ge(0)] = 1e-5) -> Tensor:
-    """The point on the sphere nearest to all models' directions, times the mean of their norms.
+    """Average the models' directions on the sphere, and multiply by the mean of their norms.
 
     mean = argmin_m sum_t w_t angle(m, theta_t)^2 over unit vectors m (Karcher 1977), a tensor at a time, found by
     steps along the mean tangent. It stays in the span of the models, so their inner products are all it needs.

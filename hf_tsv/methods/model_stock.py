@@ -14,7 +14,7 @@ from hf_tsv.methods._geometry import cosine, inner, inner_along
     inputs=Inputs(min_tasks=2),
 )
 def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
-    """Go from the base towards the mean as far as the angle between the fine-tuned models says.
+    """Move from the base towards the mean, as far as the angle between the fine-tuned models suggests.
 
     theta = theta_0 + r * mean_t(delta_t) with r = T cos / (1 + (T - 1) cos) and cos the mean cosine between two
     tasks' deltas (Jang et al. 2024, equation 7), a tensor at a time.

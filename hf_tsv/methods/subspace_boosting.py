@@ -26,9 +26,10 @@ def subspace_boosting(
     scale: Scale = 1.0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:
-    """Merge by another method, then raise all singular values to that where a share of their sum is reached.
+    """Merge by another method, then raise the small singular values of the result.
 
-    s_i <- max(s_i, s_k) with k the first place where s_1 + ... + s_k >= beta * sum(s) (Skorobogat et al. 2025).
+    All are raised to the value at which a share of their sum is reached: s_i <- max(s_i, s_k) with k the first place
+    where s_1 + ... + s_k >= beta * sum(s) (Skorobogat et al. 2025).
     Non-matrix tensors are merged by the other method alone.
 
     Args:

@@ -25,7 +25,7 @@ def svc(
     alpha: Annotated[float, Gt(0)] = 1.0,
     scale: Scale = 1.0,
 ) -> Tensor:
-    """Merge by another method, then shrink the singular values in which the tasks' shared directions pile up.
+    """Merge by another method, then shrink the singular values of directions that several tasks share.
 
     With M = U diag(s) Vh merged, a task has <u_r^T M, u_r^T Delta_t> / |u_r^T Delta_t|^2 = p_rt in direction r, and
     s_r <- s_r T / sum_t max(alpha, p_rt) (Li et al. 2026, algorithm 1). Non-matrix tensors are merged by the other

@@ -14,7 +14,7 @@ from hf_tsv.methods._spectral import Tolerance, mean_of_rest, scaled_deltas
     cost="1 eigendecomposition of side n for an (m, n) matrix, T products of m n^2",
 )
 def wudi(deltas: Deltas, *, scale: Scale = 1.0, rest_scale: Scale = 1.0, tolerance: Tolerance = 0.05) -> Tensor:
-    """Minimise the interference that the merged matrix has with every task's rows, which stand in for its inputs.
+    """Minimise the merged matrix's interference with every task's rows, which stand in for its inputs.
 
     M = argmin sum_t |(M - Delta_t) Delta_t^T|^2 / |Delta_t|^2 (Cheng et al. 2025, equation 11), in closed form:
     M = (sum_t Delta_t C_t) (sum_t C_t)^+ with C_t = Delta_t^T Delta_t / |Delta_t|^2, where the gradient is zero. The
