@@ -200,15 +200,14 @@ def _report(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> M
     use = Use((0,) * (len(plan.tasks) + 1))
     for found in counts:
         use += found.use
-    tasks = {
-        task: MaskReport(
+    tasks = {}
+    for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True)):
+        tasks[task] = MaskReport(
             file=shard.file,
             bytes=shard.nbytes,
             own=sum(found.ones[t] for found in counts) / entries,
             factor=_factor([found.rescalers[t] for found in counts if found.rescalers]),
         )
-        for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True))
-    }
     return Masks(tasks=tasks, weights=MaskUse(**use.shares()))
 
 

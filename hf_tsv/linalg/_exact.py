@@ -68,6 +68,7 @@ def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             u, s, vh = solve(x)
         except (LinAlgError, scipy.linalg.LinAlgError):
             continue
+        # MKL's divide and conquer returns garbage on some matrices, and reports success.
         residual = (torch.mm(u * s, vh) - x).abs().max()
         if residual <= 1e-10 * s[0] and is_orthonormal(u, 1e-10) and is_orthonormal(vh.T, 1e-10):
             return u, s, vh
@@ -91,15 +92,16 @@ def is_orthonormal(u: Tensor, tolerance: float | Tensor) -> bool:
 
 
 def _by_gram(a: Tensor, cut: Cut) -> Triplets:
-    product = checked_gram(a)
+    product = checked_gram(a)  # (q, q)
     energy = float(product.trace())
     squares, vectors = leading_eigenpairs(product, cut.rank)
     s = roots(squares)
-    k = cut.kept(s)
+    k = cut.rank_of(s)
+    # What is too small for the squares to show has vectors of pure rounding: the caller then takes the slow way.
     if k and s[k - 1] <= RESOLVED * s[0]:
         raise LinAlgError("singular values that a Gram matrix does not resolve")
-    right = vectors[:, :k]
-    left = times(a, right / s[:k])
+    right = vectors[:, :k]  # (q, k)
+    left = times(a, right / s[:k])  # (p, k)
     if not is_orthonormal(right, 1e-10) or not is_orthonormal(left, _orthonormality(s[:k], len(s))):
         raise LinAlgError("the eigenvectors are wrong")
     return Triplets(left, s[:k], right, energy, values=s)
@@ -107,7 +109,7 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
 
 def _by_svd(a: Tensor, cut: Cut) -> Triplets:
     u, s, vh = dense_svd(a)
-    k = cut.kept(s)
+    k = cut.rank_of(s)
     return Triplets(u[:, :k], s[:k], vh[:k].T, float(s.square().sum()), values=s)
 
 

@@ -29,9 +29,9 @@ def factored_svd(b: Tensor, a: Tensor, scale: float = 1.0, *, rank: int | None =
     """
     check_finite(b)
     check_finite(a)
-    q_left, r_left = torch.linalg.qr(computable(b).double())
-    q_right, r_right = torch.linalg.qr(computable(a).double().T)
-    u, s, vh = dense_svd(scale * (r_left @ r_right.T))
-    k = Cut(len(s) if rank is None else rank, rtol, 0.0).kept(s)
+    q_left, r_left = torch.linalg.qr(computable(b).double())  # (m, r), (r, r)
+    q_right, r_right = torch.linalg.qr(computable(a).double().T)  # (n, r), (r, r)
+    u, s, vh = dense_svd(scale * (r_left @ r_right.T))  # of the core (r, r), whose triplets are the product's, turned
+    k = Cut(len(s) if rank is None else rank, rtol, 0.0).rank_of(s)
     energy = float(s.square().sum())
     return factors_of(Triplets(q_left @ u[:, :k], s[:k], q_right @ vh[:k].T, energy, values=s), b)

@@ -38,7 +38,7 @@ class Cut(NamedTuple):
     def drops_zeros(self) -> bool:
         return self.rtol > 0 or self.floor > 0
 
-    def kept(self, s: Tensor) -> int:
+    def rank_of(self, s: Tensor) -> int:
         """How many of the singular values s, descending, are kept: all `rank` of them where nothing is cut."""
         if not self.drops_zeros:
             return min(self.rank, len(s))
@@ -62,18 +62,19 @@ class Triplets(NamedTuple):
         return self._replace(left=self.right, right=self.left)
 
 
-def factors_of(found: Triplets, a: Tensor) -> Factors:
+def factors_of(triplets: Triplets, a: Tensor) -> Factors:
     """The triplets with their signs fixed, in a's dtype on a's device.
 
     Raises:
         MethodError: a singular value overflows that dtype.
     """
-    u, s, vh = (part.to(a.dtype).contiguous() for part in (found.left, found.s, found.right.T))
+    u, s, vh = (part.to(a.dtype).contiguous() for part in (triplets.left, triplets.s, triplets.right.T))
     if not s.isfinite().all():
-        raise MethodError(f"a singular value of {float(found.s[0]):.2g} is too large for {a.dtype}. Set dtype: float64")
+        largest = float(triplets.s[0])
+        raise MethodError(f"a singular value of {largest:.2g} is too large for {a.dtype}. Set dtype: float64")
     _fix_signs(u, vh)
     u, s, vh = (part.to(a.device) for part in (u, s, vh))
-    return Factors(u, s, vh, found.energy, found.values)
+    return Factors(u, s, vh, triplets.energy, triplets.values)
 
 
 def _fix_signs(u: Tensor, vh: Tensor) -> None:

@@ -19,7 +19,7 @@ def gram(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """a^T a, (q, q), of a matrix (p, q), computed in dtype. On the CPU only the upper triangle is filled."""
     out = a.new_zeros(a.shape[1], a.shape[1], dtype=dtype)
     for _, rows in row_blocks(a, dtype):
-        if has_lapack(out):
+        if has_lapack(out):  # whose symmetric product counts double: torch has none
             _lapack.add_gram(out, rows)
         else:
             out.addmm_(rows.T, rows)

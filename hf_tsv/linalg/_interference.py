@@ -32,7 +32,7 @@ def interference_left(factors: Sequence[Factors], *, tolerance: float = 1e-7) ->
         factors: One a task, as they are before.
         tolerance: As `nearest_orthogonal` takes it.
     """
-    s = torch.cat([f.s for f in factors]).double()
+    s = torch.cat([f.s for f in factors]).double()  # (K,)
     if not len(s):
         return 0.0
     left = _defect(nearest_orthogonal(torch.cat([f.u for f in factors], dim=1), tolerance=tolerance))
@@ -51,7 +51,10 @@ def interference_by_chance(factors: Sequence[Factors]) -> tuple[float, Tensor]:
     unit = math.sqrt(2 / (math.pi * m * n))
     ranks = torch.tensor([len(f.s) for f in factors], dtype=torch.float64)
     energies = torch.stack([f.s.double().square().sum() for f in factors])
-    others = torch.tensor([[float(energies.sum() - energies[list({i, j})].sum()) for j in tasks] for i in tasks])
+    others = torch.empty(len(factors), len(factors))  # energy of the tasks beside i and j, who are one where i = j
+    for i in tasks:
+        for j in tasks:
+            others[i, j] = float(energies.sum() - energies[list({i, j})].sum())
     both = ranks[:, None] * ranks * others.clamp(min=0).sqrt()
     pairs = ranks[:, None] ** 2 * energies.sqrt() * (1 - torch.eye(len(ranks)))
     return float(both.sum()) * unit, pairs * unit
@@ -61,6 +64,7 @@ def pairwise_interference(factors: Sequence[Factors]) -> Tensor:
     """||U_i^T U_j S_j V_j^T V_i||_1 for each pair: what task j leaves in task i's directions. (T, T), 0 for i = j."""
     left, s, right = overlaps(factors)
     ranks = [len(f.s) for f in factors]
+    # Blocks by task: onto[i][j] is U_i^T U_j S_j (k_i, k_j), back[j][i] is V_j^T V_i (k_j, k_i).
     onto = [torch.split(rows, ranks, dim=1) for rows in torch.split(left * s, ranks)]
     back = [torch.split(rows, ranks, dim=1) for rows in torch.split(right, ranks)]
     tasks = range(len(factors))
@@ -74,7 +78,7 @@ def overlaps(factors: Sequence[Factors]) -> tuple[Tensor, Tensor, Tensor]:
     The blocks of a task with itself are 0, as its vectors are orthonormal.
     """
     ranks = torch.tensor([len(f.s) for f in factors])
-    task = torch.arange(len(factors)).repeat_interleave(ranks)
+    task = torch.arange(len(factors)).repeat_interleave(ranks)  # (K,): whose triplet it is
     others = (task[:, None] != task).to(factors[0].s.device)
     left = symmetric(gram(torch.cat([f.u for f in factors], dim=1))) * others
     right = symmetric(gram(torch.cat([f.vh for f in factors]).T)) * others

@@ -89,9 +89,15 @@ def _lapack(name: str, *arguments: str | int | float | Tensor) -> None:
 def _call(name: str, *arguments: str | int | float | Tensor | ctypes.c_int) -> None:
     """Call a Fortran routine, which takes every argument by address."""
     real = ctypes.c_double if name[0] == "d" else ctypes.c_float
-    held = [a if isinstance(a, Tensor) else _scalar(a, real) for a in arguments]
-    addresses = [a.data_ptr() if isinstance(a, Tensor) else ctypes.addressof(a) for a in held]
-    _routine(name, len(held))(*addresses)
+    scalars = []  # alive until the routine returns: it gets nothing but their addresses
+    addresses = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            addresses.append(argument.data_ptr())
+        else:
+            scalars.append(_scalar(argument, real))
+            addresses.append(ctypes.addressof(scalars[-1]))
+    _routine(name, len(arguments))(*addresses)
 
 
 def _scalar(value: Any, real: Any) -> Any:

@@ -62,9 +62,9 @@ def _by_gram(a: Tensor, tolerance: float) -> Tensor:
     squares, vectors = leading_eigenpairs(checked_gram(a), a.shape[1])
     if tolerance < RESOLVED and squares[-1] <= RESOLVED**2 * squares[0]:
         raise LinAlgError("directions that a Gram matrix does not resolve")
-    k = int((squares > tolerance**2 * squares[0]).sum())
-    quarter = vectors[:, :k] * squares[:k] ** -0.25
-    root = symmetric(gram(quarter.T))
+    k = int((squares > tolerance**2 * squares[0]).sum())  # directions kept: the squares descend
+    quarter = vectors[:, :k] * squares[:k] ** -0.25  # (q, k); its product with its transpose is (a^T a)^(-1/2)
+    root = symmetric(gram(quarter.T))  # (q, q)
     polar = times(a, root.to(a.dtype) if squares[k - 1] > EVEN**2 * squares[0] else root)
     if not _is_partial_isometry(polar, vectors[:, :k]):
         raise LinAlgError("the eigenvectors are wrong")
@@ -73,8 +73,8 @@ def _by_gram(a: Tensor, tolerance: float) -> Tensor:
 
 def _by_svd(a: Tensor, tolerance: float) -> Tensor:
     p, d, qh = dense_svd(a)
-    kept = (d > tolerance * d[0]) if tolerance else torch.ones_like(d, dtype=torch.bool)
-    return torch.mm(p * kept, qh).to(a.dtype)
+    is_resolved = (d > tolerance * d[0]) if tolerance else torch.ones_like(d, dtype=torch.bool)
+    return torch.mm(p * is_resolved, qh).to(a.dtype)
 
 
 def _is_partial_isometry(x: Tensor, directions: Tensor) -> bool:

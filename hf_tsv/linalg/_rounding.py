@@ -35,11 +35,11 @@ def rounding_edge(weights: Tensor, dtype: torch.dtype | str) -> float:
 def _rms_ulp(weights: Tensor, dtype: torch.dtype) -> float:
     """Root mean square of ulp(w): from how often each exponent occurs, which no order of summation can change."""
     info = torch.finfo(dtype)
-    counts = sum(
-        (_exponents(rows, dtype).bincount(minlength=2048) for rows in torch.split(weights, _ROWS)), torch.zeros(())
-    )
+    counts = torch.zeros(2048, dtype=torch.float32, device=weights.device)  # by exponent; float64 has 11 bits of it
+    for rows in torch.split(weights, _ROWS):
+        counts += _exponents(rows, dtype).bincount(minlength=2048)
     occurring = [(exponent, count) for exponent, count in enumerate(counts.tolist()) if count]
-    top = occurring[-1][0]
+    top = occurring[-1][0]  # in units of whose ulp the sum can neither overflow nor vanish
     mean_square = sum(count * 4.0 ** (exponent - top) for exponent, count in occurring) / weights.numel()
     return math.ldexp(math.sqrt(mean_square), top - 1 + _log2(info.smallest_normal) + _log2(info.eps))
 

@@ -41,12 +41,12 @@ def _attempt(a: Tensor, cut: Cut, basis_of: Basis) -> Triplets | None:
     scale = 2.0 ** -math.frexp(top)[1]  # a power of two, which rounds nothing
     x = a * scale
     try:
-        found = _ritz(*basis_of(x, cut.rank), cut._replace(floor=cut.floor * scale))
+        triplets = _ritz(*basis_of(x, cut.rank), cut._replace(floor=cut.floor * scale))
     except LinAlgError:
         return None
-    if not is_orthonormal(found.left, 1e-4) or not is_orthonormal(found.right, 1e-4):
+    if not is_orthonormal(triplets.left, 1e-4) or not is_orthonormal(triplets.right, 1e-4):
         return None
-    return found._replace(s=found.s / scale, energy=(float(x.norm()) / scale) ** 2)
+    return triplets._replace(s=triplets.s / scale, energy=(float(x.norm()) / scale) ** 2)
 
 
 def _gram_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -106,6 +106,6 @@ def _ritz(basis: Tensor, image: Tensor, cut: Cut) -> Triplets:
     """The triplets of the matrix as far as a basis shows it (Rayleigh-Ritz), the small problem in float64."""
     squares, rotation = leading_eigenpairs(gram(image), cut.rank)
     s = roots(squares)
-    k = cut.kept(s)
+    k = cut.rank_of(s)
     rotation, s = rotation[:, :k].to(image.dtype), s[:k].to(image.dtype)
     return Triplets(image @ rotation / s, s, basis @ rotation)

@@ -38,8 +38,10 @@ def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float 
         energy = sum(float(rows.square().sum()) for _, rows in row_blocks(x, torch.float64))
         return Factors(a.new_empty(a.shape[0], 0), a.new_empty(0), a.new_empty(0, a.shape[1]), energy=energy)
     solve = sketch_svd if mode == "sketch" else exact_svd
-    found = solve(tall(x), cut)
-    return factors_of(found if x.shape[0] >= x.shape[1] else found.transposed, a)
+    triplets = solve(tall(x), cut)
+    if x.shape[0] < x.shape[1]:  # what was factored is the transpose
+        triplets = triplets.transposed
+    return factors_of(triplets, a)
 
 
 def singular_values(a: Tensor) -> Tensor:

@@ -125,10 +125,11 @@ def storage_bits(
         num_tasks: T.
         bits: Bits of a stored weight.
     """
-    changed, kept = (sum(math.prod(shape) for shape in shapes) for shapes in (finetuned, frozen))
+    changed = sum(map(math.prod, finetuned))
+    unchanged = sum(map(math.prod, frozen))
     return Storage(
-        full=bits * (num_tasks * changed + kept),
-        masked=bits * (2 * changed + kept) + num_tasks * changed,
+        full=bits * (num_tasks * changed + unchanged),
+        masked=bits * (2 * changed + unchanged) + num_tasks * changed,
     )
 
 

@@ -14,7 +14,7 @@ from hf_tsv.checkpoints.protocol import AdapterCheckpoint
 from hf_tsv.errors import MethodError
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.resources import CPU
-from hf_tsv.methods import METHODS, Deltas, Survey
+from hf_tsv.methods import METHODS, Deltas, Survey, Tasks, TensorSource
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -68,23 +68,24 @@ class StoredTensor:
     def deltas(self, survey: Survey | None = None) -> Deltas:
         view = self.view
         halves = [c.info(self._step.name).is_half for c in self._plan.finetuned]
-        return Deltas(
+        source = TensorSource(
             self._read_by(self._delta),
-            shape=(view.m, view.n) if view else tuple(self.base.shape),
-            dtype=self._dtype,
-            tasks=self._plan.tasks,
-            weights=self._step.weights,
-            is_matrix=view is not None,
-            svd=self._plan.recipe.svd,
-            survey=survey,
             base=self._read_by(lambda: self.base.to(self._device).to(self._dtype, copy=True)),
             noise=self._read_by(self._noise),
             half=[half and not self._adapter(t) for t, half in enumerate(halves)],
-            base_weight=self._step.base_weight,
             factors=self._read_by(self._factors) if view else None,
             product=self._read_by(self._product) if view else None,
             name=self._step.name,
             offset=self._rows[0] * (self._step.info.numel // self._step.info.shape[0]) if self._rows else 0,
+        )
+        return Deltas(
+            source,
+            Tasks(self._plan.tasks, self._step.weights, self._step.base_weight),
+            shape=(view.m, view.n) if view else tuple(self.base.shape),
+            dtype=self._dtype,
+            is_matrix=view is not None,
+            svd=self._plan.recipe.svd,
+            survey=survey,
         )
 
     def _read_by(self, read: Callable[_P, _T]) -> Callable[_P, _T]:

@@ -7,7 +7,7 @@ the entry-point group `hf_tsv.methods` (see CONTRIBUTING.md); what they need is 
 import pkgutil
 from importlib import import_module
 
-from hf_tsv.methods._deltas import Deltas, per_task
+from hf_tsv.methods._deltas import Deltas, Tasks, TensorSource, per_task
 from hf_tsv.methods._parameters import Factor, Parameter, PerTask, Scale
 from hf_tsv.methods._policy import Inputs, Mask, Matrices, Rescaler, Survey, TaskDelta
 from hf_tsv.methods._registry import METHODS, MergeMethod, merge_method
@@ -26,6 +26,8 @@ __all__ = [
     "Scale",
     "Survey",
     "TaskDelta",
+    "Tasks",
+    "TensorSource",
     "merge_method",
     "per_task",
 ]

@@ -48,7 +48,7 @@ class Election:
         if weight != 1:
             delta.mul_(weight)
         self._total.add_(delta)
-        if self._weights:
+        if self._weights:  # the same sums over weights instead of entries: what the mean is divided by
             total, plus = self._weights
             sign = delta.sign()
             total.add_(sign, alpha=weight)

@@ -24,10 +24,9 @@ def keep_consensus(deltas: Deltas, merged: Tensor, k: int, mask_lambda: float | 
         MethodError: there are fewer than k tasks, so that the base would come out.
     """
     if k > len(deltas):
-        raise MethodError(
-            f"no weight is used by {k} of {len(deltas)} tasks, expected k of {len(deltas)} at most. Lower it"
-        )
+        raise MethodError(f"no weight is used by {k} of {len(deltas)} tasks. Set k to {len(deltas)} at most")
     lambdas = per_task(mask_lambda, len(deltas))
+    # In how many masks every entry is, and whether any task changed it.
     masks, is_changed = torch.zeros(deltas.shape, dtype=torch.int32), torch.zeros(deltas.shape, dtype=torch.bool)
     for t in deltas.active:
         delta = deltas.scaled(t)

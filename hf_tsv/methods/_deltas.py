@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, overload
 
@@ -13,6 +14,51 @@ from hf_tsv.errors import MethodError
 from hf_tsv.linalg import Factors, SvdMode
 
 DRAWN_AT_ONCE = 2**18
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """Where the numbers of one tensor, or of a piece of it, come from. What isn't known is None.
+
+    Attributes:
+        delta: Reads theta_t - theta_0 of task t, into a tensor that the caller may change.
+        base: Reads theta_0.
+        noise: The largest singular value that storing task t's weights rounded can explain.
+        half: By task, whether its checkpoint stores this tensor in half precision; empty where none does.
+        factors: All singular triplets of task t's matrix, or None, without forming its delta.
+        product: B (m, r) and A (r, n) with delta_t = B A, or None, for a task that is stored as such a product.
+        name: The tensor's name.
+        offset: Where in the tensor the piece begins, in entries.
+    """
+
+    delta: Callable[[int], Tensor]
+    base: Callable[[], Tensor] | None = None
+    noise: Callable[[int], float] | None = None
+    half: Sequence[bool] = ()
+    factors: Callable[[int], Factors | None] | None = None
+    product: Callable[[int], tuple[Tensor, Tensor] | None] | None = None
+    name: str = ""
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The fine-tuned models that are merged.
+
+    Attributes:
+        names: One a task.
+        weights: One factor a task, as the recipe's `weight` gives it.
+        base_weight: The base's own factor where it counts as one of the models that are averaged.
+    """
+
+    names: Sequence[str]
+    weights: Sequence[float]
+    base_weight: float = 0.0
+
+    @classmethod
+    def alike(cls, number: int) -> "Tasks":
+        """So many tasks of weight 1, called task0, task1, ..."""
+        return cls([f"task{t}" for t in range(number)], [1.0] * number)
 
 
 class Deltas(Sequence[Tensor]):
@@ -34,45 +80,31 @@ class Deltas(Sequence[Tensor]):
         svd: How singular vectors are computed.
         survey: What the method's first pass over the whole task vectors found, or None when this tensor is
             all there is.
-        notes: What the method has to tell about its work here; the engine puts it into the record.
+        notes: Facts that the method reports about its work here; the engine puts them into the record.
     """
 
     def __init__(
         self,
-        read: Callable[[int], Tensor],
+        source: TensorSource,
+        tasks: Tasks,
         *,
         shape: Sequence[int],
         dtype: torch.dtype,
-        tasks: Sequence[str],
-        weights: Sequence[float],
         is_matrix: bool,
         svd: SvdMode = "exact",
         survey: Any = None,
-        base: Callable[[], Tensor] | None = None,
-        noise: Callable[[int], float] | None = None,
-        half: Sequence[bool] = (),
-        base_weight: float = 0.0,
-        factors: Callable[[int], Factors | None] | None = None,
-        product: Callable[[int], tuple[Tensor, Tensor] | None] | None = None,
-        name: str = "",
-        offset: int = 0,
     ) -> None:
-        self._read = read
-        self._factors = factors
-        self._product = product
-        self._base = base
-        self._noise = noise
-        self._half = tuple(half)
+        self._source = source
         self.shape = tuple(shape)
         self.dtype = dtype
-        self.tasks = tuple(tasks)
-        self.weights = tuple(weights)
-        self.base_weight = base_weight
+        self.tasks = tuple(tasks.names)
+        self.weights = tuple(tasks.weights)
+        self.base_weight = tasks.base_weight
         self.is_matrix = is_matrix
         self.svd: SvdMode = svd
         self.survey = survey
-        self.name = name
-        self.offset = offset
+        self.name = source.name
+        self.offset = source.offset
         self.notes: dict[str, Any] = {}
 
     @classmethod
@@ -86,16 +118,14 @@ class Deltas(Sequence[Tensor]):
         half: bool = False,
     ) -> "Deltas":
         """Deltas held in memory, for calling a method by hand: shape (T, *shape), float32 or float64."""
-        held = list(deltas)
+        given = list(deltas)
+        alike = Tasks.alike(len(given))
         return cls(
-            lambda t: held[t].clone(),
-            shape=held[0].shape,
-            dtype=held[0].dtype,
-            tasks=tasks or [f"task{t}" for t in range(len(held))],
-            weights=[1.0] * len(held) if weights is None else weights,
-            is_matrix=held[0].ndim == 2,
-            noise=noise,
-            half=[half] * len(held),
+            TensorSource(lambda t: given[t].clone(), noise=noise, half=[half] * len(given)),
+            Tasks(tasks or alike.names, alike.weights if weights is None else weights),
+            shape=given[0].shape,
+            dtype=given[0].dtype,
+            is_matrix=given[0].ndim == 2,
         )
 
     def __len__(self) -> int:
@@ -107,34 +137,34 @@ class Deltas(Sequence[Tensor]):
     def __getitem__(self, t: slice) -> list[Tensor]: ...
     def __getitem__(self, t: int | slice) -> Tensor | list[Tensor]:
         if isinstance(t, slice):
-            return [self._read(i) for i in range(*t.indices(len(self)))]
-        return self._read(range(len(self))[t])
+            return [self._source.delta(i) for i in range(*t.indices(len(self)))]
+        return self._source.delta(range(len(self))[t])
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self._read(t) for t in range(len(self)))
+        return (self._source.delta(t) for t in range(len(self)))
 
     @property
     def base(self) -> Tensor:
         """theta_0 of this tensor, for the few methods that need more than the change; zeros when unknown."""
-        return self._base() if self._base else torch.zeros(self.shape, dtype=self.dtype)
+        return self._source.base() if self._source.base else torch.zeros(self.shape, dtype=self.dtype)
 
     def is_half(self, t: int) -> bool:
         """Whether task t's checkpoint stores this tensor in half precision."""
-        return bool(self._half) and self._half[t]
+        return bool(self._source.half) and self._source.half[t]
 
     def noise(self, t: int) -> float:
         """Largest singular value that storing task t's weights rounded can explain; 0 when unknown."""
-        return self._noise(t) if self._noise else 0.0
+        return self._source.noise(t) if self._source.noise else 0.0
 
     def factors(self, t: int) -> Factors | None:
         """All singular triplets of task t's matrix where it is stored as a product of thin factors, as an adapter's
         is; its delta is never formed for them. None where only the delta itself is known."""
-        return self._factors(t) if self._factors else None
+        return self._source.factors(t) if self._source.factors else None
 
     def product(self, t: int) -> tuple[Tensor, Tensor] | None:
         """The thin factors themselves, B (m, r) and A (r, n) with delta_t = B A, where it is stored as such a product;
         they are not to be changed. None where only the delta itself is known."""
-        return self._product(t) if self._product else None
+        return self._source.product(t) if self._source.product else None
 
     def uniform(self, t: int, seed: int) -> Tensor:
         """A float32 draw from [0, 1) for every entry of task t's delta.
@@ -142,12 +172,17 @@ class Deltas(Sequence[Tensor]):
         It depends on the seed, the task's name and the entry's place in the tensor alone: not on the other tasks,
         on what was drawn before, or on the pieces in which the tensor comes.
         """
+        # Each block of entries has a generator of its own, so that a piece can start in the middle of the tensor.
         end = self.offset + math.prod(self.shape)
         first = self.offset // DRAWN_AT_ONCE
-        blocks = range(first, -(-end // DRAWN_AT_ONCE))
-        drawn = [_drawn(min(DRAWN_AT_ONCE, end - b * DRAWN_AT_ONCE), seed, self.tasks[t], self.name, b) for b in blocks]
+        drawn = []
+        for block in range(first, -(-end // DRAWN_AT_ONCE)):
+            count = min(DRAWN_AT_ONCE, end - block * DRAWN_AT_ONCE)
+            drawn.append(_drawn(count, seed, self.tasks[t], self.name, block))
+        if not drawn:
+            return torch.empty(self.shape)
         start = self.offset - first * DRAWN_AT_ONCE
-        return torch.cat(drawn)[start:].reshape(self.shape) if drawn else torch.empty(self.shape)
+        return torch.cat(drawn)[start:].reshape(self.shape)
 
     @contextmanager
     def naming(self, t: int) -> Iterator[None]:
@@ -178,6 +213,7 @@ class Deltas(Sequence[Tensor]):
 
 
 def _drawn(count: int, *key: object) -> Tensor:
+    # A generator of its own: the global one is the caller's. On the CPU, so that every device merges the same entries.
     digest = blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
     return torch.rand(count, generator=generator, device="cpu").to(torch.get_default_device())

@@ -71,7 +71,7 @@ class MagnitudeThresholds:
         self._dtype = dtype
         self._inclusive = inclusive
         self._highest = 1 << torch.finfo(dtype).bits - 1
-        self._found: list[int | None] = [0 if density >= 1 else None for density in densities]
+        self._patterns: list[int | None] = [0 if density >= 1 else None for density in densities]
         self._brackets = [_Bracket(0, self._highest, _BINS_OF_SAMPLE) for _ in densities]
         self._sampling = True
         self._lock = Lock()
@@ -79,17 +79,21 @@ class MagnitudeThresholds:
 
     @property
     def share(self) -> float:
-        if all(bits is not None for bits in self._found):
+        if None not in self._patterns:
             return 0.0
         return SAMPLE if self._sampling else 1.0
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        return tuple(float(torch.tensor(b, dtype=_BITS[self._dtype]).view(self._dtype)) for b in self._found)
+        values = []
+        for bits in self._patterns:
+            pattern = torch.tensor(bits, dtype=_BITS[self._dtype])
+            values.append(float(pattern.view(self._dtype)))
+        return tuple(values)
 
     def observe(self, task: int, delta: Tensor) -> None:
         """Count one tensor's entries, or some rows' of it."""
-        if self._found[task] is not None:
+        if self._patterns[task] is not None:
             return
         counts = self._brackets[task].counts(delta.abs().to(self._dtype).view(_BITS[self._dtype]).flatten())
         with self._lock:
@@ -98,8 +102,8 @@ class MagnitudeThresholds:
     def advance(self) -> None:
         """Look closer, at what the last pass leaves possible."""
         settle = self._guess if self._sampling else self._narrow
-        for task, found in enumerate(self._found):
-            if found is None:
+        for task, pattern in enumerate(self._patterns):
+            if pattern is None:
                 settle(task)
         self._sampling = False
         self._counts = self._empty_counts()
@@ -126,12 +130,12 @@ class MagnitudeThresholds:
         else:
             self._brackets[task] = bracket.bin(_place(below, rank, bracket))
         if self._brackets[task].high - self._brackets[task].low == 1:
-            self._found[task] = self._brackets[task].low
+            self._patterns[task] = self._brackets[task].low
 
     def _rank(self, task: int, numel: int) -> int:
         """Entries that lie strictly below the smallest that stays, when all differ."""
-        kept = int(numel * self._densities[task]) + self._inclusive
-        return max(0, min(numel - kept, numel - 1))
+        staying = int(numel * self._densities[task]) + self._inclusive
+        return max(0, min(numel - staying, numel - 1))
 
     def _empty_counts(self) -> list[Tensor]:
         return [torch.zeros(bracket.bins + 2, dtype=torch.int64) for bracket in self._brackets]

@@ -25,8 +25,8 @@ def load_plugins(methods: MutableMapping[str, _T]) -> None:
     Args:
         methods: The registry's methods, by name.
     """
-    found = sorted(entry_points(group=GROUP), key=lambda entry: (_package(entry), entry.name))
-    for entry in found:
+    entries = sorted(entry_points(group=GROUP), key=lambda entry: (_package(entry), entry.name))
+    for entry in entries:
         before = dict(methods)
         try:
             entry.load()

@@ -97,11 +97,11 @@ class MergeMethod:
 
     def survey_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the given parameters, or their defaults, that its surveys depend on."""
-        found: dict[str, Any] = {}
+        chosen: dict[str, Any] = {}
         for maker in (self.survey, self.mask.survey if self.mask else None):
             if maker:
-                found |= taken_by(maker, parameters, self.parameters)
-        return found
+                chosen |= taken_by(maker, parameters, self.parameters)
+        return chosen
 
     def make_survey(self, dtype: torch.dtype, num_tasks: int, parameters: Mapping[str, Any]) -> Survey | None:
         """The statistics that the merge needs with these parameters; None where it needs none."""

@@ -68,10 +68,10 @@ def without_outliers(delta: Tensor, density: float, gamma: float, *, rescale: bo
     if density >= 1:
         return delta
     numel = delta.numel()
-    kept = int(density * numel)
-    below = max(0, numel - kept - int(gamma * numel))
+    count = int(density * numel)
+    below = max(0, numel - count - int(gamma * numel))
     magnitude = delta.abs().flatten()
-    stays = smallest(magnitude, below + kept) ^ smallest(magnitude, below)
+    stays = smallest(magnitude, below + count) ^ smallest(magnitude, below)  # neither the smallest nor the outliers
     del magnitude
     return _thinned(delta, stays.reshape(delta.shape), 1.0, "norm" if rescale else False)
 
@@ -97,6 +97,7 @@ def rank_in_row(delta: Tensor) -> Tensor:
     """Every entry's rank by magnitude along dimension 1, from 0, the smallest, to 1; a vector is one row."""
     rows = delta if delta.ndim > 1 else delta.reshape(1, -1)
     ranks = torch.empty_like(rows)
+    # Some rows at a time: the sort's own memory is several times theirs.
     at_once = max(1, RANKED_AT_ONCE * len(rows) // max(1, rows.numel()))
     for start in range(0, len(rows), at_once):
         _rank(rows[start : start + at_once].abs(), ranks[start : start + at_once])
@@ -118,5 +119,5 @@ def _thinned(delta: Tensor, stays: Tensor, probability: float | Tensor, rescale:
         after = delta.abs().sum()
         return delta.mul_(before / after) if after else delta
     if rescale:
-        delta.div_(probability).masked_fill_(~stays, 0.0)  # nothing stays with probability 0, and 0 / 0 is no 0
+        delta.div_(probability).masked_fill_(~stays, 0.0)  # nothing stays with probability 0, and 0 / 0 isn't 0
     return delta

@@ -18,7 +18,7 @@ Merged = Literal[
 
 
 def mean_of_rest(deltas: Deltas, rest_scale: float) -> Tensor:
-    """The mean of the deltas, which is what the spectral methods' codes do with what is no matrix."""
+    """The mean of the deltas, which is what the spectral methods' authors do with non-matrix tensors."""
     return deltas.weighted_sum().mul_(rest_scale / len(deltas))
 
 

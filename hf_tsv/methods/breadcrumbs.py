@@ -21,7 +21,7 @@ def breadcrumbs(
     rescale: bool = False,
     normalize: bool = False,
 ) -> Tensor:
-    """Drop the largest and the smallest entries of every tensor, then add them up.
+    """Drop each tensor's largest and smallest entries, then add up what is left.
 
     theta = theta_0 + scale * sum_t w_t m_t delta_t, with m_t 0 at both tails of |delta_t| (Davari & Belilovsky 2023).
 

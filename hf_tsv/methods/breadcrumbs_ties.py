@@ -21,7 +21,7 @@ def breadcrumbs_ties(
     rescale: bool = False,
     normalize: bool = False,
 ) -> Tensor:
-    """Drop the largest and the smallest entries of every tensor, then merge by sign as TIES does.
+    """Drop each tensor's largest and smallest entries, then merge by sign as TIES does.
 
     Breadcrumbs' masks (Davari & Belilovsky 2023) in the place of TIES' trimming, as mergekit has it.
 

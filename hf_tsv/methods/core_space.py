@@ -1,26 +1,24 @@
 """Core Space: merge adapters in the small space that their factors span."""
 
 from collections.abc import Iterable
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hf_tsv.linalg import truncated_svd
-from hf_tsv.methods import METHODS, Deltas, Matrices, Scale, merge_method, per_task
+from hf_tsv.methods import METHODS, Deltas, Matrices, Scale, Tasks, TensorSource, merge_method, per_task
 from hf_tsv.methods._sparsify import Share
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
 Inside = Literal["ties", "dare_ties", "dare_linear", "tsv_m", "iso_c", "iso_cts", "cart"]
-DRAWN = ("dare_ties", "dare_linear")
 
 
 @merge_method(
     "core_space",
     paper="https://arxiv.org/abs/2509.17786",
     matrices=Matrices(side=lambda m, n, num_tasks: min(max(m, n), num_tasks * min(m, n))),
-    cost="2 singular value decompositions of stacked factors; for models that are no adapters T more, of a matrix each",
+    cost="2 singular value decompositions of stacked factors; for models that aren't adapters T more, of a matrix each",
 )
 def core_space(
     deltas: Deltas,
@@ -32,20 +30,20 @@ def core_space(
     seed: int = 0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:
-    """Rotate all adapters into one small space without loss, merge there by another method, and rotate back.
+    """Rotate all adapters into one small space without loss, merge them there by another method, and rotate back.
 
     M = scale * U merge(U^T Delta_1 V, ..., U^T Delta_T V) V^T, with Delta_t = B_t A_t as the adapter stores it, U the
     left singular vectors of [B_1 ... B_T] and V^T the right ones of [A_1; ...; A_T] (Panariello et al. 2025), a matrix
     at a time. TIES and DARE go by entries, so with them the result depends on how an adapter is split into B and A, as
-    in the authors' code. Of a model that is no adapter B_t = U_t sqrt(s_t) and A_t = sqrt(s_t) Vh_t, the factors that
-    `hf-tsv compress` writes. What is no matrix gets the mean of the deltas.
+    in the authors' code. For a whole model B_t = U_t sqrt(s_t) and A_t = sqrt(s_t) Vh_t, the factors that
+    `hf-tsv compress` writes. Non-matrix tensors get the mean of the deltas.
 
     Args:
-        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
         inside: What merges in the small space, with its defaults.
         density: Share of the entries that stay with TIES, by magnitude, or DARE, at random.
         scale: Factor on merged matrices.
-        rest_scale: Factor on the mean of what is no matrix.
+        rest_scale: Factor on the mean of non-matrix tensors.
         seed: DARE's draw.
         tolerance: Directions below this share of the largest, which are arbitrary, stay out of U and V.
     """
@@ -54,6 +52,7 @@ def core_space(
     tasks, densities = deltas.active, per_task(density, len(deltas))
     if not tasks:
         return deltas.zeros()
+    # U (m, p) and V (n, q): the spaces that all tasks' factors span together.
     left = _basis((_product(deltas, t, tolerance)[0] for t in tasks), tolerance)
     right = _basis((_product(deltas, t, tolerance)[1].T for t in tasks), tolerance)
     if not left.numel() or not right.numel():
@@ -61,21 +60,22 @@ def core_space(
 
     def core(i: int) -> Tensor:
         b, a = _product(deltas, tasks[i], tolerance)
-        return (left.T @ b) @ (a @ right)
+        return (left.T @ b) @ (a @ right)  # (p, q)
 
     cores = Deltas(
-        core,
+        TensorSource(core, name=deltas.name),
+        Tasks([deltas.tasks[t] for t in tasks], [deltas.weights[t] for t in tasks]),
         shape=(left.shape[1], right.shape[1]),
         dtype=torch.float64,
-        tasks=[deltas.tasks[t] for t in tasks],
-        weights=[deltas.weights[t] for t in tasks],
         is_matrix=True,
-        name=deltas.name,
     )
-    merge = METHODS[inside].fn
-    if inside == "ties" or inside in DRAWN:
-        merge = partial(merge, density=[densities[t] for t in tasks], **({"seed": seed} if inside in DRAWN else {}))
-    merged: Tensor = (left @ merge(cores)) @ right.T
+    merge = METHODS[inside]
+    given: dict[str, Any] = {}
+    if "density" in merge.parameters:
+        given["density"] = [densities[t] for t in tasks]
+    if "seed" in merge.parameters:
+        given["seed"] = seed
+    merged: Tensor = (left @ merge(cores, **given)) @ right.T  # (m, n)
     return merged.mul_(scale).to(deltas.dtype)
 
 
@@ -95,6 +95,6 @@ def _basis(parts: Iterable[Tensor], tolerance: float) -> Tensor:
     for part in parts:
         stack = torch.cat([stack.reshape(len(part), -1).to(part), part], dim=1)
         if stack.shape[1] > stack.shape[0]:  # U diag(s) has the same left singular vectors, and takes less memory
-            found = truncated_svd(stack, len(stack), rtol=0.0)
-            stack = found.u * found.s
+            svd = truncated_svd(stack, len(stack), rtol=0.0)
+            stack = svd.u * svd.s
     return truncated_svd(stack, min(stack.shape), rtol=tolerance).u

@@ -17,7 +17,7 @@ def dare_linear(
     normalize: bool = False,
     seed: int = 0,
 ) -> Tensor:
-    """Drop entries of every task vector at random and rescale the others, then add them up.
+    """Drop random entries of every task vector, rescale the others, then add them up.
 
     theta = theta_0 + scale * sum_t w_t m_t delta_t / density, with every m_t entry 1 with probability density, else 0
     (Yu et al. 2023, equation 4).

@@ -17,7 +17,7 @@ def dare_ties(
     normalize: bool = False,
     seed: int = 0,
 ) -> Tensor:
-    """Drop entries of every task vector at random and rescale the others, then merge by sign as TIES does.
+    """Drop random entries of every task vector, rescale the others, then merge by sign as TIES does.
 
     Of m_t delta_t / density, with every entry of m_t 1 with probability density, else 0, TIES' elected sign and
     disjoint merge (Yu et al. 2023, section 3).

@@ -18,7 +18,7 @@ def della(
     normalize: bool = True,
     seed: int = 0,
 ) -> Tensor:
-    """Drop entries at random, small ones of a row rather than large ones, rescale, then merge by sign as TIES does.
+    """Drop random entries, a row's small ones more often, rescale the others, then merge by sign as TIES does.
 
     MagPrune, elect, fuse (Deep et al. 2024, section 2).
 

@@ -20,7 +20,7 @@ def della_linear(
     normalize: bool = False,
     seed: int = 0,
 ) -> Tensor:
-    """Drop entries at random, small ones of a row rather than large ones, rescale, then add them up.
+    """Drop random entries, a row's small ones more often, rescale the others, then add them up.
 
     theta = theta_0 + scale * sum_t w_t m_t delta_t / p_t, with p_t the entries' own probabilities (Deep et al. 2024).
 

@@ -18,7 +18,7 @@ def _mask(task: TaskDelta, merged: Tensor) -> Tensor:
     cost="every model is read twice; on the disk one bit a weight and task",
 )
 def emr(deltas: Deltas) -> Tensor:
-    """Elect a sign and the largest magnitude of every entry, and write a mask and a factor for every task.
+    """Elect each entry's sign and largest magnitude, and write a mask and a factor for every task.
 
     theta_t = theta_0 + lambda_t m_t tau with tau = sgn(sum_t w_t tau_t) max |w_t tau_t| among the tasks of that sign,
     m_t 1 where w_t tau_t tau > 0 and lambda_t = sum |w_t tau_t| / sum |m_t tau| over the whole model (Huang et al.

@@ -14,15 +14,15 @@ from hf_tsv.methods._spectral import Tolerance, mean_of_rest
     cost="1 singular value decomposition of a matrix, however many models",
 )
 def iso_c(deltas: Deltas, *, scale: Scale = 1.0, rest_scale: Scale = 1.0, tolerance: Tolerance = 1e-6) -> Tensor:
-    """Add up the task matrices and make all singular values of the sum their mean.
+    """Add up the task matrices and replace all singular values of the sum by their mean.
 
-    M = scale * mean(s) U Vh with U diag(s) Vh = sum_t w_t Delta_t (Marczak et al. 2025, section 4.1). What is no matrix
-    gets the mean of the deltas.
+    M = scale * mean(s) U Vh with U diag(s) Vh = sum_t w_t Delta_t (Marczak et al. 2025, section 4.1).
+    Non-matrix tensors get the mean of the deltas.
 
     Args:
-        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
         scale: Factor on merged matrices (the paper's alpha, which it chooses on validation data: 0.8 to 1.5).
-        rest_scale: Factor on the mean of what is no matrix.
+        rest_scale: Factor on the mean of non-matrix tensors.
         tolerance: Singular values below this share of the largest, whose vectors are arbitrary, stay out of sum and
             mean. 0 keeps all, as the authors' code.
     """

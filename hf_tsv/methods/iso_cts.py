@@ -25,38 +25,40 @@ def iso_cts(
     rest_scale: Scale = 1.0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:
-    """Keep the sum's leading singular vectors, give the rest of the rank to what each task has beside them, level all.
+    """Give most of the rank to what all tasks share, the rest to each task's own directions, all equally strong.
 
+    Keeps the sum's leading singular vectors and adds what each task has beside them, as far as the rank goes.
     With U_c the sum's leading left vectors and U_t diag(s_t) Vh_t the leading triplets of Delta_t - U_c U_c^T Delta_t,
-    M = scale * mean(s) polar([U_1 ... U_T U_c]) polar([Vh_1; ...; Vh_T; Vh_c]) (Marczak et al. 2025, algorithm 2). What
-    is no matrix gets the mean of the deltas.
+    M = scale * mean(s) polar([U_1 ... U_T U_c]) polar([Vh_1; ...; Vh_T; Vh_c]) (Marczak et al. 2025, algorithm 2).
+    Non-matrix tensors get the mean of the deltas.
 
     Args:
-        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
         common_space_fraction: Share of the rank that the sum's vectors get, before rounding so that the tasks share the
             rest evenly.
         scale: Factor on merged matrices (the paper's alpha, which it chooses on validation data: 1.1 to 1.9).
-        rest_scale: Factor on the mean of what is no matrix.
+        rest_scale: Factor on the mean of non-matrix tensors.
         tolerance: Singular values below this share of their matrix's norm, whose vectors are arbitrary, stay out, as do
             directions that all of the joined vectors hardly have. 0 keeps all, as the authors' code.
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
     common_rank, own_rank = _ranks(min(deltas.shape), len(deltas), common_space_fraction)
-    total = deltas.weighted_sum()
-    common = truncated_svd(total, common_rank, rtol=tolerance)
-    parts = [_own(deltas, t, common.u, own_rank, tolerance) for t in deltas.active] + [common]
-    s = torch.cat([part.s for part in parts])
+    common = truncated_svd(deltas.weighted_sum(), common_rank, rtol=tolerance)
+    parts = [_own(deltas, t, common.u, own_rank, tolerance) for t in deltas.active]
+    parts.append(common)  # last, as in the paper: the order matters to nobody but rounding
+    s = torch.cat([part.s for part in parts])  # (K,)
     deltas.notes["rank"] = [part.s.numel() for part in parts]
     if not s.numel():
         return deltas.zeros()
-    left = nearest_orthogonal(torch.cat([part.u for part in parts], dim=1), tolerance=tolerance)
-    right = nearest_orthogonal(torch.cat([part.vh for part in parts]), tolerance=tolerance)
+    left = nearest_orthogonal(torch.cat([part.u for part in parts], dim=1), tolerance=tolerance)  # (m, K)
+    right = nearest_orthogonal(torch.cat([part.vh for part in parts]), tolerance=tolerance)  # (K, n)
     return left.mul_(scale * s.mean()) @ right
 
 
 def _ranks(side: int, num_tasks: int, fraction: float) -> tuple[int, int]:
     """How many vectors the sum gets, and each task; all of the rank together."""
+    # The authors' round() may give the tasks more than there is, all together.
     own = min(round((side - int(side * fraction)) / num_tasks), side // num_tasks)
     return side - own * num_tasks, own
 

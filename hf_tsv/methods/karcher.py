@@ -19,7 +19,7 @@ from hf_tsv.methods._geometry import inner
     inputs=Inputs(base="model", weights="shares"),
 )
 def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annotated[float, Ge(0)] = 1e-5) -> Tensor:
-    """The point on the sphere nearest to all models' directions, times the mean of their norms.
+    """Average the models' directions on the sphere, and multiply by the mean of their norms.
 
     mean = argmin_m sum_t w_t angle(m, theta_t)^2 over unit vectors m (Karcher 1977), a tensor at a time, found by
     steps along the mean tangent. It stays in the span of the models, so their inner products are all it needs.
@@ -32,14 +32,14 @@ def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annota
     Raises:
         MethodError: the weights sum to zero.
     """
-    weights = torch.tensor([deltas.base_weight, *deltas.weights], dtype=torch.float64)
+    weights = torch.tensor([deltas.base_weight, *deltas.weights], dtype=torch.float64)  # (1 + T,), the base first
     if not weights.sum():
         raise MethodError("the weights sum to 0, so there is no mean. Leave them out, or make them positive")
     models = [model for model, weight in enumerate(weights) if weight]
     weights = weights[models] / weights.sum()
-    gram = _gram(deltas, models)
+    gram = _gram(deltas, models)  # (M, M) for M models with a weight
     norms = gram.diag().sqrt()
-    on_sphere = norms > 0
+    on_sphere = norms > 0  # a tensor of zeros has no direction; its norm still counts in the mean of the norms
     if not on_sphere.any():
         return deltas.zeros()
     factors = torch.zeros_like(norms)
@@ -56,13 +56,15 @@ def _mean(gram: Tensor, weights: Tensor, max_iter: int, tol: float) -> Tensor:
 
     weights = weights / weights.sum()
     first = torch.eye(len(gram), dtype=gram.dtype)[0]
-    mean = weights / length if (length := norm(weights)) >= tol else first
+    length = norm(weights)
+    mean = weights / length if length >= tol else first  # models that cancel have no mean to start from
     for _ in range(max_iter):
         cos = (gram @ mean).clamp(-1, 1)
         angle = torch.acos(cos)
         pull = torch.where(angle < tol, 0.0, weights * angle / torch.sin(angle).clamp(min=1e-300))
         tangent = pull - (pull @ cos) * mean
-        if (step := norm(tangent)) < tol:
+        step = norm(tangent)
+        if step < tol:
             break
         mean = math.cos(step) * mean + math.sin(step) / step * tangent
         mean /= norm(mean)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hf_tsv.methods import METHODS, Deltas, Matrices, Scale, merge_method, per_task
+from hf_tsv.methods import METHODS, Deltas, Matrices, Scale, Tasks, TensorSource, merge_method, per_task
 from hf_tsv.methods._sparsify import Share
 from hf_tsv.methods._spectral import Tolerance, mean_of_rest
 
@@ -31,14 +31,14 @@ def knots(
     """Align the tasks by one SVD of all task matrices side by side, and merge their right vectors by TIES or DARE.
 
     M = scale * U diag(s) merge(Vh_1, ..., Vh_T) with U diag(s) [Vh_1 ... Vh_T] = [Delta_1 ... Delta_T] (Stoica et al.
-    2025, section 4), a matrix at a time. What is no matrix gets the mean of the deltas.
+    2025, section 4), a matrix at a time. Non-matrix tensors get the mean of the deltas.
 
     Args:
-        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
         inside: What merges the right vectors: TIES with its disjoint mean, or DARE.
         density: Share of the right vectors' entries that stays: by magnitude, or at random.
         scale: Factor on merged matrices.
-        rest_scale: Factor on the mean of what is no matrix.
+        rest_scale: Factor on the mean of non-matrix tensors.
         seed: DARE's draw.
         tolerance: Singular values below this share of the largest, whose vectors are arbitrary, stay out.
     """
@@ -47,21 +47,23 @@ def knots(
     tasks, densities = deltas.active, per_task(density, len(deltas))
     if not tasks:
         return deltas.zeros()
-    shared = _shared(deltas, tasks, tolerance)
+    # From the smaller of the two Gram matrices of [Delta_1 ... Delta_T], in float64: that one is never formed itself.
+    m, n = deltas.shape
+    align = _by_rows if m <= len(tasks) * n else _by_columns
+    shared = align(deltas, tasks, tolerance)
     if not shared.s.numel():
         return deltas.zeros()
     aligned = Deltas(
-        shared.vh,
+        TensorSource(shared.vh, name=deltas.name, offset=deltas.offset),
+        Tasks([deltas.tasks[t] for t in tasks], [deltas.weights[t] for t in tasks]),
         shape=(shared.s.numel(), deltas.shape[1]),
         dtype=deltas.dtype,
-        tasks=[deltas.tasks[t] for t in tasks],
-        weights=[deltas.weights[t] for t in tasks],
         is_matrix=True,
-        name=deltas.name,
-        offset=deltas.offset,
     )
-    drawn = {} if inside == "ties" else {"seed": seed}
-    return shared.times(METHODS[inside].fn(aligned, density=[densities[t] for t in tasks], **drawn)).mul_(scale)
+    merge = METHODS[inside]
+    drawn = {"seed": seed} if "seed" in merge.parameters else {}
+    merged = merge(aligned, density=[densities[t] for t in tasks], **drawn)  # (k, n)
+    return shared.times(merged).mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,8 @@ class Shared:
     times: Callable[[Tensor], Tensor]
 
 
-def _shared(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
-    """From the smaller of the two Gram matrices of [Delta_1 ... Delta_T], in float64: it is never formed itself."""
-    m, n = deltas.shape
-    return (_by_rows if m <= len(tasks) * n else _by_columns)(deltas, tasks, tolerance)
-
-
 def _by_rows(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
+    """By sum_t Delta_t Delta_t^T (m, m), whose eigenvectors are U; Vh_t = diag(1 / s) U^T Delta_t."""
     gram = torch.zeros(deltas.shape[0], deltas.shape[0], dtype=torch.float64)
     for t in tasks:
         wide = deltas[t].double()
@@ -97,6 +94,7 @@ def _by_rows(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
 
 
 def _by_columns(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
+    """By the blocks Delta_i^T Delta_j (n, n), whose eigenvectors are all Vh_t^T one below the other."""
     (_, n), num_tasks = deltas.shape, len(tasks)
     gram = torch.zeros(num_tasks, n, num_tasks, n, dtype=torch.float64)
     for i in range(num_tasks):
@@ -120,5 +118,5 @@ def _leading(gram: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Singular values, descending, and vectors as columns, from a Gram matrix."""
     values, vectors = torch.linalg.eigh(gram)
     s = values.clamp(min=0).sqrt()
-    kept = s > tolerance * s.amax() if len(s) else s > 0
-    return s[kept].flip(0), vectors[:, kept].flip(1)
+    is_resolved = s > tolerance * s.amax() if len(s) else s > 0
+    return s[is_resolved].flip(0), vectors[:, is_resolved].flip(1)

@@ -25,7 +25,7 @@ def linear(deltas: Deltas, *, normalize: bool = True) -> Tensor:
     """
     total = deltas.weighted_sum()
     weight = sum(deltas.weights) + deltas.base_weight
-    if not normalize:
+    if not normalize:  # sum_t w_t theta_t = theta_0 + sum_t w_t delta_t + (sum_t w_t - 1) theta_0
         return total if weight == 1 else total.add_(deltas.base, alpha=weight - 1)
     if weight == 0:
         raise MethodError("the weights sum to 0, so they can't be normalized. Set normalize: false")

@@ -14,7 +14,7 @@ from hf_tsv.methods._geometry import cosine, inner, inner_along
     inputs=Inputs(min_tasks=2),
 )
 def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
-    """Go from the base towards the mean as far as the angle between the fine-tuned models says.
+    """Move from the base towards the mean, as far as the angle between the fine-tuned models suggests.
 
     theta = theta_0 + r * mean_t(delta_t) with r = T cos / (1 + (T - 1) cos) and cos the mean cosine between two
     tasks' deltas (Jang et al. 2024, equation 7), a tensor at a time.
@@ -38,11 +38,14 @@ def _mean_cosine(deltas: Deltas, tasks: list[int], by_row: bool) -> Tensor:
     def product(a: Tensor, b: Tensor) -> Tensor:
         return inner_along(a, b, -1) if by_row else inner(a, b)
 
-    squares = {t: product(delta, delta) for t in tasks for delta in [deltas.scaled(t)]}
-    total, pairs = torch.zeros((), dtype=torch.float64), 0
-    for t, later in ((t, tasks[i + 1 :]) for i, t in enumerate(tasks)):
+    squares = {}
+    for t in tasks:
         delta = deltas.scaled(t)
-        for other in later:
+        squares[t] = product(delta, delta)
+    total, pairs = torch.zeros((), dtype=torch.float64), 0
+    for i, t in enumerate(tasks):
+        delta = deltas.scaled(t)
+        for other in tasks[i + 1 :]:
             total = total + cosine(product(delta, deltas.scaled(other)), squares[t], squares[other])
             pairs += 1
     return total / pairs

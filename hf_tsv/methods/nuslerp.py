@@ -14,10 +14,10 @@ from hf_tsv.methods._geometry import cosine, inner, inner_along, slerp_coefficie
     inputs=Inputs(min_tasks=2, max_tasks=2, base="either", weights="shares"),
 )
 def nuslerp(deltas: Deltas, *, nuslerp_flatten: bool = True, nuslerp_row_wise: bool = False) -> Tensor:
-    """Go along the arc between two task vectors, or between two models where there is no base; weights say how far.
+    """Interpolate along the arc between two task vectors, or between two models where there is no base.
 
     sin((1-t) phi) / sin(phi) v_1 + sin(t phi) / sin(phi) v_2 with t = w_2 / (w_1 + w_2) and phi the angle between the
-    two (Shoemake 1985); on parallel ones a straight line.
+    two (Shoemake 1985); on parallel ones a straight line. The recipe's weights say how far.
 
     Args:
         deltas: Two deltas of one tensor; or one, with the base as the first model.
@@ -43,7 +43,9 @@ def _share(first: float, second: float) -> float:
 
 def _between(a: Tensor, b: Tensor, t: float, flatten: bool, row_wise: bool) -> Tensor:
     def product(x: Tensor, y: Tensor) -> Tensor:
-        return inner(x, y) if flatten or not x.ndim else inner_along(x, y, 0 if row_wise else -1)
+        if flatten or not x.ndim:
+            return inner(x, y)
+        return inner_along(x, y, 0 if row_wise else -1)
 
     cos = cosine(product(a, b), product(a, a), product(b, b))
     is_parallel = 1 - cos.square() <= torch.finfo(a.dtype).eps ** 2

@@ -17,7 +17,7 @@ from hf_tsv.methods._sparsify import largest
     cost="every model is read twice, and twice more with `select_topk` below 1",
 )
 def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, scale: Scale = 1.0) -> Tensor:
-    """Select the entries that vary most between tasks, weigh tasks by what they changed, erase minority signs.
+    """Select the entries that vary most between tasks, weight tasks by how much they changed, erase minority signs.
 
     Every task's weight in a tensor is its share of the squared entries that were selected; entries whose sign isn't
     the sum's are left out of the mean (Wan et al. 2024, section 3.3).
@@ -36,7 +36,8 @@ def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, sc
     election, votes = Election(deltas, normalize=True), deltas.zeros()
     for t, square in zip(deltas.active, squares, strict=True):
         if square:
-            votes.add_(own := delta(t))
+            own = delta(t)
+            votes.add_(own)  # the sign is elected by the plain sum, the mean is by the tasks' weights
             election.add(own, square / sum(squares))
     return election.merged(votes).mul_(scale)
 

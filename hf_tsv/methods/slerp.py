@@ -15,7 +15,7 @@ STRAIGHT = 0.9995  # |cos| above which the way is taken to be straight, as in me
     inputs=Inputs(max_tasks=1),
 )
 def slerp(deltas: Deltas, *, t: float = 0.5) -> Tensor:
-    """Go along the arc from the base's weight to the fine-tuned one instead of along the straight line.
+    """Interpolate along the arc from the base's weight to the fine-tuned one, not along the straight line.
 
     theta = sin((1-t) phi) / sin(phi) theta_0 + sin(t phi) / sin(phi) theta_1, phi the angle between the two tensors
     (Shoemake 1985); a straight line where |cos(phi)| > 0.9995, which fine-tunes of one base rarely fall below.
@@ -25,6 +25,7 @@ def slerp(deltas: Deltas, *, t: float = 0.5) -> Tensor:
         t: How far: 0 is the base model, 1 the fine-tuned one.
     """
     base, change = deltas.base, deltas.scaled(0)
+    # |theta_1|^2 and <theta_0, theta_1> follow from the change: theta_1 itself would take another tensor.
     square, product = inner(base, base), inner(base, change)
     cos = cosine(square + product, square, square + 2 * product + inner(change, change))
     first, second = map(float, slerp_coefficients(cos, t, cos.abs() > STRAIGHT))

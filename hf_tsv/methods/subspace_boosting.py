@@ -26,13 +26,14 @@ def subspace_boosting(
     scale: Scale = 1.0,
     tolerance: Tolerance = 1e-6,
 ) -> Tensor:
-    """Merge by another method, then raise all singular values to that where a share of their sum is reached.
+    """Merge by another method, then raise the small singular values of the result.
 
-    s_i <- max(s_i, s_k) with k the first place where s_1 + ... + s_k >= beta * sum(s) (Skorobogat et al. 2025). What is
-    no matrix is merged by the other method alone.
+    All are raised to the value at which a share of their sum is reached: s_i <- max(s_i, s_k) with k the first place
+    where s_1 + ... + s_k >= beta * sum(s) (Skorobogat et al. 2025).
+    Non-matrix tensors are merged by the other method alone.
 
     Args:
-        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
         of: The method that merges, with its defaults.
         beta: Share of the sum of the singular values; the smaller, the more they are levelled.
         scale: Factor on the merged delta.
@@ -42,9 +43,9 @@ def subspace_boosting(
     merged = merged_by(of, deltas)
     if not deltas.is_matrix:
         return merged.mul_(scale)
-    found = truncated_svd(merged, min(deltas.shape), rtol=tolerance)
-    if not found.s.numel():
+    svd = truncated_svd(merged, min(deltas.shape), rtol=tolerance)
+    if not svd.s.numel():
         return merged
-    sums = found.s.double().cumsum(0)
+    sums = svd.s.double().cumsum(0)  # (k,)
     place = min(int(torch.searchsorted(sums, beta * sums[-1])), len(sums) - 1)
-    return (found.u * found.s.clamp(min=float(found.s[place])).mul_(scale)) @ found.vh
+    return (svd.u * svd.s.clamp(min=float(svd.s[place])).mul_(scale)) @ svd.vh

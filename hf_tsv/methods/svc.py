@@ -25,14 +25,14 @@ def svc(
     alpha: Annotated[float, Gt(0)] = 1.0,
     scale: Scale = 1.0,
 ) -> Tensor:
-    """Merge by another method, then shrink the singular values in which the tasks' shared directions pile up.
+    """Merge by another method, then shrink the singular values of directions that several tasks share.
 
     With M = U diag(s) Vh merged, a task has <u_r^T M, u_r^T Delta_t> / |u_r^T Delta_t|^2 = p_rt in direction r, and
-    s_r <- s_r T / sum_t max(alpha, p_rt) (Li et al. 2026, algorithm 1). What is no matrix is merged by the other method
-    alone.
+    s_r <- s_r T / sum_t max(alpha, p_rt) (Li et al. 2026, algorithm 1). Non-matrix tensors are merged by the other
+    method alone.
 
     Args:
-        deltas: T task matrices, (m, n) each, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
         of: The method that merges, with its defaults.
         alpha: The least that a task counts. With 1 singular values only shrink; below, weak ones grow.
         scale: Factor on the merged delta.
@@ -40,12 +40,12 @@ def svc(
     merged = merged_by(of, deltas)
     if not deltas.is_matrix:
         return merged.mul_(scale)
-    found = truncated_svd(merged, min(deltas.shape))
-    if not found.s.numel():
+    svd = truncated_svd(merged, min(deltas.shape))
+    if not svd.s.numel():
         return merged
-    counts = [_projections(found, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]
+    counts = [_projections(svd, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]  # (k,) each
     factors = scale * len(counts) / torch.stack(counts).sum(0)
-    return (found.u * (found.s * factors.to(found.s.dtype))) @ found.vh
+    return (svd.u * (svd.s * factors.to(svd.s.dtype))) @ svd.vh
 
 
 def _projections(merged: Factors, delta: Tensor) -> Tensor:

@@ -112,6 +112,6 @@ def _notes(tasks: Sequence[Factors]) -> dict[str, Any]:
     """For the record: per task the rank kept and the share of the squared norm in it."""
     energies = []
     for task in tasks:
-        kept = float(task.s.double().square().sum())
-        energies.append(round(kept / task.energy, 4) if task.energy else 1.0)
+        of_kept = float(task.s.double().square().sum())
+        energies.append(round(of_kept / task.energy, 4) if task.energy else 1.0)
     return {"rank": [task.s.numel() for task in tasks], "energy": energies}

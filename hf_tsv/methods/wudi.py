@@ -14,34 +14,36 @@ from hf_tsv.methods._spectral import Tolerance, mean_of_rest, scaled_deltas
     cost="1 eigendecomposition of side n for an (m, n) matrix, T products of m n^2",
 )
 def wudi(deltas: Deltas, *, scale: Scale = 1.0, rest_scale: Scale = 1.0, tolerance: Tolerance = 0.05) -> Tensor:
-    """Minimise the interference that the merged matrix has with every task's rows, which stand in for its inputs.
+    """Minimise the merged matrix's interference with every task's rows, which stand in for its inputs.
 
     M = argmin sum_t |(M - Delta_t) Delta_t^T|^2 / |Delta_t|^2 (Cheng et al. 2025, equation 11), in closed form:
     M = (sum_t Delta_t C_t) (sum_t C_t)^+ with C_t = Delta_t^T Delta_t / |Delta_t|^2, where the gradient is zero. The
     authors' code takes 300 steps of Adam towards it from the sum, with a step size that depends on the deltas' unit.
-    What is no matrix gets the mean of the deltas. Time and memory go with n^3 and n^2 for n columns.
+    Non-matrix tensors get the mean of the deltas. Time and memory go with n^3 and n^2 for n columns.
 
     Args:
-        deltas: T task matrices, (m, n) each with the inputs as columns, or deltas of a tensor that is no matrix.
+        deltas: T task matrices, (m, n) each with the inputs as columns, or deltas of a non-matrix tensor.
         scale: Factor on merged matrices.
-        rest_scale: Factor on the mean of what is no matrix.
+        rest_scale: Factor on the mean of non-matrix tensors.
         tolerance: Input directions in which no task has more than this share of the largest stay out. A few steps of
             Adam hardly move them; the closed form with all of them (0) blows up noise where T m is about n.
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
     n = deltas.shape[1]
-    covariance = torch.zeros(n, n, dtype=torch.float64)
-    weighted = torch.zeros(deltas.shape, dtype=torch.float64)
+    covariance = torch.zeros(n, n, dtype=torch.float64)  # sum_t C_t
+    weighted = torch.zeros(deltas.shape, dtype=torch.float64)  # (m, n), sum_t Delta_t C_t
     for delta in scaled_deltas(deltas):
         own = delta.double()
-        if square := float(own.square().sum()):
-            inputs = (own.T @ own).div_(square)
+        square = float(own.square().sum())
+        if square:  # else the task has no inputs, and no say
+            inputs = (own.T @ own).div_(square)  # C_t (n, n)
             covariance += inputs
             weighted.addmm_(own, inputs)
     values, vectors = torch.linalg.eigh(covariance)
     del covariance
-    kept = int((values > tolerance**2 * values[-1]).sum())
-    values, vectors = values[n - kept :], vectors[:, n - kept :]  # the largest come last
+    # Eigenvalues of C are squares of singular values, and so is their tolerance.
+    count = int((values > tolerance**2 * values[-1]).sum())
+    values, vectors = values[n - count :], vectors[:, n - count :]  # the largest come last
     merged: Tensor = (weighted @ vectors).div_(values) @ vectors.T
     return merged.mul_(scale).to(deltas.dtype)

@@ -14,17 +14,24 @@ from hf_tsv.errors import MethodError
 from hf_tsv.linalg import singular_values, truncated_svd
 from hf_tsv.linalg.ranks import (
     DENSE,
+    KEEP_FORMS,
+    RULES,
     Budget,
     Dense,
     Energy,
     Error,
     FixedRank,
     Fraction,
+    RankRule,
     Spectrum,
     choose_ranks,
+    parse_keep,
     pooled,
+    rank_choice,
     summarize,
 )
+from hf_tsv.methods import METHODS
+from hf_tsv.recipe._schema import Residuals
 
 Ranks = Mapping[str, int | Dense]
 
@@ -33,7 +40,7 @@ def spectrum(*values: float, m: int = 40, n: int = 60, **options: Any) -> Spectr
     return Spectrum(torch.tensor(values, dtype=torch.float64), m, n, **options)
 
 
-def one(spectrum: Spectrum, how: FixedRank | Fraction | Energy | Error) -> int | Dense:
+def one(spectrum: Spectrum, how: RankRule) -> int | Dense:
     return choose_ranks({"a": spectrum}, how)["a"]
 
 
@@ -89,6 +96,77 @@ class TestRules:
                 assert one(a, how) == 0
             assert a.error_at(0) == 0
             assert choose_ranks({"a": a}, Budget(100)) == {"a": 0}
+
+
+class TestWords:
+    """A rule is one class; recipe, `tsv_c` and command line have its word from it."""
+
+    def test_every_rule_is_taken_everywhere(self) -> None:
+        assert list(RULES) == ["rank", "fraction", "energy", "error", "budget"]
+        assert METHODS["tsv_c"].parameters.keys() == Residuals.model_fields.keys() == RULES.keys()
+        assert [f"{parameter.name}: {parameter.type_name}" for parameter in METHODS["tsv_c"].parameters.values()] == [
+            "rank: int | none",
+            "fraction: float | none",
+            "energy: float | none",
+            "error: float | none",
+            "budget: str | none",
+        ]
+
+    def test_the_rule_that_is_written(self) -> None:
+        def chosen(**given: Any) -> RankRule:
+            return rank_choice(given, num_tasks=4, checkpoint_bytes=1000)
+
+        assert chosen(rank=3, energy=None) == FixedRank(3)
+        assert chosen(fraction=0.5) == Fraction(0.5)
+        assert chosen(energy=0.9) == Energy(0.9)
+        assert chosen(error=0.1) == Error(0.1)
+        assert chosen(budget="10%") == Budget(100)
+        assert chosen(budget="2kB") == Budget(2000)
+        assert chosen() == Fraction(0.25)
+        with pytest.raises(MethodError, match="several rules for the ranks: rank, error. Keep one"):
+            chosen(rank=3, error=0.1)
+
+    @pytest.mark.parametrize("text", ["0%", "101%", "-1MB", "0", "lots", "%", "nan%"])
+    def test_what_is_not_a_budget(self, text: str) -> None:
+        with pytest.raises(MethodError, match=f"'{text}' is not a budget. Write a size such as 10MB, or a share"):
+            rank_choice({"budget": text}, num_tasks=1, checkpoint_bytes=1000)
+
+    def test_keep_sets_the_recipes_parameter(self) -> None:
+        found = [parse_keep(form) for form in ("10%", " 10MB ", "rank=16", "fraction = 0.5", "energy=0.9", "error=0.1")]
+        assert found == [
+            {"budget": "10%"},
+            {"budget": "10MB"},
+            {"rank": 16},
+            {"fraction": 0.5},
+            {"energy": 0.9},
+            {"error": 0.1},
+        ]
+        assert type(found[2]["rank"]) is int
+        assert KEEP_FORMS == ("10%", "10MB", "rank=16", "fraction=0.5", "energy=0.9", "error=0.1")
+        assert all(rank_choice(parse_keep(form), num_tasks=1, checkpoint_bytes=10**9) for form in KEEP_FORMS)
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("lots", "'lots' is neither a size nor a share"),
+            ("", "'' is neither a size nor a share"),
+            ("200%", "'200%' is neither a size nor a share"),
+            ("ranks=16", "there is no rule 'ranks'"),
+            ("=16", "there is no rule ''"),
+            ("rank=", "rank: input should be a valid integer, unable to parse string as an integer"),
+            ("rank=0", "rank: input should be greater than or equal to 1"),
+            ("rank=1.5", "rank: input should be a valid integer, unable to parse string as an integer"),
+            ("energy=1.5", "energy: input should be less than or equal to 1"),
+            ("error=0", "error: input should be greater than 0"),
+            ("fraction=nan", "fraction: input should be less than or equal to 1"),
+        ],
+    )
+    def test_what_keep_does_not_take(self, text: str, problem: str) -> None:
+        with pytest.raises(MethodError) as caught:
+            parse_keep(text)
+        assert str(caught.value) == (
+            f"--keep {text}: {problem}. Write one of 10%, 10MB, rank=16, fraction=0.5, energy=0.9, error=0.1"
+        )
 
 
 def gain(a: Spectrum, rank: int | Dense) -> float:

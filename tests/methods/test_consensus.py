@@ -34,7 +34,7 @@ def test_consensus_ties_agrees_with_the_paper(deltas: Tensor, k: int) -> None:
 @pytest.mark.parametrize("method", ["consensus_ta", "consensus_ties"])
 def test_more_tasks_than_there_are_use_nothing(method: str, tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path), method, more="parameters: {k: 4}\n")
-    with pytest.raises(PlanError, match=rf"recipe.yaml:\d+: {method}: no weight is used by 4 of 3 tasks, expected k"):
+    with pytest.raises(PlanError, match=rf"recipe.yaml:\d+: {method}: no weight is used by 4 of 3 tasks\. Set k to 3"):
         plan(recipe)
 
 

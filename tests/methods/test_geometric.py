@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from hf_tsv import merge_state_dicts
 from hf_tsv.errors import HfTsvError, MethodError
-from hf_tsv.methods import METHODS, Deltas
+from hf_tsv.methods import METHODS, Deltas, Tasks, TensorSource
 from tests.support.tolerances import rounding
 
 
@@ -17,14 +18,11 @@ def merged(
     method: str, base: Tensor, tuned: Sequence[Tensor], base_weight: float = 0.0, **parameters: object
 ) -> Tensor:
     deltas = Deltas(
-        lambda t: tuned[t] - base,
+        TensorSource(lambda t: tuned[t] - base, base=base.clone),
+        replace(Tasks.alike(len(tuned)), base_weight=base_weight),
         shape=base.shape,
         dtype=base.dtype,
-        tasks=[f"task{t}" for t in range(len(tuned))],
-        weights=[1.0] * len(tuned),
         is_matrix=base.ndim == 2,
-        base=base.clone,
-        base_weight=base_weight,
     )
     return base + METHODS[method](deltas, **parameters)
 

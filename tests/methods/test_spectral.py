@@ -8,7 +8,7 @@ from torch import Tensor
 
 import hf_tsv.merging.plan
 from hf_tsv import merge_state_dicts
-from hf_tsv.methods import METHODS, Deltas
+from hf_tsv.methods import METHODS, Deltas, Tasks, TensorSource
 from tests.support.oracles import Products, core_space, core_ties, polar, svd
 from tests.support.tolerances import factorisation
 
@@ -151,13 +151,11 @@ def adapters(ranks: tuple[int, ...] = (4, 4, 4), size: float = 1.0) -> Products:
 def stored(products: Products) -> Deltas:
     """The deltas of adapters."""
     return Deltas(
-        lambda t: products[t][0] @ products[t][1],
+        TensorSource(lambda t: products[t][0] @ products[t][1], product=lambda t: products[t]),
+        Tasks.alike(len(products)),
         shape=(40, 30),
         dtype=torch.float32,
-        tasks=[f"task{t}" for t in range(len(products))],
-        weights=[1.0] * len(products),
         is_matrix=True,
-        product=lambda t: products[t],
     )
 
 
