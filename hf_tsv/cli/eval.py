@@ -1,4 +1,4 @@
-"""`hf-tsv eval`: what an output is worth."""
+"""`hf-tsv eval`: score an output."""
 
 import json
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ EPILOG = (
 
 @told
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="What merge or compress wrote.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="An output of merge or compress.", show_default=False)],
     suite: Annotated[Path, typer.Option("--suite", metavar="FILE", help="The tasks: a YAML file.")],
     results: Annotated[
         Path | None,
-        typer.Option("--results", metavar="FILE", help="Where scores are kept; OUT/evaluation.jsonl unless given."),
+        typer.Option("--results", metavar="FILE", help="File of known scores (default: OUT/evaluation.jsonl)."),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; a GPU if there is one.")] = None,
     token: Token = None,
@@ -32,37 +32,39 @@ def evaluate(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score an output, its base and its fine-tunes on the tasks of a suite, for its record and card. What was stopped
-    goes on where it was."""
+    """Score an output, its base and its fine-tunes on the tasks of a suite, for its record and card. An interrupted
+    evaluation resumes where it was."""
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.evaluate import evaluate
 
     hub = Hub(token=token, cache_dir=cache_dir)
     try:
         with WorkProgress("Evaluating", quiet=quiet) as progress:
-            found = evaluate(folder, suite, results=results, device=device, hub=hub, progress=progress)
+            summary = evaluate(folder, suite, results=results, device=device, hub=hub, progress=progress)
     except KeyboardInterrupt:
-        interrupted("Interrupted. Every score that was complete is kept; the same command goes on from there.")
+        interrupted("Interrupted. Complete scores are saved; run the same command again to resume.")
     if json_:
-        print(json.dumps(found))
+        print(json.dumps(summary))
     else:
-        show(found)
+        show(summary)
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(summary: Mapping[str, Any]) -> None:
     """A row a task, a column a model: the score, and in brackets its share of the fine-tuned model's."""
     from rich.markup import escape
     from rich.table import Table
 
-    labels = list(dict.fromkeys(label for row in found["tasks"].values() for label in row["scores"]))
+    labels: dict[str, None] = {}  # in the order of the first task that has them
+    for row in summary["tasks"].values():
+        labels |= dict.fromkeys(row["scores"])
     table = Table("task", "metric", box=None, pad_edge=False, header_style="bold")
     for label in labels:
         table.add_column(label, justify="right")
-    for task, row in found["tasks"].items():
+    for task, row in summary["tasks"].items():
         metric = row["metric"] + ("" if row["higher_is_better"] else " (lower is better)")
         cells = (_cell(row["scores"].get(label), row["relative"].get(label)) for label in labels)
         table.add_row(escape(task), escape(metric), *cells)
-    mean = found["mean"]
+    mean = summary["mean"]
     table.add_section()
     table.add_row("mean", "", *(_cell(mean["scores"].get(label), mean["relative"].get(label)) for label in labels))
     out.print(table)

@@ -3,17 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from hf_tsv.checkpoints.modules import group_of
 from hf_tsv.errors import PlanError
+from hf_tsv.evaluation.options import By
 from hf_tsv.merging.plan import MASKED, Step
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import Document, Recipe, parse_recipe, read_yaml
 
-By = Literal["all", "kind", "type"]
 REST = "rest"  # of methods with a `rest_scale`: what is no matrix, whose factor that is
 # Whose scale is a factor on all that they merge; CART's is one on what lies around the center.
 SCALED = tuple(sorted(name for name, method in METHODS.items() if "scale" in method.parameters and name != "cart"))

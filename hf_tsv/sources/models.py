@@ -155,10 +155,9 @@ def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]
             folder = hub.download(pin) if pin else local
             label = pin.label if pin else ref.text
             return Parts(None, folder, pin, open_adapter(folder, label=label))
-    if pin:
-        model = hub.open(pin)
-    else:
-        model = open_checkpoint(local, label=ref.path if ref.adapter else ref.text)
+    # With an adapter on top the two have labels of their own.
+    label = ref.path if ref.adapter else ref.text
+    model = hub.open(pin) if pin else open_checkpoint(local, label=label)
     folder_of_model = None if pin else local
     if not ref.adapter:
         return Parts(model, folder_of_model, pin)
