@@ -40,7 +40,7 @@ def inspect(
         write_text(html, render_page(summary))
     pictures = write_plots(summary, plots) if plots else []
     if json_:
-        print(json.dumps(summary))
+        print(json.dumps(summary.plain()))
     else:
         print_tables(summary, out)
     for file in (*([html] if html else []), *pictures):

@@ -1,7 +1,6 @@
 """What each fine-tuned model changed, and where they clash."""
 
 from pathlib import Path
-from typing import Any
 
 from hf_tsv import inspection
 from hf_tsv.hub import Hub
@@ -21,21 +20,21 @@ def inspect(
     max_memory: int | None = None,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Look at what each fine-tuned model of a recipe changed, and where they clash.
+) -> inspection.Summary:
+    """Measure what each fine-tuned model of a recipe changed, and where they clash.
 
     Args:
-        recipe: A recipe, or the path of its file. Its methods and weights don't matter, only which tensors they merge.
-        workers: Tensors in work at once, one processor core each; all cores unless given.
-        max_memory: Bytes that the tensors in work may take together; most of what is free unless given.
+        recipe: A recipe, or the path of its file. Its methods and weights don't matter, only which tensors it merges.
+        workers: Tensors measured at the same time, one processor core each; by default one for each core.
+        max_memory: Bytes that those tensors may take together; by default most of what is free.
         hub: How to reach the Hub.
-        progress: Told of the work done.
+        progress: Notified of the work done.
 
     Returns:
-        Plain data, as `hf_tsv.inspection.summarize` describes it.
+        Norms, cosines, interference and spectra by task, module type and layer, and advice.
 
     Raises:
-        HfTsvError: anything a person can mend.
+        HfTsvError: anything a person can correct.
     """
     recipe, hub = loaded(recipe), hub or Hub()
     resources = Resources.of(workers, max_memory)
