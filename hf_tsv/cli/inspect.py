@@ -45,7 +45,7 @@ def inspect(recipe: RecipeFile, reports: Reports, limits: CpuLimits, access: Acc
     if reports.plots:
         files += write_plots(summary, reports.plots)
     if talk.json:
-        print(json.dumps(summary))
+        print(json.dumps(summary.plain()))
     else:
         print_tables(summary, out)
     for file in files:

@@ -1,4 +1,4 @@
-"""Scores that are kept, so that none is computed twice: one line each, under a hash of all that it depends on."""
+"""Known scores, so that none is computed twice: one line each, under a hash of all that the score depends on."""
 
 import hashlib
 import json
@@ -11,41 +11,42 @@ from pydantic import ValidationError
 
 from hf_tsv.errors import OutputError
 from hf_tsv.evaluation.scoring import Score
+from hf_tsv.recipe import wrong_value
 from hf_tsv.record import ScoreLine
 
 
 class Results:
-    """A file of scores, to which each new one is appended as soon as it is known."""
+    """A file of scores, to which each new one is appended as soon as it is known.
+
+    Raises:
+        OutputError: the file can't be read, or a line isn't a score of this version; names the line and the field.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known = _read(path)
+        self._known = {line.key: Score(line.score, line.examples) for line in _read(path)}
 
     def get(self, key: str) -> Score | None:
         return self._known.get(key)
 
-    def put(self, scored: ScoreLine) -> None:
-        """Keep a score.
+    def put(self, line: ScoreLine) -> None:
+        """Append a score.
 
         Raises:
             OutputError: the file can't be written.
         """
-        self._known[scored.key] = Score(scored.score, scored.examples)
-        line = json.dumps(scored.model_dump()) + "\n"
+        self._known[line.key] = Score(line.score, line.examples)
+        # By json, not by pydantic, which writes an infinite perplexity as null.
+        text = json.dumps(line.model_dump()) + "\n"
         try:
             with self._path.open("ab+") as file:
                 if file.tell() and not _ends_a_line(file):
-                    line = "\n" + line  # what an interruption cut short stays a line of its own
-                file.write(line.encode())
+                    text = "\n" + text  # what an interruption cut short stays a line of its own
+                file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"{self._path}: can't be written: {error.strerror}.") from error
-
-
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
 
 
 def key_of(depends_on: Mapping[str, Any]) -> str:
@@ -53,17 +54,43 @@ def key_of(depends_on: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Score]:
-    """The scores in a file, without lines that an interruption cut short."""
-    known: dict[str, Score] = {}
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _read(path: Path) -> list[ScoreLine]:
+    """The lines of a file; none if it doesn't exist.
+
+    Raises:
+        OutputError: it can't be read, or a line isn't a score; says where and which field.
+    """
     try:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
     except (OSError, UnicodeDecodeError) as error:
-        raise OutputError(f"{path}: can't be read, expected scores that an earlier evaluation kept: {error}") from error
-    for line in lines:
-        try:
-            scored = ScoreLine.model_validate_json(line)
-        except ValidationError:
+        raise OutputError(f"{path}: can't be read as scores of an earlier evaluation: {error}") from error
+    scores: list[ScoreLine] = []
+    for number, line in enumerate(lines, start=1):
+        # A line without its closing brace was cut short by an interruption: it is no score, and nobody's mistake.
+        if not line.rstrip().endswith("}"):
             continue
-        known[scored.key] = Score(scored.score, scored.examples)
-    return known
+        try:
+            scores.append(ScoreLine.model_validate_json(line))
+        except ValidationError as error:
+            problem = _problem(error)
+            way_out = "Correct it, or delete the line: its score is then computed again"
+            raise OutputError(f"{path}:{number}: {problem} {way_out}.") from None
+    return scores
+
+
+def _problem(error: ValidationError) -> str:
+    """What is wrong with a line, by its first error."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    if first["type"] == "json_invalid":
+        return f"not valid JSON ({first['ctx']['error']})."
+    if first["type"] == "extra_forbidden":
+        return f"unknown field '{field}', perhaps of another version of hf_tsv."
+    if first["type"] == "missing":
+        return f"the field '{field}' is missing."
+    return wrong_value(f"'{field}'" if field else "the line", [first])

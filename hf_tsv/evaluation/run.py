@@ -1,6 +1,6 @@
-"""Score everything that a suite asks for, once."""
+"""Score everything in a suite, once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -29,12 +29,12 @@ from hf_tsv.merging.progress import Progress
 from hf_tsv.record import Evaluation, EvaluationVersions, MeanScores, ScoreLine, SuiteEntry, TaskScores
 from hf_tsv.sources.models import Source
 
-SCORING = "1"  # counts up whenever the same model and suite give another score than before
+SCORING = "1"  # raised whenever the same model and suite give another score than before
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task with all that its scores are made from.
+    """A task with all that its scores are computed from.
 
     Attributes:
         finetuned: The recipe's task that it belongs to, if any.
@@ -58,10 +58,10 @@ def prepare(
     Args:
         suite: What is scored.
         sources: The recipe's models, fetched, the base first.
-        more: What is scored beside them, given the base and the recipe's task.
+        more: Further models to score, given the base and the recipe's task.
 
     Raises:
-        HfTsvError: examples, heads or fine-tuned models that aren't there, all of them told; or transformers isn't.
+        HfTsvError: examples, heads or fine-tuned models are missing, all of them in one error; or transformers is.
     """
     check_installed()
     known = [source.task for source in sources if source.task]
@@ -72,8 +72,9 @@ def prepare(
             own = _finetuned(suite, task, known)
             examples = None if isinstance(task, LmEval) else read_examples(suite, task)
             head = read_head(suite, task) if isinstance(task, Classification) else None
-            known_models = originals(sources, own)
-            prepared.append(Prepared(task, own, (*known_models, *more(known_models[0], own)), examples, head))
+            entrants = originals(sources, own)
+            base = entrants[0]
+            prepared.append(Prepared(task, own, (*entrants, *more(base, own)), examples, head))
         except HfTsvError as error:
             problems.extend(error.problems)
     if problems:
@@ -82,46 +83,48 @@ def prepare(
 
 
 def _finetuned(suite: Suite, task: AnyTask, known: Sequence[str]) -> str | None:
-    """The recipe's task that a task belongs to; one that belongs to none is for the base and the merged model."""
+    """The recipe's task that a task belongs to; None where only the base and the merged model are scored on it."""
     if task.finetuned is not None and task.finetuned not in known:
         raise HfTsvError(
-            f"{suite.where(task)}: 'finetuned' of '{task.name}' is no task of the recipe, expected one of"
-            f" {', '.join(known)} but got '{task.finetuned}'."
+            f"{suite.where(task)}: 'finetuned' of '{task.name}' is '{task.finetuned}', which the recipe doesn't have."
+            f" Use one of {', '.join(known)}."
         )
     return task.finetuned or (task.name if task.name in known else None)
 
 
 def score_all(suite: Suite, prepared: Sequence[Prepared], results: Results, device: str, progress: Progress) -> None:
-    """Score every model on every task, but for what `results` holds, and put it there.
+    """Score every model on every task, except for what `results` contains already, and add it there.
 
     Raises:
         HfTsvError: a model can't be loaded, or doesn't fit its task.
     """
     pairs = [(one, entrant) for one in prepared for entrant in one.entrants]
     progress.begin(len(pairs))
-    held: tuple[tuple[Any, ...], Any] | None = None
+    # One model in memory at a time; several heads of the suite may share a body, so pairs go by model.
+    loaded_key: tuple[str, ...] | None = None
+    model: Any = None
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        for one, entrant in sorted(pairs, key=lambda pair: pair[1].label):  # a body serves several heads
+        for one, entrant in sorted(pairs, key=lambda pair: pair[1].label):
             key, name = score_key(suite, one, entrant), f"{entrant.label} on {one.task.name}"
             if results.get(key):
                 progress.advance(1, name)
                 continue
-            wanted = _body_key(one, entrant)
-            if held is None or held[0] != wanted:
-                held = None  # gone before the next comes
-                held = wanted, load_model(entrant, one.task, suite.file.dtype, device)
-            score = _scored(suite, one, entrant, held[1], progress, name)
-            results.put(
-                ScoreLine(
-                    key=key,
-                    score=score.value,
-                    examples=score.examples,
-                    task=one.task.name,
-                    model=entrant.label,
-                    metric=_metric(one.task),
-                )
+            body_key = _body_key(one, entrant)
+            if body_key != loaded_key:
+                loaded_key, model = None, None  # freed before the next one is loaded
+                model = load_model(entrant, one.task, suite.file.dtype, device)
+                loaded_key = body_key
+            score = _scored(suite, one, entrant, model, progress, name)
+            line = ScoreLine(
+                key=key,
+                score=score.value,
+                examples=score.examples,
+                task=one.task.name,
+                model=entrant.label,
+                metric=_metric(one.task),
             )
+            results.put(line)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -147,10 +150,11 @@ def score_key(suite: Suite, one: Prepared, entrant: Contestant) -> str:
     )
 
 
-def _body_key(one: Prepared, entrant: Contestant) -> tuple[Any, ...]:
-    """Tasks whose heads the suite gives share one body."""
+def _body_key(one: Prepared, entrant: Contestant) -> tuple[str, ...]:
+    """What tasks have in common that are scored with the same loaded model: those whose heads the suite gives."""
     task = one.task
-    if isinstance(task, Classification) and one.head and entrant.adapter is None and entrant.label in (BASE, MERGED):
+    is_shared = one.head is not None and entrant.adapter is None and entrant.label in (BASE, MERGED)
+    if is_shared and isinstance(task, Classification):
         return entrant.label, task.kind, task.pooling
     return entrant.label, task.kind, task.name
 
@@ -168,7 +172,8 @@ def _scored(suite: Suite, one: Prepared, entrant: Contestant, model: Any, progre
 
     if isinstance(task, Perplexity):
         return perplexity(model, load_tokenizer(entrant), task, one.examples, suite, advance)
-    inputs = load_processor(entrant) if isinstance(task, ImageClassification) else load_tokenizer(entrant)
+    is_image = isinstance(task, ImageClassification)
+    inputs = load_processor(entrant) if is_image else load_tokenizer(entrant)
     return accuracy(model, inputs, task, one.examples, one.head, suite, advance)
 
 
@@ -177,12 +182,16 @@ def _metric(task: AnyTask) -> str:
 
 
 def summarize(suite: Suite, prepared: Sequence[Prepared], results: Results) -> Evaluation:
-    """What the record keeps of an evaluation."""
+    """What the record says about an evaluation.
+
+    A score `relative` to the fine-tuned model's is 1 where it is as good and more where it is better, whatever the
+    metric.
+    """
     import transformers
 
     tasks = {one.task.name: _task(suite, one, results) for one in prepared}
-    # Scores of different metrics have no mean; relative ones do, whatever the metric.
-    has_one_metric = len({scores.metric for scores in tasks.values()}) == 1
+    metrics = {scores.metric for scores in tasks.values()}
+    scores = [scores.scores for scores in tasks.values()]
     relative = [scores.relative for scores in tasks.values() if scores.relative]
     return Evaluation(
         suite=SuiteEntry(file=suite.source.name, sha256=suite.sha256, seed=suite.file.seed, dtype=suite.file.dtype),
@@ -190,53 +199,57 @@ def summarize(suite: Suite, prepared: Sequence[Prepared], results: Results) -> E
             hf_tsv=__version__, torch=str(torch.__version__), transformers=transformers.__version__
         ),
         tasks=tasks,
-        mean=MeanScores(
-            scores=_means([scores.scores for scores in tasks.values()]) if has_one_metric else {},
-            relative=_means(relative),
-        ),
+        # Accuracies and perplexities have no mean; shares of the fine-tunes' scores do.
+        mean=MeanScores(scores=_means(scores) if len(metrics) == 1 else {}, relative=_means(relative)),
     )
 
 
 def _task(suite: Suite, one: Prepared, results: Results) -> TaskScores:
-    scores = {entrant.label: _kept(results, score_key(suite, one, entrant)) for entrant in one.entrants}
-    values = {label: score.value for label, score in scores.items()}
+    values: dict[str, float] = {}
+    examples = 0
+    for entrant in one.entrants:
+        score = results.get(score_key(suite, one, entrant))
+        assert score is not None  # `score_all` ran before
+        values[entrant.label] = score.value
+        if entrant.label == BASE:
+            examples = score.examples
     return TaskScores(
         kind=one.task.kind,
         metric=_metric(one.task),
         higher_is_better=one.task.higher_is_better,
         data=_data(one.task),
         data_sha256=one.examples.sha256 if one.examples else None,
-        examples=scores[BASE].examples,
+        examples=examples,
         scores=values,
         relative=_relative(one.task, values),
     )
 
 
 def _data(task: AnyTask) -> str:
-    """What is said of the data: a data set's id, or a file's name without its folder."""
+    """What the record calls the data: a data set's id, or a file's name; its folder is nobody's business."""
     if isinstance(task, LmEval):
         return task.task
     data = task.data
     return data.hub if isinstance(data, HubData) else Path(data).name
 
 
-def _kept(results: Results, key: str) -> Score:
-    score = results.get(key)
-    assert score is not None
-    return score
-
-
 def _relative(task: AnyTask, values: Mapping[str, float]) -> dict[str, float]:
+    """Scores as shares of the fine-tuned model's; none where it has no score, or a score of 0."""
     own = values.get(FINETUNED)
     if not own:
         return {}
-    return {k: v / own if task.higher_is_better else own / v for k, v in values.items() if v or task.higher_is_better}
+    if task.higher_is_better:
+        return {label: value / own for label, value in values.items()}
+    return {label: own / value for label, value in values.items() if value}
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """By model, over all rows; without the models that some row lacks."""
-    return {label: fmean(row[label] for row in rows) for label in _in_all(rows)}
-
-
-def _in_all(rows: Sequence[Mapping[str, float]]) -> Iterator[str]:
-    return (label for label in (rows[0] if rows else {}) if all(label in row for row in rows))
+    if not rows:
+        return {}
+    means: dict[str, float] = {}
+    for label in rows[0]:
+        values = [row[label] for row in rows if label in row]
+        if len(values) == len(rows):
+            means[label] = fmean(values)
+    return means

@@ -3,17 +3,17 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from ruamel.yaml.comments import CommentedMap
 
 from hf_tsv.checkpoints.modules import group_of
 from hf_tsv.errors import PlanError
+from hf_tsv.evaluation.options import By
 from hf_tsv.merging.plan import Step
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import Recipe, edited, models_of, own_value, put_keys, remove_key
 
-By = Literal["all", "kind", "type"]
 REST = "rest"  # of methods with a `rest_scale`: what is no matrix, whose factor that is
 _SCALES = ("scale", "rest_scale")
 

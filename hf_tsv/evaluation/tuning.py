@@ -1,12 +1,12 @@
 """Choose a merge's scales, and its masks' lambdas, by scores on validation data, the merge itself computed once.
 
 A method's `scale` is a factor on its merged delta, and a mask's lambda compares deltas that are known. So the deltas
-are made once, at scale 1, and each choice that is tried costs a sum and an evaluation, but no decomposition.
+are computed once, at scale 1, and each choice costs a sum and an evaluation, but no decomposition.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -18,8 +18,9 @@ from torch import Tensor
 from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.memory import MemoryCheckpoint
 from hf_tsv.errors import PlanError
-from hf_tsv.evaluation import MERGED, RESTORED, Contestant, Prepared, Results, Suite, score_all, summarize
-from hf_tsv.evaluation.tunable import By, Choice, Group, chosen_text, groups_of, tuned_of_mask
+from hf_tsv.evaluation import MERGED, RESTORED, Prepared, Results, Suite, score_all, summarize
+from hf_tsv.evaluation.options import By, Search
+from hf_tsv.evaluation.tunable import Choice, Group, chosen_text, groups_of, tuned_of_mask
 from hf_tsv.merging.engine import run
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.progress import Progress, Silent
@@ -32,16 +33,16 @@ from hf_tsv.recipe import Recipe
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning found.
+    """The outcome of a search.
 
     Attributes:
         scales: By group: `all`, a kind of tensor, a module type's name with `*`, or `rest`; of an override after its
             filter and a colon.
         lambdas: TALL-masks' lambda, by task.
-        relative: The mean score relative to the fine-tuned models' with these.
+        relative: The mean score relative to the fine-tuned models', with these scales and lambdas.
         untuned: The same at scale 1, with the recipe's lambdas.
         tried: How many choices were scored.
-        text: The recipe with these.
+        text: The recipe with these scales and lambdas.
     """
 
     scales: Mapping[str, float]
@@ -52,120 +53,135 @@ class Tuned:
     text: str
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What choices are scored on.
+
+    Attributes:
+        suite: Validation data: not what the merge is reported on.
+        prepared: Its tasks with the base and the fine-tuned models.
+        results: The file of known scores.
+        device: Of torch.
+    """
+
+    suite: Suite
+    prepared: Sequence[Prepared]
+    results: Results
+    device: str
+
+
 def tune(
     plan: Plan,
     recipe: Recipe,
-    suite: Suite,
-    prepared: Sequence[Prepared],
-    results: Results,
+    validation: Validation,
+    search: Search,
     *,
-    by: By,
-    grid: Sequence[float],
-    lambdas: Sequence[float],
-    device: str,
     resources: Resources,
     progress: Progress,
 ) -> Tuned:
     """Search each task's lambda, then one scale for all, then group by group, those that change most first.
 
     With TALL-masks a task's score is that of its own model, which its mask makes of the merged one, and its lambda has
-    no part in the other tasks' scores. Of lambdas with the same score the first counts, as in the authors' code.
+    no effect on the other tasks' scores. Of lambdas with the same score the first wins, as in the authors' code.
 
     Args:
         plan: Of `at_scale_one(recipe)`.
-        recipe: What the tuned recipe is made from.
-        suite: Validation data: not what the merge is reported on.
-        prepared: Its tasks with the base and the fine-tuned models.
-        results: Where scores are kept.
-        by: What has a scale of its own: `all` have one, a `kind` of tensor, or a module `type`.
-        grid: The scales that are tried.
-        lambdas: The masks' lambdas that are tried.
-        device: Of torch.
+        recipe: The recipe to tune.
+        validation: What choices are scored on.
+        search: What is tried.
         resources: For the merge.
-        progress: Told of the evaluations.
+        progress: Notified of the evaluations.
 
     Raises:
         PlanError: a task of the suite has no fine-tuned model, or a task with a mask has no data.
         HfTsvError: as merging and scoring do.
     """
-    search = _Search(plan, recipe, by, suite, prepared, results, device)
-    _check_tasks(suite, prepared, search.masked)
-    search.merge(resources)
-    groups = sorted(search.groups, key=search.energy, reverse=True)
-    looks = 1 + len(search.masked) * len(lambdas) + bool(groups) * len(grid)
-    progress.begin(looks + (len(groups) * (1 + len(grid)) if len(groups) > 1 else 0))
-    best = Choice(dict.fromkeys(groups, 1.0))
-    untuned = search.score(best, progress)
-    for task in search.masked:
-        tried = [replace(best, lambdas={**best.lambdas, task: lam}) for lam in lambdas]
-        best = max(tried, key=partial(search.score, progress=progress, task=task))
+    candidates = _Candidates(plan, recipe, validation, search.by)
+    _check_tasks(validation, candidates.masked)
+    candidates.merge(resources)
+    groups = sorted(candidates.groups, key=candidates.energy, reverse=True)
+    evaluations = 1 + len(candidates.masked) * len(search.lambdas)
     if groups:
-        best = _best(search, [replace(best, scales=dict.fromkeys(groups, scale)) for scale in grid], progress)
-    for group in groups if len(groups) > 1 else ():
-        best = _best(search, [best, *(replace(best, scales={**best.scales, group: s}) for s in grid)], progress)
+        evaluations += len(search.scales)
+    if len(groups) > 1:
+        evaluations += len(groups) * (1 + len(search.scales))
+    progress.begin(evaluations)
+    best = Choice(dict.fromkeys(groups, 1.0))
+    untuned = candidates.score(best, progress)
+    for task in candidates.masked:
+        choices = [replace(best, lambdas={**best.lambdas, task: lam}) for lam in search.lambdas]
+        best = max(choices, key=partial(candidates.score, progress=progress, task=task))
+    if groups:
+        choices = [replace(best, scales=dict.fromkeys(groups, scale)) for scale in search.scales]
+        best = _best(candidates, choices, progress)
+    # One group alone has been searched above. Of several each is refined once, given the choices made so far.
+    if len(groups) > 1:
+        for group in groups:
+            others = [replace(best, scales={**best.scales, group: scale}) for scale in search.scales]
+            best = _best(candidates, [best, *others], progress)
     return Tuned(
         scales={str(group): scale for group, scale in best.scales.items()},
         lambdas=best.lambdas,
-        relative=search.score(best, progress),
+        relative=candidates.score(best, progress),
         untuned=untuned,
-        tried=len(search.tried),
+        tried=len(candidates.tried),
         text=chosen_text(recipe, best),
     )
 
 
-def _check_tasks(suite: Suite, prepared: Sequence[Prepared], masked: Sequence[str]) -> None:
-    if without := [one.task.name for one in prepared if len(one.entrants) < 2]:
-        raise PlanError(f"{suite.source}: no fine-tuned model to compare with, expected one for {', '.join(without)}.")
-    if without := sorted(set(masked) - {one.finetuned for one in prepared}):
+def _check_tasks(validation: Validation, masked: Sequence[str]) -> None:
+    source, prepared = validation.suite.source, validation.prepared
+    without_model = [one.task.name for one in prepared if len(one.entrants) < 2]
+    if without_model:
         raise PlanError(
-            f"{suite.source}: no data to choose a mask's lambda on, expected a task of the suite for"
-            f" {', '.join(without)}."
+            f"{source}: tasks without a fine-tuned model to compare with: {', '.join(without_model)}."
+            " Name one by 'finetuned', or remove them."
+        )
+    without_data = sorted(set(masked) - {one.finetuned for one in prepared})
+    if without_data:
+        raise PlanError(
+            f"{source}: no data to choose a mask's lambda on for {', '.join(without_data)}. Add a task for each."
         )
 
 
-def _best(search: "_Search", choices: Iterable[Choice], progress: Progress) -> Choice:
+def _best(candidates: "_Candidates", choices: Sequence[Choice], progress: Progress) -> Choice:
     """The choice with the highest score; of equals the one nearest to scale 1."""
-    found = [(search.score(c, progress), -sum(abs(scale - 1) for scale in c.scales.values()), c) for c in choices]
-    return max(found, key=lambda item: item[:2])[2]
+
+    def rank(choice: Choice) -> tuple[float, float]:
+        distance = sum(abs(scale - 1) for scale in choice.scales.values())
+        return candidates.score(choice, progress), -distance
+
+    return max(choices, key=rank)
 
 
-class _Search:
+class _Candidates:
     """Scores choices on tasks, each once.
 
     Attributes:
         masked: The recipe's tasks, where each has a mask.
         groups: What has a scale of its own.
-        tried: All choices that were looked at.
+        tried: All choices that were scored.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        recipe: Recipe,
-        by: By,
-        suite: Suite,
-        prepared: Sequence[Prepared],
-        results: Results,
-        device: str,
-    ) -> None:
+    def __init__(self, plan: Plan, recipe: Recipe, validation: Validation, by: By) -> None:
         self._localized = [step for step in plan.merged if tuned_of_mask(step.method)]
         self.masked = plan.tasks if self._localized else ()
         self._group_of = groups_of(plan.recipe, plan.merged, by)
         self.groups = tuple(dict.fromkeys(self._group_of.values()))
         self.tried: set[str] = set()
         self._known: dict[tuple[str, str], float] = {}
-        self._plan, self._suite, self._prepared, self._results = plan, suite, prepared, results
-        self._device = device
+        self._plan, self._validation = plan, validation
         self._out = BY_WORD[recipe.out_dtype].torch if recipe.out_dtype else None
         self._base: dict[str, Tensor] = {}
         self._merged: dict[str, Tensor] = {}
         self._surveys = Surveys(plan, self._localized, for_masks=True)
         self._changes: tuple[str, dict[str, TaskDelta]] = ("", {})
+        # What all candidates' weights depend on, whatever is chosen: their scores are known by it in the results.
         sources = (plan.recipe.text, str(recipe.out_dtype), *(c.fingerprint() for c in (plan.base, *plan.finetuned)))
         self._identity = hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
     def merge(self, resources: Resources) -> None:
-        """Make the deltas that every choice is made of."""
+        """Compute the deltas that every choice scales."""
         self._base = {name: self._plan.base.read(name) for name in self._plan.base.names()}
         run(self._plan, self._plan.merged, self, resources, Silent())
         self._surveys = run_surveys(self._plan, self._localized, resources, Silent(), for_masks=True)
@@ -176,34 +192,41 @@ class _Search:
 
     def energy(self, group: Group) -> float:
         """The squared norm of a group's merged deltas."""
-        names = [name for name in self._merged if self._group_of.get(name) == group]
-        return sum(float((self._merged[n].double() - self._base[n].double()).square().sum()) for n in names)
+        total = 0.0
+        for name, merged in self._merged.items():
+            if self._group_of.get(name) == group:
+                delta = merged.double() - self._base[name].double()
+                total += float(delta.square().sum())
+        return total
 
     def score(self, choice: Choice, progress: Progress, task: str | None = None) -> float:
         """The mean score relative to the fine-tuned models', over all tasks of the suite or those of one model."""
-        asked = [one for one in self._prepared if task in (None, one.finetuned)]
-        new = [one for one in asked if (one.task.name, _key(choice, one.finetuned)) not in self._known]
-        # One model a task where masks make it; else one for all.
-        for together in [[one] for one in new] if self.masked else [new] if new else []:
-            self._score(together, choice)
+        wanted = [one for one in self._validation.prepared if task in (None, one.finetuned)]
+        new = [one for one in wanted if (one.task.name, _key(choice, one.finetuned)) not in self._known]
+        if self.masked:  # its mask makes a model of its own for each task
+            for one in new:
+                self._score([one], choice)
+        elif new:
+            self._score(new, choice)
         self.tried.add(_key(choice))
-        progress.advance(1, _shown(choice, task))
-        return fmean(self._known[one.task.name, _key(choice, one.finetuned)] for one in asked)
+        scales = ", ".join(f"{group} {scale:g}" for group, scale in choice.scales.items())
+        progress.advance(1, f"{task} {choice.lambdas[task]:g}" if task else scales)
+        return fmean(self._known[one.task.name, _key(choice, one.finetuned)] for one in wanted)
 
     def _score(self, together: Sequence[Prepared], choice: Choice) -> None:
-        task = together[0].finetuned
+        """Score one model of a choice on these tasks."""
+        validation, task = self._validation, together[0].finetuned
         label, key = RESTORED if self.masked else MERGED, _key(choice, task)
         body = MemoryCheckpoint(self._state(choice, task), label=f"the merge at {key}")
-        prepared = [
-            replace(one, entrants=(*one.entrants[:2], self._candidate(one.entrants[0], body, f"{label} {key}", label)))
-            for one in together
-        ]
-        score_all(self._suite, prepared, self._results, self._device, Silent())
-        for name, scores in summarize(self._suite, prepared, self._results).tasks.items():
+        prepared: list[Prepared] = []
+        for one in together:
+            base, finetuned = one.entrants[:2]
+            identity = f"{self._identity} {base.identity} {label} {key}"
+            candidate = replace(base, label=label, identity=identity, body=body)
+            prepared.append(replace(one, entrants=(base, finetuned, candidate)))
+        score_all(validation.suite, prepared, validation.results, validation.device, Silent())
+        for name, scores in summarize(validation.suite, prepared, validation.results).tasks.items():
             self._known[name, key] = scores.relative[label]
-
-    def _candidate(self, base: Contestant, body: MemoryCheckpoint, key: str, label: str) -> Contestant:
-        return replace(base, label=label, identity=f"{self._identity} {base.identity} {key}", body=body)
 
     def _state(self, choice: Choice, task: str | None) -> dict[str, Tensor]:
         """A task's model with a choice, as merging writes it and, where there are masks, restoring."""
@@ -214,11 +237,13 @@ class _Search:
                 base = self._base[name].to(merged.dtype)
                 merged = torch.add(base, merged - base, alpha=scale)
             state[name] = self._stored(merged, self._base[name])
-        for step in self._localized if task else ():
-            state[step.name] = self._masked(step, state[step.name], str(task), choice.lambdas.get(str(task)))
+        if task is not None:
+            for step in self._localized:
+                state[step.name] = self._masked(step, state[step.name], task, choice.lambdas.get(task))
         return state
 
     def _stored(self, tensor: Tensor, base: Tensor) -> Tensor:
+        """The tensor rounded as the merge writes it."""
         return tensor.to(self._out or base.dtype) if base.is_floating_point() else tensor
 
     def _masked(self, step: Step, merged: Tensor, task: str, lam: float | None) -> Tensor:
@@ -242,12 +267,7 @@ class _Search:
 
 
 def _key(choice: Choice, task: str | None = None) -> str:
-    """What a task's score depends on of a choice; without a task, all of it."""
+    """The part of a choice that a task's score depends on; without a task, all of it."""
     scales = {str(group): scale for group, scale in choice.scales.items()}
     lambdas = {name: lam for name, lam in choice.lambdas.items() if task in (None, name)}
     return json.dumps([scales, lambdas], sort_keys=True)
-
-
-def _shown(choice: Choice, task: str | None) -> str:
-    scales = [f"{group} {scale:g}" for group, scale in choice.scales.items()]
-    return f"{task} {choice.lambdas[task]:g}" if task else ", ".join(scales)

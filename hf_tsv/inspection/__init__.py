@@ -4,6 +4,7 @@ from hf_tsv.inspection.measure import Entries, Inspected, Inspection, Interferen
 from hf_tsv.inspection.page import render_page
 from hf_tsv.inspection.plots import write_plots
 from hf_tsv.inspection.report import summarize
+from hf_tsv.inspection.summary import Summary
 from hf_tsv.inspection.tables import print_tables
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Inspection",
     "Interference",
     "Matrices",
+    "Summary",
     "inspect_plan",
     "print_tables",
     "render_page",

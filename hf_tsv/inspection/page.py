@@ -1,23 +1,24 @@
 """The summary as one HTML page that needs nothing else: no network, no other file."""
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from hf_tsv._version import __version__
+from hf_tsv.inspection.summary import Summary
 
 _IN_A_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-def render_page(summary: Mapping[str, Any]) -> str:
-    """The page of a summary as `summarize` makes it. Whatever names hold, none becomes markup or script."""
-    data = Markup(json.dumps(summary, separators=(",", ":")).translate(_IN_A_SCRIPT))
-    return _templates().get_template("page.html.j2").render(s=summary, data=data, version=__version__)
+def render_page(summary: Summary) -> str:
+    """The page of a summary. Whatever characters names contain, none becomes markup or script."""
+    plain = summary.plain()
+    # JSON allows these characters as escapes, so the data can't end the script that contains them.
+    data = Markup(json.dumps(plain, separators=(",", ":")).translate(_IN_A_SCRIPT))
+    return _templates().get_template("page.html.j2").render(s=plain, data=data, version=__version__)
 
 
 @cache

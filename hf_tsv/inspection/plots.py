@@ -1,11 +1,13 @@
 """The summary as PNG pictures. Needs matplotlib."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_tsv.errors import HfTsvError
+from hf_tsv.inspection.summary import Group, Summary
 from hf_tsv.inspection.tables import layer_name
 
 if TYPE_CHECKING:
@@ -13,10 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST = 28  # letters of a label
+NAN = float("nan")
 PRINTED = 12  # rows and columns up to which values are written into the fields
 
 
-def write_plots(summary: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_plots(summary: Summary, folder: Path) -> list[Path]:
     """Write the pictures into a folder, which is made if need be: interference, pairs, spectra and norms.
 
     Raises:
@@ -28,16 +31,16 @@ def write_plots(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         raise HfTsvError(
             "--plots: matplotlib isn't installed. Install it by pip install 'hf-tsv[plots]', or use --html"
         ) from None
-    drawn: dict[str, Callable[[Mapping[str, Any]], Figure]] = {"pairs": _pairs, "norms": _norms}
-    if "interference" in summary["total"]:
-        drawn |= {"interference": _interference, "spectra": _spectra}
+    pictures: dict[str, Callable[[Summary], Figure]] = {"pairs": _pairs, "norms": _norms}
+    if summary.total.interference:
+        pictures |= {"interference": _interference, "spectra": _spectra}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in drawn.items():
+        for name, draw in pictures.items():
             draw(summary).savefig(folder / f"{name}.png", dpi=150)
     except OSError as error:
         raise HfTsvError(f"{folder}: the pictures can't be written: {error.strerror}.") from None
-    return [folder / f"{name}.png" for name in drawn]
+    return [folder / f"{name}.png" for name in pictures]
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -46,81 +49,87 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _interference(summary: Mapping[str, Any]) -> "Figure":
-    cells = {(c["group"], *c["shape"], c["layer"]): c for c in summary["cells"] if "interference" in c}
-    types = [group for group in summary["groups"] if "interference" in group]
-    layers: list[int | None] = sorted({c["layer"] for c in cells.values() if c["layer"] is not None})
-    layers = [None, *layers] if any(c["layer"] is None for c in cells.values()) else layers
-    values = [
-        [_times_chance(cells.get((group["group"], *group["shape"], layer))) for layer in layers] for group in types
-    ]
+def _interference(summary: Summary) -> "Figure":
+    times_chance: dict[tuple[str, tuple[int, ...], int | None], float] = {}
+    for cell in summary.cells:
+        if cell.interference:
+            times_chance[cell.group, tuple(cell.shape), cell.layer] = cell.interference.times_chance
+    types = [group for group in summary.groups if group.interference]
+    numbers = {layer for _, _, layer in times_chance}
+    layers: list[int | None] = [*sorted(number for number in numbers if number is not None)]
+    if None in numbers:
+        layers.insert(0, None)
+    values: list[list[float]] = []  # a row a module type, a column a layer; NaN where there is no such tensor
+    for group in types:
+        row = [times_chance.get((group.group, tuple(group.shape), layer), NAN) for layer in layers]
+        values.append(row)
     figure = _figure(3.6 + 0.42 * max(5, len(layers)), 1.3 + 0.34 * len(types))
-    _field(
-        figure.subplots(),
-        values,
-        [group["label"] for group in types],
-        ["outside" if layer is None else str(layer) for layer in layers],
-        colours="magma_r",
-    ).set_title("Singular Task Interference, times chance", fontsize=10, loc="left")
+    columns = [str("outside" if layer is None else layer) for layer in layers]
+    axes = _field(figure.subplots(), values, [group.label for group in types], columns, colours="magma_r")
+    axes.set_title("Singular Task Interference, times chance", fontsize=10, loc="left")
     return figure
 
 
-def _times_chance(cell: Mapping[str, Any] | None) -> float:
-    return cell["interference"]["times_chance"] if cell else float("nan")
-
-
-def _pairs(summary: Mapping[str, Any]) -> "Figure":
-    total, tasks = summary["total"], summary["tasks"]
-    shown = [("clashes", "Clash, times chance", "magma_r"), ("cosines", "Cosine", "RdBu")]
-    shown = [item for item in shown if item[0] in total]
+def _pairs(summary: Summary) -> "Figure":
+    total, tasks = summary.total, summary.tasks
+    panels = [(total.cosines, "Cosine", "RdBu", True)]
+    if total.clashes:
+        panels.insert(0, (total.clashes, "Clash, times chance", "magma_r", False))
     side = 1.6 + max(0.36 * len(tasks), 1.6)
-    figure = _figure((side + 0.6) * len(shown), side)
-    for axes, (key, title, colours) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        values = [[float("nan") if i == j else v for j, v in enumerate(row)] for i, row in enumerate(total[key])]
-        _field(axes, values, tasks, tasks, colours=colours, around_zero=key == "cosines").set_title(
-            title, fontsize=10, loc="left"
-        )
+    figure = _figure((side + 0.6) * len(panels), side)
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (matrix, title, colours, around_zero) in zip(all_axes, panels, strict=True):
+        values = [list(row) for row in matrix]
+        for i, row in enumerate(values):
+            row[i] = NAN  # a task with itself says nothing, and would set the colours' scale
+        _field(axes, values, tasks, tasks, colours=colours, around_zero=around_zero)
+        axes.set_title(title, fontsize=10, loc="left")
     return figure
 
 
-def _norms(summary: Mapping[str, Any]) -> "Figure":
-    layers = summary["layers"]
-    values = [[layer["norms"][t] for layer in layers] for t in range(len(summary["tasks"]))]
-    names = ["outside" if layer["layer"] is None else layer_name(layer).rsplit(" ", 1)[-1] for layer in layers]
-    figure = _figure(3.2 + 0.42 * max(5, len(layers)), 1.3 + 0.32 * len(values))
-    axes = _field(figure.subplots(), values, summary["tasks"], names, colours="Blues")
+def _norms(summary: Summary) -> "Figure":
+    layers = summary.layers
+    values = zip(*(layer.norms for layer in layers), strict=True)  # a row a task, a column a layer
+    names = [layer_name(layer).rsplit(" ", 1)[-1] for layer in layers]
+    figure = _figure(3.2 + 0.42 * max(5, len(layers)), 1.3 + 0.32 * len(summary.tasks))
+    axes = _field(figure.subplots(), list(values), summary.tasks, names, colours="Blues")
     axes.set_title("Norms of the task vectors by layer", fontsize=10, loc="left")
     return figure
 
 
-def _spectra(summary: Mapping[str, Any]) -> "Figure":
-    groups = [group for group in summary["groups"] if "spectra" in group and len(group["spectra"]["ranks"]) > 2]
+def _spectra(summary: Summary) -> "Figure":
+    # Of one or two ranks there is no curve to draw.
+    groups = [group for group in summary.groups if group.spectra and len(group.spectra.ranks) > 2]
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    figure = _figure(3.4 * columns, 2.5 * rows + 0.3 + 0.2 * (len(summary["tasks"]) // 6))
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
-    for axes, group in zip(panels, [*groups, *[None] * (rows * columns - len(groups))], strict=True):
-        axes.set_axis_off() if group is None else _curves(axes, group, len(summary["tasks"]))
-    lines = figure.axes[0].get_lines()[: len(summary["tasks"])]
-    figure.legend(lines, [_cut(task) for task in summary["tasks"]], loc="outside lower center", ncols=6, fontsize=8)
+    figure = _figure(3.4 * columns, 2.5 * rows + 0.3 + 0.2 * (len(summary.tasks) // 6))
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    for axes, group in zip(panels, groups, strict=False):
+        _curves(axes, group, len(summary.tasks))
+    for axes in panels[len(groups) :]:
+        axes.set_axis_off()
+    lines = figure.axes[0].get_lines()[: len(summary.tasks)]
+    figure.legend(lines, [_cut(task) for task in summary.tasks], loc="outside lower center", ncols=6, fontsize=8)
     return figure
 
 
-def _curves(axes: "Axes", group: Mapping[str, Any], num_tasks: int) -> None:
+def _curves(axes: "Axes", group: Group, num_tasks: int) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import PercentFormatter
 
     hues = colormaps["tab10" if num_tasks <= 10 else "tab20"]
-    for t, kept in enumerate(group["spectra"]["kept"]):
-        axes.plot(group["spectra"]["ranks"], kept, color=hues(t % hues.N), linewidth=1.4)
-    axes.axvline(group["rank"], color="grey", linestyle="--", linewidth=1)
+    assert group.spectra
+    assert group.rank
+    for t, kept in enumerate(group.spectra.kept):
+        axes.plot(group.spectra.ranks, kept, color=hues(t % hues.N), linewidth=1.4)
+    axes.axvline(group.rank, color="grey", linestyle="--", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 1.02)
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title(_cut(group["label"], 40), fontsize=9, loc="left", parse_math=False)
+    axes.set_title(_cut(group.label, 40), fontsize=9, loc="left", parse_math=False)
     axes.tick_params(labelsize=8)
-    axes.set_xlabel(f"rank k (dashed: {group['rank']}); energy kept", fontsize=8)
+    axes.set_xlabel(f"rank k (dashed: {group.rank}); energy kept", fontsize=8)
 
 
 def _field(
@@ -132,33 +141,43 @@ def _field(
     colours: str,
     around_zero: bool = False,
 ) -> "Axes":
-    """A grid of coloured fields, with their values where there is room."""
-    finite = [value for row in values for value in row if value == value]
-    most = max(map(abs, finite), default=1.0) or 1.0
-    most = max(most, 0.1) if around_zero else most  # less than that is next to nothing, and shall look so
-    least = -most if around_zero else 0.0
-    axes.imshow(values, aspect="auto", cmap=colours, vmin=least, vmax=most if around_zero else 1.15 * most)
+    """A grid of coloured fields, with their values where there is room; NaN leaves a field empty."""
+    finite: list[float] = []
+    for row in values:
+        finite += [abs(value) for value in row if not math.isnan(value)]
+    largest = max(finite, default=1.0) or 1.0
+    if around_zero:
+        largest = max(largest, 0.1)  # less than that is next to nothing, and should look so
+    # A sequential scale ends above the largest value: its dark end would hide the text.
+    lowest, highest = (-largest, largest) if around_zero else (0.0, 1.15 * largest)
+    axes.imshow(values, aspect="auto", cmap=colours, vmin=lowest, vmax=highest)
     axes.set_yticks(range(len(rows)), [_cut(name) for name in rows], fontsize=8, parse_math=False)
-    slanted = max(map(len, columns), default=0) > 7
-    every = range(0, len(columns), max(1, len(columns) // 40))
+    is_slanted = max(map(len, columns), default=0) > 7
+    labelled = range(0, len(columns), max(1, len(columns) // 40))
     axes.set_xticks(
-        list(every),
-        [_cut(columns[i]) for i in every],
+        list(labelled),
+        [_cut(columns[i]) for i in labelled],
         fontsize=8,
-        rotation=35 if slanted else 0,
-        ha="right" if slanted else "center",
+        rotation=35 if is_slanted else 0,
+        ha="right" if is_slanted else "center",
         parse_math=False,
     )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     if len(columns) <= PRINTED:
-        for r, row in enumerate(values):
-            for c, value in enumerate(row):
-                if value == value:
-                    dark = abs(value) > (0.7 if around_zero else 0.6) * most
-                    text = f"{round(value, 2) + 0.0:.2f}" if around_zero else f"{value:.2g}"
-                    axes.text(c, r, text, ha="center", va="center", fontsize=7, color="w" if dark else "k")
+        _write_values(axes, values, largest, around_zero)
     return axes
+
+
+def _write_values(axes: "Axes", values: Sequence[Sequence[float]], largest: float, around_zero: bool) -> None:
+    dark_from = (0.7 if around_zero else 0.6) * largest
+    for r, row in enumerate(values):
+        for c, value in enumerate(row):
+            if math.isnan(value):
+                continue
+            text = f"{round(value, 2) + 0.0:.2f}" if around_zero else f"{value:.2g}"
+            colour = "w" if abs(value) > dark_from else "k"
+            axes.text(c, r, text, ha="center", va="center", fontsize=7, color=colour)
 
 
 def _cut(text: str, most: int = MOST) -> str:

@@ -1,4 +1,4 @@
-"""What is measured: of task vectors before a merge, of models after it, and of a merge's scale."""
+"""The scores of an output, its base and its fine-tuned models."""
 
 from functools import partial
 from pathlib import Path
@@ -24,30 +24,31 @@ def evaluate(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score an output, its base and its fine-tuned models on a suite; what is measured goes into record and card.
+    """Score an output, its base and its fine-tuned models on a suite; the scores go into record and card.
 
-    A score that is known for the same weights, task and data is not computed again: an evaluation that was stopped goes
-    on where it was.
+    A score that is known for the same weights, task and data isn't computed again: an interrupted evaluation resumes
+    where it was.
 
     Args:
         out: An output of `merge` or `compress`.
         suite: A suite file: see `hf_tsv.evaluation.suite`.
-        results: Where scores are kept; `OUT/evaluation.jsonl` unless given. Outputs of one zoo may share a file.
-        device: Of torch; a GPU where there is one unless given.
+        results: The file of known scores; `OUT/evaluation.jsonl` unless given. Outputs of the same fine-tunes may
+            share a file.
+        device: Of torch; by default a GPU if there is one.
         hub: How to reach the Hub.
-        progress: Told of the work done.
+        progress: Notified of the work done.
 
     Returns:
         What the record says of it from now on.
 
     Raises:
-        HfTsvError: anything a person can mend; nothing is lost by it.
+        HfTsvError: anything a person can correct; known scores are not lost.
     """
     from hf_tsv.evaluation import Results, load_suite, made, prepare, score_all, summarize
     from hf_tsv.verbs.restore import open_task
 
     out, hub = Path(out), hub or Hub()
-    asked = load_suite(suite)
+    tasks = load_suite(suite)
     record = read_record(out)
     if isinstance(record, RestoredRecord):
         raise OutputError(f"{out}: is one task's restored checkpoint. Score the output that it was restored from")
@@ -57,14 +58,15 @@ def evaluate(
     def restored(task: str) -> Checkpoint:
         return open_task(out, task, base=None, hub=hub).checkpoint
 
-    prepared = prepare(asked, opened.sources, partial(made, out, record, restored))
-    kept = Results(Path(results) if results else out / "evaluation.jsonl")
-    score_all(asked, prepared, kept, device or _default_device(), progress)
-    evaluation = summarize(asked, prepared, kept)
+    prepared = prepare(tasks, opened.sources, partial(made, out, record, restored))
+    scores = Results(Path(results) if results else out / "evaluation.jsonl")
+    score_all(tasks, prepared, scores, device or default_device(), progress)
+    evaluation = summarize(tasks, prepared, scores)
     write_record(record.with_evaluation(evaluation), out)
     card(out)
     return evaluation
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,6 @@
 """What each fine-tuned model changed, and where they clash."""
 
 from pathlib import Path
-from typing import Any
 
 from hf_tsv import inspection
 from hf_tsv.hub import Hub
@@ -19,7 +18,7 @@ def inspect(
     *,
     hub: Hub | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> inspection.Summary:
     """Look at what each fine-tuned model of a recipe changed, and where they clash.
 
     Args:
@@ -29,7 +28,7 @@ def inspect(
         progress: Told of the work done.
 
     Returns:
-        Plain data, as `hf_tsv.inspection.summarize` describes it.
+        What was found; `plain()` gives it as plain data.
 
     Raises:
         HfTsvError: anything a person can mend.

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
-from hf_tsv.errors import CheckpointError, HfTsvError, RecipeError
+from hf_tsv.errors import CheckpointError, HfTsvError, OutputError, RecipeError
 from hf_tsv.evaluation import Contestant, load_suite
 from hf_tsv.evaluation import run as evaluation_run
 from hf_tsv.evaluation.contestants import load_model
 from hf_tsv.evaluation.data import read_examples
+from hf_tsv.evaluation.results import Results
+from hf_tsv.evaluation.scoring import Score
 from hf_tsv.linalg.ranks import Budget, Fraction
+from hf_tsv.record import ScoreLine
 from tests.support import models
 from tests.support.cli import run
 from tests.support.suites import TEXTS, examples, suite, text_task, tokenizer
@@ -107,6 +110,45 @@ def test_nothing_is_computed_twice_unless_it_changed(tmp_path: Path, monkeypatch
     examples(tmp_path, 3, seed=5)
     hf_tsv.evaluate(out, path)
     assert len(loads) == 5 + 4
+
+
+LINE = {"key": "k", "score": 0.5, "examples": 4, "task": "t0", "model": "base", "metric": "accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (json.dumps(LINE | {"score": "0.5"}), "'score' has a wrong value, expected a number but got '0.5'."),
+        (json.dumps(LINE | {"examples": -1}), "'examples' has a wrong value, expected"),
+        (json.dumps(LINE | {"seconds": 3}), "unknown field 'seconds', perhaps of another version of hf_tsv."),
+        (json.dumps({k: v for k, v in LINE.items() if k != "key"}), "the field 'key' is missing."),
+        ('{"key": oops}', "not valid JSON ("),
+        ('[1, {"a": 2}', "not valid JSON ("),
+    ],
+)
+def test_an_edited_line_is_told_with_its_place(tmp_path: Path, line: str, problem: str) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_text(f"{json.dumps(LINE)}\n{line}\n")
+    with pytest.raises(OutputError) as caught:
+        Results(path)
+    (message,) = caught.value.problems
+    assert message.startswith(f"{path}:2: {problem}")
+    assert message.endswith("Correct it, or delete the line: its score is then computed again.")
+    assert "\n" not in message
+
+
+def test_scores_are_known_again_to_the_last_bit(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    values = {"third": 1 / 3, "infinite": float("inf"), "whole": 1.0}
+    for key, value in values.items():
+        Results(path).put(ScoreLine(**{**LINE, "key": key, "score": value}))
+        with path.open("a") as file:
+            file.write('{"key": "cut sho')  # by a crash
+    again = Results(path)
+    for key, value in values.items():
+        assert again.get(key) == Score(value, 4)
+    assert again.get("cut sho") is None
+    assert path.read_text().splitlines()[0] == json.dumps(LINE | {"key": "third", "score": 1 / 3})
 
 
 def test_a_head_that_only_the_finetune_has(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 import hf_tsv
 from hf_tsv.errors import PlanError
 from hf_tsv.evaluation import tunable, tuning
+from hf_tsv.evaluation.options import Search
 from hf_tsv.methods import METHODS
 from tests.support import models
 from tests.support.cli import run
@@ -42,7 +43,7 @@ def relative(folder: Path, recipe: Path) -> float:
 
 def tuned(folder: Path, method: str, more: str = "", **options: Any) -> tuple[tuning.Tuned, Path]:
     recipe = models.recipe(folder, method, 2, more)
-    found = hf_tsv.tune(recipe, folder / "suite.yaml", grid=GRID, results=folder / "scores.jsonl", **options)
+    found = hf_tsv.tune(recipe, folder / "suite.yaml", Search(scales=GRID, **options), results=folder / "scores.jsonl")
     path = folder / "tuned.yaml"
     path.write_text(found.text)
     return found, path

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hf_tsv
-from hf_tsv.inspection import measure, render_page
+from hf_tsv.inspection import Summary, measure, render_page
+from hf_tsv.inspection.summary import Group
 from hf_tsv.linalg import (
     Factors,
     interference_by_chance,
@@ -49,8 +50,8 @@ def by_definition_at(k: int, deltas: list[Tensor]) -> float:
     return float(((u.T @ u - unit) @ torch.diag(s) @ (v.T @ v - unit)).abs().sum())
 
 
-def cell(summary: dict, name: str) -> dict:
-    return next(c for c in summary["cells"] if c["group"].replace("*", str(c["layer"])) == name)
+def cell(summary: Summary, name: str) -> Group:
+    return next(c for c in summary.cells if c.group.replace("*", str(c.layer)) == name)
 
 
 def rewrite(folder: Path, task: str, change: object) -> None:
@@ -66,11 +67,11 @@ def rewrite(folder: Path, task: str, change: object) -> None:
 def test_interference_is_the_papers(tmp_path: Path) -> None:
     summary = hf_tsv.inspect(models.recipe(models.zoo(models.bert, tmp_path), "linear"))
     found = cell(summary, MATRIX)
-    assert found["interference"]["before"] == pytest.approx(by_definition(deltas_of(tmp_path, MATRIX, 3)), rel=DIGITS)
-    assert found["interference"]["left"] == 0
-    assert found["rank"] == 32 // 3
-    layers = sum(layer["interference"]["before"] for layer in summary["layers"])
-    assert layers == pytest.approx(summary["total"]["interference"]["before"], rel=DIGITS)
+    assert found.interference.before == pytest.approx(by_definition(deltas_of(tmp_path, MATRIX, 3)), rel=DIGITS)
+    assert found.interference.left == 0
+    assert found.rank == 32 // 3
+    layers = sum(layer.interference.before for layer in summary.layers)
+    assert layers == pytest.approx(summary.total.interference.before, rel=DIGITS)
 
 
 def test_orthogonal_tasks_do_not_interfere(tmp_path: Path) -> None:
@@ -87,9 +88,9 @@ def test_orthogonal_tasks_do_not_interfere(tmp_path: Path) -> None:
 
         rewrite(tmp_path, f"t{t}", change)
     summary = hf_tsv.inspect(models.recipe(tmp_path, tasks=2))
-    assert cell(summary, MATRIX)["interference"]["before"] < 1e-3
-    assert summary["total"]["cosines"][0][1] == pytest.approx(0, abs=1e-6)
-    assert "nothing to undo" in " ".join(summary["advice"]) or "little to undo" in " ".join(summary["advice"])
+    assert cell(summary, MATRIX).interference.before < 1e-3
+    assert summary.total.cosines[0][1] == pytest.approx(0, abs=1e-6)
+    assert "nothing to undo" in " ".join(summary.advice) or "little to undo" in " ".join(summary.advice)
 
 
 def test_random_tasks_interfere_as_by_chance() -> None:
@@ -120,14 +121,14 @@ def test_norms_cosines_and_signs_are_those_of_the_whole_task_vectors(
 ) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path))
     monkeypatch.setattr(measure, "PIECE", 200)  # tensors in many pieces
-    total = hf_tsv.inspect(recipe)["total"]
+    total = hf_tsv.inspect(recipe).total
     vectors = deltas_of(tmp_path, "", 3)
     for i, a in enumerate(vectors):
-        assert total["norms"][i] == pytest.approx(float(a.norm()), rel=DIGITS)
+        assert total.norms[i] == pytest.approx(float(a.norm()), rel=DIGITS)
         for j, b in enumerate(vectors):
-            assert total["cosines"][i][j] == pytest.approx(float(a @ b / a.norm() / b.norm()), rel=DIGITS, abs=1e-4)
+            assert total.cosines[i][j] == pytest.approx(float(a @ b / a.norm() / b.norm()), rel=DIGITS, abs=1e-4)
             share = float((a * b < 0).sum() / ((a != 0) & (b != 0)).sum())
-            assert total["opposed"][i][j] == pytest.approx(share, abs=1e-3)
+            assert total.opposed[i][j] == pytest.approx(share, abs=1e-3)
 
 
 def test_whose_the_changed_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,13 +137,13 @@ def test_whose_the_changed_weights_are(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(measure, "PIECE", 200)  # tensors in many pieces
     summary = hf_tsv.inspect(recipe)
     for found, deltas in (
-        (summary["total"], deltas_of(tmp_path, "", 3)),
+        (summary.total, deltas_of(tmp_path, "", 3)),
         (cell(summary, MATRIX), deltas_of(tmp_path, MATRIX, 3)),
     ):
         used = sum((delta.abs() > 0.4 * (sum(deltas) - delta).abs()).int() for delta in deltas)
         changed = sum(delta != 0 for delta in deltas) > 0
         for whose, count in (("catastrophic", used == 0), ("selfish", used == 1), ("shared", used > 1)):
-            assert found["weights"][whose] == pytest.approx(float(count[changed].double().mean()), abs=1e-3)
+            assert getattr(found.weights, whose) == pytest.approx(float(count[changed].double().mean()), abs=1e-3)
     noted = [
         entry.notes["used_by"]
         for entry in hf_tsv.merge(recipe, tmp_path / "out").tensors.values()
@@ -150,7 +151,7 @@ def test_whose_the_changed_weights_are(tmp_path: Path, monkeypatch: pytest.Monke
     ]
     used_by = [sum(_flat(entry)[c] for entry in noted) for c in range(4)]
     for whose, count in (("catastrophic", used_by[0]), ("selfish", used_by[1]), ("shared", sum(used_by[2:]))):
-        assert summary["total"]["weights"][whose] == pytest.approx(count / sum(used_by), abs=1e-3)
+        assert getattr(summary.total.weights, whose) == pytest.approx(count / sum(used_by), abs=1e-3)
 
 
 def _flat(used_by: list) -> list[int]:
@@ -179,7 +180,7 @@ def test_whose_the_weights_are_is_told(tmp_path: Path, factors: tuple[int, ...],
 
         rewrite(tmp_path, f"t{t}", change)
     told = hf_tsv.inspect(models.recipe(tmp_path, tasks=len(factors)))
-    (sentence,) = [line for line in told["advice"] if "(selfish)" in line]
+    (sentence,) = [line for line in told.advice if "(selfish)" in line]
     assert said in sentence
 
 
@@ -187,18 +188,18 @@ def test_spectra_and_energy(tmp_path: Path) -> None:
     summary = hf_tsv.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
     s = torch.linalg.svdvals(deltas_of(tmp_path, MATRIX, 3)[1])
     found = cell(summary, MATRIX)
-    at = [rank - 1 for rank in found["spectra"]["ranks"]]
-    assert found["spectra"]["values"][1] == pytest.approx(s[at].tolist(), rel=DIGITS)
+    at = [rank - 1 for rank in found.spectra.ranks]
+    assert found.spectra.values[1] == pytest.approx(s[at].tolist(), rel=DIGITS)
     kept = s.square().cumsum(0) / s.square().sum()
-    assert found["spectra"]["kept"][1] == pytest.approx(kept[at].tolist(), rel=DIGITS)
-    assert found["energy"][1] == pytest.approx(float(kept[found["rank"] - 1]), rel=DIGITS)
+    assert found.spectra.kept[1] == pytest.approx(kept[at].tolist(), rel=DIGITS)
+    assert found.energy[1] == pytest.approx(float(kept[found.rank - 1]), rel=DIGITS)
 
 
 def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.mixtral, tmp_path))
     one = hf_tsv.inspect(recipe, workers=1)
     assert one == hf_tsv.inspect(recipe, workers=3, max_memory=10**9)
-    assert any("experts" in group["group"] for group in one["groups"] if "interference" in group)
+    assert any("experts" in group.group for group in one.groups if group.interference)
 
 
 def test_duplicates_idle_low_rank_and_long_tasks_are_told(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_duplicates_idle_low_rank_and_long_tasks_are_told(tmp_path: Path) -> Non
     rewrite(tmp_path, "t1", lambda name, value: value + 1.01 * (fine[name] - value))
     rewrite(tmp_path, "t2", lambda name, value: value)
     rewrite(tmp_path, "t3", lambda name, v: v + low @ low.T if v.shape == (32, 32) else v)
-    told = "\n".join(hf_tsv.inspect(models.recipe(tmp_path, tasks=5))["advice"])
+    told = "\n".join(hf_tsv.inspect(models.recipe(tmp_path, tasks=5)).advice)
     assert "'t0' and 't1' are nearly the same change (cosine 1.000)" in told
     assert "Task 't2' changes none" in told
     assert "Task 't3' is of low rank" in told
@@ -222,7 +223,7 @@ def test_a_bf16_checkpoints_rank_is_that_above_its_rounding(tmp_path: Path) -> N
     for task in ("t0", "t1"):
         rewrite(tmp_path, task, lambda name, v: (v + low @ low.T).bfloat16() if v.shape == (32, 32) else v)
     summary = hf_tsv.inspect(models.recipe(tmp_path, tasks=2))
-    assert summary["per_task"][0]["rank"] <= 4 / 32  # in the median; every matrix has rank 32 as it is stored
+    assert summary.per_task[0].rank <= 4 / 32  # in the median; every matrix has rank 32 as it is stored
 
 
 @pytest.mark.parametrize("tasks", [1, 2, pytest.param(20, marks=pytest.mark.slow)])
@@ -239,14 +240,14 @@ def test_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
 def test_json_is_the_summary(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path))
     result = run("inspect", recipe, "--json", "-q")
-    assert json.loads(result.stdout) == hf_tsv.inspect(recipe)
+    assert json.loads(result.stdout) == hf_tsv.inspect(recipe).plain()
 
 
 def test_stacks_of_layers_go_by_what_tells_them_apart(tmp_path: Path) -> None:
     summary = hf_tsv.inspect(models.recipe(models.zoo(models.clip, tmp_path, tasks=2), tasks=2))
-    labels = {group["label"] for group in summary["groups"]}
+    labels = {group.label for group in summary.groups}
     assert {"text_model.mlp.fc1", "vision_model.mlp.fc1", "text_projection"} <= labels
-    assert {(layer["stack"], layer["layer"]) for layer in summary["layers"]} == {
+    assert {(layer.stack, layer.layer) for layer in summary.layers} == {
         *(("text_model", 0), ("text_model", 1), ("vision_model", 0), ("vision_model", 1), ("", None))
     }
 
@@ -258,8 +259,8 @@ def test_layers_go_by_depth_not_by_name(tmp_path: Path) -> None:
         names = [f"{stack}.layers.{i}.w.weight" for stack in ("b", "a") for i in range(12)]
         tensors = {name: torch.randn(4, 4, generator=draw) for name in names} | {"z": torch.randn(3, generator=draw)}
         save_file(tensors, tmp_path / model / "model.safetensors", metadata={"format": "pt"})
-    layers = hf_tsv.inspect(models.recipe(tmp_path, tasks=1))["layers"]
-    assert [layer["layer"] for layer in layers] == [*range(12), *range(12), None]  # the file has a.layers.10 before .2
+    layers = hf_tsv.inspect(models.recipe(tmp_path, tasks=1)).layers
+    assert [layer.layer for layer in layers] == [*range(12), *range(12), None]  # the file has a.layers.10 before .2
 
 
 @pytest.mark.parametrize("tasks", [2, 4])
@@ -268,9 +269,9 @@ def test_a_long_task_is_measured_against_the_others(tmp_path: Path, tasks: int) 
     fine = load_file(tmp_path / "t0" / "model.safetensors")
     rewrite(tmp_path, "t1", lambda name, v: v + 20 * (fine[name] - v) if v.is_floating_point() else v)
     summary = hf_tsv.inspect(models.recipe(tmp_path, tasks=tasks))
-    norms = [task["norm"] for task in summary["per_task"]]
+    norms = [task.norm for task in summary.per_task]
     others = sorted(norms)[(tasks - 1) // 2]
-    (told,) = (line for line in summary["advice"] if "dominates" in line)
+    (told,) = (line for line in summary.advice if "dominates" in line)
     assert told.startswith("Task 't1' dominates")
     assert told.endswith(f"A weight of {others / norms[1]:.2g} evens that out.")
 
@@ -279,20 +280,22 @@ def test_opposite_tasks_are_told(tmp_path: Path) -> None:
     models.zoo(models.bert, tmp_path, tasks=2)
     fine = load_file(tmp_path / "t0" / "model.safetensors")
     rewrite(tmp_path, "t1", lambda name, value: 2 * value - fine[name])
-    told = hf_tsv.inspect(models.recipe(tmp_path, tasks=2))["advice"]
+    told = hf_tsv.inspect(models.recipe(tmp_path, tasks=2)).advice
     assert any(line.startswith("'t0' and 't1' undo each other (cosine -1.000)") for line in told)
 
 
 def test_names_are_never_markup_or_script(tmp_path: Path) -> None:
     summary = hf_tsv.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
     evil = "</script><img src=x onerror=alert(1)><!--"
-    spoiled = json.loads(json.dumps(summary).replace('"t1"', json.dumps(evil)).replace("attention.self", f"a{evil}"))
+    spoiled = json.loads(
+        json.dumps(summary.plain()).replace('"t1"', json.dumps(evil)).replace("attention.self", f"a{evil}")
+    )
     spoiled["base"] = evil
     spoiled["advice"].append(f"'{evil}'")
-    page = render_page(spoiled)
+    page = render_page(Summary.model_validate(spoiled))
     assert "<img" not in page
     assert page.count("</script>") == page.count("<script") == 2
-    assert json.loads(page.split('type="application/json">')[1].split("</script>")[0])["base"] == evil
+    assert json.loads(page.split('type="application/json">')[1].split("</script>")[0]).base == evil
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
@@ -339,7 +342,7 @@ def test_adapters_are_inspected_from_their_factors(tmp_path: Path, monkeypatch: 
     found = cell(summary, MATRIX)
     leading = [torch.linalg.svd(delta, full_matrices=False) for delta in deltas_of(tmp_path, MATRIX, 2)]
     kept = [(u[:, :3] * s[:3]) @ vh[:3] for u, s, vh in leading]
-    assert found["norms"] == pytest.approx([float(delta.norm()) for delta in kept], rel=DIGITS)
-    assert found["interference"]["before"] == pytest.approx(by_definition_at(3, kept), rel=1e-2)
-    assert found["energy"] == [1, 1]
-    assert summary["per_task"][0]["rank"] == 3 / 32
+    assert found.norms == pytest.approx([float(delta.norm()) for delta in kept], rel=DIGITS)
+    assert found.interference.before == pytest.approx(by_definition_at(3, kept), rel=1e-2)
+    assert found.energy == [1, 1]
+    assert summary.per_task[0].rank == 3 / 32
