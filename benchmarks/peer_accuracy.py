@@ -184,7 +184,7 @@ def make_inputs(inputs: Inputs) -> None:
     if not all(adapter.is_dir() for adapter in inputs.adapters):
         _say("Compressing the zoo into adapters ...")
         recipe = write_recipe(inputs.base, inputs.tasks, SCRATCH, "tsv_c", {})
-        rank = ["--rank", ADAPTER_RANK, "--profile", "serving"]
+        rank = ["--keep", f"rank={ADAPTER_RANK}", "--profile", "serving"]
         _python("hf_tsv", "compress", recipe, SCRATCH / "adapters", *rank, "--overwrite", "--quiet")
 
 

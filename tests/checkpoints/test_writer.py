@@ -67,7 +67,7 @@ def test_the_bytes_are_the_same_on_a_system_without_posix(tmp_path: Path, monkey
     """Four threads write at places of their own, by seeking."""
     for name in ("pwrite", "posix_fallocate"):
         monkeypatch.delattr(os, name)
-    stored = tensors() | {f"more.{i}": torch.full((50_000,), float(i)) for i in range(20)}
+    stored = of_every_dtype() | {f"more.{i}": torch.full((50_000,), float(i)) for i in range(20)}
     memory = MemoryCheckpoint(stored, label="")
     with CheckpointWriter(tmp_path, shards_of(memory, list(stored))) as writer, ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda name: writer.write(name, memory.read(name)), stored))

@@ -23,7 +23,6 @@ from hf_tsv.evaluation.contestants import load_model
 from hf_tsv.evaluation.data import read_examples
 from hf_tsv.evaluation.results import Results
 from hf_tsv.evaluation.scoring import Score
-from hf_tsv.linalg.ranks import Budget, Fraction
 from hf_tsv.record import ScoreLine
 from tests.support import models
 from tests.support.cli import run
@@ -176,7 +175,7 @@ def test_adapters_of_a_compression(tmp_path: Path) -> None:
         models.save(models.perturbed(models.bert_classifier(), t, 0.3 * t), tmp_path / name)
     words, rows = tokenizer(tmp_path / "base"), examples(tmp_path, 3)
     recipe = models.recipe(tmp_path, tasks=1)
-    hf_tsv.compress(recipe, tmp_path / "out", Compressing(Fraction(1.0)))
+    hf_tsv.compress(recipe, tmp_path / "out", "fraction=1.0")
     found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, text_task())).tasks["t0"].scores
     by_hand = accuracy_by_hand(loaded(tmp_path / "t0"), words, rows)
     assert found["adapter"] == found["finetuned"] == by_hand != found["base"]
@@ -462,7 +461,7 @@ def test_what_peft_does_not_load_counts_in_the_restored_model(tmp_path: Path) ->
     Image.new("RGB", (16, 16), (200, 30, 90)).save(tmp_path / "0.png")
     save_file({"weight": torch.eye(4, 32)}, tmp_path / "head.safetensors")
     (tmp_path / "data.json").write_text(json.dumps([{"image": "0.png", "label": 1}]))
-    record = hf_tsv.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Budget(10**6)))
+    record = hf_tsv.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", "1000000B")
     assert record.adapters["t0"]["faithful"].in_sidecar
     task = {"name": "t0", "kind": "image-classification", "data": "data.json", "head": "head.safetensors"}
     found = hf_tsv.evaluate(tmp_path / "out", suite(tmp_path, task)).tasks["t0"].scores

@@ -37,7 +37,7 @@ def zoo(tmp_path: Path) -> Path:
 
 def relative(folder: Path, recipe: Path) -> float:
     """The score of a recipe's merge, as `merge` and `eval` give it."""
-    hf_tsv.merge(recipe, folder / "out", overwrite=True)
+    hf_tsv.merge(recipe, folder / "out", options=hf_tsv.Options(overwrite=True))
     return float(hf_tsv.evaluate(folder / "out", folder / "suite.yaml").mean.relative["merged"])
 
 
@@ -123,7 +123,7 @@ def test_a_recipe_with_overrides_is_tuned(zoo: Path, by: Any) -> None:
 
 def restored(folder: Path, recipe: Path) -> dict[str, float]:
     """The scores of each task's own model, as `merge` and `eval` give them."""
-    hf_tsv.merge(recipe, folder / "out", overwrite=True)
+    hf_tsv.merge(recipe, folder / "out", options=hf_tsv.Options(overwrite=True))
     tasks = hf_tsv.evaluate(folder / "out", folder / "suite.yaml", results=folder / "e.jsonl").tasks
     return {task: told.relative["restored"] for task, told in tasks.items()}
 

@@ -197,8 +197,8 @@ def test_spectra_and_energy(tmp_path: Path) -> None:
 
 def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.mixtral, tmp_path))
-    one = hf_tsv.inspect(recipe, workers=1)
-    assert one == hf_tsv.inspect(recipe, workers=3, max_memory=10**9)
+    one = hf_tsv.inspect(recipe, limits=hf_tsv.Limits(workers=1))
+    assert one == hf_tsv.inspect(recipe, limits=hf_tsv.Limits(workers=3, max_memory=10**9))
     assert any("experts" in group.group for group in one.groups if group.interference)
 
 
@@ -328,12 +328,9 @@ def test_too_little_memory_is_told(tmp_path: Path) -> None:
 
 def test_adapters_are_inspected_from_their_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft")
-    from hf_tsv.kept.options import Compressing
-
-    from hf_tsv.linalg.ranks import FixedRank
 
     recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=2), tasks=2)
-    hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(3)))
+    hf_tsv.compress(recipe, tmp_path / "out", "rank=3")
     of_adapters = tmp_path / "adapters.yaml"
     entries = "".join(f"  - model: {tmp_path}/base+{tmp_path}/out/adapters/t{t}\n" for t in range(2))
     of_adapters.write_text(f"merge_method: tsv_m\nbase_model: {tmp_path}/base\nmodels:\n{entries}")

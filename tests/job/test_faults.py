@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf_tsv.kept.options import Compressing
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -20,7 +19,6 @@ from hf_tsv.cli import _told
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
 from hf_tsv.kept import adapters as compressed
 from hf_tsv.linalg import _exact, _lapack
-from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.merging import engine as run
 from hf_tsv.merging.plan import Plan, Step
 from tests.support import models
@@ -67,7 +65,7 @@ def test_a_source_that_changes_under_the_run_is_told(
     shutil.copy(source, tmp_path / "kept")
     after(5, lambda: harm(source), monkeypatch)
     with pytest.raises(CheckpointError, match=said):
-        hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+        hf_tsv.merge(recipe, tmp_path / "out", options=hf_tsv.Options(workers=1))
     assert not list(tmp_path.glob("*out*"))
     shutil.copy(tmp_path / "kept", source)
     monkeypatch.setattr(run, "merge_step", MERGE_STEP)
@@ -93,7 +91,7 @@ def test_a_source_that_changes_under_a_compression_is_told(
 
     monkeypatch.setattr(compressed, call, harmed)
     with pytest.raises(CheckpointError, match=said):
-        hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(2)), workers=1)
+        hf_tsv.compress(recipe, tmp_path / "out", "rank=2", options=hf_tsv.Options(workers=1))
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -168,7 +166,7 @@ def test_a_factorisation_that_does_not_converge_is_replaced(
     recipe = models.recipe(hard_zoo(tmp_path), tasks=2, more=f"dtype: {dtype}\n")
     for owner, name in LADDER[fails]:
         monkeypatch.setattr(owner, name, failing)
-    hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+    hf_tsv.merge(recipe, tmp_path / "out", options=hf_tsv.Options(workers=1))
     deltas = [HARD.double().numpy(), OTHER.double().numpy()]
     us, ss, vhs = zip(*map(np.linalg.svd, deltas), strict=True)
     kept = [min(64, int((s > 1e-6 * s[0]).sum())) for s in ss]
@@ -199,7 +197,7 @@ def test_where_no_factorisation_converges_tensor_and_task_are_told(
 
     monkeypatch.setattr(f"hf_tsv.methods.{method}.truncated_svd", solve)
     with pytest.raises(MethodError) as caught:
-        hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+        hf_tsv.merge(recipe, tmp_path / "out", options=hf_tsv.Options(workers=1))
     assert str(caught.value) == (
         f"{NAME} (128, 128), {method}: task 't0': no singular value decomposition converged, not even in float64."
         " Leave this tensor out"
@@ -216,7 +214,7 @@ def test_a_compression_tells_tensor_and_task_too(call: str, tmp_path: Path, monk
 
     monkeypatch.setattr(compressed, call, fail)
     with pytest.raises(MethodError, match=r"^[a-z_.0-9]+weight \(\d+, \d+\), compress: task 't[01]': no singular"):
-        hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(2)))
+        hf_tsv.compress(recipe, tmp_path / "out", "rank=2")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -232,7 +230,7 @@ def test_a_clock_that_jumps_does_not_show(tmp_path: Path, monkeypatch: pytest.Mo
 
     after(7, stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+        hf_tsv.merge(recipe, tmp_path / "out", options=hf_tsv.Options(workers=1))
     record = hf_tsv.merge(recipe, tmp_path / "out")
     assert 0 <= record.seconds < 1000
     one, other = (tmp_path / name / "model.safetensors" for name in ("whole", "out"))
@@ -266,14 +264,14 @@ def test_a_damaged_journal_is_told_and_restart_helps(
 
     after(7, stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        hf_tsv.merge(recipe, tmp_path / "out", workers=1)
+        hf_tsv.merge(recipe, tmp_path / "out", options=hf_tsv.Options(workers=1))
     journal = tmp_path / ".out.hf_tsv" / "journal.jsonl"
     lines = journal.read_bytes().split(b"\n")
     lines[line] = lines[line][:-3]
     journal.write_bytes(b"\n".join(lines))
     with pytest.raises(OutputError, match="is not JSON: the journal is damaged, .* Pass --restart"):
         hf_tsv.merge(recipe, tmp_path / "out")
-    hf_tsv.merge(recipe, tmp_path / "out", restart=True)
+    hf_tsv.merge(recipe, tmp_path / "out", options=hf_tsv.Options(restart=True))
 
 
 @pytest.mark.parametrize("how", ["config", "codes"])
@@ -298,7 +296,7 @@ def test_deeply_nested_files_of_a_source_are_told_or_carried(file: str, depth: i
     recipe = models.recipe(folder, "linear", tasks=1, more="out_dtype: bfloat16\nchat_template: auto\n")
     nested = "{%s}" % ('"a":{' * depth + "}" * depth)
     (folder / "base" / file).write_text(f"---\nx: {nested}\n---\n" if file == "README.md" else nested)
-    for verb in (["merge", recipe, tmp_path / "out"], ["compress", recipe, tmp_path / "adapters", "--rank", "2"]):
+    for verb in (["merge", recipe, tmp_path / "out"], ["compress", recipe, tmp_path / "adapters", "--keep", "rank=2"]):
         result = run(*verb)
         assert result.exit_code in (0, 1), result.exception
         assert result.exit_code == 0 or file in result.stderr

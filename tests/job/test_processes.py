@@ -49,7 +49,7 @@ def test_the_work_of_a_real_model_is_deal_out_evenly(count: int, method: str) ->
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A zoo, and what one process makes of it."""
     folder = models.zoo(models.bert_wide, tmp_path_factory.mktemp("zoo"))
-    hf_tsv.merge(models.recipe(folder), folder / "whole", max_shard_size="10MB")
+    hf_tsv.merge(models.recipe(folder), folder / "whole", options=hf_tsv.Options(max_shard_size="10MB"))
     return folder
 
 

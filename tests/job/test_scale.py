@@ -63,10 +63,10 @@ from pathlib import Path
 import hf_tsv
 held = lambda what: int(re.search(what + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 warm_up, recipe, out, allowed = sys.argv[1:]
-hf_tsv.merge(warm_up, out + "-warm-up", max_memory=int(allowed))
+hf_tsv.merge(warm_up, out + "-warm-up", hf_tsv.Options(max_memory=int(allowed)))
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = held("VmRSS")
-hf_tsv.merge(recipe, out, max_memory=int(allowed))
+hf_tsv.merge(recipe, out, hf_tsv.Options(max_memory=int(allowed)))
 print(held("VmHWM") - before)
 """
 

@@ -48,7 +48,7 @@ def test_a_rank_is_kept_and_optimal(tmp_path: Path) -> None:
     path = models.recipe(folder)
     hf_tsv.merge(models.recipe(folder, more="out_dtype: float32\n"), tmp_path / "whole")
     path = models.recipe(folder)
-    assert run("merge", path, tmp_path / "out", "--as", "adapter", "--rank", "4", "-q").exit_code == 0
+    assert run("merge", path, tmp_path / "out", "--as", "adapter", "--keep", "rank=4", "-q").exit_code == 0
     got, want, base = (
         peft_weights(folder / "base", tmp_path / "out"),
         read_all(tmp_path / "whole"),
@@ -65,4 +65,4 @@ def test_an_adapter_holds_no_adapters(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.llama, tmp_path), more="residuals: {rank: 2}\n")
     with pytest.raises(OutputError, match="without tsv_c and residuals"):
         hf_tsv.merge_as_adapter(path, tmp_path / "out")
-    assert run("merge", path, tmp_path / "out", "--rank", "4").exit_code == 2
+    assert run("merge", path, tmp_path / "out", "--keep", "rank=4").exit_code == 2

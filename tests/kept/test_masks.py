@@ -150,12 +150,9 @@ def test_a_task_with_a_head_of_its_own_is_loaded(tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_loaded_as_a_model(tmp_path: Path) -> None:
-    from hf_tsv.kept.options import Compressing
-
-    from hf_tsv.linalg.ranks import Energy
 
     folder = models.zoo(models.bert, tmp_path)
-    hf_tsv.compress(models.recipe(folder), tmp_path / "out", Compressing(Energy(1.0)))
+    hf_tsv.compress(models.recipe(folder), tmp_path / "out", "energy=1.0")
     model, want = hf_tsv.load_task(tmp_path / "out", "t2"), open_checkpoint(folder / "t2")
     for name, weight in model.state_dict().items():
         if name in want.names():

@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_tsv.kept.options import Compressing
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hf_tsv
 from hf_tsv.errors import MethodError, PlanError, RecipeError
-from hf_tsv.linalg.ranks import FixedRank
 from tests.support import models
 from tests.support.tensors import deltas_of, error, read_all
 from tests.support.tolerances import CHANGE, WEIGHTS
@@ -66,7 +64,7 @@ def test_residuals_give_the_fine_tunes_back(tmp_path: Path) -> None:
 def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
     """An adapter's change is known against the base; what is left of it, against the merged model."""
     folder = models.zoo(models.llama, tmp_path, tasks=2)
-    hf_tsv.compress(models.recipe(folder, tasks=2), tmp_path / "small", Compressing(FixedRank(3)))
+    hf_tsv.compress(models.recipe(folder, tasks=2), tmp_path / "small", "rank=3")
     listed = "".join(f"  - {{model: {folder}/base+{tmp_path}/small/adapters/t{t}, name: t{t}}}\n" for t in range(2))
     text = f"merge_method: tsv_m\nbase_model: {folder}/base\nmodels:\n{listed}residuals: {{energy: 1.0}}\n"
     (tmp_path / "adapters.yaml").write_text(text)

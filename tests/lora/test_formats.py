@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from hf_tsv.kept.options import Compressing
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
@@ -17,7 +16,7 @@ from torch import nn
 import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.errors import MethodError, RecipeError
-from hf_tsv.linalg.ranks import Budget, Dense, Energy, FixedRank, Fraction, RankChoice
+from hf_tsv.linalg.ranks import Dense
 from hf_tsv.lora import formats
 from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.format import LEFT, RIGHT, SIDECAR_FILE
@@ -30,11 +29,11 @@ from tests.support.models import ARCHITECTURES, INPUTS, TOKENS
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
 
 
-def compressed(folder: Path, how: RankChoice, out: Path, **options: Any) -> dict[str, Any]:
+def compressed(folder: Path, keep: str, out: Path, **adapters: Any) -> dict[str, AdapterReport]:
     """What the record says of the one task's adapters, by format."""
-    record = hf_tsv.compress(models.recipe(folder, tasks=1), out, Compressing(how, **options))
-    facts: dict[str, Any] = record["tasks"]["t0"]
-    return facts
+    options = hf_tsv.AdapterOptions(**adapters)
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), out, keep, adapters=options)
+    return record.adapters["t0"]
 
 
 def fine_tuned_a_little(make: Callable[[], nn.Module], folder: Path, rank: int = 2) -> Path:
@@ -81,27 +80,27 @@ class TestEveryRuleFactorsEveryMatrix:
         full = sum(file.stat().st_size for file in (encoder / "base").glob("*.safetensors"))
         sizes = []
         for rank in (8, 24):
-            facts = compressed(encoder, FixedRank(rank), tmp_path / str(rank))["faithful"]
-            sizes.append(facts["bytes"])
-            matrices = {name: kept for name, kept in facts["ranks"].items() if name.endswith("dense.weight")}
+            facts = compressed(encoder, f"rank={rank}", tmp_path / str(rank))["faithful"]
+            sizes.append(facts.bytes)
+            matrices = {name: rank for name, rank in facts.ranks.items() if name.endswith("dense.weight")}
             assert matrices
             assert set(matrices.values()) == {rank}
         assert sizes[0] < 0.05 * full
         assert 2 * sizes[0] < sizes[1] < 0.15 * full
 
-    @pytest.mark.parametrize("how", [Energy(0.3), Fraction(0.05), Budget(10**6)], ids=lambda how: type(how).__name__)
-    def test_other_rules_too(self, how: RankChoice, encoder: Path, tmp_path: Path) -> None:
-        facts = compressed(encoder, how, tmp_path / "out")["faithful"]
-        matrices = [kept for name, kept in facts["ranks"].items() if name.endswith("dense.weight")]
+    @pytest.mark.parametrize("keep", ["energy=0.3", "fraction=0.05", "1MB"])
+    def test_other_rules_too(self, keep: str, encoder: Path, tmp_path: Path) -> None:
+        facts = compressed(encoder, keep, tmp_path / "out")["faithful"]
+        matrices = [rank for name, rank in facts.ranks.items() if name.endswith("dense.weight")]
         assert matrices
         assert "dense" not in matrices
 
     def test_the_card_says_what_peft_does_not_see(self, encoder: Path, tmp_path: Path) -> None:
-        facts = compressed(encoder, FixedRank(8), tmp_path / "out")["faithful"]
+        facts = compressed(encoder, "rank=8", tmp_path / "out")["faithful"]
         # Their factors are smaller than all the biases, and PEFT doesn't take both.
         beside = [f"embeddings.{kind}_embeddings.weight" for kind in ("position", "word")]
-        assert facts["in_sidecar"] == beside
-        assert facts["left_out"].keys() == set(beside)
+        assert list(facts.in_sidecar) == beside
+        assert facts.left_out.keys() == set(beside)
         stored = load_file(tmp_path / "out" / "adapters" / "t0" / SIDECAR_FILE)
         assert stored.keys() == {name + side for name in beside for side in (LEFT, RIGHT)}
         for card in ("README.md", "adapters/t0/README.md"):
@@ -115,8 +114,8 @@ class TestFullRank:
         """Where no matrix is worth factors everything is stored whole, where PEFT sees it."""
         with quiet():
             folder = models.zoo(ARCHITECTURES[name], tmp_path, tasks=1)
-            facts = compressed(folder, Fraction(1.0), tmp_path / "out", verify="forward")["faithful"]
-            assert facts["in_sidecar"] == []
+            facts = compressed(folder, "fraction=1.0", tmp_path / "out", verify="forward")["faithful"]
+            assert facts.in_sidecar == ()
             base = loaded(folder / "base")
             before = logits(base, name)
             adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "adapters" / "t0").eval()
@@ -128,11 +127,11 @@ class TestFullRank:
         """Changes of rank 2 go into factors; biases and tied embeddings don't all fit beside them."""
         with quiet():
             folder = fine_tuned_a_little(ARCHITECTURES[name], tmp_path)
-            facts = compressed(folder, Fraction(1.0), tmp_path / "out", verify="forward")["faithful"]
+            facts = compressed(folder, "fraction=1.0", tmp_path / "out", verify="forward")["faithful"]
             hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
             model = hf_tsv.load_task(tmp_path / "out", "t0")
-        assert bool(facts["in_sidecar"]) == (name not in ("llama", "mixtral"))
-        assert 2 in facts["ranks"].values()
+        assert bool(facts.in_sidecar) == (name not in ("llama", "mixtral"))
+        assert 2 in facts.ranks.values()
         restored, want = open_checkpoint(tmp_path / "restored"), open_checkpoint(folder / "t0")
         assert set(restored.names()) == set(want.names())
         for tensor in want.names():
@@ -172,11 +171,11 @@ class TestRegistry:
         folder = models.zoo(models.llama, tmp_path, tasks=1)
         more = "adapters: {profiles: [faithful, attention]}\n"
         recipe = hf_tsv.load_recipe(models.recipe(folder, tasks=1, more=more))
-        assert recipe.adapters["profiles"] == ["faithful", "attention"]
-        facts = compressed(folder, FixedRank(2), tmp_path / "out", profiles=("faithful", "attention"))
+        assert recipe.adapters.profiles == ("faithful", "attention")
+        facts = compressed(folder, "rank=2", tmp_path / "out", profile="faithful,attention")
         assert [request.base.name for request in PLANNED] == [str(folder / "base")]
-        assert all("attn" in name for name in facts["attention"]["ranks"])
-        assert facts["attention"]["verified"]["largest_error"] < 1e-5
+        assert all("attn" in name for name in facts["attention"].ranks)
+        assert facts["attention"].verified.largest_error < 1e-5
         assert load_file(tmp_path / "out" / "adapters-attention" / "t0" / "adapter_model.safetensors")
         assert "The attention adapters hold the attention alone." in (tmp_path / "out" / "README.md").read_text()
 
@@ -195,4 +194,4 @@ class TestRegistry:
     def test_a_rank_that_the_format_does_not_take(self, tmp_path: Path) -> None:
         folder = models.zoo(models.llama, tmp_path, tasks=1)
         with pytest.raises(MethodError, match="expected a rank of 8, 16, 32, 64, 128 but got 7"):
-            compressed(folder, FixedRank(4), tmp_path / "out", profiles=("serving",), serving_rank=7)
+            compressed(folder, "rank=4", tmp_path / "out", profile="serving", serving_rank=7)

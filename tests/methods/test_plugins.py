@@ -18,7 +18,7 @@ RUN = """
 import sys
 import hf_tsv
 recipe, out = sys.argv[1:]
-hf_tsv.merge(recipe, out, workers=1)
+hf_tsv.merge(recipe, out, hf_tsv.Options(workers=1))
 for task in ("t0", "t1"):
     hf_tsv.restore(out, task, f"{out}-{task}")
 """

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_tsv.kept.options import Compressing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -17,7 +16,6 @@ import hf_tsv
 from hf_tsv.cards import render_card
 from hf_tsv.cli import app
 from hf_tsv.errors import HfTsvError, OutputError
-from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.record import (
     FORMAT,
     AdaptersRecord,
@@ -294,8 +292,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = models.zoo(models.bert, tmp_path_factory.mktemp("outputs"), tasks=2)
     hf_tsv.merge(models.recipe(folder, "tall_mask", tasks=2), folder / "masks")
     hf_tsv.merge(models.recipe(folder, tasks=2, more="residuals: {rank: 1}\n"), folder / "residuals")
-    hf_tsv.compress(models.recipe(folder, tasks=2), folder / "adapters", Compressing(FixedRank(2)))
-    hf_tsv.merge_as_adapter(models.recipe(folder, tasks=2), folder / "as_adapter", rank=2)
+    hf_tsv.compress(models.recipe(folder, tasks=2), folder / "adapters", "rank=2")
+    hf_tsv.merge_as_adapter(models.recipe(folder, tasks=2), folder / "as_adapter", "rank=2")
     hf_tsv.restore(folder / "adapters", "t0", folder / "restored")
     return folder
 

@@ -17,7 +17,9 @@ REPO = "alice/merged"
 def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A merge of three local models, in two shards."""
     folder = tmp_path_factory.mktemp("merged")
-    hf_tsv.merge(models.recipe(models.zoo(models.llama, folder)), folder / "out", max_shard_size=50_000)
+    hf_tsv.merge(
+        models.recipe(models.zoo(models.llama, folder)), folder / "out", options=hf_tsv.Options(max_shard_size=50_000)
+    )
     return folder / "out"
 
 

@@ -151,7 +151,6 @@ def adapters_record() -> dict[str, Any]:
         "method": "tsv_c",
         "arithmetic": {"dtype": "float32", "svd": "exact"},
         "seconds": 1.5,
-        "flags": ["--budget", "10000000", "--profile", "faithful"],
         "warnings": [],
         "checkpoint_bytes": {"math": 12_345_678, "code": 12_345_678},
         "adapters": {"math": {"faithful": facts}, "code": {"faithful": facts}},

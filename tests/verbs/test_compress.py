@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from hf_tsv.kept.options import Compressing
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,7 +19,6 @@ from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.safetensors import read_header
 from hf_tsv.errors import MethodError, OutputError
 from hf_tsv.kept import adapters as compressed
-from hf_tsv.linalg.ranks import Budget, Energy, FixedRank, Fraction
 from tests.support import models
 from tests.support.cli import run
 from tests.support.tensors import error
@@ -37,7 +35,9 @@ def only_matrices(folder: Path) -> Path:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
 def test_peft_loads_every_adapter_and_its_model_is_nearly_the_fine_tune(tmp_path: Path) -> None:
     folder = models.zoo(models.llama, tmp_path)
-    record = hf_tsv.compress(models.recipe(folder), tmp_path / "out", Compressing(Energy(1.0), verify="forward"))
+    record = hf_tsv.compress(
+        models.recipe(folder), tmp_path / "out", "energy=1.0", adapters=hf_tsv.AdapterOptions(verify="forward")
+    )
     for task, profiles in record.adapters.items():
         assert profiles["faithful"].energy == pytest.approx(1)
         verified = profiles["faithful"].verified
@@ -57,7 +57,9 @@ def test_merging_the_adapters_is_merging_the_checkpoints(tmp_path: Path) -> None
     folder = models.zoo(models.llama, tmp_path)
     recipe = only_matrices(folder)
     hf_tsv.merge(recipe, tmp_path / "direct")
-    hf_tsv.compress(recipe, tmp_path / "out", Compressing(Fraction(1 / 3), factor_dtype="F32"))
+    hf_tsv.compress(
+        recipe, tmp_path / "out", f"fraction={1 / 3}", adapters=hf_tsv.AdapterOptions(factor_dtype="float32")
+    )
     text = recipe.read_text()
     for t in range(3):
         text = text.replace(f"{folder}/t{t}\n", f"{folder}/base+{tmp_path}/out/adapters/t{t}\n    name: t{t}\n")
@@ -74,7 +76,7 @@ def test_a_budget_is_kept_and_spent(tmp_path: Path) -> None:
     folder = models.zoo(models.bert_wide, tmp_path, tasks=2)
     path = models.recipe(folder, tasks=2)
     checkpoint = sum(f.stat().st_size for f in (folder / "t0").glob("*.safetensors"))
-    record = hf_tsv.compress(path, tmp_path / "out", Compressing(Budget(checkpoint // 10)))
+    record = hf_tsv.compress(path, tmp_path / "out", f"{checkpoint // 10}B")
     for task in ("t0", "t1"):
         taken = sum(f.stat().st_size for f in (tmp_path / "out" / "adapters" / task).iterdir() if f.is_file())
         assert 0.9 * checkpoint / 10 < taken <= checkpoint / 10 + 20_000  # the configuration lies beside the budget
@@ -90,7 +92,7 @@ def test_tasks_share_their_budgets_where_asked(tmp_path: Path) -> None:
     total = []
     for together in (False, True):
         out = tmp_path / f"out{together}"
-        record = hf_tsv.compress(path, out, Compressing(Budget(budget), together=together))
+        record = hf_tsv.compress(path, out, f"{budget}B", adapters=hf_tsv.AdapterOptions(together=together))
         sizes = [record.adapters[task]["faithful"].bytes for task in ("t0", "t1")]
         assert sum(sizes) <= 2 * budget
         total.append(sizes)
@@ -101,15 +103,16 @@ def test_tasks_share_their_budgets_where_asked(tmp_path: Path) -> None:
 def test_a_budget_below_what_is_stored_whole_is_told(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.bert, tmp_path))
     with pytest.raises(MethodError, match="Raise it"):
-        hf_tsv.compress(path, tmp_path / "out", Compressing(Budget(100)))
+        hf_tsv.compress(path, tmp_path / "out", "100B")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
 
 
 def test_a_serving_adapter_has_one_rank_everywhere(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.llama, tmp_path))
-    options = Compressing(FixedRank(4), profiles=("faithful", "serving"), serving_rank=8)
-    record = hf_tsv.compress(path, tmp_path / "out", options)
+    record = hf_tsv.compress(
+        path, tmp_path / "out", "rank=4", adapters=hf_tsv.AdapterOptions(profile="faithful,serving", serving_rank=8)
+    )
     config = json.loads((tmp_path / "out" / "adapters-serving" / "t0" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (8, 8, {})
     assert 0 < record.adapters["t0"]["serving"].left_out_share < 1
@@ -126,7 +129,7 @@ def test_experts_share_a_rank_of_which_nothing_is_lost(tmp_path: Path) -> None:
             weights[name] = base[name] + 5 * (weights[name] - base[name])
     save_file(weights, folder / "t0" / "model.safetensors", {"format": "pt"})
     budget = sum(tensor.nbytes for tensor in base.values()) // 4
-    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Budget(budget)))
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", f"{budget}B")
     facts = record.adapters["t0"]["faithful"]
     assert budget * 0.97 < facts.bytes <= budget
     tensors = load_file(tmp_path / "out/adapters/t0/adapter_model.safetensors")
@@ -138,7 +141,9 @@ def test_experts_share_a_rank_of_which_nothing_is_lost(tmp_path: Path) -> None:
 
 def test_each_adapter_is_reported_for_itself(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.llama, tmp_path))
-    record = hf_tsv.compress(path, tmp_path / "out", Compressing(FixedRank(4), profiles=("faithful", "serving")))
+    record = hf_tsv.compress(
+        path, tmp_path / "out", "rank=4", adapters=hf_tsv.AdapterOptions(profile="faithful,serving")
+    )
     faithful, serving = record.adapters["t0"].values()
     base, task = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "t0"))
     name = "model.layers.0.mlp.up_proj.weight"
@@ -161,13 +166,13 @@ def test_a_lora_merged_into_a_bf16_checkpoint_comes_back_at_its_rank(tmp_path: P
         delta = torch.randn(weight.shape[0], 8) @ torch.randn(8, weight.shape[1]) * 0.002
         weight.copy_((weight.float() + delta).bfloat16())
     models.save(base, tmp_path / "t0", dtype=torch.bfloat16)
-    record = hf_tsv.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
+    record = hf_tsv.compress(models.recipe(tmp_path, tasks=1), tmp_path / "out", "energy=1.0")
     assert record.adapters["t0"]["faithful"].ranks == {name: 8}
 
 
 def test_experts_that_are_stored_whole_need_no_bias(tmp_path: Path) -> None:
     folder = models.zoo(models.mixtral, tmp_path, tasks=1)
-    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", "energy=1.0")
     assert record.adapters["t0"]["faithful"].left_out == {}
     hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
     got, want = open_checkpoint(tmp_path / "restored"), open_checkpoint(folder / "t0")
@@ -179,7 +184,10 @@ def test_a_matrix_without_a_triplet_counts_as_left_out(tmp_path: Path) -> None:
     folder = models.zoo(models.bert_wide, tmp_path, tasks=1)
     smallest = sum(p.numel() for p in models.bert_wide().parameters() if p.ndim == 1) * 4
     record = hf_tsv.compress(
-        models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Budget(smallest + 60_000), profiles=("faithful",))
+        models.recipe(folder, tasks=1),
+        tmp_path / "out",
+        f"{smallest + 60_000}B",
+        adapters=hf_tsv.AdapterOptions(profile="faithful"),
     )
     facts = record.adapters["t0"]["faithful"]
     ranks = facts.ranks.values()
@@ -192,7 +200,7 @@ def test_a_matrix_without_a_triplet_counts_as_left_out(tmp_path: Path) -> None:
 def test_copies_of_tied_weights_are_no_tensors_of_their_own(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     """PEFT needs an embedding under each of its names. The checkpoint holds it once, and so does what is made of it."""
     folder = models.zoo(make, tmp_path, tasks=1)
-    hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
+    hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", "energy=1.0")
     hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
     assert set(open_checkpoint(tmp_path / "restored").names()) == set(open_checkpoint(folder / "base").names())
     (folder / "t0").rename(folder / "full")
@@ -202,7 +210,7 @@ def test_copies_of_tied_weights_are_no_tensors_of_their_own(make: Callable[[], n
 
 def test_a_head_that_was_trained_apart_from_a_tied_embedding_stays(tmp_path: Path) -> None:
     folder = models.zoo(lambda: models.llama(tied=True), tmp_path, tasks=1)
-    hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(Energy(1.0)))
+    hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", "energy=1.0")
     file = tmp_path / "out/adapters/t0/adapter_model.safetensors"
     stored = load_file(file)
     stored["base_model.model.lm_head.weight"] += 1
@@ -218,7 +226,7 @@ def test_outputs_that_are_equal_but_for_roundings_are_equal(tmp_path: Path) -> N
     config = tf.JambaConfig(vocab_size=64, num_key_value_heads=2, pad_token_id=0, **sizes, **period)
     folder = models.zoo(lambda: models.perturbed(tf.JambaForCausalLM(config), 99, 0.05), tmp_path, tasks=1)
     record = hf_tsv.compress(
-        models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(4), verify="forward")
+        models.recipe(folder, tasks=1), tmp_path / "out", "rank=4", adapters=hf_tsv.AdapterOptions(verify="forward")
     )
     verified = record.adapters["t0"]["faithful"].verified
     assert verified is not None
@@ -228,7 +236,7 @@ def test_outputs_that_are_equal_but_for_roundings_are_equal(tmp_path: Path) -> N
 
 def test_a_dry_run_tells_of_adapters(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.llama, tmp_path, tasks=2), "ties", tasks=2)
-    result = run("compress", recipe, tmp_path / "out", "--rank", "3", "--dry-run")
+    result = run("compress", recipe, tmp_path / "out", "--keep", "rank=3", "--dry-run")
     assert "21 tensors go into 2 adapter(s) as far as they were changed, with --rank 3" in result.stdout
     assert "ties" not in result.stdout
     assert not (tmp_path / "out").exists()
@@ -236,12 +244,12 @@ def test_a_dry_run_tells_of_adapters(tmp_path: Path) -> None:
 
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.bert, tmp_path))
-    result = run("compress", path, tmp_path / "out", "--rank", "4", "-q")
+    result = run("compress", path, tmp_path / "out", "--keep", "rank=4", "-q")
     assert result.exit_code == 0, result.stderr
     assert "energy kept" in result.stdout
     assert result.stdout.rstrip().endswith("/out")
-    assert run("compress", path, tmp_path / "x", "--rank", "4", "--energy", "0.9").exit_code == 2
-    assert run("compress", path, tmp_path / "x", "--energy", "1.5").exit_code == 2
+    assert run("compress", path, tmp_path / "x", "--keep", "rank=4", "--keep", "energy=0.9").exit_code == 2
+    assert run("compress", path, tmp_path / "x", "--keep", "energy=1.5").exit_code == 2
 
 
 def stop_at(count: int, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -264,16 +272,21 @@ def adapters(out: Path) -> dict[str, bytes]:
 
 
 def _compress(recipe: Path, out: Path) -> None:
-    options = Compressing(Budget(60_000), profiles=("faithful", "serving"), serving_rank=8)
-    hf_tsv.compress(recipe, out, options, workers=1)
+    hf_tsv.compress(
+        recipe,
+        out,
+        "60000B",
+        adapters=hf_tsv.AdapterOptions(profile="faithful,serving", serving_rank=8),
+        options=hf_tsv.Options(workers=1),
+    )
 
 
 def _merge_as_adapter(recipe: Path, out: Path) -> None:
-    hf_tsv.merge_as_adapter(recipe, out, rank=4, workers=1)
+    hf_tsv.merge_as_adapter(recipe, out, "rank=4", options=hf_tsv.Options(workers=1))
 
 
 def _merge(recipe: Path, out: Path) -> None:
-    hf_tsv.merge(recipe, out, workers=1)
+    hf_tsv.merge(recipe, out, options=hf_tsv.Options(workers=1))
 
 
 class TestResume:
@@ -313,7 +326,7 @@ class TestResume:
         with monkeypatch.context() as patched:
             stop_at(5, "truncated_svd", patched)
             with pytest.raises(KeyboardInterrupt):
-                hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(3)), workers=1)
+                hf_tsv.compress(recipe, tmp_path / "out", "rank=3", options=hf_tsv.Options(workers=1))
         return recipe
 
     def test_with_other_options_or_another_recipe_is_refused(
@@ -321,14 +334,14 @@ class TestResume:
     ) -> None:
         recipe = self.stopped(tmp_path, monkeypatch)
         with pytest.raises(OutputError, match="another set of options is asked for now. Pass --restart"):
-            hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(4)))
+            hf_tsv.compress(recipe, tmp_path / "out", "rank=4")
         with pytest.raises(OutputError, match="another set of options is asked for now. Pass --restart"):
             hf_tsv.merge(recipe, tmp_path / "out")
         models.save(models.perturbed(models.llama(), 9), tmp_path / "t1")
         recipe = models.recipe(tmp_path, more="dtype: float64\n")
-        result = run("compress", recipe, tmp_path / "out", "--rank", "3", "-q")
+        result = run("compress", recipe, tmp_path / "out", "--keep", "rank=3", "-q")
         assert (result.exit_code, "another recipe, another model 't1' is asked for" in result.stderr) == (1, True)
-        assert run("compress", recipe, tmp_path / "out", "--rank", "3", "-q", "--restart").exit_code == 0
+        assert run("compress", recipe, tmp_path / "out", "--keep", "rank=3", "-q", "--restart").exit_code == 0
 
     def test_damaged_findings_are_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         recipe = self.stopped(tmp_path, monkeypatch)
@@ -337,13 +350,13 @@ class TestResume:
             file.seek(-8, 2)
             file.write(b"\x40")
         with pytest.raises(OutputError, match="was damaged. Pass --restart"):
-            hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(3)))
+            hf_tsv.compress(recipe, tmp_path / "out", "rank=3")
 
     def test_lost_findings_are_made_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         recipe = self.stopped(tmp_path, monkeypatch)
         (tmp_path / ".out.hf_tsv" / "scratch" / "factors.safetensors").unlink()
-        hf_tsv.compress(recipe, tmp_path / "whole", Compressing(FixedRank(3)))
-        hf_tsv.compress(recipe, tmp_path / "out", Compressing(FixedRank(3)))
+        hf_tsv.compress(recipe, tmp_path / "whole", "rank=3")
+        hf_tsv.compress(recipe, tmp_path / "out", "rank=3")
         assert adapters(tmp_path / "out") == adapters(tmp_path / "whole")
 
 
@@ -362,7 +375,7 @@ def test_who_is_done_first_does_not_decide_a_tie(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(
             compressed, "singular_values", lambda a: (time.sleep(0.05 * (next(calls) % 2)), values(a))[1]
         )
-        hf_tsv.compress(recipe, tmp_path / f"out{workers}", Compressing(Budget(60_000)), workers=workers)
+        hf_tsv.compress(recipe, tmp_path / f"out{workers}", "60000B", options=hf_tsv.Options(workers=workers))
         outs.append(adapters(tmp_path / f"out{workers}"))
     assert outs[0] == outs[1]
 
@@ -370,8 +383,9 @@ def test_who_is_done_first_does_not_decide_a_tie(tmp_path: Path, monkeypatch: py
 def test_a_profile_tells_of_itself_alone(tmp_path: Path) -> None:
     """The serving adapter has more triplets of the layers than the faithful one, and nothing of the embeddings."""
     recipe = models.recipe(models.zoo(models.llama, tmp_path, tasks=1), tasks=1)
-    options = Compressing(FixedRank(4), profiles=("faithful", "serving"), serving_rank=64)
-    facts = hf_tsv.compress(recipe, tmp_path / "out", options).adapters["t0"]
+    facts = hf_tsv.compress(
+        recipe, tmp_path / "out", "rank=4", adapters=hf_tsv.AdapterOptions(profile="faithful,serving", serving_rank=64)
+    ).adapters["t0"]
     embedding, layer, norm = (f"model.{n}.weight" for n in ("embed_tokens", "layers.0.mlp.up_proj", "norm"))
     ranks = {name: [facts[profile].ranks.get(name) for profile in facts] for name in (embedding, layer, norm)}
     assert ranks == {embedding: [4, None], layer: [4, 32], norm: ["dense", None]}
@@ -387,7 +401,7 @@ def test_a_profile_tells_of_itself_alone(tmp_path: Path) -> None:
 def test_what_is_stored_whole_is_exact(tmp_path: Path) -> None:
     """Factors of that rank would be larger than the matrix."""
     folder = models.zoo(lambda: models.llama(tied=True), tmp_path, tasks=1)
-    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(24)))
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", "rank=24")
     name = "model.embed_tokens.weight"
     stored = load_file(tmp_path / "out/adapters/t0/adapter_model.safetensors")
     assert torch.equal(stored[f"base_model.model.{name}"], load_file(folder / "t0/model.safetensors")[name])
@@ -398,7 +412,7 @@ def test_what_is_stored_whole_is_exact(tmp_path: Path) -> None:
 def test_factors_that_peft_can_not_hold_lie_beside(tmp_path: Path) -> None:
     """PEFT holds no factors of tied embeddings, which as a whole would take ten times the bytes."""
     folder = models.zoo(lambda: models.llama(tied=True), tmp_path, tasks=1)
-    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", Compressing(FixedRank(4)))
+    record = hf_tsv.compress(models.recipe(folder, tasks=1), tmp_path / "out", "rank=4")
     name = "model.embed_tokens.weight"
     facts = record["tasks"]["t0"]["faithful"]
     assert facts["in_sidecar"] == [name]
@@ -413,7 +427,7 @@ def test_factors_that_peft_can_not_hold_lie_beside(tmp_path: Path) -> None:
 class TestRestore:
     def test_gives_the_fine_tune_back(self, tmp_path: Path) -> None:
         folder = models.zoo(models.bert, tmp_path)
-        hf_tsv.compress(models.recipe(folder), tmp_path / "out", Compressing(Energy(1.0)))
+        hf_tsv.compress(models.recipe(folder), tmp_path / "out", "energy=1.0")
         hf_tsv.restore(tmp_path / "out", "t1", tmp_path / "restored")
         got, want = open_checkpoint(tmp_path / "restored"), open_checkpoint(folder / "t1")
         assert list(got.names()) == list(want.names())
@@ -425,9 +439,7 @@ class TestRestore:
         """Under a budget, norms and biases lie in the sidecar: the restored model has them, and so has a merge."""
         folder = models.zoo(models.bert_wide, tmp_path, tasks=2)
         checkpoint = sum(f.stat().st_size for f in (folder / "t0").glob("*.safetensors"))
-        record = hf_tsv.compress(
-            models.recipe(folder, tasks=2), tmp_path / "out", Compressing(Budget(checkpoint // 10))
-        )
+        record = hf_tsv.compress(models.recipe(folder, tasks=2), tmp_path / "out", f"{checkpoint // 10}B")
         beside = record.adapters["t0"]["faithful"].in_sidecar
         assert beside
         hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
@@ -447,7 +459,7 @@ class TestRestore:
         tuned = models.bert_classifier(labels=4)
         tuned.bert.load_state_dict(type(models.bert()).from_pretrained(folder / "t1").state_dict())
         models.save(tuned, folder / "t1")
-        hf_tsv.compress(models.recipe(folder, tasks=2), tmp_path / "out", Compressing(Energy(1.0)))
+        hf_tsv.compress(models.recipe(folder, tasks=2), tmp_path / "out", "energy=1.0")
         assert run("restore", tmp_path / "out", tmp_path / "restored", "--task", "t1", "-q").exit_code == 0
         want = type(tuned).from_pretrained(folder / "t1")
         got = type(tuned).from_pretrained(tmp_path / "restored")
@@ -459,7 +471,7 @@ class TestRestore:
 
     def test_an_unknown_task_is_told(self, tmp_path: Path) -> None:
         folder = models.zoo(models.bert, tmp_path)
-        hf_tsv.compress(models.recipe(folder), tmp_path / "out", Compressing(FixedRank(2)))
+        hf_tsv.compress(models.recipe(folder), tmp_path / "out", "rank=2")
         result = run("restore", tmp_path / "out", tmp_path / "x", "--task", "t9")
         assert result.exit_code == 1
         assert "Its tasks: t0, t1, t2" in result.stderr

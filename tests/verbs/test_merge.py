@@ -130,10 +130,10 @@ def test_out_dtype_is_written_everywhere(tmp_path: Path) -> None:
 
 def test_shards_are_as_large_as_asked_and_none_is_stale(tmp_path: Path) -> None:
     folder = models.zoo(models.llama, tmp_path)
-    hf_tsv.merge(models.recipe(folder), tmp_path / "out", max_shard_size="20KB")
+    hf_tsv.merge(models.recipe(folder), tmp_path / "out", options=hf_tsv.Options(max_shard_size="20KB"))
     many = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(many) > 3
-    hf_tsv.merge(models.recipe(folder), tmp_path / "out", overwrite=True)
+    hf_tsv.merge(models.recipe(folder), tmp_path / "out", options=hf_tsv.Options(overwrite=True))
     assert [path.name for path in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
 
 
@@ -215,7 +215,7 @@ def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path: Path) -> Non
     folder = models.zoo(models.clip, tmp_path)
     outs = [tmp_path / f"out{workers}" for workers in (1, 2, 4)]
     for workers, out in zip((1, 2, 4), outs, strict=True):
-        hf_tsv.merge(models.recipe(folder), out, workers=workers)
+        hf_tsv.merge(models.recipe(folder), out, options=hf_tsv.Options(workers=workers))
     assert len({(out / "model.safetensors").read_bytes() for out in outs}) == 1
 
 
@@ -234,9 +234,9 @@ def test_a_head_that_the_base_ties_is_told(tmp_path: Path) -> None:
 class TestMistakes:
     """Each is told in a line, and nothing is written."""
 
-    def told(self, tmp_path: Path, kind: type[HfTsvError], **options: object) -> str:
+    def told(self, tmp_path: Path, kind: type[HfTsvError], **options: Any) -> str:
         with pytest.raises(kind) as caught:
-            hf_tsv.merge(tmp_path / "recipe.yaml", tmp_path / "out", **options)  # type: ignore[arg-type]
+            hf_tsv.merge(tmp_path / "recipe.yaml", tmp_path / "out", hf_tsv.Options(**options))
         assert not (tmp_path / "out").exists()
         assert not list(tmp_path.glob(".out*"))
         return str(caught.value).replace(str(tmp_path), "DIR")
@@ -326,7 +326,7 @@ class TestMistakes:
         folder = models.zoo(models.bert, tmp_path)
         (folder / "base" / "hf_tsv.json").write_text("{}")
         with pytest.raises(OutputError, match="which the recipe reads"):
-            hf_tsv.merge(models.recipe(folder), folder / "base", overwrite=True)
+            hf_tsv.merge(models.recipe(folder), folder / "base", options=hf_tsv.Options(overwrite=True))
         assert (folder / "base" / "model.safetensors").exists()
 
     def test_too_little_memory_allowed(self, tmp_path: Path) -> None:
@@ -340,10 +340,10 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     hf_tsv.merge(path, tmp_path / "whole")
     stop_after(12, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        hf_tsv.merge(path, tmp_path / "out", workers=1)
+        hf_tsv.merge(path, tmp_path / "out", options=hf_tsv.Options(workers=1))
     assert not (tmp_path / "out").exists()
     made = stop_after(10_000, monkeypatch)
-    record = hf_tsv.merge(path, tmp_path / "out", workers=1)
+    record = hf_tsv.merge(path, tmp_path / "out", options=hf_tsv.Options(workers=1))
     assert len(made) == len(record.tensors) - 12
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
@@ -355,13 +355,13 @@ def test_a_run_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pyt
     folder = models.zoo(models.bert, tmp_path)
     stop_after(5, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        hf_tsv.merge(models.recipe(folder), tmp_path / "out", workers=1)
+        hf_tsv.merge(models.recipe(folder), tmp_path / "out", options=hf_tsv.Options(workers=1))
     stop_after(10_000, monkeypatch)
     models.save(models.perturbed(models.bert(), 9), folder / "t1")
     path = models.recipe(folder, more="parameters: {scale: 2}\n")
     with pytest.raises(OutputError, match="another recipe, another model 't1' is asked for now. Pass --restart"):
         hf_tsv.merge(path, tmp_path / "out")
-    hf_tsv.merge(path, tmp_path / "out", restart=True)
+    hf_tsv.merge(path, tmp_path / "out", options=hf_tsv.Options(restart=True))
     assert [p.name for p in tmp_path.glob(".out*")] == []
 
 

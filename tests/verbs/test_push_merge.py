@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hf_tsv.kept.options import Compressing
 from huggingface_hub import ModelCard
 from safetensors.torch import load, save
 
@@ -18,7 +17,6 @@ from hf_tsv.cards import all_terms
 from hf_tsv.checkpoints.writer import CheckpointWriter
 from hf_tsv.errors import CheckpointError, HfTsvError, HubError, OutputError, PublishError
 from hf_tsv.hub import Hub
-from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.publish.check import Pushing
 from hf_tsv.record import MergeRecord
 from tests.support import models
@@ -36,7 +34,7 @@ CARD = b"---\nlicense: apache-2.0\nlanguage: en\n---\nA model\n"
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, three fine-tunes, and their merge from the disk."""
     folder = models.zoo(models.llama, tmp_path_factory.mktemp("zoo"), max_shard_size="40KB")
-    hf_tsv.merge(models.recipe(folder), folder / "merged", max_shard_size=30_000)
+    hf_tsv.merge(models.recipe(folder), folder / "merged", options=hf_tsv.Options(max_shard_size=30_000))
     return folder
 
 
@@ -53,8 +51,9 @@ def recipe(hub: LoopbackHub, local: Path, tmp_path: Path) -> Path:
 
 
 def merge(recipe: Path, hub: Hub, pushing: Pushing | None = None, **more: Any) -> MergeRecord:
-    out = recipe.parent / "out"
-    return hf_tsv.merge(recipe, out, max_shard_size=30_000, push_to_hub=pushing, hub=hub, **more)
+    """With small shards; `more` are options."""
+    options = hf_tsv.Options(max_shard_size=30_000, **more)
+    return hf_tsv.merge(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=hub)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -170,7 +169,7 @@ class TestPushWhileMerging:
         assert run("merge", recipe, "x", "--commit-message", "x").exit_code == 2
 
     def test_adapters_to_a_repository_each(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
-        pushing, options = Pushing("alice/llama-{task}", message="Adapters"), Compressing(FixedRank(4))
+        pushing, options = Pushing("alice/llama-{task}", message="Adapters"), "rank=4"
         record = hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice)
         assert [one.repo_id for one in record.pushed] == [f"alice/llama-t{t}" for t in range(3)]
         config = json.loads(files_of(hub, "alice/llama-t1")["adapter_config.json"])
@@ -188,7 +187,7 @@ class TestPushWhileMerging:
         self, hub: LoopbackHub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        options = ("--as", "adapter", "--rank", "4", "--push-to-hub", REPO)
+        options = ("--as", "adapter", "--keep", "rank=4", "--push-to-hub", REPO)
         options += ("--token", "hf_alice", "--cache-dir", tmp_path / "cache", "--quiet")
         for _ in range(2):  # the second finds all done
             result = run("merge", recipe, *options)
@@ -204,7 +203,7 @@ class TestPushWhileMerging:
         self, hub: LoopbackHub, alice: Hub, recipe: Path, tmp_path: Path
     ) -> None:
         made = tmp_path / "made"
-        hf_tsv.compress(recipe, made, Compressing(FixedRank(4)), push_to_hub="alice/all", hub=alice)
+        hf_tsv.compress(recipe, made, "rank=4", push_to_hub="alice/all", hub=alice)
         sha = hub.repos["alice/all"].resolve("main").sha
         names = ("alice/all/adapters/t0@main", "hf://alice/all/adapters/t1", f"bob/base+alice/all/adapters/t2@{sha}")
         listed = "".join(f"  - model: {name}\n" for name in names)
@@ -250,7 +249,7 @@ class TestPushWhileMerging:
         with pytest.raises(HfTsvError, match="a folder in a repository, expected a whole one as the base"):
             hf_tsv.plan(path, hub=alice)
         path.write_text("merge_method: linear\nbase_model: bob/base\nmodels:\n  - model: bob/nested/sub\n")
-        hf_tsv.merge(path, tmp_path / "out", hub=alice, stream=True)
+        hf_tsv.merge(path, tmp_path / "out", hub=alice, options=hf_tsv.Options(stream=True))
         assert weights(tmp_path / "out")
 
 
@@ -290,7 +289,7 @@ class TestTerms:
         recipe.write_text(recipe.read_text().replace("bob/t1", "team/t1"))
         hub.repos["team/t1"] = hub.repos.pop("bob/t1")
         hub.publish("team/t1", {}, **how)
-        hf_tsv.compress(recipe, recipe.parent / "made", Compressing(FixedRank(4)), hub=alice)
+        hf_tsv.compress(recipe, recipe.parent / "made", "rank=4", hub=alice)
         hf_tsv.push(recipe.parent / "made", "alice/a-{task}", hub=alice)
         assert hub.repos["alice/a-t0"].private is private
         assert hub.repos["alice/a-t1"].private
@@ -349,7 +348,7 @@ class TestLock:
         self, hub: LoopbackHub, alice: Hub, recipe: Path
     ) -> None:
         """A base, fine-tunes of which one is an adapter on a model, and a tokenizer, each from a repository."""
-        options = Compressing(FixedRank(4))
+        options = "rank=4"
         hf_tsv.compress(recipe, recipe.parent / "a", options, push_to_hub=Pushing("alice/a-{task}"), hub=alice)
         text = recipe.read_text().replace("bob/t0", "bob/base@main+alice/a-t0").replace("bob/t1", "hf://bob/t1@main")
         recipe.write_text(f"{text}tokenizer_source: bob/t2\n")
@@ -366,7 +365,9 @@ class TestLock:
             hub.publish(repo, {"model.safetensors": weights_, "tokenizer.json": b"[]", "config.json": b"[]"})
         hub.log.clear()
         other = Hub(token="hf_alice", cache_dir=recipe.parent / "other cache")
-        hf_tsv.merge(first / "recipe.lock.yaml", recipe.parent / "out", max_shard_size=30_000, hub=other)
+        hf_tsv.merge(
+            first / "recipe.lock.yaml", recipe.parent / "out", hub=other, options=hf_tsv.Options(max_shard_size=30_000)
+        )
         asked += [request.path for request in hub.log]
         once, again = (contents(folder) for folder in (first, recipe.parent / "out"))
         assert once.keys() == again.keys()
@@ -410,7 +411,7 @@ class TestStream:
     def test_adapters_on_a_streamed_base(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         """What a compression wrote and published is merged; only the adapters, which are small, lie on the disk."""
         pushing = Pushing("alice/llama-{task}")
-        hf_tsv.compress(recipe, recipe.parent / "adapters", Compressing(FixedRank(4)), push_to_hub=pushing, hub=alice)
+        hf_tsv.compress(recipe, recipe.parent / "adapters", "rank=4", push_to_hub=pushing, hub=alice)
         for task in range(3):
             recipe.write_text(recipe.read_text().replace(f"bob/t{task}", f"alice/llama-t{task}"))
         merge(recipe, alice)
@@ -420,8 +421,8 @@ class TestStream:
         assert {path.name for path in cache.rglob("*.safetensors")} == {"adapter_model.safetensors"}
 
     def test_compressing_keeps_the_base_alone_on_the_disk(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
-        options = Compressing(FixedRank(4))
-        hf_tsv.compress(recipe, recipe.parent / "streamed", options, hub=alice, stream=True)
+        options = "rank=4"
+        hf_tsv.compress(recipe, recipe.parent / "streamed", options, hub=alice, options=hf_tsv.Options(stream=True))
         cached = {path.relative_to(alice.cache_dir).parts[0] for path in alice.cache_dir.rglob("*.safetensors")}
         assert cached == {"models--bob--base"}
         hf_tsv.compress(recipe, recipe.parent / "downloaded", options, hub=alice)
@@ -431,9 +432,9 @@ class TestStream:
 
     def test_merging_into_an_adapter(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         one, other = recipe.parent / "streamed", recipe.parent / "downloaded"
-        hf_tsv.merge_as_adapter(recipe, one, rank=2, hub=alice, stream=True)
+        hf_tsv.merge_as_adapter(recipe, one, "rank=2", hub=alice, options=hf_tsv.Options(stream=True))
         assert not list((alice.cache_dir / "models--bob--t1").rglob("*.safetensors"))
-        hf_tsv.merge_as_adapter(recipe, other, rank=2, hub=alice)
+        hf_tsv.merge_as_adapter(recipe, other, "rank=2", hub=alice)
         assert weights(one) == weights(other)
         assert weights(one)
 

@@ -22,7 +22,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A zoo and its merge in several shards, with residual adapters on it."""
     folder = models.zoo(models.llama, tmp_path_factory.mktemp("zoo"))
     recipe = models.recipe(folder, more="residuals: {rank: 2}\n")
-    hf_tsv.merge(recipe, folder / "out", max_shard_size="60KB")
+    hf_tsv.merge(recipe, folder / "out", options=hf_tsv.Options(max_shard_size="60KB"))
     return folder
 
 
@@ -136,11 +136,8 @@ def test_the_seed_chooses_the_sample(zoo: Path) -> None:
 
 
 def test_adapters_and_restored_checkpoints_are_compared_by_file(made: Path, tmp_path: Path) -> None:
-    from hf_tsv.kept.options import Compressing
 
-    from hf_tsv.linalg.ranks import FixedRank
-
-    hf_tsv.compress(made / "recipe.yaml", tmp_path / "small", Compressing(FixedRank(2)))
+    hf_tsv.compress(made / "recipe.yaml", tmp_path / "small", "rank=2")
     hf_tsv.restore(tmp_path / "small", "t0", tmp_path / "t0")
     for out in (tmp_path / "small", tmp_path / "t0"):
         found = hf_tsv.verify(out)

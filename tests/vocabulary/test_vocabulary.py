@@ -10,14 +10,12 @@ import pytest
 import tokenizers as tk
 import torch
 import transformers as tf
-from hf_tsv.kept.options import Compressing
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hf_tsv
 from hf_tsv.errors import OutputError, PlanError
 from hf_tsv.hub import Hub
-from hf_tsv.linalg.ranks import FixedRank
 from hf_tsv.merging import plan as planner
 from hf_tsv.verbs.verify import verify
 from hf_tsv.vocabulary import rows as vocabulary
@@ -289,12 +287,12 @@ def test_ids_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         )
         save(tmp_path / folder, tf.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>"), seed=seed)
     whole = recipe(tmp_path, "union")
-    hf_tsv.merge(whole, tmp_path / "whole", workers=1)
+    hf_tsv.merge(whole, tmp_path / "whole", options=hf_tsv.Options(workers=1))
     ids = ids_of(tmp_path / "whole")
     close(merged(tmp_path / "whole")[HEAD], by_hand(tmp_path, ids, len(ids), HEAD))
     monkeypatch.setattr(planner, "PIECE", 32 * 7)
     monkeypatch.setattr(vocabulary, "PIECE", 32 * 7)
-    hf_tsv.merge(whole, tmp_path / "pieces", workers=3)
+    hf_tsv.merge(whole, tmp_path / "pieces", options=hf_tsv.Options(workers=3))
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
         tmp_path / "pieces" / "model.safetensors"
     ).read_bytes()
@@ -393,8 +391,8 @@ def test_what_tasks_keep_needs_the_bases_rows(zoo: Path, method: str) -> None:
 
 def test_adapters_of_tasks_are_on_the_bases_rows(zoo: Path) -> None:
     with pytest.raises(PlanError, match="adapters are put on the base model's rows"):
-        hf_tsv.compress(recipe(zoo, "union"), zoo / "no", Compressing(FixedRank(2)))
-    record = hf_tsv.compress(recipe(zoo, "base"), zoo / "out", Compressing(FixedRank(2)))
+        hf_tsv.compress(recipe(zoo, "union"), zoo / "no", "rank=2")
+    record = hf_tsv.compress(recipe(zoo, "base"), zoo / "out", "rank=2")
     assert any("left out of what 't1' has: 6 tokens" in warning for warning in record.warnings)
     assert hf_tsv.load_task(zoo / "out", "t0").get_input_embeddings().weight.shape == (39, 32)
 
@@ -509,7 +507,7 @@ def test_models_on_the_hub(zoo: Path, hub: LoopbackHub, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="the vocabularies differ"):
         hf_tsv.merge(path, zoo / "out", hub=alice)
     path.write_text(path.read_text() + "tokenizer_source: union\n")
-    hf_tsv.merge(path, zoo / "out", hub=alice, stream=True)
+    hf_tsv.merge(path, zoo / "out", hub=alice, options=hf_tsv.Options(stream=True))
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     assert (zoo / "out" / "model.safetensors").read_bytes() == (zoo / "local" / "model.safetensors").read_bytes()
 
