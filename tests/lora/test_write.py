@@ -214,7 +214,7 @@ class TestFaithful:
         close(outputs(merged, name), wanted)
 
     @pytest.mark.parametrize("misfits", ["whole", "sidecar"])
-    @pytest.mark.parametrize("name", [*EXACT, *MORE])
+    @pytest.mark.parametrize("name", [*EXACT, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
     def test_any_mix_of_ranks_is_what_was_put_in(self, name: str, misfits: Any, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs(name)
         ranks = {
