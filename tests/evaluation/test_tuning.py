@@ -63,7 +63,7 @@ def test_a_spectral_method_is_tuned(zoo: Path) -> None:
     assert tunable.REST in found.scales
 
 
-@pytest.mark.parametrize("by", ["all", "kind", pytest.param("type", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("by", ["all", *(pytest.param(by, marks=pytest.mark.slow) for by in ("kind", "type"))])
 @pytest.mark.parametrize("method", ["tsv_m", "task_arithmetic", "ties"])
 def test_the_tuned_recipe_merges_to_the_score_that_was_found(zoo: Path, method: str, by: Any) -> None:
     found, path = tuned(zoo, method, by=by)
@@ -128,7 +128,7 @@ def restored(folder: Path, recipe: Path) -> dict[str, float]:
     return {task: told.relative["restored"] for task, told in tasks.items()}
 
 
-@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("out_dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_every_masks_lambda_is_its_tasks_best(zoo: Path, out_dtype: str) -> None:
     grid, more = (0.1, 1.0, 4.0), f"out_dtype: {out_dtype}\n"
     found, path = tuned(zoo, "tall_mask", more=more, lambdas=grid)

@@ -23,6 +23,7 @@ from hf_tsv.lora.format import LEFT, RIGHT, SIDECAR_FILE
 from hf_tsv.lora.formats import ADAPTERS, FORMATS, AdapterFormat
 from hf_tsv.lora.skeleton import quiet
 from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest
+from hf_tsv.record import AdapterReport
 from tests.support import models
 from tests.support.models import ARCHITECTURES, INPUTS, TOKENS
 

@@ -131,7 +131,11 @@ def test_merges_as_what_peft_makes_of_it(case: str, tmp_path: Path) -> None:
     assert_same_change(folder, got, merged(folder, ["DIR/t1", "DIR/t2"], "want"))
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK_CASES = ["linear", "conv2d", "experts"]
+FURTHER_CASES = [pytest.param(case, marks=pytest.mark.slow) for case in CASES if case not in QUICK_CASES]
+
+
+@pytest.mark.parametrize("case", [*QUICK_CASES, *FURTHER_CASES])
 def test_pieces_do_not_show(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large tensors are merged some rows at a time, where each entry is merged by itself."""
     make, config = CASES[case]

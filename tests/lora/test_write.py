@@ -223,7 +223,7 @@ class TestFaithful:
             merged = adapted.merge_and_unload()
         close(outputs(merged, name), wanted)
 
-    @pytest.mark.parametrize("name", [*EXACT, *MORE])
+    @pytest.mark.parametrize("name", [*EXACT, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
     def test_any_mix_of_ranks_is_what_was_put_in(self, name: str, pairs: Pairs, tmp_path: Path) -> None:
         pair = pairs(name)
         ranks = {

@@ -88,7 +88,15 @@ def test_a_started_run_stays_on_its_device(tmp_path: Path, monkeypatch: pytest.M
         hf_tsv.merge(path, tmp_path / "out", options=hf_tsv.Options(device="cuda"))
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.max_tasks is None])
+QUICK_METHODS = ["tsv_m", "ties"]  # the contract tests all of them on single tensors
+FURTHER_METHODS = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name, method in METHODS.items()
+    if method.max_tasks is None and name not in QUICK_METHODS
+]
+
+
+@pytest.mark.parametrize("method", [*QUICK_METHODS, *FURTHER_METHODS])
 def test_every_tensor_of_a_model_is_merged_there(tmp_path: Path, method: str) -> None:
     plan = hf_tsv.plan(recipe(zoo(mixtral, tmp_path), method))
     found = run_surveys(plan, plan.steps, Resources(1), Silent())

@@ -72,6 +72,7 @@ def test_merging_the_adapters_is_merging_the_checkpoints(tmp_path: Path) -> None
             assert error(again.read(name) - base.read(name), change) < CHANGE, name
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_spent(tmp_path: Path) -> None:
     folder = models.zoo(models.bert_wide, tmp_path, tasks=2)
     path = models.recipe(folder, tasks=2)
@@ -83,6 +84,7 @@ def test_a_budget_is_kept_and_spent(tmp_path: Path) -> None:
         assert record.adapters[task]["faithful"].bytes <= taken
 
 
+@pytest.mark.slow
 def test_tasks_share_their_budgets_where_asked(tmp_path: Path) -> None:
     """A task that changed the model more gets more of the bytes, and less of all the change is lost."""
     folder = models.zoo(models.bert_wide, tmp_path, tasks=1)
