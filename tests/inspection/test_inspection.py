@@ -97,6 +97,7 @@ def test_random_tasks_interfere_as_by_chance() -> None:
     generator = torch.Generator().manual_seed(0)
     factors = [truncated_svd(torch.randn(160, 96, generator=generator) * (1 + t), 24) for t in range(4)]
     chance, pairs = interference_by_chance(factors)
+    # What four such tasks scatter about the mean of all, and a pair of them; other roundings don't show here.
     assert singular_task_interference(factors) == pytest.approx(chance, rel=0.03)
     off = ~torch.eye(4, dtype=torch.bool)
     torch.testing.assert_close(pairwise_interference(factors)[off], pairs[off], rtol=0.1, atol=0)

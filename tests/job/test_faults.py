@@ -176,7 +176,8 @@ def test_a_factorisation_that_does_not_converge_is_replaced(
     expected = (polar[0] * np.concatenate([s[:k] for s, k in zip(ss, kept, strict=True)])) @ polar[1]
     merged = load_file(tmp_path / "out" / "model.safetensors")[NAME].double().numpy()
     amplified = 4 + polar_amplification(torch.from_numpy(u)) + polar_amplification(torch.from_numpy(vh))
-    tolerance = rounding(torch.float32, condition=amplified)
+    # Triplets are kept down to 1e-6 of the largest: a Gram matrix in float64 holds the squares of these to 1e-4.
+    tolerance = rounding(torch.float32, condition=amplified) + rounding(torch.float64, condition=1e12)
     assert np.linalg.norm(merged - expected) < tolerance * np.linalg.norm(expected)
 
 
