@@ -85,7 +85,9 @@ class _MeaningReader:
         methods: dict[Path, MergeMethod] = {}
         for place, name in written.items():
             if name is not None and name not in METHODS:
-                self._document.tell((*place, "merge_method"), _unknown_method(name))
+                known = sorted(METHODS)
+                problem = f"unknown merge method '{name}'.{did_you_mean(name, known)}"
+                self._document.tell((*place, "merge_method"), f"{problem} Known methods: {', '.join(known)}.")
             chosen = own if name is None else name
             if chosen is not None and chosen in METHODS:
                 methods[place] = METHODS[chosen]
@@ -152,8 +154,10 @@ class _MeaningReader:
             return tuple(of_entry(name, entry) for entry in self._models.tasks)
 
         parameters = method.parameters.values()
+        # The base, where it is listed, may be one of the models that are merged.
+        counts_base = method.base == "model" or (method.base == "either" and self._file.base_model is None)
         base_weight = None
-        if self._models.base_entries and self._counts_base(method):
+        if self._models.base_entries and counts_base:
             base_weight = of_entry(WEIGHT.name, self._models.base_entries[0])
         return Branch(
             filter=tensors,
@@ -164,10 +168,6 @@ class _MeaningReader:
             weights=of_tasks(WEIGHT.name),
             base_weight=base_weight,
         )
-
-    def _counts_base(self, method: MergeMethod) -> bool:
-        """Whether the base, where it is listed, is one of the models that are merged."""
-        return method.inputs.base == "model" or (method.inputs.base == "either" and self._file.base_model is None)
 
     # The rest
 
@@ -228,11 +228,6 @@ class _MeaningReader:
             problem = "'chat_template' has a wrong value, expected auto or a template's Jinja text"
             way_out = "Copy the text from the chat_template.jinja of a model that has it."
             self._document.tell(("chat_template",), f"{problem} but got {shown(template)}. {way_out}")
-
-
-def _unknown_method(name: str) -> str:
-    known = sorted(METHODS)
-    return f"unknown merge method '{name}'.{did_you_mean(name, known)} Known methods: {', '.join(known)}."
 
 
 def _wrong_number(method: MergeMethod, tasks: int, *, base_is_model: bool) -> str:

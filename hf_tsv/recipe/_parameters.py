@@ -61,7 +61,9 @@ class ParameterReader:
                     continue
                 is_taken = True
                 self._check_written_once(here, block, method, parameter)
-                self._read_one(here, written, method, parameter)
+                whose = "" if parameter is WEIGHT else f" of {method.name}"
+                settings = self._settings.setdefault((path, method.name), {})
+                settings[parameter.name] = self._setting(here, written, parameter, f"'{name}'{whose}")
             if is_taken:
                 continue
             if name in NO_EFFECT:
@@ -93,11 +95,6 @@ class ParameterReader:
         first = next(name for name in block if _taken(method, name) == parameter)
         if first != path[-1] and not self._document.has_problem(path):
             self._document.tell(path, f"'{path[-1]}' and '{first}' mean the same for {method.name}. Keep one of them.")
-
-    def _read_one(self, path: Path, written: Any, method: MergeMethod, parameter: Parameter) -> None:
-        block = self._settings.setdefault((path[:-1], method.name), {})
-        whose = "" if parameter is WEIGHT else f" of {method.name}"
-        block[parameter.name] = self._setting(path, written, parameter, f"'{path[-1]}'{whose}")
 
     def _setting(self, path: Path, written: Any, parameter: Parameter, label: str) -> Setting:
         has_filters = isinstance(written, list) and isinstance(written[0], schema.Choice)

@@ -138,7 +138,7 @@ class Branch:
         for key, (default, chains) in self.per_task.items():
             values = [at(chain, ABSENT) for chain in chains]
             if any(value is not ABSENT for value in values):  # else the method's own default counts for all
-                parameters[key] = tuple(default if value is ABSENT else value for value in values)
+                parameters[key] = tuple(at(chain, default) for chain in chains)
         weights = tuple(float(at(chain, 1.0)) for chain in self.weights)
         base_weight = 0.0 if self.base_weight is None else float(at(self.base_weight, 1.0))
         return Rule(self.method, parameters, weights, base_weight, self.line)

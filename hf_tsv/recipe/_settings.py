@@ -48,7 +48,11 @@ def by_name(text: str, line: int) -> Filter:
         ValueError: the text is empty, or isn't a regular expression.
     """
     if text.startswith("re:"):
-        return Filter(text, line, pattern=_regex(text[3:]))
+        pattern = text.removeprefix("re:")
+        try:
+            return Filter(text, line, pattern=re.compile(pattern))
+        except re.error as error:
+            raise ValueError(f"'{pattern}' is not a regular expression: {error}.") from None
     if not text:
         raise ValueError("it is empty, expected a part of tensors' names, or '*' for every tensor.")
     if "*" in text or "?" in text:
@@ -171,10 +175,3 @@ def _meant(idle: Filter) -> Filter | None:
 
 def _matches_any(chooser: Filter, tensors: Sequence[tuple[str, str]]) -> bool:
     return any(chooser.matches(name, kind) for name, kind in tensors)
-
-
-def _regex(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"'{pattern}' is not a regular expression: {error}.") from None

@@ -21,10 +21,12 @@ def read_whole_slice(document: Document) -> None:
             return
     if ends[0] is None or any(end != ends[0] for end in ends):
         return
-    models = [{key: value for key, value in source.items() if key != "layer_range"} for source in sources]
     document.layers = (ends[0], document.line((*SOURCES, 0, "layer_range")))
-    document.data = {"models" if key == "slices" else key: value for key, value in document.data.items()}
-    document.data["models"] = models
+    models = [dict(source) for source in sources]
+    for model in models:
+        del model["layer_range"]
+    document.data = {**document.data, "models": models}
+    del document.data["slices"]
     # The models keep the lines of the sources.
     for path in list(document.marks):
         if path[: len(SOURCES)] == SOURCES:
