@@ -31,6 +31,7 @@ def plan(recipe: RecipeFile, shards: Shards, svd: Svd, access: Access, talk: Tal
 
 def show(planned: "Plan") -> None:
     """The plan as a table by module type, and what it costs."""
+    from hf_tsv.merging.cost import largest_bytes
     from hf_tsv.merging.engine import estimated_seconds
     from hf_tsv.merging.resources import usable_cores
 
@@ -42,7 +43,7 @@ def show(planned: "Plan") -> None:
     cores = usable_cores()
     out.print(
         f"Reads {size(planned.bytes_in)}, writes {_output_size(planned)}; the largest tensor takes"
-        f" {size(max(map(planned.working_bytes, planned.steps)))} of memory at work. About"
+        f" {size(largest_bytes(planned))} of memory at work. About"
         f" {duration(estimated_seconds(planned, cores))} of merging on this machine's {counted(cores, 'core')}.",
         markup=False,
     )
@@ -84,6 +85,7 @@ def _show_tensors(planned: "Plan") -> None:
 
 def as_data(planned: "Plan") -> dict[str, Any]:
     """The plan for machines."""
+    from hf_tsv.merging.cost import largest_bytes
     from hf_tsv.merging.engine import estimated_seconds
     from hf_tsv.merging.resources import usable_cores
 
@@ -92,7 +94,7 @@ def as_data(planned: "Plan") -> dict[str, Any]:
         "seconds": round(estimated_seconds(planned, usable_cores()), 1),
         "bytes_in": planned.bytes_in,
         "bytes_out": planned.bytes_out,
-        "working_bytes": max(map(planned.working_bytes, planned.steps)),
+        "working_bytes": largest_bytes(planned),
         "tensors": [
             {
                 "name": step.name,

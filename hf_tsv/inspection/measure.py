@@ -25,6 +25,7 @@ from hf_tsv.linalg import (
 from hf_tsv.linalg import masks as mask_bits
 from hf_tsv.linalg.masks import Use
 from hf_tsv.linalg.ranks import Spectrum, pooled
+from hf_tsv.merging.cost import total_work
 from hf_tsv.merging.engine import check_memory
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.pool import each_step, one_thread_each
@@ -191,7 +192,7 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
             found[step.name] = inspected
 
     base = plan.recipe.base.path
-    progress.begin(sum(map(plan.work, steps)))
+    progress.begin(total_work(plan, steps))
     with one_thread_each():
         each_step(steps, look, plan, resources, progress)
     return Inspection(

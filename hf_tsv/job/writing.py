@@ -1,6 +1,7 @@
 """What a job writes into its working folder: the shared model, what single tasks keep, and the files beside them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,6 +16,7 @@ from hf_tsv.hub import Hub
 from hf_tsv.job.processes import Team
 from hf_tsv.job.recording import KeptFiles
 from hf_tsv.kept.workplace import Workplace
+from hf_tsv.merging.cost import step_work
 from hf_tsv.merging.engine import run
 from hf_tsv.merging.plan import Plan, Step, leaves_masks, leaves_residuals
 from hf_tsv.record import AdapterReports, Masks
@@ -45,7 +47,7 @@ def write_shared(
         writer.sync()
         sink = _ShardSink(writer, journal, team, plan.shards, file_is_complete)
         steps_left = [step for step in _steps_by_file(plan) if step.name not in journal.done]
-        own_share = team.deal(steps_left, plan.work, lambda step: step.name, work.identity)
+        own_share = team.deal(steps_left, partial(step_work, plan), lambda step: step.name, work.identity)
         own_names = {step.name for step in own_share}
         own_steps = [step for step in steps_left if step.name in own_names]
         run(plan, own_steps, sink, work.resources, work.progress, in_order=work.in_order)

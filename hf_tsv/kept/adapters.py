@@ -30,6 +30,7 @@ from hf_tsv.lora.formats import ADAPTERS, FORMATS
 from hf_tsv.lora.write.changes import WholeChange
 from hf_tsv.lora.write.plan import BaseRef
 from hf_tsv.lora.write.writer import AdapterWriter
+from hf_tsv.merging.cost import total_work
 from hf_tsv.merging.plan import Plan, Step, TaskPart
 from hf_tsv.merging.pool import one_thread_each
 from hf_tsv.merging.resources import check_disk
@@ -88,7 +89,7 @@ def _architecture(plan: Plan, task: str, work: Workplace) -> Architecture:
 def _work_left(plan: Plan, done: Set[str]) -> float:
     """The work of the steps of a stage that is not done; what is done is done for all tasks together."""
     done_steps = {key.partition("/")[2] for key in done}
-    return sum(plan.work(step) for step in plan.merged if step.name not in done_steps)
+    return total_work(plan, (step for step in plan.merged if step.name not in done_steps))
 
 
 def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, work: Workplace) -> AdapterReports:

@@ -4,12 +4,10 @@ Work is counted in floating-point operations of a matrix product, the quickest o
 kinds can be added up and divided by one measured speed.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
+from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.methods import METHODS
-
-if TYPE_CHECKING:  # a plan asks for its costs here
-    from hf_tsv.merging.plan import Plan, Step
 
 OPERATIONS_PER_ENTRY = 300.0  # in the time that an entry of a tensor is read, widened and added
 
@@ -19,7 +17,12 @@ def entry_work(numel: int, num_tensors: int) -> float:
     return OPERATIONS_PER_ENTRY * numel * num_tensors
 
 
-def step_work(plan: "Plan", step: "Step") -> float:
+def total_work(plan: Plan, steps: Iterable[Step]) -> float:
+    """Work of several steps of a plan."""
+    return sum(step_work(plan, step) for step in steps)
+
+
+def step_work(plan: Plan, step: Step) -> float:
     """A step's share of the whole work."""
     reading = entry_work(step.info.numel, len(plan.tasks) + 1)
     view, matrices = step.view, METHODS[step.method].matrices
@@ -34,7 +37,12 @@ def step_work(plan: "Plan", step: "Step") -> float:
     return reading + view.count * decompositions * (gram_matrix + eigenvectors)
 
 
-def step_bytes(plan: "Plan", step: "Step") -> int:
+def largest_bytes(plan: Plan) -> int:
+    """Memory that the largest step takes at most."""
+    return max(step_bytes(plan, step) for step in plan.steps)
+
+
+def step_bytes(plan: Plan, step: Step) -> int:
     """Memory that a step takes at most."""
     item = 8 if plan.recipe.dtype == "float64" else 4
     stored = step.info.nbytes + step.out.nbytes

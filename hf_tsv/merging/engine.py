@@ -3,12 +3,14 @@
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from hf_tsv.errors import MethodError, ResourceError
+from hf_tsv.merging.cost import step_bytes, step_work, total_work
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.pool import each_step, one_thread_each
 from hf_tsv.merging.progress import Progress
@@ -51,7 +53,7 @@ def run(
         seconds = time.perf_counter() - started
         sink.put(step, tensor, {**notes, "seconds": round(seconds, 3)})
 
-    progress.begin(sum(map(plan.work, steps)) + surveys.work)
+    progress.begin(total_work(plan, steps) + surveys.work)
     with one_thread_each():
         surveys.run(resources, progress)
         each_step(steps, merge, plan, resources, progress, in_order=in_order)
@@ -59,8 +61,8 @@ def run(
 
 def estimated_seconds(plan: Plan, cores: int) -> float:
     """About how long a merge takes on so many of this machine's cores, by the exact SVD and without downloads."""
-    work = sum(map(plan.work, plan.steps)) + Surveys(plan, plan.steps).work
-    longest_step = max(map(plan.work, plan.steps))
+    work = total_work(plan, plan.steps) + Surveys(plan, plan.steps).work
+    longest_step = max(step_work(plan, step) for step in plan.steps)
     return max(work / cores, longest_step) / operations_per_second()
 
 
@@ -70,8 +72,8 @@ def check_memory(plan: Plan, resources: Resources) -> None:
     Raises:
         ResourceError: one step alone needs more than `max_memory`.
     """
-    largest = max(plan.steps, key=plan.working_bytes)
-    nbytes = plan.working_bytes(largest)
+    largest = max(plan.steps, key=partial(step_bytes, plan))
+    nbytes = step_bytes(plan, largest)
     if resources.max_memory is not None and nbytes > resources.max_memory:
         raise ResourceError(
             f"{largest.name}: needs about {nbytes / 2**20:.0f} MB at once, more than --max-memory"

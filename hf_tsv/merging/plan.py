@@ -10,7 +10,6 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from hf_tsv.checkpoints.modules import Kind, MatrixView, group_of
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, Shard, TensorInfo
 from hf_tsv.errors import PlanError
-from hf_tsv.merging.cost import step_bytes, step_work
 from hf_tsv.methods import METHODS
 from hf_tsv.methods.base import base
 from hf_tsv.recipe import Recipe
@@ -163,14 +162,6 @@ class Plan:
     @property
     def bytes_out(self) -> int:
         return sum(shard.nbytes for shard in self.shards) + sum(part.info.nbytes for part in self.parts)
-
-    def working_bytes(self, step: Step) -> int:
-        """Memory that one step takes at most, estimated from shapes."""
-        return step_bytes(self, step)
-
-    def work(self, step: Step) -> float:
-        """A step's share of the whole work, in floating-point operations of a matrix product."""
-        return step_work(self, step)
 
     def groups(self) -> list["Group"]:
         """The steps by module type, method and parameters, for a summary."""

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from hf_tsv.merging.cost import step_bytes, step_work
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.progress import Progress
 from hf_tsv.merging.resources import Resources
@@ -36,7 +38,7 @@ def each_step(
     Raises:
         Exception: what `do` raises first; steps that have begun are finished, the others are not begun.
     """
-    work = work or plan.work
+    work = work or partial(step_work, plan)
     # The largest step first: begun last, it would run on alone when all other workers have nothing left to do.
     waiting = list(steps) if in_order else sorted(steps, key=work, reverse=True)
     running: dict[Future[None], Step] = {}
@@ -84,12 +86,12 @@ def _announce(plan: Plan, step: Step) -> None:
 def _admitted(waiting: list[Step], running: Iterable[Step], plan: Plan, resources: Resources) -> Iterator[Step]:
     """Take from the waiting steps those that may begin now."""
     in_work = list(running)
-    used_bytes = sum(map(plan.working_bytes, in_work))
+    used_bytes = sum(step_bytes(plan, step) for step in in_work)
     free_workers = resources.workers - len(in_work)
     for step in list(waiting):
         if not free_workers:
             return
-        nbytes = plan.working_bytes(step)
+        nbytes = step_bytes(plan, step)
         # A step that is too large for what is left may wait; smaller ones behind it go first. Alone, any step goes.
         if in_work and resources.max_memory is not None and used_bytes + nbytes > resources.max_memory:
             continue

@@ -29,7 +29,7 @@ class ModelSurvey:
 
     @property
     def work(self) -> float:
-        """Work of one pass, as in `Plan.work`."""
+        """Work of one pass, as in `step_work`."""
         return sum(map(_pass_work, self.steps))
 
 

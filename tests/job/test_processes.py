@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import hf_tsv
 from hf_tsv.errors import OutputError
 from hf_tsv.job import processes
 from hf_tsv.job.processes import Process, Team, deal_out
+from hf_tsv.merging.cost import step_work, total_work
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.recipe import parse_recipe
 from hf_tsv.staging.journal import names_in
@@ -39,8 +41,8 @@ def llama3_8b() -> Headers:
 def test_the_work_of_a_real_model_is_deal_out_evenly(count: int, method: str) -> None:
     text = f"merge_method: {method}\nbase_model: ./b\nmodels: [{{model: ./x}}, {{model: ./y}}, {{model: ./z}}]\n"
     plan = make_plan(parse_recipe(text), llama3_8b(), [llama3_8b() for _ in range(3)])
-    shares = deal_out(plan.steps, plan.work, count)
-    loads = [sum(map(plan.work, share)) for share in shares]
+    shares = deal_out(plan.steps, partial(step_work, plan), count)
+    loads = [total_work(plan, share) for share in shares]
     assert sorted(step.name for share in shares for step in share) == sorted(step.name for step in plan.steps)
     assert max(loads) / (sum(loads) / count) < 1.1
 

@@ -4,6 +4,7 @@ They were computed from the tensors that `model` makes, task t's from model(t + 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_tsv.methods import METHODS, Deltas
+from hf_tsv.methods import METHODS, Deltas, Tasks, TensorSource
 from tests.support.tolerances import rounding
 
 CASES = json.loads((Path(__file__).parents[1] / "fixtures" / "mergekit-0.1.5.json").read_text())
@@ -45,13 +46,11 @@ def as_recipe(case: dict[str, Any]) -> dict[str, Any]:
 def test_equals_mergekit(case: dict[str, Any]) -> None:
     base = model(0)
     deltas = Drawn(
-        lambda t: model(t + 1) - base,
+        TensorSource(lambda t: model(t + 1) - base, base=base.clone),
+        replace(Tasks.alike(case["tasks"]), weights=case["weights"]),
         shape=base.shape,
         dtype=base.dtype,
-        tasks=[f"task{t}" for t in range(case["tasks"])],
-        weights=case["weights"],
         is_matrix=True,
-        base=base.clone,
     )
     deltas.kept = torch.tensor(case["kept"])
     merged = base + METHODS[case["method"]](deltas, **as_recipe(case))
