@@ -118,18 +118,19 @@ def ordered(zoo: Zoo) -> Zoo:
 
 def _about(bench: Bench) -> dict[str, Any]:
     """All that scores depend on, but for our own code: what was measured with others is measured anew."""
-    packages = ("torch", "transformers", "peft", "safetensors")
+    versions = {"hf_tsv": hf_tsv.__version__}
+    versions |= {name: version(name) for name in ("torch", "transformers", "peft", "safetensors")}
+    tasks: dict[str, Any] = {}
+    for task in bench.zoo.tasks:
+        facts = json.loads((task.finetuned / "task.json").read_text("utf-8"))
+        tasks[task.name] = {"labels": facts["labels"], "settings": facts["settings"]}
     return {
-        "versions": {"hf_tsv": hf_tsv.__version__, **{name: version(name) for name in packages}},
+        "versions": versions,
         "seed": SEED,
         "test_texts": bench.texts["test"],
         "validation_texts": bench.texts["validation"],
         "model_bytes": _model_bytes(bench),
-        "tasks": {
-            task.name: {key: facts[key] for key in ("labels", "settings")}
-            for task in bench.zoo.tasks
-            for facts in [json.loads((task.finetuned / "task.json").read_text("utf-8"))]
-        },
+        "tasks": tasks,
     }
 
 
@@ -271,7 +272,10 @@ def _model_bytes(bench: Bench) -> int:
 
 def _sizes(folders: Mapping[str, Path], files: str) -> dict[str, int]:
     """Bytes of the files in each folder that a pattern finds."""
-    return {name: sum(file.stat().st_size for file in folder.glob(files)) for name, folder in folders.items()}
+    sizes: dict[str, int] = {}
+    for name, folder in folders.items():
+        sizes[name] = sum(file.stat().st_size for file in folder.glob(files))
+    return sizes
 
 
 if __name__ == "__main__":

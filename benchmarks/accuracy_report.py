@@ -108,12 +108,13 @@ def _mean(told: Told, name: str) -> Sequence[str]:
     known = [count for count in counts(told) if accuracies(told, name, count)]
     row = _row(told, name, known[-1])
     assert row is not None
-    cells = [
-        f"{100 * fmean(accuracies(told, name, n).values()):.1f} ({100 * relative(told, name, n):.1f})"
-        if n in known
-        else ""
-        for n in counts(told)
-    ]
+    cells: list[str] = []
+    for n in counts(told):
+        cell = ""
+        if n in known:
+            mean = fmean(accuracies(told, name, n).values())
+            cell = f"{100 * mean:.1f} ({100 * relative(told, name, n):.1f})"
+        cells.append(cell)
     factors = [(_row(told, name, n) or {}).get("factor") for n in known]
     seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
     factor = ", ".join(f"{factor:g}" for factor in factors if factor is not None)
@@ -122,5 +123,8 @@ def _mean(told: Told, name: str) -> Sequence[str]:
 
 def _each(told: Told, count: int) -> str:
     names = [name for name in told["rows"] if accuracies(told, name, count)]
-    rows = [(name, *(f"{100 * a:.0f}" for a in accuracies(told, name, count).values())) for name in names]
+    rows: list[tuple[str, ...]] = []
+    for name in names:
+        cells = [f"{100 * accuracy:.0f}" for accuracy in accuracies(told, name, count).values()]
+        rows.append((name, *cells))
     return table(("", *_first(told, count)), rows)

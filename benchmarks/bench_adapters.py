@@ -50,7 +50,8 @@ def plans(folder: Path, tasks: int) -> tuple[Plan, Plan]:
     models = "".join(f"  - model: {folder}/t{t}\n" for t in range(tasks))
     recipe = parse_recipe(f"merge_method: tsv_m\nbase_model: {folder}/base\nmodels:\n{models}", source="bench")
     base = open_checkpoint(folder / "base")
-    factored, dense = ([open_adapter(folder / f"t{t}").on(base) for t in range(tasks)] for _ in range(2))
+    factored = [open_adapter(folder / f"t{t}").on(base) for t in range(tasks)]
+    dense = [open_adapter(folder / f"t{t}").on(base) for t in range(tasks)]
     for adapter in dense:  # which keep their factors to themselves, so that the engine multiplies them out
         adapter.low_rank = lambda name, row=None: None  # type: ignore[method-assign]  # on these instances alone
     return make_plan(recipe, base, factored), make_plan(recipe, base, dense)

@@ -80,10 +80,11 @@ def _merged(method: str, deltas: Sequence[Tensor], limits: Sequence[float]) -> T
 def _limits(base: Any, tuned: Sequence[Any]) -> list[float]:
     """The magnitude that a share of `DENSITY` of each whole task vector reaches."""
     thetas = {name: base.get_tensor(name).float() for name in base.keys()}  # noqa: SIM118 - safe_open is no mapping
-    return [
-        _limit(torch.cat([(task.get_tensor(name) - theta).abs().flatten() for name, theta in thetas.items()]))
-        for task in tuned
-    ]
+    limits: list[float] = []
+    for task in tuned:
+        magnitudes = [(task.get_tensor(name) - theta).abs().flatten() for name, theta in thetas.items()]
+        limits.append(_limit(torch.cat(magnitudes)))
+    return limits
 
 
 def _limit(magnitudes: Tensor) -> float:

@@ -46,8 +46,8 @@ def scored(bench: Bench, out: Path, like: Path, tasks: Sequence[Task]) -> dict[s
 
 def _state(bench: Bench, folder: Path) -> dict[str, Tensor]:
     checkpoint = open_checkpoint(folder)
-    names = set(checkpoint.names())
-    return {name: checkpoint.read(name) if name in names else base for name, base in bench.base.items()}
+    own = {name: checkpoint.read(name) for name in checkpoint.names() if name in bench.base}
+    return {name: own.get(name, base) for name, base in bench.base.items()}
 
 
 def _squared(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

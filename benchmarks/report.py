@@ -34,7 +34,8 @@ def _costs(name: str, contender: Mapping[str, Any]) -> tuple[str, ...]:
         _spread(contender["wall"], "{:.1f}"),
         _spread(contender["cpu"], "{:.2f}" if max(contender["cpu"]) < 10 else "{:.1f}"),
         _spread([peak / 1e9 for peak in contender["peak"]], "{:.2f}"),
-        *(f"{error[key]:.1e}" if key in error else "" for key in ("error", "rounding")),
+        f"{error['error']:.1e}" if "error" in error else "",
+        f"{error['rounding']:.1e}" if "rounding" in error else "",
         f"{error['misrounded']:.2%}" if "misrounded" in error else "",
         f"{max(contender['others'], default=0):.1f}" if max(contender["others"], default=0) > BUSY else "",
     )
@@ -90,9 +91,14 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table without the columns that no row fills."""
-    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line[i] for i in kept) + " |" for line in lines) + "\n"
+    filled: set[int] = set()
+    for row in rows:
+        filled |= {i for i, cell in enumerate(row) if cell}
+    text = ""
+    for line in (head, ["---"] * len(head), *rows):
+        cells = [cell for i, cell in enumerate(line) if i in filled]
+        text += "| " + " | ".join(cells) + " |\n"
+    return text
 
 
 def _listed(found: Mapping[str, str]) -> str:

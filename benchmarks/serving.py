@@ -134,23 +134,23 @@ def _apart(a: list[float], b: list[float]) -> float:
 
 
 def markdown(told: Mapping[str, Any]) -> str:
-    versions = "; ".join(
-        ", ".join(f"{name} {number}" for name, number in row["versions"].items()) for row in told["servers"].values()
-    )
-    rows = [(name, row["base"], *row["adapters"]) for name, row in told["servers"].items()]
+    versions: list[str] = []
+    rows: list[tuple[str, ...]] = []
+    for server, measured in told["servers"].items():
+        versions.append(", ".join(f"{name} {number}" for name, number in measured["versions"].items()))
+        values = [f"{value:.1e}" for value in (measured["base"], *measured["adapters"])]
+        rows.append((server, *values))
+    effects = [f"{effect:.1f}" for effect in told["effects"]]
     return "\n".join(
         [
             f"# Servers\n\nMade by `python -m benchmarks.serving`, {told['when']}. Machine: {told['machine']}."
-            f" Versions: {versions}.\n",
+            f" Versions: {'; '.join(versions)}.\n",
             f"SmolLM2-135M-Instruct and serving adapters of rank {told['rank']}, float32. The largest difference of a"
             f" token's log-probability from PEFT's, over {told['tokens']} tokens; and how far the adapter itself moves"
             " one.\n",
             table(
                 ("", "base alone", *told["adapters"]),
-                [
-                    *((name, *(f"{value:.1e}" for value in values)) for name, *values in rows),
-                    ("what the adapter changes", "", *(f"{effect:.1f}" for effect in told["effects"])),
-                ],
+                [*rows, ("what the adapter changes", "", *effects)],
             ),
         ]
     )

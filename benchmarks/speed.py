@@ -99,7 +99,11 @@ def _errors(contenders: Sequence[Contender]) -> dict[str, Result]:
 
 
 def _result(contender: Contender, costs: Sequence[Cost], error: Result | None) -> Result:
-    columns = {key: [asdict(cost)[key] for cost in costs] for key in ("wall", "cpu", "peak", "others")}
+    columns: Result = {"wall": [], "cpu": [], "peak": [], "others": []}
+    for cost in costs:
+        measured = asdict(cost)
+        for key, column in columns.items():
+            column.append(measured[key])
     return {**columns, "bytes_read": contender.shape.nbytes * (contender.shape.num_tasks + 1), "error": error}
 
 

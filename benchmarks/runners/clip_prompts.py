@@ -9,11 +9,15 @@ import sys
 from fusion_bench.tasks.clip_classification import get_classnames_and_templates
 
 
+def prompts_of(name, templates):
+    return [template(name) for template in templates]
+
+
 def main(*tasks: str) -> None:
     prompts = {}
     for task in tasks:
         classes, templates = get_classnames_and_templates(task)
-        prompts[task] = [[template(name) for template in templates] for name in classes]
+        prompts[task] = [prompts_of(name, templates) for name in classes]
     print(json.dumps(prompts))
 
 

@@ -85,12 +85,13 @@ def summary(zoo: Zoo, merged: Mapping[str, Mapping[str, float]]) -> dict[str, An
         zoo: The base's and the fine-tuned models' accuracies.
         merged: The merged models', by method, then by task.
     """
-    accuracy = {
-        task.name: {"base": task.base_accuracy, FINE_TUNED: task.accuracy}
-        | {method: scores[task.name] for method, scores in merged.items()}
-        for task in zoo.tasks
-    }
-    relative = {task: {k: v / row[FINE_TUNED] for k, v in row.items()} for task, row in accuracy.items()}
+    accuracy: dict[str, dict[str, float]] = {}
+    relative: dict[str, dict[str, float]] = {}
+    for task in zoo.tasks:
+        row = {"base": task.base_accuracy, FINE_TUNED: task.accuracy}
+        row |= {method: scores[task.name] for method, scores in merged.items()}
+        accuracy[task.name] = row
+        relative[task.name] = {model: score / task.accuracy for model, score in row.items()}
     return {
         "accuracy": accuracy,
         "relative": relative,
@@ -99,7 +100,7 @@ def summary(zoo: Zoo, merged: Mapping[str, Mapping[str, float]]) -> dict[str, An
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """What `summary` found, for people. The best merged model of each row is bold."""
+    """A summary for people. The best merged model of each row is bold."""
     columns = list(result["mean"]["accuracy"])
     shown = Table(
         box=SIMPLE,
@@ -164,13 +165,20 @@ def _identity(model: Path, zoo: Zoo) -> str:
 
 
 def _mean(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    columns = next(iter(rows.values()))
-    return {column: fmean(row[column] for row in rows.values()) for column in columns}
+    means: dict[str, float] = {}
+    for column in next(iter(rows.values())):
+        values = [row[column] for row in rows.values()]
+        means[column] = fmean(values)
+    return means
 
 
 def _cells(accuracy: Mapping[str, float], relative: Mapping[str, float]) -> list[str]:
     best = max(accuracy[method] for method in METHODS)
-    cells = {
-        k: f"{100 * v:.1f}" + ("" if k == FINE_TUNED else f" ({100 * relative[k]:.0f})") for k, v in accuracy.items()
-    }
-    return [f"[bold]{v}[/]" if k in METHODS and accuracy[k] == best else v for k, v in cells.items()]
+    cells: list[str] = []
+    for model, score in accuracy.items():
+        cell = f"{100 * score:.1f}"
+        if model != FINE_TUNED:
+            cell += f" ({100 * relative[model]:.0f})"
+        is_best = model in METHODS and score == best
+        cells.append(f"[bold]{cell}[/]" if is_best else cell)
+    return cells

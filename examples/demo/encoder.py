@@ -46,9 +46,11 @@ class Encoder:
     def embed(self, texts: Sequence[Tokens], *, batch: int = 64) -> Tensor:
         """Embeddings of any number of texts, (len(texts), d), in their order; like lengths are batched together."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        batches = [order[start : start + batch] for start in range(0, len(order), batch)]
-        found = torch.cat([self([texts[i] for i in chosen]) for chosen in batches])
-        return found[torch.tensor(order).argsort()]
+        by_length = [texts[i] for i in order]
+        batches = [by_length[start : start + batch] for start in range(0, len(order), batch)]
+        embeddings = torch.cat([self(chosen) for chosen in batches])
+        # Back from the order of lengths to that of the texts.
+        return embeddings[torch.tensor(order).argsort()]
 
 
 def batches(texts: Sequence[Tokens], size: int, draw: random.Random) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""The models that are compared on a task, each as transformers, or PEFT on top of it, loads it."""
+"""The models that are compared on a task, each loaded by transformers, or by PEFT on top of it."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +31,11 @@ class Contestant:
 
     Attributes:
         label: What the results call it.
-        identity: What changes when its weights do.
-        body: The checkpoint of the whole model, or of what its adapter is put on.
+        identity: A value that changes when its weights do.
+        body: The checkpoint of the whole model, or of the one its adapter is put on.
         parts: What the task alone has and `body` lacks, such as its head.
         config_folder: Whose config.json says how the model is built.
-        input_folders: Where its tokenizer or processor may lie, the first that has one.
+        input_folders: Where its tokenizer or processor may lie; the first folder that has one counts.
         adapter: The folder of a PEFT adapter on top.
     """
 
@@ -49,22 +49,25 @@ class Contestant:
 
 
 def originals(sources: Sequence[Source], task: str | None) -> list[Contestant]:
-    """What a task is compared with: the base, and the fine-tuned model.
+    """The models that others are compared with on a task: the base, and the fine-tuned model.
 
     Args:
         sources: The recipe's models, fetched, the base first.
         task: The recipe's task that it belongs to; None where there is none, and so no fine-tuned model.
     """
-    base, own = sources[0], next((s for s in sources if task is not None and s.task == task), None)
+    base = sources[0]
+    own = next((source for source in sources if task is not None and source.task == task), None)
     assert base.folder is not None
-    config, parts = base.folder, None
+    config, parts, identity = base.folder, None, base.identity
+    # An adapter has no configuration and no head of its own: the base's do.
     if own and own.folder and not isinstance(own.checkpoint, AdapterCheckpoint):
-        config, parts = own.folder, own.checkpoint if _differs(own, base) else None
-    identity = f"{base.identity} {own.identity}" if own and parts else base.identity
-    found = [Contestant(BASE, identity, base.checkpoint, parts, config, (base.folder, config))]
+        config = own.folder
+        if _differs(own, base):
+            parts, identity = own.checkpoint, f"{base.identity} {own.identity}"
+    contestants = [Contestant(BASE, identity, base.checkpoint, parts, config, (base.folder, config))]
     if own:
-        found.append(Contestant(FINETUNED, own.identity, own.checkpoint, None, config, (config, base.folder)))
-    return found
+        contestants.append(Contestant(FINETUNED, own.identity, own.checkpoint, None, config, (config, base.folder)))
+    return contestants
 
 
 def made(
@@ -74,9 +77,9 @@ def made(
     base: Contestant,
     task: str | None,
 ) -> list[Contestant]:
-    """What an output has for a task: the merged model, its adapters, or both.
+    """An output's models for a task: the merged model, its adapters, or both.
 
-    Where PEFT loads less than an adapter's folder holds, and where the task has a mask, also its restored checkpoint.
+    Where PEFT loads less than an adapter's folder contains, and where the task has a mask, its restored checkpoint too.
 
     Args:
         out: An output of `merge` or `compress`.
@@ -135,25 +138,27 @@ def _adapted(
 
 
 def _digest(folder: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(folder.glob("adapter_*")):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -> Any:
-    """The model, ready to be asked. A task with a head of its own gets a model without one.
+    """The model in evaluation mode. A task with a head of its own gets a model without one.
 
     Raises:
-        CheckpointError: transformers can't build it, or weights that it needs are missing; names them.
+        CheckpointError: transformers can't build it, or weights that it needs are missing; the message names them.
     """
     config, model_class = _class_for(contestant, task)
     needs_head = not (isinstance(task, Classification) and task.head)
     state = dict(_tensors(contestant.body))
     if contestant.parts and needs_head:
+        # Only what the body lacks or has in another shape: its merged tensors must stay.
         shapes = {name: tensor.shape for name, tensor in state.items()}
-        state |= {n: t for n, t in _tensors(contestant.parts) if t.shape != shapes.get(n)}
-    torch.manual_seed(0)  # what an adapter is to replace is drawn before
+        state |= {name: tensor for name, tensor in _tensors(contestant.parts) if tensor.shape != shapes.get(name)}
+    # Weights that an adapter replaces are drawn at random first; nothing may depend on which numbers they are.
+    torch.manual_seed(0)
     try:
         with quiet():
             model, info = model_class.from_pretrained(
@@ -170,7 +175,7 @@ def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -
     if missing:
         raise CheckpointError(
             f"{contestant.body.label}: as {type(model).__name__} for '{task.name}' it lacks {some(missing)}. Give the"
-            " task a 'head', or a kind that fits the model."
+            " task a 'head', or choose a kind that fits the model."
         )
     if contestant.adapter:
         model = _adapted_model(model, contestant.adapter)
@@ -193,7 +198,7 @@ def _class_for(contestant: Contestant, task: AnyTask) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(contestant.config_folder, trust_remote_code=False)
         if isinstance(task, LmEval) and config.is_encoder_decoder:
             auto = transformers.AutoModelForSeq2SeqLM
-        with quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):  # for its class alone: no memory is taken
             return config, type(auto.from_config(config))
     except (ValueError, OSError) as error:
         reason = str(error).split("\n", 1)[0]
@@ -213,7 +218,7 @@ def _dtype(asked: str, contestant: Contestant) -> torch.dtype:
 
 
 def _missing(keys: Sequence[str], task: AnyTask) -> list[str]:
-    """Weights that had to be drawn at random, less a pooler that is not asked for anything."""
+    """Weights that had to be drawn at random, except those of a pooler that the task doesn't use."""
     unused = isinstance(task, Classification) and task.head and task.pooling != "pooled"
     return sorted(key for key in keys if not (unused and "pooler" in key))
 
@@ -229,17 +234,19 @@ def _adapted_model(model: Any, folder: Path) -> Any:
 
 
 def load_tokenizer(contestant: Contestant) -> Any:
-    """
+    """The tokenizer of a model.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: it has none, or it can't be loaded.
     """
     return _inputs(contestant, TOKENIZER, "AutoTokenizer", "tokenizer")
 
 
 def load_processor(contestant: Contestant) -> Any:
-    """
+    """The image processor of a model.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: it has none, or it can't be loaded.
     """
     return _inputs(contestant, PROCESSOR, "AutoImageProcessor", "image processor")
 

@@ -24,7 +24,7 @@ class DataError(HfTsvError):
 
 @dataclass(frozen=True)
 class Examples:
-    """What a task is scored on.
+    """The data that a task is scored on.
 
     Attributes:
         inputs: One tuple an example: the values of the task's columns.
@@ -63,7 +63,7 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
     """The examples of a task, in the data's order; with a `limit` as many, drawn by the suite's seed.
 
     Raises:
-        DataError: the data can't be read, or lack a column; names task and file.
+        DataError: the data can't be read, or lack a column; the message names task and file.
     """
     if isinstance(task, Perplexity):
         path = suite.path(task.data)
@@ -82,17 +82,20 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
                 f" {', '.join(map(str, rows[0]))}."
             )
     if not rows:
-        raise DataError(f"{suite.where(task)}: the data of '{task.name}' hold no example.")
+        raise DataError(f"{suite.where(task)}: the data of '{task.name}' contain no examples.")
     chosen = list(range(len(rows)))
     if task.limit and task.limit < len(rows):
         chosen = sorted(random.Random(suite.file.seed).sample(chosen, task.limit))
     try:
         if isinstance(rows, list):
-            inputs: Sequence[tuple[Any, ...]] = [tuple(rows[i][column] for column in task.columns) for i in chosen]
+            in_memory = _Inputs(rows, task.columns, chosen)
+            # Read once now, so that a row that lacks a column is reported before any model is loaded.
+            inputs: Sequence[tuple[Any, ...]] = [in_memory[i] for i in range(len(chosen))]
             labels = [rows[i][task.label] for i in chosen]
         else:
-            inputs, every = _HubInputs(rows, task.columns, chosen), list(rows[task.label])
-            labels = [every[i] for i in chosen]
+            inputs = _Inputs(rows, task.columns, chosen)
+            all_labels = list(rows[task.label])  # by column: by row each image would be decoded for its label
+            labels = [all_labels[i] for i in chosen]
     except KeyError as error:
         raise DataError(f"{suite.where(task)}: an example of '{task.name}' has no {error}. Fill it in.") from None
     return Examples(inputs, labels, folder, digest)
@@ -102,7 +105,7 @@ def read_head(suite: Suite, task: Labelled) -> Head | None:
     """The head that a task gives, if it gives one.
 
     Raises:
-        DataError: it can't be read, or holds no head.
+        DataError: it can't be read, or doesn't contain a head.
     """
     if task.head is None:
         return None
@@ -116,9 +119,10 @@ def read_head(suite: Suite, task: Labelled) -> Head | None:
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DataError(f"{suite.where(task)}: the head {path} can't be read: {error}.") from None
     if head.weight.ndim != 2 or (head.bias is not None and head.bias.shape != head.weight.shape[:1]):
+        bias_shape = None if head.bias is None else tuple(head.bias.shape)
         raise DataError(
             f"{suite.where(task)}: expected in {path} a weight (C, d) and a bias (C,) but got"
-            f" {tuple(head.weight.shape)} and {None if head.bias is None else tuple(head.bias.shape)}."
+            f" {tuple(head.weight.shape)} and {bias_shape}."
         )
     return head
 
@@ -134,13 +138,17 @@ def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, w
         if isinstance(label, str) and label in names:
             return names[label]
         try:
-            found = int(label)
+            index = int(label)
         except (TypeError, ValueError):
-            found = -1
-        if not 0 <= found < count or isinstance(label, float):
-            known = ", ".join(list(names)[:8]) + (", …" if len(names) > 8 else "")
-            raise DataError(f"{where}: unknown label {label!r}, expected one of {known} or a number below {count}.")
-        return found
+            index = -1
+        # 1.7 would become 1: a column of floats holds no labels.
+        if not 0 <= index < count or isinstance(label, float):
+            known = ", ".join(list(names)[:8])
+            more = ", …" if len(names) > 8 else ""
+            raise DataError(
+                f"{where}: unknown label {label!r}, expected one of {known}{more} or a number below {count}."
+            )
+        return index
 
     return torch.tensor([number(label) for label in labels])
 
@@ -148,13 +156,13 @@ def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, w
 def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
     read = _READERS.get(path.suffix.lower())
     if read is None:
-        raise DataError(f"{suite.where(task)}: {path} is of no known kind, expected {', '.join(_READERS)}.")
+        raise DataError(f"{suite.where(task)}: {path} has an unknown ending. Use one of {', '.join(_READERS)}.")
     try:
         rows = read(_text(suite, task, path))
     except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{suite.where(task)}: {path} can't be read: {error}.") from None
     if not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{suite.where(task)}: expected in {path} one mapping of columns to values an example.")
+        raise DataError(f"{suite.where(task)}: {path} must contain a mapping of columns to values for each example.")
     return rows
 
 
@@ -162,7 +170,7 @@ def _text(suite: Suite, task: AnyTask, path: Path) -> str:
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{suite.where(task)}: {path} is no UTF-8 text ({error.reason}).") from None
+        raise DataError(f"{suite.where(task)}: {path} isn't UTF-8 text ({error.reason}).") from None
     except OSError as error:
         raise DataError(f"{suite.where(task)}: {path} can't be read: {error.strerror}.") from None
 
@@ -184,8 +192,8 @@ _READERS: Mapping[str, Callable[[str], list[Any]]] = {
 
 
 @dataclass(frozen=True)
-class _HubInputs(Sequence[tuple[Any, ...]]):
-    """Examples of a data set, each read when it is asked for: all images of a task, decoded, don't fit in memory."""
+class _Inputs(Sequence[tuple[Any, ...]]):
+    """Chosen rows of a data set, each read when it is used: all images of a task, decoded, don't fit in memory."""
 
     rows: Any
     columns: Sequence[str]
@@ -205,8 +213,8 @@ def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[Any, str]:
         import datasets
     except ImportError:
         raise DataError(
-            f"{suite.where(task)}: data on the Hub are read by the package datasets, which isn't installed. pip install"
-            " datasets, or name a local file."
+            f"{suite.where(task)}: reading data from the Hub needs the package datasets. Run pip install datasets,"
+            " or name a local file."
         ) from None
     try:
         found = datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision)
@@ -230,7 +238,7 @@ def image(task: Labelled, examples: Examples, value: Any) -> Any:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise DataError(f"'{task.name}': images are read by Pillow. pip install pillow") from None
+        raise DataError(f"'{task.name}': reading images needs Pillow. Run pip install pillow") from None
     if isinstance(value, Image.Image):
         return value.convert("RGB")
     try:

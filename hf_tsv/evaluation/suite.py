@@ -1,4 +1,4 @@
-"""A suite: the tasks that models are scored on, in YAML. Strict as a recipe: every mistake at once, with its line."""
+"""A suite: the tasks that models are scored on, in YAML. As strict as a recipe: all mistakes at once, with lines."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ class HubData(Keys):
     revision: str | None = None
 
 
+# Told apart by their type, so that an error names the keys of the one that was meant.
 Data = Annotated[
     Annotated[HubData, Tag("<mapping>")] | Annotated[str, Tag("<text>")],
     Discriminator(lambda value: "<mapping>" if isinstance(value, dict | HubData) else "<text>"),
@@ -41,7 +42,7 @@ class Task(Keys):
     Attributes:
         name: What the results call it.
         finetuned: The recipe's task whose fine-tuned model and adapter it is for; `name` unless given.
-        limit: Examples that are used, drawn by the seed; for perplexity tokens, the first. All unless given.
+        limit: How many examples are used, drawn by the seed; for perplexity, how many leading tokens. All by default.
     """
 
     metric: ClassVar[str]
@@ -63,8 +64,9 @@ class Classification(Task):
     Attributes:
         data: A .jsonl, .json, .csv or .tsv file, or a data set on the Hub.
         label: The column of the label: its name in the model's configuration or in the head, or its number.
-        head: A safetensors file with `weight` (C, d) and maybe `bias` (C,), put on the embedding of a model that has
-            no head, and in its metadata maybe `labels`, a JSON list of names. The model's own head unless given.
+        head: A safetensors file with `weight` (C, d) and optionally `bias` (C,), put on the embedding of a model
+            without a head, and optionally, in its metadata, `labels`, a JSON list of names. By default the model's
+            own head.
         pooling: What the embedding is: the `mean` of the last hidden states, their first (`cls`), or the model's
             pooler's output (`pooled`).
         normalize: Whether embeddings are scaled to length 1.
@@ -139,9 +141,9 @@ class SuiteFile(Keys):
     """A whole suite.
 
     Attributes:
-        seed: Of what is drawn when a task has a `limit`.
-        batch_size: Examples at once.
-        dtype: What models compute in; `auto` is what they are stored in.
+        seed: Draws the examples of a task with a `limit`.
+        batch_size: Examples in one batch.
+        dtype: The dtype that models compute in; `auto` is the one they are stored in.
     """
 
     seed: int = 0
@@ -156,7 +158,7 @@ class Suite:
 
     Attributes:
         source: Its file.
-        sha256: Of its text.
+        sha256: The SHA-256 of its text.
         lines: The line of each task.
     """
 
@@ -205,6 +207,7 @@ def _checked(document: Document) -> SuiteFile | None:
 
 
 def _tell(document: Document, error: ErrorDetails) -> None:
+    # pydantic puts the tags of unions into paths, where the file has nothing.
     path = tuple(step for step in error["loc"] if step not in {*KINDS, "<mapping>", "<text>"})
     place = " in a task" if path[:1] == ("tasks",) and len(path) > 2 else ""
     if error["type"] == "extra_forbidden":

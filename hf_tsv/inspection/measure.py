@@ -1,4 +1,4 @@
-"""One pass over the task vectors of a recipe: what is kept of each tensor is a few numbers a task."""
+"""One pass over the task vectors of a recipe, which leaves a few numbers a task of each tensor."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,6 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ from hf_tsv.merging.resources import Resources
 from hf_tsv.merging.stored import StoredTensor
 from hf_tsv.methods import Deltas
 from hf_tsv.methods.tall_mask import tall_mask
-from hf_tsv.methods.tsv_m import NUMERICAL_RANK, tsv_m
+from hf_tsv.methods.tsv_m import NUMERICAL_RANK
 from hf_tsv.recipe import is_local
 
 MASK_LAMBDA: float = tall_mask.parameters["mask_lambda"].default
@@ -43,14 +42,14 @@ PIECE = 2**22  # entries, of all tasks together, that are compared at a time
 
 @dataclass(frozen=True)
 class Entries:
-    """What T deltas are, entry by entry; of one tensor, or summed over several.
+    """T deltas compared entry by entry; of one tensor, or summed over several.
 
     Attributes:
         inner: Their inner products, (T, T) float64; the diagonal holds the squared norms.
         both: Entries that both tasks of a pair changed, (T, T) int64; the diagonal holds those that a task changed.
         opposed: Entries that a pair moved in opposite directions, (T, T) int64.
-        use: How many of the entries that any task changed are in how many of the tasks' TALL-masks on their sum, as
-            `consensus_ta` and `tall_mask` have them unless told otherwise.
+        use: How many of the entries that any task changed are in how many of the tasks' TALL-masks on their sum, at
+            the default lambda of `consensus_ta` and `tall_mask`.
         numel: Entries of a task.
     """
 
@@ -78,9 +77,13 @@ class Entries:
     @staticmethod
     def sum(parts: Iterable["Entries"]) -> "Entries":
         parts = list(parts)
-        inner, both, opposed = (sum_of(parts, key) for key in ("inner", "both", "opposed"))
-        use = reduce(add, (part.use for part in parts))
-        return Entries(inner, both, opposed, use, sum(part.numel for part in parts))
+        return Entries(
+            inner=_sum(part.inner for part in parts),
+            both=_sum(part.both for part in parts),
+            opposed=_sum(part.opposed for part in parts),
+            use=reduce(add, (part.use for part in parts)),
+            numel=sum(part.numel for part in parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,14 @@ class Interference:
             before=sum(part.before for part in parts),
             left=sum(part.left for part in parts),
             chance=sum(part.chance for part in parts),
-            pairs=sum_of(parts, "pairs"),
-            pairs_by_chance=sum_of(parts, "pairs_by_chance"),
+            pairs=_sum(part.pairs for part in parts),
+            pairs_by_chance=_sum(part.pairs_by_chance for part in parts),
         )
 
 
-def sum_of(parts: Sequence[Any], key: str) -> Tensor:
-    return torch.stack([getattr(part, key) for part in parts]).sum(dim=0)
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape."""
+    return torch.stack(list(tensors)).sum(dim=0)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class Matrices:
 
 @dataclass(frozen=True)
 class Inspected:
-    """One tensor. `matrices` is None for what is no matrix, and where no task changed anything."""
+    """One tensor. `matrices` is None for non-matrix tensors, and where no task changed anything."""
 
     info: TensorInfo
     kind: Kind
@@ -171,61 +175,65 @@ class Inspection:
 
 
 def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspection:
-    """Look at every tensor that a plan merges, a few at a time.
+    """Measure every tensor that a plan merges, a few at a time.
 
     The task vectors are taken as they are: neither the recipe's methods nor its weights matter.
 
     Raises:
-        HfTsvError: a source can't be read, or holds NaN or infinity; or memory does not suffice.
+        HfTsvError: a source can't be read, or contains NaN or infinity; or memory does not suffice.
     """
-    steps = [_as_merged_by_tsv_m(step) for step in plan.merged]
+    # Memory and work are those of singular vectors, whatever the recipe's method.
+    steps = [
+        replace(step, method="tsv_m", parameters={}, weights=(1.0,) * len(step.weights), base_weight=0.0)
+        for step in plan.merged
+    ]
     check_memory(replace(plan, steps=tuple(steps)), resources)
-    found: dict[str, Inspected] = {}
+    measured: dict[str, Inspected] = {}
     lock = Lock()
 
-    def look(step: Step) -> None:
+    def measure(step: Step) -> None:
         try:
             inspected = _inspected(plan, step)
         except MethodError as error:
             raise MethodError(f"{step.name} {step.info.shape}: {error}") from error
         with lock:
-            found[step.name] = inspected
+            measured[step.name] = inspected
 
     base = plan.recipe.base.path
     progress.begin(total_work(plan, steps))
     with one_thread_each():
-        each_step(steps, look, plan, resources, progress)
+        each_step(steps, measure, plan, resources, progress)
     return Inspection(
         base=Path(base).name if is_local(base) else base,  # where a folder lies is nobody's business
         tasks=plan.tasks,
         checkpoint_bytes=sum(step.info.nbytes for step in plan.steps),
-        tensors=tuple(found[step.name] for step in steps),
+        tensors=tuple(measured[step.name] for step in steps),
     )
-
-
-def _as_merged_by_tsv_m(step: Step) -> Step:
-    """So that memory and work are those of singular vectors, whatever the recipe's method."""
-    return replace(step, method=tsv_m.name, parameters={}, weights=(1.0,) * len(step.weights), base_weight=0.0)
 
 
 def _inspected(plan: Plan, step: Step) -> Inspected:
     entries = _entries(plan, step)
     changed = bool(entries.both.diagonal().any())
-    return Inspected(step.info, step.kind, entries, _matrices(plan, step) if step.view and changed else None)
+    matrices = _matrices(plan, step) if step.view and changed else None
+    return Inspected(step.info, step.kind, entries, matrices)
 
 
 def _entries(plan: Plan, step: Step) -> Entries:
-    num_tasks, as_it_is = len(plan.tasks), replace(step, view=None)
+    num_tasks = len(plan.tasks)
+    as_stored = replace(step, view=None)  # entries don't care for the matrix they lie in
     inner = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
     both, balance = inner.clone(), inner.clone()  # whole numbers, exact in float64
     use = Use((0,) * (num_tasks + 1))
     for rows in _pieces(step, num_tasks):
-        deltas = torch.stack([delta.flatten() for delta in StoredTensor(plan, as_it_is, rows).deltas()])
+        stored = StoredTensor(plan, as_stored, rows)
+        deltas = torch.stack([delta.flatten() for delta in stored.deltas()])  # (T, n)
         inner += _gram(deltas)
         use += _use(deltas)
+        # In place, for memory: signs (-1, 0, 1) count pairs that agree less pairs that don't, their magnitudes both.
         balance += _gram(deltas.sign_())
         both += _gram(deltas.abs_())
-    return Entries(inner, both.long(), ((both - balance) / 2).long(), use, step.info.numel)
+    opposed = (both - balance) / 2
+    return Entries(inner, both.long(), opposed.long(), use, step.info.numel)
 
 
 def _use(deltas: Tensor) -> Use:
@@ -239,11 +247,13 @@ def _use(deltas: Tensor) -> Use:
 
 
 def _gram(rows: Tensor) -> Tensor:
+    """Inner products of the rows (T, n): (T, T) float64."""
     wide = rows.double()
     return wide @ wide.T
 
 
 def _pieces(step: Step, num_tasks: int) -> Iterator[tuple[int, int] | None]:
+    """Ranges of rows, of `PIECE` entries of all tasks together at most; None for a scalar, which has no rows."""
     shape = step.info.shape
     if not shape:
         yield None
@@ -256,18 +266,27 @@ def _pieces(step: Step, num_tasks: int) -> Iterator[tuple[int, int] | None]:
 def _matrices(plan: Plan, step: Step) -> Matrices:
     assert step.view is not None
     rank = max(1, min(step.view.m, step.view.n) // len(plan.tasks))
-    stack = [(i, i + 1) for i in range(step.view.count)] if step.view.count > 1 else [None]
-    looked = [_one_matrix(StoredTensor(plan, step, rows, as_matrix=True).deltas(), rank) for rows in stack]
-    interference = Interference.sum(interference for interference, _ in looked)
-    spectra = zip(*(spectra for _, spectra in looked), strict=True)
-    return Matrices(rank, interference, tuple(pooled(s) if len(s) > 1 else s[0] for s in spectra))
+    # Stacked experts lie one after the other along the first dimension.
+    stack: list[tuple[int, int] | None] = [None]
+    if step.view.count > 1:
+        stack = [(i, i + 1) for i in range(step.view.count)]
+    interferences: list[Interference] = []
+    spectra: list[list[Spectrum]] = []  # by matrix, then by task
+    for rows in stack:
+        deltas = StoredTensor(plan, step, rows, as_matrix=True).deltas()
+        interference, of_matrix = _one_matrix(deltas, rank)
+        interferences.append(interference)
+        spectra.append(of_matrix)
+    by_task = spectra[0] if len(spectra) == 1 else map(pooled, zip(*spectra, strict=True))
+    return Matrices(rank, Interference.sum(interferences), tuple(by_task))
 
 
 def _one_matrix(deltas: Deltas, rank: int) -> tuple[Interference, list[Spectrum]]:
     factors, spectra = [], []
     for t in range(len(deltas)):
         noise = deltas.noise(t)
-        floor = noise if deltas.is_half(t) else 0.0  # as TSV-Merge cuts them unless told otherwise
+        floor = noise if deltas.is_half(t) else 0.0  # as TSV-Merge cuts them by default
+        # An adapter's own factors are exact, and save a decomposition of the full matrix.
         known = deltas.factors(t) or truncated_svd(deltas[t], rank, rtol=NUMERICAL_RANK, floor=floor)
         factors.append(replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank]))
         spectra.append(_spectrum(known, deltas.shape, noise))

@@ -64,7 +64,9 @@ def _interference(summary: Summary) -> "Figure":
         row = [times_chance.get((group.group, tuple(group.shape), layer), NAN) for layer in layers]
         values.append(row)
     figure = _figure(3.6 + 0.42 * max(5, len(layers)), 1.3 + 0.34 * len(types))
-    columns = [str("outside" if layer is None else layer) for layer in layers]
+    columns = list(map(str, layers))
+    if None in numbers:
+        columns[0] = "outside"
     axes = _field(figure.subplots(), values, [group.label for group in types], columns, colours="magma_r")
     axes.set_title("Singular Task Interference, times chance", fontsize=10, loc="left")
     return figure

@@ -288,9 +288,8 @@ def test_opposite_tasks_are_told(tmp_path: Path) -> None:
 def test_names_are_never_markup_or_script(tmp_path: Path) -> None:
     summary = hf_tsv.inspect(models.recipe(models.zoo(models.bert, tmp_path)))
     evil = "</script><img src=x onerror=alert(1)><!--"
-    spoiled = json.loads(
-        json.dumps(summary.plain()).replace('"t1"', json.dumps(evil)).replace("attention.self", f"a{evil}")
-    )
+    text = json.dumps(summary.plain()).replace('"t1"', json.dumps(evil)).replace("attention.self", f"a{evil}")
+    spoiled = json.loads(text)
     spoiled["base"] = evil
     spoiled["advice"].append(f"'{evil}'")
     page = render_page(Summary.model_validate(spoiled))
