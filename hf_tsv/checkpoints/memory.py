@@ -16,9 +16,10 @@ class MemoryCheckpoint:
     def __init__(self, state_dict: Mapping[str, Tensor], *, label: str) -> None:
         self.label = label
         self._tensors = dict(state_dict)
-        odd = sorted(str(name) for name, value in self._tensors.items() if not _readable(value))
-        if odd:
-            raise CheckpointError(f"{label}: {odd[0]!r} is not a dense tensor of a dtype that safetensors knows")
+        for name, value in self._tensors.items():
+            if isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in BY_TORCH:
+                continue
+            raise CheckpointError(f"{label}: {str(name)!r} is not a dense tensor of a dtype that safetensors knows")
 
     def names(self) -> Sequence[str]:
         return tuple(self._tensors)
@@ -38,7 +39,3 @@ class MemoryCheckpoint:
 
     def fingerprint(self) -> str:
         return f"memory:{id(self)}"
-
-
-def _readable(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.dtype in BY_TORCH

@@ -52,7 +52,13 @@ class SafetensorsCheckpoint:
                 self._add(read_header(file))
             except CheckpointError as error:
                 problems.extend(error.problems)
-        problems.extend(self._missing(index or {}) if not problems else ())
+        if index and not problems:
+            files_of = {name: located.path.name for name, located in self._tensors.items()}
+            lost = sorted(name for name, file in index.items() if files_of.get(name) != file)
+            if lost:
+                problems.append(
+                    f"{label}: the index lists {len(lost)} tensors that its shards don't hold: {some(lost)}"
+                )
         if problems:
             raise CheckpointError(problems)
 
@@ -102,14 +108,6 @@ class SafetensorsCheckpoint:
                 first = self._tensors[name].path.name
                 raise CheckpointError(f"{located.path}: tensor {name!r} is also in {first}. One of the files is stale")
             self._tensors[name] = located
-
-    def _missing(self, index: Mapping[str, str]) -> list[str]:
-        """The problem, if there is one, with tensors that the index lists and the file that it names doesn't hold."""
-        files = {name: located.path.name for name, located in self._tensors.items()}
-        lost = sorted(name for name, file in index.items() if files.get(name) != file)
-        if not lost:
-            return []
-        return [f"{self.label}: the index lists {len(lost)} tensors that its shards don't hold: {some(lost)}"]
 
 
 def read_header(path: Path) -> list[Located]:

@@ -44,9 +44,11 @@ def default_memory(device: torch.device | None = None) -> int:
     import psutil  # as in `usable_cores`
 
     room = int(psutil.virtual_memory().available)
-    for limit in (_cgroup_room(), _device_room(device)):
-        if limit is not None:
-            room = min(room, limit)
+    in_container = _cgroup_room()
+    if in_container is not None:
+        room = min(room, in_container)
+    if device is not None and device.type == "cuda":
+        room = min(room, torch.cuda.mem_get_info(device)[0])
     return int(room * SHARE_OF_FREE_MEMORY)
 
 
@@ -116,11 +118,6 @@ def check_disks(needed: Sequence[tuple[Path, int]]) -> None:
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists: they will be on one file system."""
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-
-
-def _device_room(device: torch.device | None) -> int | None:
-    """Bytes that are free on a GPU; None for the CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device is not None and device.type == "cuda" else None
 
 
 def _cgroup_room() -> int | None:

@@ -288,7 +288,12 @@ class _Matcher:
         rows: Mapping[str, int],
     ) -> Iterator[str]:
         """What a person should know of the output's vocabulary. Arguments as in `vocabulary`."""
-        whose = "the union of all vocabularies" if source == UNION else f"the vocabulary of {_quoted(source)}"
+        if source == UNION:
+            whose = "the union of all vocabularies"
+        elif source == "base":
+            whose = "the vocabulary of the base"
+        else:
+            whose = f"the vocabulary of '{source}'"
         yield (
             f"embeddings are matched by token, into {whose}: {len(ids)} tokens in {rows[self._largest_name]} rows;"
             f" the base has {self._rows(0, self._largest_name)} rows"
@@ -342,13 +347,11 @@ def _padded(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _quoted(source: str) -> str:
-    return "the base" if source == "base" else f"'{source}'"
-
-
 def _counted(tokens: Sequence[str], most: int = 3) -> str:
     """How many tokens, and the first few, each as JSON writes it: a token may hold anything."""
-    short = [token if len(token) <= 40 else f"{token[:39]}…" for token in tokens[:most]]
-    shown = [json.dumps(token, ensure_ascii=False) for token in short]
+    shown = []
+    for token in tokens[:most]:
+        short = token if len(token) <= 40 else f"{token[:39]}…"
+        shown.append(json.dumps(short, ensure_ascii=False))
     rest = f" and {len(tokens) - most} more" if len(tokens) > most else ""
     return f"{len(tokens)} token{'s' if len(tokens) > 1 else ''} ({', '.join(shown)}{rest})"
