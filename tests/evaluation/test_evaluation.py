@@ -72,11 +72,11 @@ def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
 
 def test_record_and_card_hold_what_was_measured(tmp_path: Path) -> None:
     out, _, _ = classifiers(tmp_path)
-    assert "was not measured" in (out / "README.md").read_text()
+    assert "has not been measured" in (out / "README.md").read_text()
     found = hf_tsv.evaluate(out, suite(tmp_path, text_task()))
     assert json.loads((out / "hf_tsv.json").read_text())["evaluation"] == found.model_dump(mode="json")
     card = (out / "README.md").read_text()
-    assert "was not measured" not in card
+    assert "has not been measured" not in card
     header = YAML(typ="safe", pure=True).load(card.split("---")[1])
     (result,) = header["model-index"][0]["results"]
     assert result["metrics"][0] == {"type": "accuracy", "value": found.tasks["t0"].scores["merged"]}
@@ -259,7 +259,7 @@ def test_perplexity(tmp_path: Path) -> None:
     assert found.scores["merged"] == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=OUTPUTS)
     assert found.examples == len(losses)
     assert found.relative["merged"] == found.scores["finetuned"] / found.scores["merged"]
-    assert not found["higher_is_better"]
+    assert not found.higher_is_better
 
 
 def test_a_task_without_finetune_is_scored_absolutely(tmp_path: Path) -> None:

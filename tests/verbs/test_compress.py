@@ -154,8 +154,8 @@ def test_each_adapter_is_reported_for_itself(tmp_path: Path) -> None:
     for facts, rank in ((faithful, 4), (serving, 8)):
         assert facts.ranks[name] == rank
         assert facts.errors[name] == pytest.approx(float(values[rank:].norm() / values.norm()), rel=1e-4)
-    assert "model.embed_tokens.weight" not in serving["errors"]
-    assert serving["energy"] == pytest.approx(1 - serving["left_out_share"], abs=0.01)
+    assert "model.embed_tokens.weight" not in serving.errors
+    assert serving.energy == pytest.approx(1 - serving.left_out_share, abs=0.01)
 
 
 def test_a_lora_merged_into_a_bf16_checkpoint_comes_back_at_its_rank(tmp_path: Path) -> None:
