@@ -6,7 +6,6 @@ import typer
 
 from hf_tsv.cli._told import out, told
 from hf_tsv.errors import RecipeError
-from hf_tsv.recipe.bundled import bundled
 
 
 @told
@@ -16,6 +15,8 @@ def recipes(
     ] = None,
 ) -> None:
     """List the bundled recipes, or print one: `hf-tsv recipes NAME > recipe.yaml`."""
+    from hf_tsv.recipe.bundled import bundled  # its package imports torch
+
     found = {path.stem: path for path in sorted(bundled("recipes").glob("*.yaml"))}
     if name is None:
         width = max(map(len, found), default=0)
