@@ -295,7 +295,7 @@ def test_names_are_never_markup_or_script(tmp_path: Path) -> None:
     page = render_page(Summary.model_validate(spoiled))
     assert "<img" not in page
     assert page.count("</script>") == page.count("<script") == 2
-    assert json.loads(page.split('type="application/json">')[1].split("</script>")[0]).base == evil
+    assert json.loads(page.split('type="application/json">')[1].split("</script>")[0])["base"] == evil
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
