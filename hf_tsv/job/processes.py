@@ -116,12 +116,16 @@ class Team:
         self._start = f"{re.sub(r'[^A-Za-z0-9._-]', '_', platform.node())}-{uuid.uuid4().hex}"
 
     def __enter__(self) -> "Team":
+        deadline = time.monotonic() + MEETING_SECONDS
         if self.process.rank:
             self._sign_in()
-            self._await_leader()
-        else:
-            for rank in range(1, self.process.count):
-                self._crew[rank] = self._await_worker(rank)
+            while not is_locked(self._root / "lock"):
+                self._wait_for(0, deadline)
+            return self
+        for rank in range(1, self.process.count):
+            while (start := self._start_of(rank)) is None:
+                self._wait_for(rank, deadline)
+            self._crew[rank] = start
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -196,18 +200,8 @@ class Team:
         if self._lock is None:
             raise OutputError(f"{self._root}: another run is writing there. Wait for it, or choose another folder")
 
-    def _await_leader(self) -> None:
-        deadline = time.monotonic() + MEETING_SECONDS
-        while not is_locked(self._root / "lock"):
-            self._wait_for(0, deadline)
-
-    def _await_worker(self, rank: int) -> str:
-        deadline = time.monotonic() + MEETING_SECONDS
-        while (start := self._start_of(rank)) is None:
-            self._wait_for(rank, deadline)
-        return start
-
     def _wait_for(self, rank: int, deadline: float) -> None:
+        """Wait a moment for a process to come; raises when it is late."""
         if time.monotonic() > deadline:
             raise OutputError(
                 f"{self._root}: process {rank} of {self.process.count} has not come there within"
