@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, Self
 
 from torch import Tensor
 
-BaseRole = Literal["reference", "model", "either", "result"]
+BaseRole = Literal["reference", "model", "either"]
 Condition = Callable[[Mapping[str, Any]], bool]  # of a method's parameters
 Side = Callable[[int, int, int], int]  # from m, n and T
 
@@ -61,11 +61,11 @@ class Inputs:
         max_tasks: Most fine-tuned models it takes, None for any number.
         base: What the base model is to it. `reference`: what the others were fine-tuned from. `model`: one of the
             models it merges where the recipe lists it, and no more than that. `either`: the reference, but where
-            the recipe names none the first model stands in as one of those it merges. `result`: what it returns,
-            whatever the tasks are, so that they aren't even read.
+            the recipe names none the first model stands in as one of those it merges.
         weights: What a recipe's `weight` is to it: a factor on the task's change, or a share of an average.
         unchanged: Whether it has to see tensors that no task changed, too, because it depends on the weights and not
             only on the change.
+        ignores_tasks: Whether the base's tensor is the result whatever the tasks are, so that they aren't even read.
     """
 
     min_tasks: int = 1
@@ -73,6 +73,7 @@ class Inputs:
     base: BaseRole = "reference"
     weights: Literal["factors", "shares"] = "factors"
     unchanged: bool = False
+    ignores_tasks: bool = False
 
 
 @dataclass(frozen=True)

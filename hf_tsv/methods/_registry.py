@@ -79,7 +79,7 @@ class MergeMethod:
     @property
     def copies_base(self) -> bool:
         """Whether the base's tensor is the result, so that nothing is merged."""
-        return self.base == "result"
+        return self.inputs.ignores_tasks
 
     @property
     def is_scaled(self) -> bool:
@@ -142,7 +142,6 @@ class MergeMethod:
             number = f"{least} to {most}"
         of_base = {
             "reference": "the base model they were fine-tuned from",
-            "result": "the base model they were fine-tuned from",
             "model": "no base model; where it is listed among them it counts as one of them",
             "either": "the base model they were fine-tuned from; or none, and one of them stands in for it",
         }
