@@ -7,6 +7,7 @@ from hf_tsv._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from hf_tsv.errors import HfTsvError as HfTsvError
+    from hf_tsv.evaluation.options import Search as Search
     from hf_tsv.hub import Hub as Hub
     from hf_tsv.job.options import AdapterOptions as AdapterOptions
     from hf_tsv.job.options import Limits as Limits
@@ -37,6 +38,7 @@ _MODULES = {
     "Limits": "hf_tsv.job.options",
     "Options": "hf_tsv.job.options",
     "Pushing": "hf_tsv.publish.check",
+    "Search": "hf_tsv.evaluation.options",
     "Verification": "hf_tsv.verbs.verify",
     "compress": "hf_tsv.verbs.compress",
     "evaluate": "hf_tsv.verbs.evaluate",

@@ -9,9 +9,13 @@ def test_the_public_names_are_these() -> None:
     assert hf_tsv.__all__ == sorted(hf_tsv.__all__)
     assert set(hf_tsv.__all__) == {
         *(
+            "AdapterOptions",
             "HfTsvError",
             "Hub",
+            "Limits",
+            "Options",
             "Pushing",
+            "Search",
             "Verification",
             "compress",
             "evaluate",

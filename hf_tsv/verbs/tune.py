@@ -36,7 +36,7 @@ def tune(
     Args:
         recipe: A recipe, or the path of its file, with a method that has a `scale`, or with `tall_mask`.
         suite: A suite file. Its data should differ from those that the merge is reported on.
-        search: What is tried; `hf_tsv.evaluation.options.Search()` unless given.
+        search: What is tried; `hf_tsv.Search()` unless given.
         results: The file of known scores; an interrupted search resumes from it.
         device: Of torch; by default a GPU if there is one.
         workers: Tensors merged at the same time; by default one for each core.

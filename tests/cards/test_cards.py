@@ -42,7 +42,7 @@ from hf_tsv.cards._sections import compose
 from hf_tsv.cards._tensors import value_text
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.files.bundled import bundled
-from hf_tsv.job.recording import make_record
+from hf_tsv.job.recording import KeptFiles, make_record
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import pinned_text, to_yaml
 from hf_tsv.record import SourceEntry, Terms, Versions
@@ -103,7 +103,7 @@ def recipe_card(path: Path, folder: Path) -> str:
     tasks = [None, *planned.tasks]
     sources = [SourceEntry(**source(*one)) for one in zip(models, tasks, shas, strict=True)]
     facts = {step.name: {"sha256": "0" * 64} for step in planned.steps}
-    record = make_record(planned, sources, facts, seconds=1.5, parts={}, adapters={}, masks=None)
+    record = make_record(planned, sources, facts, KeptFiles(), seconds=1.5)
     record = record.model_copy(update={"versions": Versions(**VERSIONS)})
     output(folder, {}, config={"architectures": ["CLIPModel"]} if shas[0] else {"model_type": "bert"})
     (folder / "recipe.yaml").write_text(planned.recipe.text)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hf_tsv.cli import _told
-from hf_tsv.cli._options import parse_size
+from hf_tsv.errors import parse_bytes
 from hf_tsv.merging.resources import operations_per_second
 from hf_tsv.methods import METHODS
 from tests.support import models
@@ -130,7 +130,7 @@ def test_recipes_are_listed_and_printed() -> None:
     ("text", "nbytes"), [("4GB", 4 * 10**9), ("500M", 5 * 10**8), ("1.5kb", 1500), ("77", 77), ("1e9", 10**9)]
 )
 def test_sizes(text: str, nbytes: int) -> None:
-    assert parse_size(text, "--max-memory") == nbytes
+    assert parse_bytes(text) == nbytes
 
 
 def test_help_needs_no_torch() -> None:

@@ -111,7 +111,7 @@ def test_nothing_is_computed_twice_unless_it_changed(tmp_path: Path, monkeypatch
     assert len(loads) == 5 + 4
 
 
-LINE = {"key": "k", "score": 0.5, "examples": 4, "task": "t0", "model": "base", "metric": "accuracy"}
+LINE = {"key": "0" * 64, "score": 0.5, "examples": 4, "task": "t0", "model": "base", "metric": "accuracy"}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,8 @@ def test_an_edited_line_is_told_with_its_place(tmp_path: Path, line: str, proble
 
 def test_scores_are_known_again_to_the_last_bit(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
-    values = {"third": 1 / 3, "infinite": float("inf"), "whole": 1.0}
+    third, infinite, whole = "3" * 64, "f" * 64, "1" * 64
+    values = {third: 1 / 3, infinite: float("inf"), whole: 1.0}
     for key, value in values.items():
         Results(path).put(ScoreLine(**{**LINE, "key": key, "score": value}))
         with path.open("a") as file:
@@ -147,7 +148,7 @@ def test_scores_are_known_again_to_the_last_bit(tmp_path: Path) -> None:
     for key, value in values.items():
         assert again.get(key) == Score(value, 4)
     assert again.get("cut sho") is None
-    assert path.read_text().splitlines()[0] == json.dumps(LINE | {"key": "third", "score": 1 / 3})
+    assert path.read_text().splitlines()[0] == json.dumps(LINE | {"key": third, "score": 1 / 3})
 
 
 def test_a_head_that_only_the_finetune_has(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from hf_tsv.job.inputs import loaded as loaded_recipe
 from ruamel.yaml import YAML
 
 import hf_tsv
@@ -154,7 +153,7 @@ def test_lambdas_are_chosen_beside_scales(zoo: Path) -> None:
 
 
 def test_filters_of_longer_names_come_first(zoo: Path) -> None:
-    recipe = loaded_recipe(models.recipe(zoo, "tsv_m", tasks=2))
+    recipe = hf_tsv.load_recipe(models.recipe(zoo, "tsv_m", tasks=2))
     groups = [tunable.Group(f"bert.encoder.layer.*.{name}.dense.weight") for name in ("output", "attention.output")]
     for values in product(GRID, GRID):
         text = tunable.chosen_text(recipe, tunable.Choice(dict(zip(groups, values, strict=True))))

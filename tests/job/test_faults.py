@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,15 @@ import hf_tsv
 from hf_tsv import linalg
 from hf_tsv.cli import _told
 from hf_tsv.errors import CheckpointError, MethodError, OutputError
-from hf_tsv.kept import adapters as compressed
+from hf_tsv.kept import factors, spectra
 from hf_tsv.linalg import _exact, _lapack
-from hf_tsv.merging import engine as run
+from hf_tsv.merging import engine
 from hf_tsv.merging.plan import Plan, Step
 from tests.support import models
+from tests.support.cli import run
 from tests.support.tolerances import polar_amplification, rounding
 
-MERGE_STEP = run.merge_step
+MERGE_STEP = engine.merge_step
 
 
 def after(count: int, do: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +39,7 @@ def after(count: int, do: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             do()
         return MERGE_STEP(plan, step, *more)
 
-    monkeypatch.setattr(run, "merge_step", merge_step)
+    monkeypatch.setattr(engine, "merge_step", merge_step)
 
 
 def shrink(path: Path) -> None:
@@ -68,28 +70,28 @@ def test_a_source_that_changes_under_the_run_is_told(
         hf_tsv.merge(recipe, tmp_path / "out", options=hf_tsv.Options(workers=1))
     assert not list(tmp_path.glob("*out*"))
     shutil.copy(tmp_path / "kept", source)
-    monkeypatch.setattr(run, "merge_step", MERGE_STEP)
+    monkeypatch.setattr(engine, "merge_step", MERGE_STEP)
     hf_tsv.merge(recipe, tmp_path / "out")
     assert hf_tsv.verify(tmp_path / "out", sample=None).exit_code == 0
 
 
-@pytest.mark.parametrize("call", ["singular_values", "truncated_svd"])
+@pytest.mark.parametrize(("room", "call"), [(spectra, "singular_values"), (factors, "truncated_svd")])
 @pytest.mark.parametrize(
     ("harm", "said"),
     [(shrink, "became shorter while it was read"), (rewrite, "model 't1': changed while it was read")],
 )
 def test_a_source_that_changes_under_a_compression_is_told(
-    call: str, harm: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: ModuleType, call: str, harm: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = models.zoo(models.bert, tmp_path, tasks=2)
-    recipe, calls, original = models.recipe(folder, tasks=2), itertools.count(), getattr(compressed, call)
+    recipe, calls, original = models.recipe(folder, tasks=2), itertools.count(), getattr(room, call)
 
     def harmed(*arguments: Any, **options: Any) -> Any:
         if next(calls) == 5:
             harm(folder / "t1" / "model.safetensors")
         return original(*arguments, **options)
 
-    monkeypatch.setattr(compressed, call, harmed)
+    monkeypatch.setattr(room, call, harmed)
     with pytest.raises(CheckpointError, match=said):
         hf_tsv.compress(recipe, tmp_path / "out", "rank=2", options=hf_tsv.Options(workers=1))
     assert not list(tmp_path.glob("*out*"))
@@ -206,14 +208,16 @@ def test_where_no_factorisation_converges_tensor_and_task_are_told(
     assert not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.parametrize("call", ["singular_values", "truncated_svd"])
-def test_a_compression_tells_tensor_and_task_too(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("room", "call"), [(spectra, "singular_values"), (factors, "truncated_svd")])
+def test_a_compression_tells_tensor_and_task_too(
+    room: ModuleType, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=2), tasks=2)
 
     def fail(*_: object, **__: object) -> None:
         raise MethodError("no singular value decomposition converged")
 
-    monkeypatch.setattr(compressed, call, fail)
+    monkeypatch.setattr(room, call, fail)
     with pytest.raises(MethodError, match=r"^[a-z_.0-9]+weight \(\d+, \d+\), compress: task 't[01]': no singular"):
         hf_tsv.compress(recipe, tmp_path / "out", "rank=2")
     assert not list(tmp_path.glob("*out*"))

@@ -18,7 +18,8 @@ import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.safetensors import read_header
 from hf_tsv.errors import MethodError, OutputError
-from hf_tsv.kept import adapters as compressed
+from hf_tsv.kept import adapters as written
+from hf_tsv.kept import factors, spectra
 from tests.support import models
 from tests.support.cli import run
 from tests.support.tensors import error
@@ -254,10 +255,14 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     assert run("compress", path, tmp_path / "x", "--keep", "energy=1.5").exit_code == 2
 
 
+# Where each call is made.
+ROOMS = {"singular_values": spectra, "truncated_svd": factors, "verify_adapter": written}
+
+
 def stop_at(count: int, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Have Ctrl-C come at the call of that number; the calls that were made."""
     made: list[int] = []
-    original = getattr(compressed, name)
+    original = getattr(ROOMS[name], name)
 
     def call(*arguments: Any, **options: Any) -> Any:
         if len(made) == count:
@@ -265,7 +270,7 @@ def stop_at(count: int, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]
         made.append(1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(compressed, name, call)
+    monkeypatch.setattr(ROOMS[name], name, call)
     return made
 
 
@@ -372,11 +377,9 @@ def test_who_is_done_first_does_not_decide_a_tie(tmp_path: Path, monkeypatch: py
         model.model.layers[1].load_state_dict(model.model.layers[0].state_dict())
         models.save(model, tmp_path / name)
     recipe = models.recipe(tmp_path, tasks=1)
-    values, calls, outs = compressed.singular_values, iter(range(1000)), []
+    values, calls, outs = spectra.singular_values, iter(range(1000)), []
     for workers in (1, 2):
-        monkeypatch.setattr(
-            compressed, "singular_values", lambda a: (time.sleep(0.05 * (next(calls) % 2)), values(a))[1]
-        )
+        monkeypatch.setattr(spectra, "singular_values", lambda a: (time.sleep(0.05 * (next(calls) % 2)), values(a))[1])
         hf_tsv.compress(recipe, tmp_path / f"out{workers}", "60000B", options=hf_tsv.Options(workers=workers))
         outs.append(adapters(tmp_path / f"out{workers}"))
     assert outs[0] == outs[1]

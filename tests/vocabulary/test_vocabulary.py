@@ -320,7 +320,7 @@ def test_an_unfinished_run_is_not_gone_on_with_under_another_vocabulary(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("hf_tsv.verbs.merge._write_parts", stop)
+        patched.setattr("hf_tsv.job.job.write_parts", stop)
         with pytest.raises(KeyboardInterrupt):
             hf_tsv.merge(recipe(zoo, "union"), zoo / "out")
     tokenizer = zoo / "t0" / "tokenizer.json"
