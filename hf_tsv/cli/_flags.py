@@ -10,6 +10,8 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
+from hf_tsv.errors import parse_bytes
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -63,16 +65,27 @@ def _flag(field: "Field[Any]", hint: Any) -> inspect.Parameter:
     assert field.default is not MISSING, f"{field.name}: a flag needs a default"
     spelling = field.metadata.get("flag", f"--{field.name.replace('_', '-')}")
     names = spelling if isinstance(spelling, tuple) else (spelling,)
-    details = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar")}
+    details: dict[str, Any] = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar")}
     if "least" in field.metadata:
         details["min"] = field.metadata["least"]
-    annotation: Any = Annotated[_as_text(hint), typer.Option(*names, **details)]
+    if _is_size(hint):
+        # A size is a number of bytes or text such as 4GB, so it is read as text, and checked before anything is loaded.
+        details["callback"] = _checked_size
+        hint = str | None if type(None) in typing.get_args(hint) else str
+    annotation: Any = Annotated[hint, typer.Option(*names, **details)]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
 
 
-def _as_text(hint: Any) -> Any:
-    """The type that a flag's value is read as: sizes, which are numbers or text such as 4GB, come as text."""
+def _is_size(hint: Any) -> bool:
     members = typing.get_args(hint)
-    if int in members and str in members:
-        return str | None if type(None) in members else str
-    return hint
+    return int in members and str in members
+
+
+def _checked_size(text: str | None) -> str | None:
+    """A size as it was given; typer reports a wrong one as a usage error."""
+    if text is not None:
+        try:
+            parse_bytes(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}. Write a size such as 4GB") from None
+    return text

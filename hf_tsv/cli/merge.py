@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from hf_tsv.cli._flags import with_flags
-from hf_tsv.cli._options import Keep, OutFolder, PushOptions, RecipeFile, RunOptions, Talk
+from hf_tsv.cli._options import Keep, OutFolder, PushOptions, RecipeFile, RunOptions, Svd, Talk
 from hf_tsv.cli._told import WorkProgress, err, kept_when_interrupted, told
 from hf_tsv.cli._told import out as stdout
 from hf_tsv.errors import counted, size, some
@@ -29,6 +29,7 @@ Form = Annotated[
 @with_flags
 def merge(
     recipe: RecipeFile,
+    svd: Svd,
     options: RunOptions,
     push: PushOptions,
     access: Access,
@@ -41,9 +42,9 @@ def merge(
     if keep and as_ != "adapter":
         raise typer.BadParameter("needs --as adapter; in a recipe, it is a parameter of tsv_c", param_hint="--keep")
     from hf_tsv.linalg.ranks import parse_keep
-    from hf_tsv.recipe import as_adapter_output, load_recipe
+    from hf_tsv.recipe import as_adapter_output
 
-    loaded = load_recipe(recipe)
+    loaded = svd.recipe(recipe)
     if as_ == "adapter":
         loaded = as_adapter_output(loaded, parse_keep(keep) if keep else None)
     run_job(loaded, push.out_folder(out), options, push, access, talk, label="Merging")

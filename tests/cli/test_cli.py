@@ -41,7 +41,7 @@ def test_a_plan_estimates_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     seconds = []
     for rate, told in ((1e5, " min of merging"), (1e3, " h of merging")):
         monkeypatch.setattr("hf_tsv.merging.engine.operations_per_second", lambda rate=rate: rate)
-        assert f"{told} on this machine's 2 core(s)" in " ".join(run("plan", path).stdout.split())
+        assert f"{told} on this machine's 2 cores" in " ".join(run("plan", path).stdout.split())
         seconds.append(json.loads(run("plan", path, "--json").stdout)["seconds"])
     assert seconds[1] == pytest.approx(100 * seconds[0], rel=0.01)
 

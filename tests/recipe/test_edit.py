@@ -13,8 +13,8 @@ from ruamel.yaml.comments import CommentedMap
 from hf_tsv.errors import RecipeError
 from hf_tsv.files.bundled import bundled
 from hf_tsv.recipe import (
-    AdapterOptions,
     Recipe,
+    RecipeAdapters,
     as_compression,
     edited,
     load_recipe,
@@ -279,7 +279,7 @@ class TestCompression:
         recipe = parse_recipe("merge_method: tsv_c\nbase_model: org/base\nmodels:\n  - model: org/a\n")
         options = {"profiles": ("faithful", "serving"), "rank": 16, "factor_dtype": "float16"}
         changed = as_compression(recipe, adapters=options)
-        assert changed.adapters == AdapterOptions(("faithful", "serving"), 16, "float16")
+        assert changed.adapters == RecipeAdapters(("faithful", "serving"), 16, "float16")
         assert "  profiles: [faithful, serving]\n" in changed.text
         again = as_compression(changed, adapters={"rank": 32})
         assert again.text == changed.text.replace("16\n", "32\n", 1)
