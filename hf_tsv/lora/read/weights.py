@@ -60,10 +60,10 @@ class Weights:
         self._model = model
         self._config = config
         self._names = frozenset(model.names())
-        # Every name by which the adapter asks for something.
-        self._wanted = {name for module in modules for name in self.parameters_of(module)}
-        self._wanted |= {f"{owner_of(module)}.weight" for module in modules}
-        self._wanted |= set(values)
+        self._wanted = set(values)  # every name by which the adapter asks for something
+        for module in modules:
+            self._wanted.update(self.parameters_of(module))
+            self._wanted.add(f"{owner_of(module)}.weight")
         self.own_shapes: dict[str, Shape] = {}
         self.places: dict[str, Sequence[Place]] = {}
         self.tied: dict[str, str] = {}
@@ -71,7 +71,7 @@ class Weights:
         self._renaming = self._best_renaming()
 
     def look_up(self, places: Callable[[], Places]) -> None:
-        """Ask where the files hold what goes by other names there. Failing is no mistake yet: a head may be new."""
+        """Ask where the files hold what has other names there. Failing is not an error yet: a head may be new."""
         try:
             every = places()
         except CheckpointError as error:
@@ -90,7 +90,7 @@ class Weights:
         return self._renaming(name)
 
     def find(self, name: str) -> str | None:
-        """The tensor that is a parameter, in the model's files; None where there is none."""
+        """The tensor that is a whole parameter, in the model's files; None if they don't have it as one tensor."""
         name = self.in_model(name)
         if name in self._names:
             return name
@@ -132,7 +132,7 @@ class Weights:
     def _best_renaming(self) -> Renaming:
         """The first component to drop from names, or to add, so that most are the model's; none among equals."""
         names = self._names | self.places.keys()
-        renamings = [Renaming()]
+        renamings = [Renaming()]  # the first of the best is chosen, so no change wins over an equal one
         renamings += [Renaming(drop=prefix) for prefix in first_components(self._wanted)]
         renamings += [Renaming(add=prefix) for prefix in first_components(names)]
         return max(renamings, key=lambda renaming: len(names & set(map(renaming, self._wanted))))
@@ -159,9 +159,14 @@ class Weights:
         return True if may_be else None
 
     def _is_square_transposed(self, weight: Weight) -> bool:
-        """The same for a square one, whose shape doesn't tell: by others like it."""
+        """Whether a square weight is stored (in, out). Its own shape doesn't tell, but those of others like it do."""
         if weight.is_stack:
-            return self._are_experts_transposed(weight.name.rpartition(".")[0])
+            # Gate and up together are twice as wide as down is high, if they are stored (experts, in, out).
+            owner = weight.name.rpartition(".")[0]
+            gate_up, down = self.find(f"{owner}.gate_up_proj"), self.find(f"{owner}.down_proj")
+            if gate_up is None or down is None:
+                return False
+            return self.shape(gate_up)[2:] == (2 * self.shape(down)[1],)
         if weight.is_parameter or weight.places[0].rows is not None:
             return False
         return self._transposed_leaves.get(_leaf(weight.places[0].tensor), self._config.fan_in_fan_out)
@@ -174,17 +179,11 @@ class Weights:
             bias = name.removesuffix("weight") + "bias"
             if not name.endswith(".weight") or bias not in self._names:
                 continue
-            shape, out = self.shape(name), self.shape(bias)[-1:]
+            shape = self.shape(name)
+            out = self.shape(bias)[-1:]
             if len(shape) == 2 and shape[0] != shape[1] and out in (shape[:1], shape[1:]):
                 transposed[_leaf(name)] = out == shape[1:]
         return transposed
-
-    def _are_experts_transposed(self, owner: str) -> bool:
-        """Whether stacked experts are stored (in, out): then gate and up are as wide as two of down are high."""
-        gate_up, down = self.find(f"{owner}.gate_up_proj"), self.find(f"{owner}.down_proj")
-        if gate_up is None or down is None:
-            return False
-        return self.shape(gate_up)[2:] == (2 * self.shape(down)[1],)
 
 
 def owner_of(module: str) -> str:
