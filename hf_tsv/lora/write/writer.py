@@ -49,9 +49,9 @@ class AdapterWriter:
     def __init__(self, folder: Path, plan: AdapterPlan, base: Checkpoint) -> None:
         """
         Args:
-            folder: Where the adapter comes to lie; made when it isn't there.
+            folder: The adapter's folder; made if it doesn't exist.
             plan: What it holds.
-            base: The base model's checkpoint: what did not change of a module stored whole comes from it.
+            base: The base model's checkpoint: the unchanged parts of modules stored whole come from it.
 
         Raises:
             OutputError: the folder can't be written.
@@ -59,7 +59,9 @@ class AdapterWriter:
         """
         with full_disk_told(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._plan, self._base = folder, plan, base
+        self._folder = folder
+        self._plan = plan
+        self._base = base
         self._shapes = {name: base.info(name).shape for name in base.names()}
         self._files = CheckpointWriter(folder, plan.files)
         slots: defaultdict[str, list[Slot]] = defaultdict(list)
@@ -101,7 +103,8 @@ class AdapterWriter:
             self._write(slot)
 
     def _write(self, slot: Slot) -> None:
-        for info, tensor in zip(slot.infos, slot.make(self._waiting, self._base), strict=True):
+        tensors = slot.make(self._waiting, self._base)
+        for info, tensor in zip(slot.infos, tensors, strict=True):
             self._files.write(info.name, tensor)
         with self._lock:
             for name in slot.awaited:
@@ -114,7 +117,8 @@ class AdapterWriter:
         loaded = name in self._plan.held
         if isinstance(change, WholeChange):
             delta = change.value.float() - self._base.read(name).float()
-            energy = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
+            norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+            energy = norm**2
             return energy, energy if loaded else 0.0
         rank = self._ranks.get(name)  # None where the tensor is stored whole
         total = loaded_energy = 0.0
@@ -133,22 +137,29 @@ class AdapterWriter:
             ValueError: a planned tensor was not put.
             OutputError, ResourceError, CheckpointError: as in `put`.
         """
-        missing = sorted({name for names in self._missing.values() for name in names})
+        missing: set[str] = set()
+        for names in self._missing.values():
+            missing |= names
         if missing:
-            raise ValueError(f"planned and not put: {missing[:3]}")
+            raise ValueError(f"planned and not put: {sorted(missing)[:3]}")
         for slot in (*self._plan.slots, *self._plan.rest):
             if not slot.awaited:
                 self._write(slot)
         self._files.sync()
         self._files.__exit__()
+        # The configuration comes last: it makes the folder an adapter.
         write_text(self._folder / ADAPTER_CONFIG, self._plan.config_text)
+        energies = [self._energies[name] for name in sorted(self._energies)]  # sums depend on the order
+        total = sum(of_change for of_change, _ in energies)
+        loaded = sum(of_loaded for _, of_loaded in energies)
+        left_out_share = max(0.0, 1 - loaded / total) if total else 0.0
         return AdapterReport(
             profile=self._plan.profile,
             nbytes=self._plan.nbytes,
             held=len(self._plan.held),
             left_out=self._plan.left_out,
             in_sidecar=tuple(slot.name for slot in self._plan.rest),
-            left_out_share=self._left_out_share(),
+            left_out_share=left_out_share,
         )
 
     def __enter__(self) -> "AdapterWriter":
@@ -156,9 +167,3 @@ class AdapterWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._files.__exit__()
-
-    def _left_out_share(self) -> float:
-        energies = [self._energies[name] for name in sorted(self._energies)]  # sums depend on the order
-        total = sum(of_change for of_change, _ in energies)
-        loaded = sum(of_loaded for _, of_loaded in energies)
-        return max(0.0, 1 - loaded / total) if total else 0.0
