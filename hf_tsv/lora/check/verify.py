@@ -113,7 +113,14 @@ class _Check:
             adapted = PeftModel.from_pretrained(model, str(self.folder)).eval()
         except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder}: PEFT can't load it: {error}") from error
-        self._compare_unmerged(adapted.get_base_model())
+        wrapped = adapted.get_base_model()  # the model's own class, with PEFT's layers in it
+        for name, key, piece in self._parts():
+            original, effective = _values(wrapped, key)
+            self._compare(name, key, piece, effective, "unmerged")
+            if name in self.in_base:
+                in_base = piece.rows_of(self.base.read(name)).to(original.dtype)
+                if not torch.equal(piece.within(original), in_base):
+                    self.problems.append(f"{key}: with the adapter switched off it differs from the base's")
         try:
             unmerged_outputs = _outputs(adapted, inputs)
         except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
@@ -170,16 +177,6 @@ class _Check:
                         yield name, key, piece
 
     # Weights
-
-    def _compare_unmerged(self, model: Any) -> None:
-        """Compare what PEFT computes with at each call, and what it leaves when the adapter is switched off."""
-        for name, key, piece in self._parts():
-            original, effective = _values(model, key)
-            self._compare(name, key, piece, effective, "unmerged")
-            if name in self.in_base:
-                wanted = piece.rows_of(self.base.read(name)).to(original.dtype)
-                if not torch.equal(piece.within(original), wanted):
-                    self.problems.append(f"{key}: with the adapter switched off it differs from the base's")
 
     def _compare(self, name: str, key: str, piece: Piece, actual: Tensor, how: str) -> None:
         """Compare a tensor of the checkpoint with the rows of a parameter that hold it."""

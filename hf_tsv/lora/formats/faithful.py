@@ -152,7 +152,15 @@ class _Planner:
                 if module.kind not in WITH_BIAS or "bias" not in module.tensors:
                     del draft.lora[parameter]
                     self._store_whole(draft, parameter, "PEFT's lora_bias leaves no factors for such a module")
-        self._prefer_whole(draft)
+        # Ranks are chosen tensor by tensor, as if each had factors of its own. Where a parameter is made of several,
+        # such as the gate and up matrices of experts, PEFT's factors span the rows of them all: whole may be smaller.
+        for parameter in draft.lora:
+            if len(self.architecture.sources[parameter]) == 1:
+                continue
+            modules = modules_stored_with(self.architecture, parameter)
+            can_be_whole = not any(why_not_whole(self.architecture, path) for path in modules)
+            if can_be_whole and self._is_cheap(modules, draft, hidden=None):
+                draft.whole |= modules
         self._settle(draft)
         left = self.changed.keys() - draft.rest.keys()
         for slot in self._slots(draft):
@@ -175,20 +183,6 @@ class _Planner:
         for name, _ in self.architecture.sources_of(parameter):
             if name in self.changed:
                 draft.rest[name] = obstacle
-
-    def _prefer_whole(self, draft: _Draft) -> None:
-        """Store whole what factors would be larger than.
-
-        Ranks are chosen tensor by tensor, as if each had factors of its own. Where a parameter is made of several, such
-        as the gate and up matrices of experts, PEFT's factors span the rows of them all.
-        """
-        for parameter in draft.lora:
-            if len(self.architecture.sources[parameter]) == 1:
-                continue
-            modules = modules_stored_with(self.architecture, parameter)
-            can_be_whole = not any(why_not_whole(self.architecture, path) for path in modules)
-            if can_be_whole and self._is_cheap(modules, draft, hidden=None):
-                draft.whole |= modules
 
     def _settle(self, draft: _Draft) -> None:
         """Take back the factors of modules that PEFT excludes: they are stored whole, or named like one that is."""

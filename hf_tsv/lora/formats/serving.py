@@ -65,7 +65,16 @@ class _Planner:
         self._architecture = architecture
         self._ranks = ranks
         self._request = request
-        by_leaf = _linear_leaves(architecture)
+        by_leaf: defaultdict[str, list[Module]] = defaultdict(list)
+        unfit = set()
+        for path, module in architecture.modules.items():
+            leaf = path.rpartition(".")[2]
+            by_leaf[leaf].append(module)
+            if module.kind != "linear" or architecture.no_factors(f"{path}.weight"):
+                unfit.add(leaf)
+        # A target is every module of its name, so each of them has to take factors.
+        for leaf in unfit:
+            del by_leaf[leaf]
         changed = set()
         for leaf, modules in by_leaf.items():
             for module in modules:
@@ -146,15 +155,3 @@ class _Planner:
             dtype=self._request.factor_dtype or own_dtype,
             sources=tuple(changed),
         )
-
-
-def _linear_leaves(architecture: Architecture) -> dict[str, list[Module]]:
-    """Modules by the last component of their path, without names of which some module can't have factors."""
-    by_leaf: defaultdict[str, list[Module]] = defaultdict(list)
-    unfit = set()
-    for path, module in architecture.modules.items():
-        leaf = path.rpartition(".")[2]
-        by_leaf[leaf].append(module)
-        if module.kind != "linear" or architecture.no_factors(f"{path}.weight"):
-            unfit.add(leaf)
-    return {leaf: modules for leaf, modules in by_leaf.items() if leaf not in unfit}

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -30,8 +28,21 @@ def read_config(folder: Path, label: str) -> AdapterConfig:
         raise CheckpointError(f"{label}: its {ADAPTER_CONFIG} is not valid JSON. Download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{label}: its {ADAPTER_CONFIG} is not a JSON object. Download it again")
-    if problems := [f"{label}: {problem}" for problem in _not_plain(data)]:
-        raise CheckpointError(problems)
+    kind = data.get("peft_type")
+    if kind != LORA:
+        raise CheckpointError(f"{label}: an adapter of type {_shown(kind)}, expected {LORA}. {MERGE_IT}")
+    problems = []
+    for key, what in NOT_PLAIN.items():
+        if data.get(key):
+            problems.append(f"uses {what} ({key} in {ADAPTER_CONFIG}), expected a plain LoRA. {MERGE_IT}")
+    init = data.get(INIT, True)
+    if init not in PLAIN_INITS:
+        problems.append(
+            f"{INIT} is {_shown(init)}, which changes the base's weights, expected a plain LoRA. Save it with"
+            " path_initial_model_for_weight_conversion, as PEFT's documentation says"
+        )
+    if problems:
+        raise CheckpointError(f"{label}: {problem}" for problem in problems)
     try:
         config = AdapterConfig.model_validate(data)
     except ValidationError as error:
@@ -45,27 +56,10 @@ def read_config(folder: Path, label: str) -> AdapterConfig:
             else:
                 mistakes.append(f"{where} in {ADAPTER_CONFIG} is {_shown(detail['input'])}. {detail['msg']}")
         raise CheckpointError(f"{label}: {mistake}" for mistake in mistakes) from error
-    if problems := [f"{label}: {problem}" for problem in _bad_patterns(config)]:
-        raise CheckpointError(problems)
+    problems = _bad_patterns(config)
+    if problems:
+        raise CheckpointError(f"{label}: {problem}" for problem in problems)
     return config
-
-
-def _not_plain(data: Mapping[str, Any]) -> list[str]:
-    """Why an adapter is not a plain LoRA."""
-    kind = data.get("peft_type")
-    if kind != LORA:
-        return [f"an adapter of type {_shown(kind)}, expected {LORA}. {MERGE_IT}"]
-    problems = []
-    for key, what in NOT_PLAIN.items():
-        if data.get(key):
-            problems.append(f"uses {what} ({key} in {ADAPTER_CONFIG}), expected a plain LoRA. {MERGE_IT}")
-    init = data.get(INIT, True)
-    if init not in PLAIN_INITS:
-        problems.append(
-            f"{INIT} is {_shown(init)}, which changes the base's weights, expected a plain LoRA. Save it with"
-            " path_initial_model_for_weight_conversion, as PEFT's documentation says"
-        )
-    return problems
 
 
 def _bad_patterns(config: AdapterConfig) -> list[str]:

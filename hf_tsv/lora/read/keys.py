@@ -165,8 +165,13 @@ class _Mapper:
         name = self._weights.in_model(name)
         places = self._weights.places.get(name)
         if places is None:  # a new head, or an embedding under its tied name
-            if not self._is_copy(name, key):
-                self._add_own(name, key)
+            tied_to = self._weights.tied.get(name)
+            for known, other in self._keys.values.items():
+                # PEFT needs every copy of a tied tensor, so the adapter stores it once more under each name.
+                is_tied = tied_to is not None and self._weights.find(known) == tied_to
+                if is_tied and torch.equal(self._tensors.read(key), self._tensors.read(other)):
+                    return
+            self._add_own(name, key)
             return
         # The model's files hold the parameter in several tensors.
         for place in places:
@@ -192,8 +197,12 @@ class _Mapper:
             return
         weights = self._weights.of_module(module)
         if not weights:
-            if not (self._config.ensure_weight_tying and self._is_tied_head(a, b)):
-                self._missing += self._weights.parameters_of(module) or [f"{owner_of(module)}.weight"]
+            for others in self._keys.modules.values():
+                # PEFT saves a tied embedding's factors also as the head's; the files of a tied model hold one weight.
+                embedding = [self._shape(others[part]) for part in EMBEDDING if part in others]
+                if self._config.ensure_weight_tying and embedding == [b[::-1], a[::-1]]:
+                    return
+            self._missing += self._weights.parameters_of(module) or [f"{owner_of(module)}.weight"]
             return
         rank = a[0]  # of all experts together
         product = (b[0], *a[1:])  # B A is (out, in, *kernel)
@@ -263,26 +272,6 @@ class _Mapper:
             bias=change.bias or before.bias,
             pair=change.pair or before.pair,
         )
-
-    # Checks
-
-    def _is_copy(self, name: str, key: str) -> bool:
-        """Whether a tensor is stored once more, under a name that the model ties to it: PEFT needs every copy."""
-        tied_to = self._weights.tied.get(name)
-        if tied_to is None:
-            return False
-        for known, other in self._keys.values.items():
-            if self._weights.find(known) == tied_to and torch.equal(self._tensors.read(key), self._tensors.read(other)):
-                return True
-        return False
-
-    def _is_tied_head(self, a: Shape, b: Shape) -> bool:
-        """Whether a head's factors are an embedding's: PEFT saves both, the files of a tied model hold one weight."""
-        for keys in self._keys.modules.values():
-            embedding = [self._shape(keys[part]) for part in EMBEDDING if part in keys]
-            if embedding == [b[::-1], a[::-1]]:
-                return True
-        return False
 
     def _fits(self, target: str, change: Shape) -> bool:
         shape = self._weights.shape(target)

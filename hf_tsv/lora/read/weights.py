@@ -140,7 +140,7 @@ class Weights:
     # Which way round a weight is stored
 
     def is_transposed(self, weight: Weight, product: Shape, *, is_embedding: bool) -> bool | None:
-        """Whether a weight is stored (in, out), for factors whose product is (out, in); None where they don't fit it.
+        """Whether a weight is stored (in, out), for factors whose product is (out, in); None if they don't fit it.
 
         Args:
             weight: The weight.
@@ -150,30 +150,28 @@ class Weights:
         if is_embedding:
             return True if product[::-1] == weight.matrix else None
         if product == weight.matrix:
-            is_square = len(product) == 2 and product[0] == product[1]
-            return is_square and self._is_square_transposed(weight)
+            if len(product) != 2 or product[0] != product[1]:
+                return False
+            # A square weight's own shape doesn't tell, but those of others like it do.
+            if weight.is_stack:
+                # Gate and up together are twice as wide as down is high, if they are stored (experts, in, out).
+                owner = weight.name.rpartition(".")[0]
+                gate_up, down = self.find(f"{owner}.gate_up_proj"), self.find(f"{owner}.down_proj")
+                if gate_up is None or down is None:
+                    return False
+                return self.shape(gate_up)[2:] == (2 * self.shape(down)[1],)
+            if weight.is_parameter or weight.places[0].rows is not None:
+                return False
+            return self._transposed_leaves.get(_leaf(weight.places[0].tensor), self._config.fan_in_fan_out)
         if len(product) != 2 or product[::-1] != weight.matrix:
             return None
         # A parameter that is a plain matrix, or rows of another tensor, is never stored (in, out).
         may_be = weight.is_stack if weight.is_parameter else weight.places[0].rows is None
         return True if may_be else None
 
-    def _is_square_transposed(self, weight: Weight) -> bool:
-        """Whether a square weight is stored (in, out). Its own shape doesn't tell, but those of others like it do."""
-        if weight.is_stack:
-            # Gate and up together are twice as wide as down is high, if they are stored (experts, in, out).
-            owner = weight.name.rpartition(".")[0]
-            gate_up, down = self.find(f"{owner}.gate_up_proj"), self.find(f"{owner}.down_proj")
-            if gate_up is None or down is None:
-                return False
-            return self.shape(gate_up)[2:] == (2 * self.shape(down)[1],)
-        if weight.is_parameter or weight.places[0].rows is not None:
-            return False
-        return self._transposed_leaves.get(_leaf(weight.places[0].tensor), self._config.fan_in_fan_out)
-
     @cached_property
     def _transposed_leaves(self) -> dict[str, bool]:
-        """By a module's last name: whether its weight is stored (in, out). A bias is as long as what goes out."""
+        """By a module's last name: whether its weight is stored (in, out). A bias has `out` entries."""
         transposed: dict[str, bool] = {}
         for name in self._names:
             bias = name.removesuffix("weight") + "bias"
