@@ -1,4 +1,4 @@
-"""A base model without its weights: which modules it has, and where in them a checkpoint's tensors lie."""
+"""A base model without its weights: its modules, and where in them a checkpoint's tensors lie."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ _TASK_TYPES = {
 
 @dataclass(frozen=True)
 class Place:
-    """What PEFT can make of the change of one tensor.
+    """How PEFT can store the change of one tensor.
 
     Attributes:
-        low_rank: Whether it can be factors.
-        group: Tensors of one group should have one rank, for PEFT gives them the largest: the experts of a layer.
-            Else the tensor's own name.
-        rank_numbers: Numbers that one triplet of it takes.
+        low_rank: Whether as factors.
+        group: Tensors of one group, such as the experts of a layer, should have one rank, since PEFT stores all of them
+            with the largest. The tensor's own name if it is alone.
+        rank_numbers: How many numbers one triplet takes.
     """
 
     low_rank: bool
@@ -44,14 +44,14 @@ class Architecture:
 
     Attributes:
         folder: The base model's folder, with its weights.
-        config_folder: The folder whose config.json says what class the adapter is for: the base's, or a fine-tune's
-            that has a head of its own.
-        class_name: That class, of transformers.
+        config_folder: The folder whose config.json names the class that the adapter is for: the base's, or that of a
+            fine-tune with a head of its own.
+        class_name: The name of that class in transformers.
         task_type: PEFT's name for the class's task, None if PEFT's class for that task can't run this model.
         headers: The tensors that the base and its fine-tune have, by name.
         modules: By path, in the model's order.
         located: Where the tensors lie.
-        aliases: For each tied parameter all its names.
+        aliases: All names of each tied parameter, by each of them.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class Architecture:
         return {parameter: tuple(sorted(sources, key=order)) for parameter, sources in unordered.items()}
 
     def sources_of(self, parameter: str) -> tuple[tuple[str, Piece], ...]:
-        """The tensors that a parameter is made of, under any of its tied names; none when the checkpoint has none."""
+        """The tensors that a parameter is made of, under any of its tied names; empty if the checkpoint has none."""
         for name in (parameter, *self.aliases.get(parameter, ())):
             if name in self.sources:
                 return self.sources[name]
@@ -98,7 +98,7 @@ class Architecture:
         return states
 
     def owner(self, parameter: str) -> Module:
-        """The module that a parameter or buffer is of."""
+        """The module that a parameter or buffer belongs to."""
         return self.modules[parameter.rpartition(".")[0]]
 
     def shape(self, parameter: str) -> torch.Size:
@@ -124,7 +124,7 @@ class Architecture:
         return ""
 
     def place(self, name: str) -> Place:
-        """What PEFT can make of a change of the tensor `name`."""
+        """How PEFT can store a change of the tensor `name`."""
         info = self.headers[name]
         pieces = self.located.pieces.get(name)
         if not pieces:
@@ -158,7 +158,7 @@ def read_architecture(
     Args:
         headers: The base's tensors, and what the fine-tune has beside them, by name.
         folder: The base model's folder.
-        config_folder: The fine-tune's folder, where its class has a head that the base's has not.
+        config_folder: The fine-tune's folder, if its class has a head that the base's lacks.
 
     Raises:
         CheckpointError: transformers and PEFT are not installed, or transformers knows no such model.

@@ -22,10 +22,10 @@ class Piece:
 
     Attributes:
         parameter: The model's parameter or buffer.
-        expert: Which of its stacked matrices; None where it isn't stacked of several tensors.
+        expert: Which of its stacked matrices; None if it isn't a stack of several tensors.
         first: First of the tensor's rows.
         row: Where that row lies in the parameter, or in the expert's matrix.
-        rows: How many, None for the whole tensor at its own place.
+        rows: How many rows; None if the whole tensor is the whole parameter.
     """
 
     parameter: str

@@ -1,4 +1,4 @@
-"""Random inputs for a transformers model, of the kinds that can be made up from its configuration."""
+"""Random inputs for a transformers model, of the kinds that its configuration describes."""
 
 import inspect
 from typing import Any
@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 TOKENS = 8
-PIXELS = 224  # a side, where the configuration doesn't say
+PIXELS = 224  # on each side, if the configuration doesn't say
 SAMPLES = 4000  # of audio: a quarter of a second
 
 
 def random_inputs(model: Any) -> dict[str, Tensor] | None:
-    """Inputs that the model runs on, the same at each call; None when none are known."""
+    """Inputs that the model runs on, the same at each call; None if none of those tried work."""
     taken = inspect.signature(model.forward).parameters
     inputs = {name: value for name, value in _made_up(model).items() if name in taken}
     # Try the model's main input alone, then every input it takes: a CLIP needs text and image, others only one.

@@ -1,4 +1,4 @@
-"""What PEFT itself makes of a planned adapter_config.json, tried on the model without weights."""
+"""Which tensors PEFT itself creates for a planned adapter_config.json, tried on the model without weights."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Unlike:
     """Where PEFT differs from a plan.
 
     Attributes:
-        keys: Tensors that one of them has and the other has not, or has in another shape.
+        keys: Tensors that only one of them has, or that they have in different shapes.
         parameters: Of these, the planned parameters that PEFT adds no factors to.
     """
 

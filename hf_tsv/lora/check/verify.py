@@ -1,4 +1,4 @@
-"""Whether PEFT makes of a written adapter what it was meant to be.
+"""Whether PEFT computes with a written adapter what it was meant to.
 
 Nearly every mistake in an adapter's files is silent: PEFT loads them and computes something else. So every adapter is
 loaded back, and the weights that come out are compared with the base's plus the change.
@@ -37,8 +37,8 @@ class Verification:
     """What was compared; nothing differed.
 
     Attributes:
-        tensors: How many of the checkpoint's tensors. Those that lie in the sidecar were found to be as in the base,
-            which is all that PEFT knows of them.
+        tensors: How many of the checkpoint's tensors were compared. Those in the sidecar, which PEFT doesn't read, were
+            compared with the base's.
         largest_error: The largest difference of a weight, merged or not, relative to the norm of its change.
         logits_error: The largest difference of an output, relative to the largest output; None where outputs were
             not asked for, or the model takes inputs that this package can't make up.

@@ -15,10 +15,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Weight:
-    """What factors are put on: a parameter of the model, a matrix or one an expert.
+    """A parameter that factors change: one matrix, or one for each expert.
 
     Attributes:
-        name: What the model calls it.
+        name: Its name in the model.
         matrix: Its shape, or one expert's, as stored.
         places: The tensors that hold it.
         experts: How many it stacks.
@@ -38,13 +38,13 @@ class Weights:
     """A model's parameters by the names that an adapter has for them.
 
     The names may differ by their first component, as `bert.encoder` and `encoder`: the one change that makes most of
-    them meet is applied to all.
+    them match is applied to all.
 
     Attributes:
-        own_shapes: Shapes of tensors that the adapter holds and that stand in the place of the model's.
+        own_shapes: Shapes of the adapter's tensors that replace the model's.
         places: The parameters that the files hold in other tensors, by name; empty until they are looked up.
-        tied: Names that the files lack, to the tensor that is held for them.
-        why_no_places: Why these couldn't be looked up.
+        tied: Names that the files lack, each with the tensor that it is tied to.
+        why_no_places: Why the places couldn't be looked up.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Weights:
         return places[0].tensor if len(places) == 1 and places[0].rows is None else None
 
     def shape(self, target: str) -> Shape:
-        """The shape of the model's tensor, or of the adapter's that stands in its place."""
+        """The shape of the model's tensor, or of the adapter's that replaces it."""
         return self.own_shapes.get(target) or self._model.info(target).shape
 
     def parameters_of(self, module: str) -> list[str]:
@@ -107,7 +107,7 @@ class Weights:
         return [f"{owner}.{leaf}" for leaf in self._config.parameters_of(owner)]
 
     def of_module(self, module: str) -> list[Weight]:
-        """Those of its targeted parameters that the model has, or the module's own weight."""
+        """The module's targeted parameters that the model has, or else its own weight."""
         parameters = [self._weight(name, is_parameter=True) for name in self.parameters_of(module)]
         if named := [weight for weight in parameters if weight]:
             return named

@@ -38,7 +38,7 @@ class AdapterRequest:
         base: What the adapter says its base is.
         factor_dtype: Of the factors, as safetensors names it; None for each base tensor's own.
         rank: Of every factor, for a format that has one rank; None for one that holds the chosen ranks, or fits.
-        most_bytes: Of the whole adapter, for a format that chooses its rank by it.
+        most_bytes: Limit on the whole adapter, for a format that chooses its rank by it.
     """
 
     base: BaseRef

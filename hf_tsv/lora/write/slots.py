@@ -1,4 +1,4 @@
-"""The tensors of an adapter's files, and how each is made of what was changed."""
+"""The tensors of an adapter's files, and how each is made of the changes."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -218,8 +218,8 @@ def rest_slot(info: TensorInfo, rank: int | None, dtype: str) -> RestSlot:
 
     Args:
         info: Its header in the checkpoint.
-        rank: Of its factors, None where it is stored whole.
-        dtype: Of its factors.
+        rank: The rank of its factors, None if it is stored whole.
+        dtype: The dtype of its factors.
     """
     view = matrix_view(info, kind_of(info))
     if rank is None or view is None:
@@ -231,7 +231,7 @@ def rest_slot(info: TensorInfo, rank: int | None, dtype: str) -> RestSlot:
 
 
 def halves(name: str, rank: int, change: Change) -> list[tuple[Tensor, Tensor]]:
-    """The leading triplets of each of a tensor's matrices, shared out to both sides.
+    """The leading triplets of each of a tensor's matrices, with the singular values split between both sides.
 
     Returns:
         u sqrt(s) (m, k) and sqrt(s) vh (k, n), k at most `rank`: an even split keeps both in the range of 16 bits.

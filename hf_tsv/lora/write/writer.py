@@ -27,8 +27,8 @@ class AdapterReport:
         held: How many changed tensors PEFT loads.
         left_out: The changed tensors that it doesn't load, and why.
         in_sidecar: Those of them that lie in the sidecar.
-        left_out_share: Share of the task's squared change that PEFT won't load: of these, and of triplets beyond the
-            rank. It counts what both the base and the fine-tune have.
+        left_out_share: Share of the task's squared change that PEFT won't load: these tensors, and triplets beyond the
+            rank. Only tensors that both the base and the fine-tune have are counted.
     """
 
     profile: str
@@ -42,8 +42,8 @@ class AdapterReport:
 class AdapterWriter:
     """The files of one planned adapter.
 
-    Tensors may be put in any order and from several threads. What is made of several of them, such as stacked
-    experts, waits in memory until the last is there. The bytes depend on the plan and the changes alone.
+    Tensors may be put in any order and from several threads. Changes that are stored together, such as those of stacked
+    experts, wait in memory until the last of them is put. The bytes depend on the plan and the changes alone.
     """
 
     def __init__(self, folder: Path, plan: AdapterPlan, base: Checkpoint) -> None:
@@ -77,10 +77,10 @@ class AdapterWriter:
         self._lock = Lock()
 
     def put(self, name: str, change: Change) -> None:
-        """Write the change of one tensor of the base's checkpoint, or keep it until what it is stored with is there.
+        """Write the change of one tensor of the base's checkpoint, or keep it until those stored with it are put.
 
-        What the plan leaves out is counted and not written. A tensor that is planned as factors may be given whole,
-        and the reverse: it is factored, or added to the base's.
+        What the plan leaves out is counted and not written. A tensor that is planned as factors may be put whole, and
+        the reverse: it is then factored, or added to the base's.
 
         Raises:
             CheckpointError: the base's tensor can't be read.
@@ -113,7 +113,7 @@ class AdapterWriter:
                     del self._waiting[name]  # so that no change stays in memory for longer than it is needed
 
     def _energy(self, name: str, change: Change) -> tuple[float, float]:
-        """The squared change of a tensor, and as much of it as PEFT loads."""
+        """The squared change of a tensor, and the part of it that PEFT loads."""
         loaded = name in self._plan.held
         if isinstance(change, WholeChange):
             delta = change.value.float() - self._base.read(name).float()
@@ -131,7 +131,7 @@ class AdapterWriter:
         return total, loaded_energy
 
     def finish(self) -> AdapterReport:
-        """Write what did not change of the modules stored whole, and adapter_config.json.
+        """Write the unchanged tensors of modules stored whole, and adapter_config.json.
 
         Raises:
             ValueError: a planned tensor was not put.
