@@ -151,7 +151,7 @@ class AdapterConfig(BaseModel):
         return sorted(leaves)
 
     def tokens_of(self, module: str) -> list[int] | None:
-        """The rows of an embedding that were trained alone; None where the config doesn't say."""
+        """The rows of an embedding that were trained alone; None if the configuration doesn't say."""
         indices = self.trainable_token_indices
         if isinstance(indices, dict):
             for name, rows in indices.items():

@@ -38,7 +38,8 @@ def _made_up(model: Any) -> dict[str, Tensor]:
     # Models of text and images have a configuration for each.
     text = getattr(config, "text_config", config)
     vision = getattr(config, "vision_config", config)
-    if vocabulary := getattr(text, "vocab_size", 0):
+    vocabulary = getattr(text, "vocab_size", 0)
+    if vocabulary:
         inputs["input_ids"] = torch.randint(0, vocabulary, (1, TOKENS), generator=random)
         if config.is_encoder_decoder:
             inputs["decoder_input_ids"] = torch.randint(0, vocabulary, (1, TOKENS), generator=random)
@@ -46,7 +47,8 @@ def _made_up(model: Any) -> dict[str, Tensor]:
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(vision, "num_channels", 3)
     inputs["pixel_values"] = torch.randn(1, channels, height, width, generator=random)
-    if mels := getattr(config, "num_mel_bins", 0):
+    mels = getattr(config, "num_mel_bins", 0)
+    if mels:
         frames = 2 * getattr(config, "max_source_positions", 1500)
         inputs["input_features"] = torch.randn(1, mels, frames, generator=random)
     inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)

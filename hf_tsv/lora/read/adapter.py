@@ -115,7 +115,8 @@ class AppliedAdapter(View):
         self._changes = changes.of
         self._own = changes.own
         self._rest = adapter.rest
-        if lost := sorted(self._rest.keys() - set(model.names())):
+        lost = sorted(self._rest.keys() - set(model.names()))
+        if lost:
             raise CheckpointError(
                 f"{self.label}: {SIDECAR_FILE} holds {some(lost)}, which {model.label} lacks. It is of another base"
             )
@@ -127,7 +128,8 @@ class AppliedAdapter(View):
         return (*names, *sorted(self._own.keys() - set(names)))
 
     def info(self, name: str) -> TensorInfo:
-        if key := self._own.get(name):
+        key = self._own.get(name)
+        if key:
             stored = self._adapter.tensors.info(key)
             return TensorInfo(name, stored.shape, stored.dtype)
         return self.inner.info(name)

@@ -58,7 +58,8 @@ def changes_of(
     """
     mapper = _Mapper(tensors, config, model, places)
     mapper.add_all()
-    if problems := mapper.problems():
+    problems = mapper.problems()
+    if problems:
         raise CheckpointError(f"{tensors.label}: {problem}" for problem in problems)
     return mapper.changes
 
@@ -87,7 +88,7 @@ class _Keys:
 
 
 class _Mapper:
-    """Collects what is wrong on the way, so that all of it is reported at once."""
+    """Finds the changes, and collects mistakes on the way, so that all of them are reported at once."""
 
     def __init__(
         self, tensors: Checkpoint, config: AdapterConfig, model: Checkpoint, places: Callable[[], Places] | None
@@ -131,17 +132,20 @@ class _Mapper:
                 f"{ADAPTER_CONFIG} has no lora_bias: true, so the biases that the adapter holds are left out, as PEFT"
                 f" does: {some(without_effect)}"
             )
-        if unread := self._config.unread():
+        unread = self._config.unread()
+        if unread:
             switches = some([repr(switch) for switch in unread])
             notes.append(f"{ADAPTER_CONFIG} turns on what isn't known here and has no effect: {switches}")
         self.changes.notes = tuple(notes)
 
     def problems(self) -> list[str]:
-        """One line a kind of mistake, so that a wrong base isn't reported five hundred times."""
+        """One line for each kind of mistake, so that a wrong base isn't reported five hundred times."""
         problems = list(self._broken)
-        if dora := [key for key in self._keys.odd if DORA_MARK in key]:
+        dora = [key for key in self._keys.odd if DORA_MARK in key]
+        if dora:
             problems.append(f"uses DoRA ({some(dora)}), expected a plain LoRA. {MERGE_IT}")
-        if odd := [key for key in self._keys.odd if DORA_MARK not in key]:
+        odd = [key for key in self._keys.odd if DORA_MARK not in key]
+        if odd:
             problems.append(f"holds {some(odd)}, expected the keys of a plain LoRA. {MERGE_IT}")
         if self._missing:
             missing = some(self._missing, 10)

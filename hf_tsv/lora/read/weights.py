@@ -109,33 +109,43 @@ class Weights:
     def of_module(self, module: str) -> list[Weight]:
         """The module's targeted parameters that the model has, or else its own weight."""
         parameters = [self._weight(name, is_parameter=True) for name in self.parameters_of(module)]
-        if named := [weight for weight in parameters if weight]:
+        named = [weight for weight in parameters if weight]
+        if named:
             return named
         owner = owner_of(module)
         weight = self._weight(f"{owner}.weight") or self._weight(f"{owner}.in_proj_weight")
         return [weight] if weight else []
 
     def _weight(self, name: str, *, is_parameter: bool = False) -> Weight | None:
-        if target := self.find(name):
-            shape, place = self.shape(target), Place(target)
-            if is_parameter and len(shape) == 3:
+        target = self.find(name)
+        if target:
+            shape = self.shape(target)
+            place = Place(target)
+            if is_parameter and len(shape) == 3:  # (experts, rows, columns)
                 return Weight(name, shape[1:], (place,), shape[0], is_parameter=True, is_stack=True)
             return Weight(name, shape, (place,), is_parameter=is_parameter)
         places = self.places.get(self.in_model(name), ())
         if not places:
             return None
+        # A parameter made of several tensors: rows below each other, or one matrix for each expert.
         rows = max(place.row + (place.rows or 0) for place in places)
         columns = self.shape(places[0].tensor)[1:]
         experts = 1 + max(place.expert or 0 for place in places)
         return Weight(name, (rows, *columns), tuple(places), experts, is_parameter)
 
     def _best_renaming(self) -> Renaming:
-        """The first component to drop from names, or to add, so that most are the model's; none among equals."""
+        """The first component to drop from names, or to add, so that most of them are the model's."""
         names = self._names | self.places.keys()
-        renamings = [Renaming()]  # the first of the best is chosen, so no change wins over an equal one
+        renamings = [Renaming()]
         renamings += [Renaming(drop=prefix) for prefix in first_components(self._wanted)]
         renamings += [Renaming(add=prefix) for prefix in first_components(names)]
-        return max(renamings, key=lambda renaming: len(names & set(map(renaming, self._wanted))))
+        best, most = renamings[0], -1
+        for renaming in renamings:
+            renamed = {renaming(name) for name in self._wanted}
+            matches = len(renamed & names)
+            if matches > most:  # the first of equals stays, so that no change is made without need
+                best, most = renaming, matches
+        return best
 
     # Which way round a weight is stored
 
