@@ -254,8 +254,9 @@ class _Planner:
     def _lora_slot(self, parameter: str, draft: _Draft) -> LoraSlot:
         module = self.architecture.owner(parameter)
         bias = f"{module.path}.bias"
-        # PEFT makes biases for every targeted module as soon as one has any.
-        size = self.architecture.shape(bias)[0] if draft.biases else 0
+        # PEFT makes biases for every targeted module as soon as one has any. An unfinished draft may still have factors
+        # of modules without one.
+        size = module.tensors["bias"][0] if draft.biases and "bias" in module.tensors else 0
         bias_sources = self._sources(bias, draft) if size else ()
         return LoraSlot(
             module=module,
