@@ -1,12 +1,11 @@
 """Modules whose owner reads more of them than their output.
 
 PEFT adds factors to what a module returns. An owner that computes with the module's weight itself never sees them, and
-one that asks for another attribute finds none on PEFT's wrapper. Whether it does stands in its source.
+one that asks for another attribute finds none on PEFT's wrapper. The owner's source shows whether it does.
 """
 
 import inspect
 import re
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -30,21 +29,18 @@ def read_by_owner(model: nn.Module) -> set[str]:
 
 @cache
 def _reads(module_class: Any) -> frozenset[str]:
-    """Names in `self.NAME.attribute` within the functions of a class."""
+    """Names in `self.NAME.attribute` within the functions of a class and of its bases for the same model."""
     names: set[str] = set()
-    for source in _sources(module_class):
-        names.update(_READ.findall(source))
-    return frozenset(names)
-
-
-def _sources(module_class: Any) -> Iterator[str]:
-    """The source of each function that a class has of its own, or of transformers' base classes for one model."""
     for owner in module_class.__mro__:
+        # What all modules or all models share reads no particular child.
         if owner.__module__.startswith(("torch.", "transformers.modeling_", "builtins")):
             continue
         for name, member in vars(owner).items():
-            if inspect.isfunction(member) and not _NOT_RUN.match(name):
-                try:
-                    yield inspect.getsource(inspect.unwrap(member))
-                except (OSError, TypeError):  # made at run time
-                    continue
+            if not inspect.isfunction(member) or _NOT_RUN.match(name):
+                continue
+            try:
+                source = inspect.getsource(inspect.unwrap(member))
+            except (OSError, TypeError):  # made at run time
+                continue
+            names.update(_READ.findall(source))
+    return frozenset(names)

@@ -60,17 +60,34 @@ INIT = "init_lora_weights"
 # These only say how training began; any other word changes the base's weights when PEFT loads the adapter.
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _OF_NO_CONSEQUENCE = {
-    *(INIT, "auto_mapping", "runtime_config", "loftq_config", "eva_config", "corda_config"),
-    *("lora_ga_config", "velora_config"),
+    INIT,
+    "auto_mapping",
+    "runtime_config",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "velora_config",
 }
 # What is written in any case, and what only where it says something: older versions of PEFT refuse fields that they
 # don't know.
 _ALWAYS_WRITTEN = (
-    *("peft_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "rank_pattern", "alpha_pattern"),
+    "peft_type",
+    "base_model_name_or_path",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
     "target_modules",
 )
 _WRITTEN_IF_SET = (
-    *("revision", "task_type", "exclude_modules", "target_parameters", "modules_to_save", "lora_bias"),
+    "revision",
+    "task_type",
+    "exclude_modules",
+    "target_parameters",
+    "modules_to_save",
+    "lora_bias",
     "fan_in_fan_out",
 )
 
@@ -117,10 +134,12 @@ class AdapterConfig(BaseModel):
         return _matching(self.rank_pattern, module, self.r)
 
     def scaling(self, module: str) -> float:
-        """The factor on its product of factors."""
+        """What PEFT multiplies the product of a module's factors by."""
         rank = self.rank(module)
         alpha = _matching(self.alpha_pattern, module, self.lora_alpha)
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        # Rank-stabilised LoRA: with the square root a product's size doesn't shrink as its rank grows.
+        divisor = math.sqrt(rank) if self.use_rslora else rank
+        return alpha / divisor
 
     def parameters_of(self, module: str) -> list[str]:
         """The parameters of a module that LoRA was put on directly, by `target_parameters`."""
@@ -132,16 +151,23 @@ class AdapterConfig(BaseModel):
         return sorted(leaves)
 
     def tokens_of(self, module: str) -> list[int] | None:
-        """The rows of an embedding that were trained alone; None where the config doesn't say."""
+        """The rows of an embedding that were trained alone; None if the configuration doesn't say."""
         indices = self.trainable_token_indices
         if isinstance(indices, dict):
-            return next((rows for name, rows in indices.items() if _ends_with(module, name)), None)
+            for name, rows in indices.items():
+                if _ends_with(module, name):
+                    return rows
+            return None
         return indices
 
     def unread(self) -> list[str]:
-        """Switches that are on and that nothing here knows."""
-        extra = {key: value for key, value in (self.model_extra or {}).items() if key not in _OF_NO_CONSEQUENCE}
-        return sorted(key for key, value in extra.items() if value is True or (isinstance(value, dict) and value))
+        """Unknown switches that are on."""
+        switches = []
+        for key, value in (self.model_extra or {}).items():
+            is_on = value is True or (isinstance(value, dict) and value)
+            if is_on and key not in _OF_NO_CONSEQUENCE:
+                switches.append(key)
+        return sorted(switches)
 
     def written(self) -> dict[str, Any]:
         """What an adapter that we write says: as few fields as PEFT needs."""
@@ -161,7 +187,7 @@ def pattern_at_end(pattern: str) -> str:
 
 
 def _matching(patterns: Mapping[str, T] | None, name: str, default: T) -> T:
-    """The value of the first key that matches, which is PEFT's rule."""
+    """The value of the first pattern that matches a name, which is PEFT's rule."""
     for key, value in (patterns or {}).items():
         if re.match(pattern_at_end(key), name):
             return value

@@ -28,7 +28,7 @@ class Module:
         kind: What PEFT can make of it.
         tensors: Shapes of its own parameters and saved buffers, by local name, in the order they were registered.
         is_flipped: Whether its matrices are stored (in, out).
-        is_read: Whether its owner reads its attributes, so that it can be stored whole only.
+        is_read: Whether its owner reads its attributes, so that it can only be stored whole.
         is_container: Whether it is a mere list of modules or parameters.
         has_layers: Whether a list of modules lies in it, such as a model's layers.
     """
@@ -44,7 +44,8 @@ class Module:
 
 def modules_of(model: Any) -> Iterator[Module]:
     """Every module of a transformers model, shared ones under each of their names."""
-    read, renamed = read_by_owner(model), _renamed_by_peft(model)
+    read = read_by_owner(model)
+    renamed = _renamed_by_peft(model)
     fused_attention: tuple[str, ...] = ()
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.MultiheadAttention):  # computes with its children's weights itself
@@ -52,10 +53,13 @@ def modules_of(model: Any) -> Iterator[Module]:
         kind: ModuleKind = "other" if path.startswith(fused_attention) else _kind(path, module)
         if kind == "linear" and path.rpartition(".")[2] in renamed:
             kind = "parameters"
+        own = (*module._parameters.items(), *module._buffers.items())
+        unsaved = module._non_persistent_buffers_set
+        tensors = {name: tensor.shape for name, tensor in own if tensor is not None and name not in unsaved}
         yield Module(
             path=path,
             kind=kind,
-            tensors=_own_tensors(module),
+            tensors=tensors,
             is_flipped=kind in ("conv1d", "embedding") or bool(getattr(module, "is_transposed", False)),
             is_read=path in read,
             is_container=isinstance(module, _CONTAINERS),
@@ -63,46 +67,33 @@ def modules_of(model: Any) -> Iterator[Module]:
         )
 
 
-def _own_tensors(module: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of what a module itself has in the state dict."""
-    own = (*module._parameters.items(), *module._buffers.items())
-    unsaved = module._non_persistent_buffers_set
-    return {name: tensor.shape for name, tensor in own if tensor is not None and name not in unsaved}
-
-
 def _kind(path: str, module: nn.Module) -> ModuleKind:
-    """What PEFT can make of a module. A subclass may use its weight in ways that factors don't follow."""
+    """What PEFT can make of a module."""
     from transformers.pytorch_utils import Conv1D
 
+    # Types are compared exactly: a subclass may use its weight in ways that factors don't follow.
     if type(module) is nn.Linear:
         return "linear"
     if type(module) is Conv1D:
         return "conv1d"
     if type(module) is nn.Embedding:
         return "embedding"
-    if type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and _is_plain(module):
+    # PEFT's factors of a convolution copy its stride and padding, but not its dilation, groups or padding mode.
+    is_conv = type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    conv: Any = module
+    if is_conv and conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros":
         return "conv"
-    return "parameters" if path and _is_expert_or_router(path, module) else "other"
-
-
-def _is_plain(conv: Any) -> bool:
-    """PEFT's factors of a convolution copy its stride and padding, but no dilation, groups or padding mode."""
-    return conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros"
-
-
-def _is_expert_or_router(path: str, module: nn.Module) -> bool:
-    """Whether factors can be added to a module's bare parameters.
-
-    PEFT's wrapper forwards no attribute, so a router with a buffer, such as a correction bias that its owner reads, is
-    left out.
-    """
-    if isinstance(module, (nn.Linear, nn.Embedding)) or any(child.state_dict() for child in module.children()):
-        return False
+    has_inner_tensors = any(child.state_dict() for child in module.children())
+    if not path or isinstance(module, (nn.Linear, nn.Embedding)) or has_inner_tensors:
+        return "other"
+    # Bare parameters take factors if they are experts or a router.
     kinds = []
     for name, tensor in module.named_parameters(recurse=False):
         info = TensorInfo(f"{path}.{name}", tuple(tensor.shape), "F32")
         kinds.append(kind_of(info))
-    return "expert" in kinds or (kinds == ["router"] and not module._buffers)
+    # PEFT's wrapper forwards no attribute, such as a correction bias in a buffer that the router's owner reads.
+    is_router = kinds == ["router"] and not module._buffers
+    return "parameters" if "expert" in kinds or is_router else "other"
 
 
 def _renamed_by_peft(model: Any) -> set[str]:

@@ -4,7 +4,7 @@ Since version 5 transformers renames, stacks and splits tensors when it loads th
 becomes `vit.layers.0…`, the experts of a Mixtral become one parameter. Its own conversion tables say how.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
@@ -22,10 +22,10 @@ class Piece:
 
     Attributes:
         parameter: The model's parameter or buffer.
-        expert: Which of its stacked matrices; None where it isn't stacked of several tensors.
+        expert: Which of its stacked matrices; None if it isn't a stack of several tensors.
         first: First of the tensor's rows.
         row: Where that row lies in the parameter, or in the expert's matrix.
-        rows: How many, None for the whole tensor at its own place.
+        rows: How many rows; None if the whole tensor is the whole parameter.
     """
 
     parameter: str
@@ -94,56 +94,55 @@ class _Locator:
         self._groups: dict[str, tuple[Any, dict[str, list[str]]]] = {}
 
     def add(self, info: TensorInfo) -> None:
-        key, pattern = self._renamed(info.name)
+        from transformers.core_model_loading import rename_source_key
+
+        name, model_name = info.name, type(self._model).__name__
+        prefix = self._model.base_model_prefix
+        key, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
+        # Files of a new version hold the model's own names, which a renaming may spoil.
+        if key not in self._state and name in self._state:
+            key, pattern = rename_source_key(name, [], [], prefix, self._state)
         if key not in self._state:
-            self.nowhere[info.name] = f"{type(self._model).__name__} has no such tensor"
-        elif pattern is not None:
+            self.nowhere[name] = f"{model_name} has no such tensor"
+            return
+        if pattern is not None:  # made together with other tensors, once all of them are known
             _, names = self._groups.setdefault(key, (self._by_pattern[pattern], {}))
-            names.setdefault(pattern, []).append(info.name)
+            names.setdefault(pattern, []).append(name)
+            return
+        expected = tuple(self._state[key].shape)
+        if tuple(info.shape) == expected:
+            self.pieces[name] = (Piece(key),)
         else:
-            self._place(info, (Piece(key),), info.shape)
+            self.nowhere[name] = f"{model_name} has shape {expected} there, not {tuple(info.shape)}"
 
     def resolve(self, headers: Mapping[str, TensorInfo]) -> None:
         """Place what is stacked, joined or split on the way."""
         for key, (converter, names) in self._groups.items():
             targets = self._targets(key, converter, names, headers)
+            # The order of the patterns is that of their tensors' rows.
             ordered = [names[pattern] for pattern in converter.source_patterns if pattern in names]
-            placed = dict(_placed(converter.operations, ordered, targets, headers)) if targets else {}
+            placed: dict[str, tuple[Piece, ...]] = {}
+            if targets:
+                placed = _placed(converter.operations, ordered, targets, headers)
             for name in chain.from_iterable(ordered):
                 if name in placed:
                     self.pieces[name] = placed[name]
                 else:
                     self.nowhere[name] = f"transformers makes {key} of it in a way that mixes rows"
 
-    def _renamed(self, name: str) -> tuple[str, str | None]:
-        from transformers.core_model_loading import rename_source_key
-
-        prefix = self._model.base_model_prefix
-        key, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
-        # Files of a new version hold the model's own names, which a renaming may spoil.
-        if key not in self._state and name in self._state:
-            key, pattern = rename_source_key(name, [], [], prefix, self._state)
-        return key, pattern
-
-    def _place(self, info: TensorInfo, pieces: tuple[Piece, ...], shape: Sequence[int]) -> None:
-        expected = tuple(self._state[pieces[0].parameter].shape)
-        if tuple(shape) == expected:
-            self.pieces[info.name] = pieces
-        else:
-            self.nowhere[info.name] = f"{type(self._model).__name__} has shape {expected} there, not {tuple(shape)}"
-
     def _targets(
         self, key: str, converter: Any, names: Mapping[str, list[str]], headers: Mapping[str, TensorInfo]
     ) -> dict[str, torch.Size]:
         """What the conversion yields, run on tensors without data; nothing where the model has other shapes."""
-        conversion = deepcopy(converter)
+        conversion = deepcopy(converter)  # it collects the tensors that are added to it
         for pattern, group in names.items():
             for name in group:
                 conversion.add_tensor(key, name, pattern, torch.empty(headers[name].shape, device="meta"))
         converted = conversion.convert(key, model=self._model, config=self._model.config)
         shapes = {}
-        for name, tensor in converted.items():
-            shapes[name] = (tensor[0] if isinstance(tensor, list) else tensor).shape
+        for name, value in converted.items():
+            tensor = value[0] if isinstance(value, list) else value
+            shapes[name] = tensor.shape
             if name not in self._state or self._state[name].shape != shapes[name]:
                 return {}
         return shapes
@@ -154,8 +153,8 @@ def _placed(
     groups: Sequence[Sequence[str]],
     targets: Mapping[str, torch.Size],
     headers: Mapping[str, TensorInfo],
-) -> Iterator[tuple[str, tuple[Piece, ...]]]:
-    """The pieces of the tensors of one conversion, for the kinds of conversion that keep rows together.
+) -> dict[str, tuple[Piece, ...]]:
+    """The pieces of the tensors of one conversion, by name; none for conversions that don't keep rows together.
 
     Args:
         operations: What transformers does, one after the other.
@@ -163,42 +162,28 @@ def _placed(
         targets: Shapes of what is made of them.
         headers: Of the tensors.
     """
+    pieces: dict[str, tuple[Piece, ...]] = {}
+    target = next(iter(targets))  # the only one, except where a tensor is cut
+    row = 0
     match [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]:
-        # Experts are stacked first, so dimension 1 of the stack is the rows of each.
+        # Experts are stacked first, so dimension 1 of the stack is the rows of each. Tensor number e of each group is
+        # rows of matrix e, and the groups' rows lie below each other.
         case [("MergeModulelist", 0)] | [("MergeModulelist", 0), ("Concatenate", 1)]:
-            yield from _stacked(groups, next(iter(targets)), headers)
+            for group in groups:
+                rows = headers[group[0]].shape[0]
+                for expert, name in enumerate(group):
+                    pieces[name] = (Piece(target, expert, row=row, rows=rows),)
+                row += rows
         case [("Concatenate", 0)]:
-            yield from _joined(list(chain.from_iterable(groups)), next(iter(targets)), headers)
+            for name in chain.from_iterable(groups):
+                rows = headers[name].shape[0]
+                pieces[name] = (Piece(target, row=row, rows=rows),)
+                row += rows
+        # One tensor is cut into several parameters.
         case [("Chunk", 0)]:
-            yield groups[0][0], tuple(_split(targets))
-
-
-def _stacked(
-    groups: Sequence[Sequence[str]], target: str, headers: Mapping[str, TensorInfo]
-) -> Iterator[tuple[str, tuple[Piece, ...]]]:
-    """Experts: tensor number e of each group is rows of matrix e, the groups' rows below each other."""
-    row = 0
-    for group in groups:
-        rows = headers[group[0]].shape[0]
-        for expert, name in enumerate(group):
-            yield name, (Piece(target, expert, row=row, rows=rows),)
-        row += rows
-
-
-def _joined(
-    names: Sequence[str], target: str, headers: Mapping[str, TensorInfo]
-) -> Iterator[tuple[str, tuple[Piece, ...]]]:
-    """Tensors below each other."""
-    row = 0
-    for name in names:
-        rows = headers[name].shape[0]
-        yield name, (Piece(target, row=row, rows=rows),)
-        row += rows
-
-
-def _split(targets: Mapping[str, torch.Size]) -> Iterator[Piece]:
-    """One tensor cut into several parameters."""
-    first = 0
-    for target, shape in targets.items():
-        yield Piece(target, first=first, rows=shape[0])
-        first += shape[0]
+            parts = []
+            for part, shape in targets.items():
+                parts.append(Piece(part, first=row, rows=shape[0]))
+                row += shape[0]
+            pieces[groups[0][0]] = tuple(parts)
+    return pieces

@@ -71,7 +71,8 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as untyped
 
     logging: Any = untyped  # its functions have no types
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -163,9 +163,7 @@ def _rewrite(config: Path, other: Path | None, dtype: str | None, rows: Mapping[
         if adapted != original:
             write_text(config, json.dumps(adapted, indent=2, ensure_ascii=False) + "\n")
     except RecursionError:
-        raise CheckpointError(
-            f"{config.name} of the base: is nested too deeply to be read. Download it again"
-        ) from None
+        raise CheckpointError(f"the base's {config.name} is nested too deeply to be read. Download it again") from None
 
 
 def _declared(config: Any, dtype: str | None, rows: Mapping[int, int]) -> Any:

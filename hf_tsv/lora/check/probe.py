@@ -1,8 +1,6 @@
-"""What PEFT itself makes of a planned adapter_config.json, tried on the model without weights."""
+"""Which tensors PEFT itself creates for a planned adapter_config.json, tried on the model without weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from hf_tsv.errors import CheckpointError
 from hf_tsv.lora.architecture import Architecture
@@ -16,7 +14,7 @@ class Unlike:
     """Where PEFT differs from a plan.
 
     Attributes:
-        keys: Tensors that one of them has and the other has not, or has in another shape.
+        keys: Tensors that only one of them has, or that they have in different shapes.
         parameters: Of these, the planned parameters that PEFT adds no factors to.
     """
 
@@ -30,9 +28,24 @@ def unlike_peft(architecture: Architecture, plan: AdapterPlan) -> Unlike:
     Raises:
         CheckpointError: PEFT refuses the configuration.
     """
-    expected = {info.name: info.shape for slot in plan.slots for info in slot.infos}
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+    expected: dict[str, tuple[int, ...]] = {}
+    for slot in plan.slots:
+        for info in slot.infos:
+            expected[info.name] = info.shape
+    options = plan.config.written()
+    del options["peft_type"]  # LoraConfig sets it itself
     with quiet():
-        of_peft = _peft_tensors(architecture, plan.config.written())
+        model = make_skeleton(architecture.config_folder)
+        try:
+            adapted = get_peft_model(model, LoraConfig(**options), low_cpu_mem_usage=True)
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{architecture.folder}: PEFT refuses the adapter that was planned: {error}"
+            ) from error
+        state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    of_peft = {key: tuple(tensor.shape) for key, tensor in state.items()}
     missing = expected.keys() - of_peft.keys()
     unplanned = of_peft.keys() - expected.keys()
     reshaped = {key for key in expected.keys() & of_peft.keys() if of_peft[key] != expected[key]}
@@ -42,17 +55,3 @@ def unlike_peft(architecture: Architecture, plan: AdapterPlan) -> Unlike:
         if isinstance(slot, LoraSlot) and keys & missing:
             unfit.add(slot.parameter)
     return Unlike(frozenset(missing | unplanned | reshaped), frozenset(unfit))
-
-
-def _peft_tensors(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of what PEFT would save with a configuration."""
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-
-    model = make_skeleton(architecture.config_folder)
-    options = {key: value for key, value in config.items() if key != "peft_type"}
-    try:
-        adapted = get_peft_model(model, LoraConfig(**options), low_cpu_mem_usage=True)
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{architecture.folder}: PEFT refuses the adapter that was planned: {error}") from error
-    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""Whether PEFT makes of a written adapter what it was meant to be.
+"""Whether PEFT computes with a written adapter what it was meant to.
 
 Nearly every mistake in an adapter's files is silent: PEFT loads them and computes something else. So every adapter is
 loaded back, and the weights that come out are compared with the base's plus the change.
@@ -29,7 +29,7 @@ from hf_tsv.lora.skeleton import model_class_of, quiet
 ADAPTER = "default"  # PEFT's name for the one adapter
 MOST_REPORTED = 5
 CHUNK = 2**20  # numbers compared at once
-LOGITS_ROUNDINGS = 64.0  # that the largest logit may be off by
+LOGITS_ROUNDINGS = 64.0  # of the largest logit, by which an output may be off
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Verification:
     """What was compared; nothing differed.
 
     Attributes:
-        tensors: How many of the checkpoint's tensors. Those that lie in the sidecar were found to be as in the base,
-            which is all that PEFT knows of them.
+        tensors: How many of the checkpoint's tensors were compared. Those in the sidecar, which PEFT doesn't read, were
+            compared with the base's.
         largest_error: The largest difference of a weight, merged or not, relative to the norm of its change.
         logits_error: The largest difference of an output, relative to the largest output; None where outputs were
             not asked for, or the model takes inputs that this package can't make up.
@@ -56,10 +56,10 @@ def verify_adapter(
     *,
     forward: bool = False,
 ) -> Verification:
-    """Load an adapter by PEFT and compare it with what it was made of.
+    """Load an adapter with PEFT and compare it with what it was made of.
 
-    Every tensor of the checkpoint is compared: as PEFT adds to it at each call, as it is merged, and, as the base has
-    it, with the adapter switched off. Differences are measured in the Frobenius norm, and what rounding the factors and
+    Every tensor of the checkpoint is compared: as PEFT changes it at each call, as it is merged, and, with the adapter
+    switched off, as the base has it. Differences are measured in the Frobenius norm, and what rounding the factors and
     the weights to their dtypes explains is allowed.
 
     Args:
@@ -82,7 +82,7 @@ class _Check:
     Attributes:
         in_base: The tensors that the base has in the shape of the fine-tune's; others are a head's.
         beside: The tensors in the sidecar.
-        factor_rounding: What storing the factors may have cost, relative to a change.
+        factor_rounding: The relative spacing of the coarsest dtype that factors are stored in.
         problems: Every difference.
         largest: The largest error of a weight so far, relative to its change.
     """
@@ -92,20 +92,39 @@ class _Check:
         self.architecture = architecture
         self.base: Checkpoint = open_checkpoint(architecture.folder)
         headers = architecture.headers
-        self.in_base = frozenset(n for n in self.base.names() if self.base.info(n).shape == headers[n].shape)
+        same_shape = [name for name in self.base.names() if self.base.info(name).shape == headers[name].shape]
+        self.in_base = frozenset(same_shape)
         self.beside = read_sidecar(folder).keys()
         self.of_finetune = expected
-        self.factor_rounding = _factor_rounding(folder)
+        # What is compared is in float32 at best.
+        file = SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=str(folder))
+        dtypes = {DTYPES[file.info(name).dtype].torch for name in file.names() if f".{FACTOR_MARK}" in name}
+        self.factor_rounding = max(_rounding(dtype) for dtype in (torch.float32, *dtypes))
         self.problems: list[str] = []
         self.largest = 0.0
 
     def run(self, *, forward: bool) -> Verification:
+        from peft import PeftModel
+
         model = _load_base(self.architecture, in_float32=forward)
         inputs = random_inputs(model) if forward else None
         base_outputs = _outputs(model, inputs)
-        adapted = self._load_adapter(model)
-        self._compare_unmerged(adapted)
-        unmerged_outputs = self._adapted_outputs(adapted, inputs)
+        try:
+            adapted = PeftModel.from_pretrained(model, str(self.folder)).eval()
+        except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(f"{self.folder}: PEFT can't load it: {error}") from error
+        wrapped = adapted.get_base_model()  # the model's own class, with PEFT's layers in it
+        for name, key, piece in self._parts():
+            original, effective = _values(wrapped, key)
+            self._compare(name, key, piece, effective, "unmerged")
+            if name in self.in_base:
+                in_base = piece.rows_of(self.base.read(name)).to(original.dtype)
+                if not torch.equal(piece.within(original), in_base):
+                    self.problems.append(f"{key}: with the adapter switched off it differs from the base's")
+        try:
+            unmerged_outputs = _outputs(adapted, inputs)
+        except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(f"{self.folder}: the base runs, but not with the adapter in PEFT: {error}") from error
         # PEFT can't switch off an adapter without any tensors.
         is_empty = not read_header(self.folder / ADAPTER_WEIGHTS)
         with nullcontext() if is_empty else adapted.disable_adapter():
@@ -124,7 +143,12 @@ class _Check:
         expected_outputs = _outputs(merged, inputs)
         logits_error = None
         if inputs:
-            self._compare_disabled(base_outputs, disabled_outputs, scale=_largest_of(expected_outputs))
+            difference = _largest_difference(base_outputs, disabled_outputs)
+            # The weights were compared to the bit, but another order of sums rounds otherwise.
+            if not difference <= LOGITS_ROUNDINGS * _rounding(torch.float32) * _largest_of(expected_outputs):
+                self.problems.append(
+                    f"outputs: with the adapter switched off they differ from the base's by {difference:.2g}"
+                )
             moved = _largest_difference(expected_outputs, base_outputs)
             errors = [
                 self._output_error("unmerged", unmerged_outputs, expected_outputs, moved),
@@ -132,22 +156,12 @@ class _Check:
             ]
             logits_error = max(errors)
         if self.problems:
-            raise CheckpointError(self._report())
+            lines = [f"{self.folder}: {problem}" for problem in self.problems[:MOST_REPORTED]]
+            more = len(self.problems) - len(lines)
+            if more:
+                lines.append(f"{self.folder}: and {more} more such differences")
+            raise CheckpointError(lines)
         return Verification(len(self.architecture.located.pieces), self.largest, logits_error)
-
-    def _load_adapter(self, model: Any) -> Any:
-        from peft import PeftModel
-
-        try:
-            return PeftModel.from_pretrained(model, str(self.folder)).eval()
-        except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(f"{self.folder}: PEFT can't load it: {error}") from error
-
-    def _adapted_outputs(self, adapted: Any, inputs: Mapping[str, Tensor] | None) -> list[Tensor]:
-        try:
-            return _outputs(adapted, inputs)
-        except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(f"{self.folder}: the base runs, but not with the adapter in PEFT: {error}") from error
 
     def _expected(self, name: str) -> Tensor:
         """What PEFT should make of a tensor: it leaves what is in the sidecar as in the base."""
@@ -164,21 +178,14 @@ class _Check:
 
     # Weights
 
-    def _compare_unmerged(self, adapted: Any) -> None:
-        model = adapted.get_base_model()
-        for name, key, piece in self._parts():
-            original, effective = _values(model, key)
-            self._compare(name, key, piece, effective, "unmerged")
-            if name in self.in_base:
-                wanted = piece.rows_of(self.base.read(name)).to(original.dtype)
-                if not torch.equal(piece.within(original), wanted):
-                    self.problems.append(f"{key}: with the adapter switched off it differs from the base's")
-
     def _compare(self, name: str, key: str, piece: Piece, actual: Tensor, how: str) -> None:
         """Compare a tensor of the checkpoint with the rows of a parameter that hold it."""
         expected = piece.rows_of(self._expected(name))
-        base = piece.rows_of(self.base.read(name)) if name in self.in_base else None
-        change = _norm(expected) if base is None else _distance(expected, base)
+        if name in self.in_base:
+            base = piece.rows_of(self.base.read(name))
+            change = _distance(expected, base)
+        else:  # a head of the fine-tune's own
+            change = _norm(expected)
         error = _distance(expected, piece.within(actual))
         # Rounding of the factors shows relative to the change, that of the weights relative to themselves.
         weight_rounding = max(_rounding(actual.dtype), _rounding(expected.dtype))
@@ -188,25 +195,18 @@ class _Check:
                 f"{key}: {how}, it differs from {name} of the base plus its change by {error:.2g}, where the change is"
                 f" {change:.2g}"
             )
-        self.largest = max(self.largest, error / change if change else 0.0)
+        if change:
+            self.largest = max(self.largest, error / change)
 
     # Outputs
-
-    def _compare_disabled(self, base: list[Tensor], disabled: list[Tensor], *, scale: float) -> None:
-        difference = _largest_difference(base, disabled)
-        # The weights were compared to the bit, but another order of sums rounds otherwise.
-        if not difference <= LOGITS_ROUNDINGS * _rounding(torch.float32) * scale:
-            self.problems.append(
-                f"outputs: with the adapter switched off they differ from the base's by {difference:.2g}"
-            )
 
     def _output_error(self, how: str, actual: list[Tensor], expected: list[Tensor], moved: float) -> float:
         """Compare outputs; the largest difference relative to the largest output.
 
         Args:
-            how: What the outputs are of, for the message.
-            actual: What the model says.
-            expected: What it should say.
+            how: How the adapter was applied, for the message.
+            actual: The model's outputs.
+            expected: What they should be.
             moved: How far the change moves any output, in which rounding of the factors shows.
         """
         scale = _largest_of(expected)
@@ -218,11 +218,6 @@ class _Check:
                 f" explains ({allowed:.2g})"
             )
         return error / scale
-
-    def _report(self) -> list[str]:
-        lines = [f"{self.folder}: {problem}" for problem in self.problems[:MOST_REPORTED]]
-        more = len(self.problems) - len(lines)
-        return [*lines, f"{self.folder}: and {more} more such differences"] if more else lines
 
 
 def _load_base(architecture: Architecture, *, in_float32: bool) -> Any:
@@ -249,7 +244,9 @@ def _values(model: Any, key: str) -> tuple[Tensor, Tensor]:
     original = effective = model
     *path, local = key.split(".")
     for part in path:
-        original, effective = getattr(original, part), getattr(effective, part)
+        original = getattr(original, part)
+        effective = getattr(effective, part)
+        # A module stored whole exists twice: as the base has it, and as the adapter has it.
         if isinstance(original, ModulesToSaveWrapper):
             original = original.original_module
         if isinstance(effective, ModulesToSaveWrapper):
@@ -257,7 +254,9 @@ def _values(model: Any, key: str) -> tuple[Tensor, Tensor]:
     if isinstance(original, LoraLayer):
         value = getattr(original.get_base_layer(), local)
         delta = _lora_delta(original, local)
-        return value, value if delta is None else value.float() + delta.float()
+        if delta is None:
+            return value, value
+        return value, value.float() + delta.float()
     return getattr(original, local), getattr(effective, local)
 
 
@@ -270,7 +269,9 @@ def _lora_delta(layer: Any, local: str) -> Any:
     if ADAPTER not in getattr(layer, "scaling", {}):
         return None
     if local == "bias":
-        return layer.lora_B[ADAPTER].bias * layer.scaling[ADAPTER] if layer.lora_bias[ADAPTER] else None
+        if not layer.lora_bias[ADAPTER]:
+            return None
+        return layer.lora_B[ADAPTER].bias * layer.scaling[ADAPTER]
     return layer.get_delta_weight(ADAPTER)
 
 
@@ -278,14 +279,6 @@ def _outputs(model: Any, inputs: Mapping[str, Tensor] | None) -> list[Tensor]:
     """The floating-point tensors that a model returns; none without inputs."""
     returned = model(**inputs).to_tuple() if inputs else ()
     return [value for value in returned if isinstance(value, Tensor) and value.is_floating_point()]
-
-
-def _factor_rounding(folder: Path) -> float:
-    """The relative spacing of the coarsest dtype that factors are stored in; what is compared is in float32 at best."""
-    file = SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=str(folder))
-    stored = {file.info(name).dtype for name in file.names() if f".{FACTOR_MARK}" in name}
-    dtypes = [torch.float32, *(DTYPES[name].torch for name in stored)]
-    return max(map(_rounding, dtypes))
 
 
 def _rounding(dtype: torch.dtype) -> float:
@@ -300,8 +293,10 @@ def _norm(tensor: Tensor) -> float:
 
 def _distance(a: Tensor, b: Tensor) -> float:
     """The Frobenius norm of a - b, some numbers at a time."""
-    xs, ys = (torch.split(tensor.flatten(), CHUNK) for tensor in (a, b))
-    return math.hypot(*(_norm(_wide(x) - _wide(y)) for x, y in zip(xs, ys, strict=True)))
+    a_chunks = torch.split(a.flatten(), CHUNK)
+    b_chunks = torch.split(b.flatten(), CHUNK)
+    norms = [_norm(_wide(x) - _wide(y)) for x, y in zip(a_chunks, b_chunks, strict=True)]
+    return math.hypot(*norms)
 
 
 def _wide(tensor: Tensor) -> Tensor:

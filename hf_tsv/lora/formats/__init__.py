@@ -26,9 +26,9 @@ class AdapterFormat:
         folder: Its folder in the output, in which each task has one. It starts with `adapters`.
         module: The module whose function `plan` plans an adapter.
         contents: What such an adapter holds, for help and cards: a noun phrase.
-        is_complete: Whether it is meant to hold all that changed. What such a format leaves out is worth a note.
-        is_read_by_peft: Whether PEFT loads it, so that what was written is compared with what PEFT makes of it.
-        ranks: The ranks that it takes, one of them for the whole adapter; empty where each matrix has its own.
+        is_complete: Whether it is meant to hold all changes. If so, a note reports those left out.
+        is_read_by_peft: Whether PEFT loads it, so that the written files are compared with what PEFT loads from them.
+        ranks: The ranks that it takes, one of them for the whole adapter; empty if each matrix has its own.
     """
 
     name: Profile
@@ -46,8 +46,8 @@ class AdapterFormat:
 
         Args:
             architecture: The base model.
-            ranks: The tensors of the checkpoint that the fine-tune changed: the rank chosen for each, 0 where nothing
-                of it was, DENSE where it is stored whole.
+            ranks: The rank chosen for each tensor of the checkpoint that the fine-tune changed; 0 if nothing of it is
+                kept, DENSE if it is stored whole.
             request: What else is asked for.
 
         Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hf_tsv.checkpoints.dtypes import DTYPES
 from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import CheckpointError, some
-from hf_tsv.linalg.ranks import Dense
+from hf_tsv.linalg.ranks import DENSE, Dense
 from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.check.probe import unlike_peft
 from hf_tsv.lora.format import PREFIX
@@ -25,7 +25,7 @@ NAME = "faithful"
 # A byte in the sidecar, which PEFT doesn't see, weighs as much as this many that PEFT loads. It says how much larger an
 # adapter may become for PEFT to see more of it.
 HIDDEN_WEIGHT = 2
-ATTEMPTS = 3  # PEFT may refuse factors of a few parameters; their second place is accepted
+ATTEMPTS = 3  # PEFT may refuse factors of a few parameters; where they are put then is accepted
 
 
 def plan(architecture: Architecture, ranks: Mapping[str, int | Dense], request: AdapterRequest) -> AdapterPlan:
@@ -86,10 +86,20 @@ class _Planner:
         self.factor_dtype = factor_dtype
         self.unfit = unfit
         self.wanted: dict[str, int | Dense] = {}
-        for parameter in architecture.sources:
-            rank = self._wanted(parameter)
-            if rank is not None:
-                self.wanted[parameter] = rank
+        for parameter, sources in architecture.sources.items():
+            is_dense = False
+            ranks: dict[int | None, int] = {}  # by expert; None for a parameter that stacks none
+            for name, piece in sources:
+                rank = changed.get(name)
+                if isinstance(rank, Dense):
+                    is_dense = True
+                elif rank is not None:
+                    # Pieces below each other, such as gate and up, need their triplets side by side.
+                    ranks[piece.expert] = ranks.get(piece.expert, 0) + rank
+            if is_dense:
+                self.wanted[parameter] = DENSE
+            elif ranks:
+                self.wanted[parameter] = max(ranks.values())  # PEFT has one rank for all experts
 
     def plan(self, request: AdapterRequest) -> AdapterPlan:
         drafts = (self._draft(with_bias=True), self._draft(with_bias=False))
@@ -103,36 +113,10 @@ class _Planner:
             config=peft_config(self.architecture, slots, draft.whole, base=request.base),
         )
 
-    # What is asked for
-
-    def _wanted(self, parameter: str) -> int | Dense | None:
-        """The rank of a parameter's factors, the most of any of its experts; None when it is unchanged."""
-        ranks: dict[int | None, int] = {}  # by expert; None for a parameter that stacks none
-        for name, piece in self.architecture.sources[parameter]:
-            rank = self.changed.get(name)
-            if isinstance(rank, Dense):
-                return rank
-            if rank is not None:
-                # Pieces below each other, such as gate and up, need their triplets side by side.
-                ranks[piece.expert] = ranks.get(piece.expert, 0) + rank
-        return max(ranks.values(), default=None)
-
     def _why_no_factors(self, parameter: str) -> str:
         if parameter in self.unfit:
             return "PEFT adds no factors to it"
         return self.architecture.no_factors(parameter)
-
-    def _gets_factors(self, parameter: str) -> bool:
-        """Whether a changed parameter is asked for as factors, and PEFT takes them."""
-        is_factored = not isinstance(self.wanted.get(parameter, Dense.DENSE), Dense)
-        return is_factored and not self._why_no_factors(parameter)
-
-    def _is_bias(self, parameter: str) -> bool:
-        """Whether a parameter is the bias of a module whose weight could have factors."""
-        module = self.architecture.owner(parameter)
-        if not parameter.endswith(".bias") or module.kind not in WITH_BIAS:
-            return False
-        return not self._why_no_factors(f"{module.path}.weight")
 
     # Drafting
 
@@ -141,42 +125,56 @@ class _Planner:
         draft = _Draft(rest={name: why for name, why in nowhere.items() if name in self.changed})
         biases = []
         for parameter, rank in self.wanted.items():
-            if isinstance(rank, Dense) and self._is_bias(parameter):
-                biases.append(parameter)
-            elif isinstance(rank, Dense) or not self._gets_factors(parameter):
-                self._store_whole(draft, parameter, self._why_no_factors(parameter))
-            else:
+            why = self._why_no_factors(parameter)
+            module = self.architecture.owner(parameter)
+            if not isinstance(rank, Dense) and not why:
                 draft.lora[parameter] = rank
+                continue
+            # A bias goes along with its weight's factors, if the weight could have some.
+            may_go_along = isinstance(rank, Dense) and parameter.endswith(".bias") and module.kind in WITH_BIAS
+            if may_go_along and not self._why_no_factors(f"{module.path}.weight"):
+                biases.append(parameter)
+            else:
+                self._store_whole(draft, parameter, why)
         for bias in biases:
-            self._place_bias(draft, bias, with_bias=with_bias)
+            module = self.architecture.owner(bias)
+            if draft.holds_whole(module.path):
+                continue
+            if with_bias:
+                draft.biases.add(bias)
+                draft.lora.setdefault(f"{module.path}.weight", 0)
+            else:
+                why = "PEFT holds no biases beside factors of embeddings or of bias-free modules"
+                self._store_whole(draft, bias, why)
         if draft.biases:
             for parameter in list(draft.lora):
                 module = self.architecture.owner(parameter)
                 if module.kind not in WITH_BIAS or "bias" not in module.tensors:
                     del draft.lora[parameter]
                     self._store_whole(draft, parameter, "PEFT's lora_bias leaves no factors for such a module")
-        self._prefer_whole(draft)
+        # Ranks are chosen tensor by tensor, as if each had factors of its own. Where a parameter is made of several,
+        # such as the gate and up matrices of experts, PEFT's factors span the rows of them all: whole may be smaller.
+        for parameter in draft.lora:
+            if len(self.architecture.sources[parameter]) == 1:
+                continue
+            modules = modules_stored_with(self.architecture, parameter)
+            can_be_whole = not any(why_not_whole(self.architecture, path) for path in modules)
+            if can_be_whole and self._is_cheap(modules, draft, hidden=None):
+                draft.whole |= modules
         self._settle(draft)
-        loaded = {name for slot in self._slots(draft) for name in slot.awaited}
-        for name in self.changed.keys() - loaded - draft.rest.keys():
+        left = self.changed.keys() - draft.rest.keys()
+        for slot in self._slots(draft):
+            left -= slot.awaited
+        for name in left:
             draft.rest[name] = "PEFT has no place for it beside the others"
         return draft
-
-    def _place_bias(self, draft: _Draft, bias: str, *, with_bias: bool) -> None:
-        module = self.architecture.owner(bias)
-        if draft.holds_whole(module.path):
-            return
-        if with_bias:
-            draft.biases.add(bias)
-            draft.lora.setdefault(f"{module.path}.weight", 0)
-        else:
-            self._store_whole(draft, bias, "PEFT holds no biases beside factors of embeddings or of bias-free modules")
 
     def _store_whole(self, draft: _Draft, parameter: str, why: str) -> None:
         """Store the modules of a parameter whole where that is cheap, else put the parameter into the sidecar."""
         modules = modules_stored_with(self.architecture, parameter)
-        obstacles = (why_not_whole(self.architecture, path) for path in sorted(modules))
-        obstacle = next(filter(None, obstacles), "")
+        obstacle = ""
+        for path in sorted(modules):
+            obstacle = obstacle or why_not_whole(self.architecture, path)
         if not obstacle and not self._is_cheap(modules, draft, hidden=parameter):
             obstacle = why or "PEFT could hold it only in a module stored whole, with much that did not change"
         if not obstacle:
@@ -186,31 +184,19 @@ class _Planner:
             if name in self.changed:
                 draft.rest[name] = obstacle
 
-    def _prefer_whole(self, draft: _Draft) -> None:
-        """Store whole what factors would be larger than.
-
-        Ranks are chosen tensor by tensor, as if each had factors of its own. Where a parameter is made of several, such
-        as the gate and up matrices of experts, PEFT's factors span the rows of them all.
-        """
-        for parameter in draft.lora:
-            if len(self.architecture.sources[parameter]) == 1:
-                continue
-            modules = modules_stored_with(self.architecture, parameter)
-            can_be_whole = not any(why_not_whole(self.architecture, path) for path in modules)
-            if can_be_whole and self._is_cheap(modules, draft, hidden=None):
-                draft.whole |= modules
-
     def _settle(self, draft: _Draft) -> None:
         """Take back the factors of modules that PEFT excludes: they are stored whole, or named like one that is."""
+        owner = self.architecture.owner
         while True:
-            hit = [p for p in draft.lora if is_excluded(self.architecture.owner(p).path, draft.whole)]
-            if not hit:
+            excluded = [parameter for parameter in draft.lora if is_excluded(owner(parameter).path, draft.whole)]
+            if not excluded:
                 break
-            for parameter in sorted(hit):
+            # What is stored whole instead may exclude others.
+            for parameter in sorted(excluded):
                 del draft.lora[parameter]
-                if not draft.holds_whole(self.architecture.owner(parameter).path):
+                if not draft.holds_whole(owner(parameter).path):
                     self._store_whole(draft, parameter, "PEFT excludes it: it is named like a module stored whole")
-        draft.biases = {bias for bias in draft.biases if f"{self.architecture.owner(bias).path}.weight" in draft.lora}
+        draft.biases = {bias for bias in draft.biases if f"{owner(bias).path}.weight" in draft.lora}
         for outer in list(draft.whole):  # a module in one that is stored whole goes with it
             draft.whole = {path for path in draft.whole if not path.startswith(f"{outer}.")}
 
@@ -236,19 +222,22 @@ class _Planner:
         otherwise = {}
         for key in keys:
             whole += self.architecture.shape(key).numel() * DTYPES[self._dtype(key)].nbytes
-            # What is asked for: nothing of an unchanged parameter, and of tied ones once.
+            # Otherwise an unchanged parameter takes nothing, and tied ones are stored once.
             changed = {name for name, _ in self.architecture.sources_of(key) if name in self.changed}
-            asked = _nbytes(self._rest_slot(name) for name in changed)
-            if key == hidden or not self._gets_factors(key):
-                asked *= HIDDEN_WEIGHT
+            nbytes = _nbytes(self._rest_slot(name) for name in changed)
+            is_dense = isinstance(self.wanted.get(key, DENSE), Dense)
+            if key == hidden or is_dense or self._why_no_factors(key):
+                nbytes *= HIDDEN_WEIGHT
             elif key in draft.lora:
-                asked = _nbytes([self._lora_slot(key, draft)])
+                nbytes = _nbytes([self._lora_slot(key, draft)])
             first = self.architecture.aliases.get(key, (key,))[0]
-            otherwise[first] = asked
+            otherwise[first] = nbytes
         return whole <= sum(otherwise.values())
 
     def _dtype(self, key: str) -> str:
-        return self.architecture.headers[self.architecture.sources_of(key)[0][0]].dtype
+        """The dtype in which the checkpoint has a parameter."""
+        name, _ = self.architecture.sources_of(key)[0]
+        return self.architecture.headers[name].dtype
 
     # The tensors
 
@@ -265,8 +254,9 @@ class _Planner:
     def _lora_slot(self, parameter: str, draft: _Draft) -> LoraSlot:
         module = self.architecture.owner(parameter)
         bias = f"{module.path}.bias"
-        # PEFT makes biases for every targeted module as soon as one has any.
-        size = self.architecture.shape(bias)[0] if draft.biases else 0
+        # PEFT makes biases for every targeted module as soon as one has any. An unfinished draft may still have factors
+        # of modules without one.
+        size = module.tensors["bias"][0] if draft.biases and "bias" in module.tensors else 0
         bias_sources = self._sources(bias, draft) if size else ()
         return LoraSlot(
             module=module,
@@ -289,9 +279,14 @@ class _Planner:
         return tuple(sources)
 
     def _rest_slot(self, name: str) -> RestSlot:
-        rank, info = self.changed[name], self.architecture.headers[name]
-        return rest_slot(info, None if isinstance(rank, Dense) else rank, self.factor_dtype or info.dtype)
+        chosen = self.changed[name]
+        rank = None if isinstance(chosen, Dense) else chosen
+        info = self.architecture.headers[name]
+        return rest_slot(info, rank, self.factor_dtype or info.dtype)
 
 
 def _nbytes(slots: Iterable[Slot]) -> int:
-    return sum(info.nbytes for slot in slots for info in slot.infos)
+    nbytes = 0
+    for slot in slots:
+        nbytes += sum(info.nbytes for info in slot.infos)
+    return nbytes

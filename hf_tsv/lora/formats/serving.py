@@ -65,20 +65,55 @@ class _Planner:
         self._architecture = architecture
         self._ranks = ranks
         self._request = request
-        by_leaf = _linear_leaves(architecture)
-        self.leaves = self._changed_leaves(by_leaf)
-        self.modules = [module for leaf in sorted(self.leaves) for module in by_leaf[leaf]]
+        by_leaf: defaultdict[str, list[Module]] = defaultdict(list)
+        unfit = set()
+        for path, module in architecture.modules.items():
+            leaf = path.rpartition(".")[2]
+            by_leaf[leaf].append(module)
+            if module.kind != "linear" or architecture.no_factors(f"{path}.weight"):
+                unfit.add(leaf)
+        # A target is every module of its name, so each of them has to take factors.
+        for leaf in unfit:
+            del by_leaf[leaf]
+        changed = set()
+        for leaf, modules in by_leaf.items():
+            for module in modules:
+                is_in_layer = any(part.isdigit() for part in module.path.split("."))
+                sources = architecture.sources_of(f"{module.path}.weight")
+                if is_in_layer and any(name in ranks for name, _ in sources):
+                    changed.add(leaf)
+        for family in FUSED:
+            if changed & family:
+                changed |= family & by_leaf.keys()
+        self.leaves = frozenset(changed)
+        self.modules: list[Module] = []
+        for leaf in sorted(self.leaves):
+            self.modules += by_leaf[leaf]
 
     def plan(self, rank: int) -> AdapterPlan:
         slots = tuple(self._slot(module, rank) for module in self.modules)
-        loaded = {name for slot in slots for name in slot.awaited}
-        left_out = sorted(self._ranks.keys() - loaded)
+        left_out = set(self._ranks)
+        for slot in slots:
+            left_out -= slot.awaited
+        # For a classification task PEFT would store the head whole, which servers refuse.
+        task_type = self._architecture.task_type
+        config = AdapterConfig(
+            base_model_name_or_path=self._request.base.name,
+            revision=self._request.base.revision,
+            task_type=task_type if task_type == "CAUSAL_LM" else None,
+            inference_mode=True,
+            r=rank,
+            lora_alpha=rank,  # so that nothing is scaled
+            rank_pattern={},
+            alpha_pattern={},
+            target_modules=sorted(self.leaves),
+        )
         return AdapterPlan(
             profile=NAME,
             slots=slots,
             rest=(),
-            left_out=dict.fromkeys(left_out, "not the weight of a linear module in the layers"),
-            config=self._config(rank),
+            left_out=dict.fromkeys(sorted(left_out), "not the weight of a linear module in the layers"),
+            config=config,
         )
 
     def largest_within(self, most_bytes: int, allowed: Collection[int]) -> AdapterPlan:
@@ -102,39 +137,15 @@ class _Planner:
                 wanted = max(wanted, most if isinstance(rank, Dense) else len(sources) * rank)
         return min(wanted, most)
 
-    def _changed_leaves(self, by_leaf: Mapping[str, list[Module]]) -> frozenset[str]:
-        """The leaf names of which some layer's weight was changed, with those that servers fuse with them."""
-        changed = set()
-        for leaf, modules in by_leaf.items():
-            for module in modules:
-                is_in_layer = any(part.isdigit() for part in module.path.split("."))
-                sources = self._architecture.sources_of(f"{module.path}.weight")
-                if is_in_layer and any(name in self._ranks for name, _ in sources):
-                    changed.add(leaf)
-        for family in FUSED:
-            if changed & family:
-                changed |= family & by_leaf.keys()
-        return frozenset(changed)
-
-    def _config(self, rank: int) -> AdapterConfig:
-        task_type = self._architecture.task_type
-        return AdapterConfig(
-            base_model_name_or_path=self._request.base.name,
-            revision=self._request.base.revision,
-            task_type=task_type if task_type == "CAUSAL_LM" else None,
-            inference_mode=True,
-            r=rank,
-            lora_alpha=rank,
-            rank_pattern={},
-            alpha_pattern={},
-            target_modules=sorted(self.leaves),
-        )
-
     def _slot(self, module: Module, rank: int) -> LoraSlot:
         parameter = f"{module.path}.weight"
         sources = self._architecture.sources_of(parameter)
-        own_dtype = self._architecture.headers[sources[0][0]].dtype if sources else "F32"
-        share = rank // max(1, len(sources))
+        own_dtype = "F32"
+        if sources:
+            first_name, _ = sources[0]
+            own_dtype = self._architecture.headers[first_name].dtype
+        share = rank // max(1, len(sources))  # of each of several tensors in one parameter
+        changed = [Source(name, piece, share) for name, piece in sources if name in self._ranks]
         return LoraSlot(
             module=module,
             parameter=parameter,
@@ -142,17 +153,5 @@ class _Planner:
             key=PREFIX + module.path,
             rank=rank,
             dtype=self._request.factor_dtype or own_dtype,
-            sources=tuple(Source(name, piece, share) for name, piece in sources if name in self._ranks),
+            sources=tuple(changed),
         )
-
-
-def _linear_leaves(architecture: Architecture) -> dict[str, list[Module]]:
-    """Modules by the last component of their path, where all of them are linear and none is tied."""
-    by_leaf: defaultdict[str, list[Module]] = defaultdict(list)
-    unfit = set()
-    for path, module in architecture.modules.items():
-        leaf = path.rpartition(".")[2]
-        by_leaf[leaf].append(module)
-        if module.kind != "linear" or architecture.no_factors(f"{path}.weight"):
-            unfit.add(leaf)
-    return {leaf: modules for leaf, modules in by_leaf.items() if leaf not in unfit}

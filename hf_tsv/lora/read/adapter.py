@@ -46,8 +46,8 @@ class Adapter:
 
         Args:
             base: The base model.
-            notes: What is known to be worth telling already.
-            places: Where the base's files hold its parameters; asked for only where the names don't meet.
+            notes: Notes on the adapter that the caller already has.
+            places: Where the base's files hold its parameters; called only if the names don't match.
 
         Raises:
             CheckpointError: the adapter doesn't fit; everything that doesn't is reported.
@@ -70,36 +70,38 @@ def is_adapter(folder: Path) -> bool:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder holds a full model."""
-    models = (f"{stem}.safetensors{end}" for stem in STEMS for end in ("", ".index.json"))
-    return any((folder / file).is_file() for file in models)
+    for stem in STEMS:
+        weights = folder / f"{stem}.safetensors"
+        index = folder / f"{stem}.safetensors.index.json"  # of a model in several files
+        if weights.is_file() or index.is_file():
+            return True
+    return False
 
 
 def open_adapter(folder: Path, *, label: str | None = None) -> Adapter:
     """The LoRA adapter in a folder. Reads headers only.
 
     Raises:
-        CheckpointError: there is none, it is a pickle, it is broken, or not a plain LoRA.
+        CheckpointError: the folder has no adapter, or one that is pickled, broken or not a plain LoRA.
     """
     label = label or str(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(f"{label}: no {ADAPTER_CONFIG} in it, expected an adapter as PEFT saves it")
     config = read_config(folder, label)
-    if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(f"{label}: {_why_none(folder)}")
-    return Adapter(SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=label), config, read_sidecar(folder))
-
-
-def _why_none(folder: Path) -> str:
-    if (folder / PICKLED_ADAPTER).is_file():
-        return (
-            f"only pickled weights ({PICKLED_ADAPTER}), which can run code when they are read. Convert them: load the"
-            " adapter with PEFT and call save_pretrained, which writes safetensors"
-        )
-    return f"no {ADAPTER_WEIGHTS} in it, expected an adapter as PEFT saves it"
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        if (folder / PICKLED_ADAPTER).is_file():
+            raise CheckpointError(
+                f"{label}: only pickled weights ({PICKLED_ADAPTER}), which can run code when they are read. Convert"
+                " them: load the adapter with PEFT and call save_pretrained, which writes safetensors"
+            )
+        raise CheckpointError(f"{label}: no {ADAPTER_WEIGHTS} in it, expected an adapter as PEFT saves it")
+    tensors = SafetensorsCheckpoint([weights], label=label)
+    return Adapter(tensors, config, read_sidecar(folder))
 
 
 class AppliedAdapter(View):
-    """A model with an adapter on top. What the adapter holds beyond the model's tensors, a head, comes behind them.
+    """A model with an adapter on top. Tensors that only the adapter has, such as a head, come after the model's.
 
     Raises:
         CheckpointError: the adapter doesn't fit; everything that doesn't is reported.
@@ -113,7 +115,8 @@ class AppliedAdapter(View):
         self._changes = changes.of
         self._own = changes.own
         self._rest = adapter.rest
-        if lost := sorted(self._rest.keys() - set(model.names())):
+        lost = sorted(self._rest.keys() - set(model.names()))
+        if lost:
             raise CheckpointError(
                 f"{self.label}: {SIDECAR_FILE} holds {some(lost)}, which {model.label} lacks. It is of another base"
             )
@@ -125,7 +128,8 @@ class AppliedAdapter(View):
         return (*names, *sorted(self._own.keys() - set(names)))
 
     def info(self, name: str) -> TensorInfo:
-        if key := self._own.get(name):
+        key = self._own.get(name)
+        if key:
             stored = self._adapter.tensors.info(key)
             return TensorInfo(name, stored.shape, stored.dtype)
         return self.inner.info(name)
@@ -136,14 +140,17 @@ class AppliedAdapter(View):
         tensor = self._adapter.tensors.read(own, rows) if own else self.inner.read(name, rows)
         dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
         if name in self._rest:
-            return self._rest[name].applied(tensor.to(dtype), rows).to(self.info(name).torch_dtype)
-        if name not in self._changes:
+            tuned = self._rest[name].applied(tensor.to(dtype), rows)
+        elif name in self._changes:
+            tuned = self._delta(name, tensor, dtype, rows).add_(tensor)
+        else:
             return tensor
-        return self._delta(name, tensor, dtype, rows).add_(tensor).to(self.info(name).torch_dtype)
+        return tuned.to(self.info(name).torch_dtype)
 
     def will_need(self, name: str) -> None:
-        for key in self._changes[name].keys if name in self._changes else ():
-            self._adapter.tensors.will_need(key)
+        if name in self._changes:
+            for key in self._changes[name].keys:
+                self._adapter.tensors.will_need(key)
         if name not in self._own:
             self.inner.will_need(name)
 
@@ -164,9 +171,11 @@ class AppliedAdapter(View):
         if change.tokens:
             key, trained = change.tokens
             first, end = rows or (0, len(base))
+            # Of the trained rows those among the rows read: where they lie in the key's tensor, and in the base's.
             positions = [i for i, row in enumerate(trained) if first <= row < end]
             here = [trained[i] - first for i in positions]
-            delta[here] = self._to(key, dtype)[positions].sub_(base[here])
+            new = self._to(key, dtype)[positions]  # (len(here), columns)
+            delta[here] = new.sub_(base[here])
         if change.bias:
             key, scale = change.bias
             delta.add_(self._to(key, dtype, rows), alpha=scale)
@@ -179,9 +188,11 @@ class AppliedAdapter(View):
         first, end = rows or (0, None)
         if value.rows:
             start, stop = value.rows
-            first, end = start + first, stop if end is None else start + end
+            first += start
+            end = stop if end is None else start + end
         if value.expert is not None:
-            return self._adapter.tensors.read(value.key, (value.expert, value.expert + 1))[0, first:end]
+            stack = self._adapter.tensors.read(value.key, (value.expert, value.expert + 1))  # (1, rows, columns)
+            return stack[0, first:end]
         return self._adapter.tensors.read(value.key, None if end is None else (first, end))
 
     def _to(self, key: str, dtype: torch.dtype, rows: tuple[int, int] | None = None) -> Tensor:
@@ -197,13 +208,19 @@ class AppliedAdapter(View):
         return low_rank.product(dtype)
 
     def _low_rank(self, pair: Pair, expert: int) -> LowRank:
-        a, b = self._factor(pair.a), self._factor(pair.b)  # (experts * r, in), (out, r * experts)
+        a = self._factor(pair.a)  # (experts * r, in)
+        b = self._factor(pair.b)  # (out, r * experts)
         if pair.experts > 1:  # PEFT stacks the one with the expert outermost, the other with the expert innermost
-            expert = expert if pair.expert is None else pair.expert
+            if pair.expert is not None:
+                expert = pair.expert
             rank = len(a) // pair.experts
-            a, b = a[expert * rank : (expert + 1) * rank], b[:, expert :: pair.experts]
-        b = b[slice(*pair.rows)] if pair.rows else b
-        return LowRank(a.T, b.T, pair.scale) if pair.transposed else LowRank(b, a, pair.scale)
+            a = a[expert * rank : (expert + 1) * rank]  # (r, in)
+            b = b[:, expert :: pair.experts]  # (out, r)
+        if pair.rows:
+            b = b[slice(*pair.rows)]
+        if pair.transposed:  # the tensor is stored (in, out): (B A)^T is A^T B^T
+            return LowRank(a.T, b.T, pair.scale)
+        return LowRank(b, a, pair.scale)
 
 
 class AdapterOnBase(AppliedAdapter):
@@ -232,8 +249,12 @@ class AdapterOnBase(AppliedAdapter):
         pair = change.pair
         if pair is None or change.tokens or (pair.is_stacked and row is None):
             return None
-        if change.value and not self._is_as_in_base(name, change.value):
-            return None
+        if change.value:
+            # PEFT saves an embedding itself beside the factors of its change, as a rule unchanged.
+            stored, base = self._value(change.value), self.inner.read(name)
+            dtype = torch.promote_types(stored.dtype, base.dtype)
+            if stored.shape != base.shape or not torch.equal(stored.to(dtype), base.to(dtype)):
+                return None
         return self._low_rank(pair, row or 0)
 
     def nbytes(self, name: str) -> int:
@@ -244,11 +265,6 @@ class AdapterOnBase(AppliedAdapter):
         if change.value and (change.value.rows or change.value.expert is not None):
             # A part of what the key holds: as many bytes as the model's tensor.
             return self.inner.info(name).nbytes
+        # One key holds the factors of all experts of a layer, of which the files may have a tensor each.
         shared_by = change.pair.experts if change.pair and not change.pair.is_stacked else 1
         return sum(self._adapter.tensors.info(key).nbytes for key in change.keys) // shared_by
-
-    def _is_as_in_base(self, name: str, value: Value) -> bool:
-        """PEFT saves an embedding itself beside the factors of its change, as a rule unchanged."""
-        stored, base = self._value(value), self.inner.read(name)
-        dtype = torch.promote_types(stored.dtype, base.dtype)
-        return stored.shape == base.shape and torch.equal(stored.to(dtype), base.to(dtype))

@@ -1,4 +1,4 @@
-"""What an adapter does to a model's tensors: the terms that `keys` finds out and `adapter` carries out."""
+"""What an adapter does to a model's tensors: described by `keys`, carried out by `adapter`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Pair:
-    """Where a tensor's factors are, and how they make its change.
+    """Where a tensor's factors are, and how its change is computed from them.
 
     Attributes:
         a: Key of the factor that is applied first.
@@ -14,7 +14,7 @@ class Pair:
         scale: Factor on the product.
         transposed: Whether the tensor is stored (in, out).
         experts: How many experts' factors the keys stack.
-        expert: Which of them the tensor is; None where it stacks them too.
+        expert: Which of them the tensor is; None if it stacks them too.
         rows: First and past-the-last row of b that are the tensor's; None for all.
     """
 
@@ -34,11 +34,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Value:
-    """What stands in a tensor's place.
+    """A tensor's new value.
 
     Attributes:
-        key: Where it is.
-        expert: Which of the matrices that the key stacks; None where the tensor is all of them.
+        key: The key that holds it.
+        expert: Which of the matrices that the key stacks; None if the tensor is all of them.
         rows: First and past-the-last row of these that are the tensor's; None for all.
     """
 
@@ -49,13 +49,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter does to one tensor; where several, in this order.
+    """What an adapter does to one tensor; if it does several things, in this order.
 
     Attributes:
-        value: What stands in its place.
-        tokens: Key of rows that stand in the place of some, and which these are.
+        value: Its new value.
+        tokens: Key of the new values of some rows, and the numbers of these rows.
         bias: Key of a vector that is added, and the factor on it.
-        pair: Factors of what is added.
+        pair: Factors of a matrix that is added.
     """
 
     value: Value | None = None
@@ -83,9 +83,9 @@ class Changes:
     """What an adapter does to a model.
 
     Attributes:
-        of: By the model's tensor.
+        of: The change of each tensor, by the model's name for it.
         own: Tensors that the model lacks, or has in another shape: name to key.
-        notes: What a person should know.
+        notes: Notes for the user.
     """
 
     of: dict[str, Change] = field(default_factory=dict)
@@ -95,14 +95,14 @@ class Changes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files hold a part of a model's parameter: some architectures are saved otherwise than they run.
+    """Where the files hold a part of a model's parameter: some architectures aren't saved as they run.
 
     Attributes:
         tensor: The tensor in the files.
-        expert: Which of the parameter's stacked matrices it is of; None where it stacks none.
+        expert: Which of the parameter's stacked matrices it belongs to; None if the parameter isn't stacked.
         row: Where its first row lies in the parameter, or in the expert's matrix.
-        rows: How many of the parameter's rows it holds; None where it is the whole parameter.
-        is_tied: Whether it is held for another parameter, which the model keeps equal to this one.
+        rows: How many of the parameter's rows it holds; None if it is the whole parameter.
+        is_tied: Whether the files hold it under another parameter, which the model keeps equal to this one.
     """
 
     tensor: str

@@ -2,18 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from hf_tsv.errors import CheckpointError
 from hf_tsv.lora.format import ADAPTER_CONFIG, INIT, LORA, NOT_PLAIN, PLAIN_INITS, AdapterConfig, pattern_at_end
 
 MERGE_IT = "Merge it into its base with PEFT's merge_and_unload, and use the model that this makes"
-MAX_PATTERN = 500  # letters; the longest name of a module, escaped, has fewer
+MAX_PATTERN = 500  # characters; the longest name of a module, escaped, has fewer
 
 
 def read_config(folder: Path, label: str) -> AdapterConfig:
@@ -31,22 +28,9 @@ def read_config(folder: Path, label: str) -> AdapterConfig:
         raise CheckpointError(f"{label}: its {ADAPTER_CONFIG} is not valid JSON. Download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{label}: its {ADAPTER_CONFIG} is not a JSON object. Download it again")
-    if problems := [f"{label}: {problem}" for problem in _not_plain(data)]:
-        raise CheckpointError(problems)
-    try:
-        config = AdapterConfig.model_validate(data)
-    except ValidationError as error:
-        raise CheckpointError(_wrong_field(label, detail) for detail in error.errors()) from error
-    if problems := [f"{label}: {problem}" for problem in _bad_patterns(config)]:
-        raise CheckpointError(problems)
-    return config
-
-
-def _not_plain(data: Mapping[str, Any]) -> list[str]:
-    """Why an adapter is not a plain LoRA."""
     kind = data.get("peft_type")
     if kind != LORA:
-        return [f"an adapter of type {_shown(kind)}, expected {LORA}. {MERGE_IT}"]
+        raise CheckpointError(f"{label}: an adapter of type {_shown(kind)}, expected {LORA}. {MERGE_IT}")
     problems = []
     for key, what in NOT_PLAIN.items():
         if data.get(key):
@@ -57,38 +41,49 @@ def _not_plain(data: Mapping[str, Any]) -> list[str]:
             f"{INIT} is {_shown(init)}, which changes the base's weights, expected a plain LoRA. Save it with"
             " path_initial_model_for_weight_conversion, as PEFT's documentation says"
         )
-    return problems
+    if problems:
+        raise CheckpointError(f"{label}: {problem}" for problem in problems)
+    try:
+        config = AdapterConfig.model_validate(data)
+    except ValidationError as error:
+        mistakes = []
+        for detail in error.errors():
+            where = ".".join(map(str, detail["loc"]))
+            if detail["type"] == "missing":
+                mistakes.append(
+                    f"its {ADAPTER_CONFIG} has no '{where}', without which the size of its change is unknown"
+                )
+            else:
+                mistakes.append(f"{where} in {ADAPTER_CONFIG} is {_shown(detail['input'])}. {detail['msg']}")
+        raise CheckpointError(f"{label}: {mistake}" for mistake in mistakes) from error
+    problems = _bad_patterns(config)
+    if problems:
+        raise CheckpointError(f"{label}: {problem}" for problem in problems)
+    return config
 
 
 def _bad_patterns(config: AdapterConfig) -> list[str]:
     """Patterns that are not regular expressions, or that could take forever to match: strangers write them."""
     keys = [(key, "rank_pattern") for key in config.rank_pattern or {}]
     keys += [(key, "alpha_pattern") for key in config.alpha_pattern or {}]
-    return [
-        f"the key {_shown(key)} of {field} in {ADAPTER_CONFIG} {why}. Write the module's name"
-        for key, field in keys
-        if (why := _why_bad(key))
-    ]
-
-
-def _why_bad(pattern: str) -> str:
-    # A repeated group, or many repeated signs, can take time exponential in the name's length.
-    signs = re.sub(r"\\.", "", pattern)
-    if len(pattern) > MAX_PATTERN or re.search(r"\)[*+{]", signs) or len(re.findall(r"[*+{]", signs)) > 3:
-        return "is too costly a pattern"
-    try:
-        re.compile(pattern)
-        re.compile(pattern_at_end(pattern))
-    except (re.error, OverflowError, RecursionError) as error:
-        return f"is not a regular expression: {error}"
-    return ""
-
-
-def _wrong_field(label: str, detail: ErrorDetails) -> str:
-    where = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "missing":
-        return f"{label}: its {ADAPTER_CONFIG} has no '{where}', without which the size of its change is unknown"
-    return f"{label}: {where} in {ADAPTER_CONFIG} is {_shown(detail['input'])}. {detail['msg']}"
+    problems = []
+    for key, field in keys:
+        # A repeated group, or many repeated signs, can take time exponential in the name's length.
+        signs = re.sub(r"\\.", "", key)  # without what is escaped
+        repeats_group = re.search(r"\)[*+{]", signs)
+        repeats_often = len(re.findall(r"[*+{]", signs)) > 3
+        why = ""
+        if len(key) > MAX_PATTERN or repeats_group or repeats_often:
+            why = "is too costly a pattern"
+        else:
+            try:
+                re.compile(key)
+                re.compile(pattern_at_end(key))
+            except (re.error, OverflowError, RecursionError) as error:
+                why = f"is not a regular expression: {error}"
+        if why:
+            problems.append(f"the key {_shown(key)} of {field} in {ADAPTER_CONFIG} {why}. Write the module's name")
+    return problems
 
 
 def _shown(value: object) -> str:

@@ -10,8 +10,8 @@ What PEFT stores for each kind of module, and how that makes the change of the m
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 
@@ -51,14 +51,15 @@ def changes_of(
         tensors: The adapter's.
         config: The adapter's.
         model: The model that it is put on.
-        places: Where the model's files hold its parameters; asked for only where the names don't meet as they are.
+        places: Where the model's files hold its parameters; called only if the names don't match as they are.
 
     Raises:
         CheckpointError: keys that aren't known, match nothing, or don't fit; all of them are reported.
     """
     mapper = _Mapper(tensors, config, model, places)
     mapper.add_all()
-    if problems := mapper.problems():
+    problems = mapper.problems()
+    if problems:
         raise CheckpointError(f"{tensors.label}: {problem}" for problem in problems)
     return mapper.changes
 
@@ -86,20 +87,8 @@ class _Keys:
                 self.values[name.replace(BASE_LAYER, "")] = key
 
 
-@dataclass(frozen=True)
-class _FactorKeys:
-    """Keys of a module's factors A and B, and the shape of their product (out, in, *kernel)."""
-
-    module: str
-    a: str
-    b: str
-    rank: int
-    product: Shape
-    is_embedding: bool
-
-
 class _Mapper:
-    """Collects what is wrong on the way, so that all of it is reported at once."""
+    """Finds the changes, and collects mistakes on the way, so that all of them are reported at once."""
 
     def __init__(
         self, tensors: Checkpoint, config: AdapterConfig, model: Checkpoint, places: Callable[[], Places] | None
@@ -111,8 +100,9 @@ class _Mapper:
         self._keys = _Keys(tensors.names())
         self._weights = Weights(model, config, self._keys.modules.keys(), self._keys.values.keys())
         if places:
-            modules = (self._weights.of_module(module) for module in self._keys.modules)
-            if not all(modules) or not all(self._weights.find(name) for name in self._keys.values):
+            # Looking places up builds the model, so it is done only if a name isn't in the files.
+            are_known = all(self._weights.of_module(module) for module in self._keys.modules)
+            if not are_known or not all(self._weights.find(name) for name in self._keys.values):
                 self._weights.look_up(places)
         self._broken: list[str] = []  # whole messages
         self._missing: list[str] = []  # parameters that the model lacks
@@ -121,21 +111,41 @@ class _Mapper:
     def add_all(self) -> None:
         for name, key in self._keys.values.items():
             self._add_value(name, key)
+        without_effect = []  # modules whose bias PEFT doesn't load
         for module, keys in self._keys.modules.items():
             for kind in (LINEAR, EMBEDDING):
-                self._add_pair(module, [keys[part] for part in kind if part in keys], is_embedding=kind is EMBEDDING)
-            if BIAS in keys and self._config.lora_bias:
-                self._add_bias(module, keys[BIAS])
+                present = [keys[part] for part in kind if part in keys]
+                if len(present) == 1:
+                    self._broken.append(f"{present[0]} has no partner, expected lora_A and lora_B. Download it again")
+                elif present:
+                    self._add_pair(module, present[0], present[1], is_embedding=kind is EMBEDDING)
+            if BIAS in keys:
+                if self._config.lora_bias:
+                    self._add_bias(module, keys[BIAS])
+                else:
+                    without_effect.append(module)
             if TOKENS in keys:
                 self._add_tokens(module, keys[TOKENS])
-        self.changes.notes = tuple(self._notes())
+        notes = []
+        if without_effect:
+            notes.append(
+                f"{ADAPTER_CONFIG} has no lora_bias: true, so the biases that the adapter holds are left out, as PEFT"
+                f" does: {some(without_effect)}"
+            )
+        unread = self._config.unread()
+        if unread:
+            switches = some([repr(switch) for switch in unread])
+            notes.append(f"{ADAPTER_CONFIG} turns on what isn't known here and has no effect: {switches}")
+        self.changes.notes = tuple(notes)
 
     def problems(self) -> list[str]:
-        """One line a kind of mistake, so that a wrong base isn't reported five hundred times."""
+        """One line for each kind of mistake, so that a wrong base isn't reported five hundred times."""
         problems = list(self._broken)
-        if dora := [key for key in self._keys.odd if DORA_MARK in key]:
+        dora = [key for key in self._keys.odd if DORA_MARK in key]
+        if dora:
             problems.append(f"uses DoRA ({some(dora)}), expected a plain LoRA. {MERGE_IT}")
-        if odd := [key for key in self._keys.odd if DORA_MARK not in key]:
+        odd = [key for key in self._keys.odd if DORA_MARK not in key]
+        if odd:
             problems.append(f"holds {some(odd)}, expected the keys of a plain LoRA. {MERGE_IT}")
         if self._missing:
             missing = some(self._missing, 10)
@@ -145,38 +155,30 @@ class _Mapper:
             problems.append(f"doesn't fit {self._model.label}: {some(self._misfits)}. {_OTHER_BASE}")
         return problems
 
-    def _notes(self) -> Iterable[str]:
-        ignored = [module for module, keys in self._keys.modules.items() if BIAS in keys]
-        if ignored and not self._config.lora_bias:
-            yield (
-                f"{ADAPTER_CONFIG} has no lora_bias: true, so the biases that the adapter holds are left out, as PEFT"
-                f" does: {some(ignored)}"
-            )
-        if unread := self._config.unread():
-            switches = some([repr(switch) for switch in unread])
-            yield f"{ADAPTER_CONFIG} turns on what isn't known here and has no effect: {switches}"
-
     # The kinds of keys
 
     def _add_value(self, name: str, key: str) -> None:
-        """A tensor of a module that was trained as a whole, or a bias: it stands in the model's place."""
+        """A tensor of a module that was trained as a whole, or a bias: it replaces the model's."""
+        shape = self._shape(key)
         target = self._weights.find(name)
-        if target is None:
-            self._add_parts_or_own(self._weights.in_model(name), key)
+        if target is not None:
+            if self._model.info(target).shape != shape:
+                self._add_own(target, key)
+            self._add(target, Change(value=Value(key)))
             return
-        if self._model.info(target).shape != self._shape(key):
-            self._add_own(target, key)
-        self._add(target, Change(value=Value(key)))
-
-    def _add_parts_or_own(self, name: str, key: str) -> None:
-        """A parameter that the model's files hold in several tensors; or one that the model lacks, of a head."""
+        name = self._weights.in_model(name)
         places = self._weights.places.get(name)
-        if places is None:
-            if not self._is_copy(name, key):
-                self._add_own(name, key)
+        if places is None:  # a new head, or an embedding under its tied name
+            tied_to = self._weights.tied.get(name)
+            for known, other in self._keys.values.items():
+                # PEFT needs every copy of a tied tensor, so the adapter stores it once more under each name.
+                is_tied = tied_to is not None and self._weights.find(known) == tied_to
+                if is_tied and torch.equal(self._tensors.read(key), self._tensors.read(other)):
+                    return
+            self._add_own(name, key)
             return
+        # The model's files hold the parameter in several tensors.
         for place in places:
-            shape = self._shape(key)
             part = shape if place.expert is None else shape[1:]
             rows = None
             if place.rows is not None:
@@ -189,34 +191,68 @@ class _Mapper:
         self.changes.own[name] = key
         self._weights.own_shapes[name] = self._shape(key)
 
-    def _add_pair(self, module: str, keys: Sequence[str], *, is_embedding: bool) -> None:
-        if not keys:
-            return
-        if len(keys) == 1:
-            self._broken.append(f"{keys[0]} has no partner, expected lora_A and lora_B. Download it again")
-            return
-        key_a, key_b = keys
+    def _add_pair(self, module: str, key_a: str, key_b: str, *, is_embedding: bool) -> None:
+        """PEFT's keys say whose parameter the factors change. Where a module has several, the shapes say which."""
         a, b = self._shape(key_a), self._shape(key_b)
-        product = _product_shape(a, b)
-        if product is None:
+        if len(a) < 2 or len(b) < 2 or a[0] != b[1] or any(side != 1 for side in b[2:]):
             self._broken.append(
                 f"{module} has factors of shapes {a} and {b}, expected (r, in) and (out, r). Download it again"
             )
-        elif self._weights.of_module(module):
-            self._add_factors(_FactorKeys(module, key_a, key_b, a[0], product, is_embedding))
-        elif not (self._config.ensure_weight_tying and self._is_tied_head(a, b)):
+            return
+        weights = self._weights.of_module(module)
+        if not weights:
+            for others in self._keys.modules.values():
+                # PEFT saves a tied embedding's factors also as the head's; the files of a tied model hold one weight.
+                embedding = [self._shape(others[part]) for part in EMBEDDING if part in others]
+                if self._config.ensure_weight_tying and embedding == [b[::-1], a[::-1]]:
+                    return
             self._missing += self._weights.parameters_of(module) or [f"{owner_of(module)}.weight"]
+            return
+        rank = a[0]  # of all experts together
+        product = (b[0], *a[1:])  # B A is (out, in, *kernel)
+        fitting = []
+        for weight in weights:
+            transposed = self._weights.is_transposed(weight, product, is_embedding=is_embedding)
+            if transposed is not None and rank % weight.experts == 0:
+                fitting.append((weight, transposed))
+        if len(fitting) != 1:
+            candidates = some([f"{weight.name} {weight.matrix}" for weight in weights])
+            change = product[::-1] if is_embedding else product
+            self._misfits.append(f"{candidates} would change by {change}")
+            return
+        weight, transposed = fitting[0]
+        adapted_as = weight.name if weight.is_parameter else _adapted_as(module)
+        own_rank = rank // weight.experts
+        expected = self._config.rank(adapted_as)
+        if own_rank != expected:
+            self._broken.append(
+                f"{adapted_as} has rank {own_rank}, expected {expected} by {ADAPTER_CONFIG}. Take both files from one"
+                " adapter"
+            )
+            return
+        scale = self._config.scaling(adapted_as)
+        if module.endswith(ATTENTION_OUT):
+            scale *= 2  # PEFT (0.21.2) adds this change twice, in training as in merging: so does what was trained
+        pair = Pair(key_a, key_b, scale, transposed, weight.experts)
+        for place in weight.places:
+            rows = None if place.rows is None else (place.row, place.row + place.rows)
+            self._add(place.tensor, Change(pair=replace(pair, expert=place.expert, rows=rows)))
 
     def _add_bias(self, module: str, key: str) -> None:
-        name = f"{owner_of(module)}.bias"
-        target = self._weights.find(name) or self._weights.find(f"{owner_of(module)}.in_proj_bias")
+        """A vector that is added to a module's bias, scaled as the factors are."""
+        owner = owner_of(module)
+        name = f"{owner}.bias"
+        target = self._weights.find(name) or self._weights.find(f"{owner}.in_proj_bias")
         if target is None:
             self._missing.append(name)
         elif self._fits(target, self._shape(key)):
-            self._add(target, Change(bias=(key, self._config.scaling(_adapted_as(module)))))
+            scale = self._config.scaling(_adapted_as(module))
+            self._add(target, Change(bias=(key, scale)))
 
     def _add_tokens(self, module: str, key: str) -> None:
-        target, rows = self._weights.find(f"{module}.weight"), self._config.tokens_of(module)
+        """New values of some rows of an embedding."""
+        target = self._weights.find(f"{module}.weight")
+        rows = self._config.tokens_of(module)
         if target is None:
             self._missing.append(f"{module}.weight")
             return
@@ -230,31 +266,6 @@ class _Mapper:
         elif self._fits(target, (vocabulary, *columns)):
             self._add(target, Change(tokens=(key, tuple(rows))))
 
-    def _add_factors(self, keys: _FactorKeys) -> None:
-        """PEFT's key says whose parameter it is. Where a module has several, the shapes say which."""
-        weights = self._weights.of_module(keys.module)
-        fitting = []
-        for weight in weights:
-            transposed = self._weights.is_transposed(weight, keys.product, is_embedding=keys.is_embedding)
-            if transposed is not None and keys.rank % weight.experts == 0:
-                fitting.append((weight, transposed))
-        if len(fitting) != 1:
-            candidates = some([f"{weight.name} {weight.matrix}" for weight in weights])
-            change = keys.product[::-1] if keys.is_embedding else keys.product
-            self._misfits.append(f"{candidates} would change by {change}")
-            return
-        [(weight, transposed)] = fitting
-        adapted_as = weight.name if weight.is_parameter else _adapted_as(keys.module)
-        if not self._has_rank(adapted_as, keys.rank // weight.experts):
-            return
-        scale = self._config.scaling(adapted_as)
-        if keys.module.endswith(ATTENTION_OUT):
-            scale *= 2  # PEFT (0.21.2) adds this change twice, in training as in merging: so does what was trained
-        pair = Pair(keys.a, keys.b, scale, transposed, weight.experts)
-        for place in weight.places:
-            rows = None if place.rows is None else (place.row, place.row + place.rows)
-            self._add(place.tensor, Change(pair=replace(pair, expert=place.expert, rows=rows)))
-
     def _add(self, target: str, change: Change) -> None:
         before = self.changes.of.get(target, Change())
         if before.pair and change.pair:
@@ -266,47 +277,14 @@ class _Mapper:
             pair=change.pair or before.pair,
         )
 
-    # Checks
-
-    def _is_copy(self, name: str, key: str) -> bool:
-        """Whether a tensor is stored once more, under a name that the model ties to it: PEFT needs every copy."""
-        tied_to = self._weights.tied.get(name)
-        if tied_to is None:
-            return False
-        others = [other for known, other in self._keys.values.items() if self._weights.find(known) == tied_to]
-        return any(torch.equal(self._tensors.read(key), self._tensors.read(other)) for other in others)
-
-    def _is_tied_head(self, a: Shape, b: Shape) -> bool:
-        """Whether a head's factors are an embedding's: PEFT saves both, the files of a tied model hold one weight."""
-        for keys in self._keys.modules.values():
-            embedding = [self._shape(keys[part]) for part in EMBEDDING if part in keys]
-            if embedding == [b[::-1], a[::-1]]:
-                return True
-        return False
-
     def _fits(self, target: str, change: Shape) -> bool:
         shape = self._weights.shape(target)
         if change != shape:
             self._misfits.append(f"{target} {shape} would change by {change}")
         return change == shape
 
-    def _has_rank(self, name: str, rank: int) -> bool:
-        expected = self._config.rank(name)
-        if rank != expected:
-            self._broken.append(
-                f"{name} has rank {rank}, expected {expected} by {ADAPTER_CONFIG}. Take both files from one adapter"
-            )
-        return rank == expected
-
     def _shape(self, key: str) -> Shape:
         return self._tensors.info(key).shape
-
-
-def _product_shape(a: Shape, b: Shape) -> Shape | None:
-    """The shape of B A, (out, in, *kernel); None where these are not two factors."""
-    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or any(side != 1 for side in b[2:]):
-        return None
-    return (b[0], *a[1:])
 
 
 def _adapted_as(module: str) -> str:

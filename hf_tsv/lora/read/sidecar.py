@@ -32,7 +32,7 @@ class RestTensor:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """What the file calls it."""
+        """Its keys in the file."""
         return (self.name + LEFT, self.name + RIGHT) if self.is_factored else (self.name,)
 
     @property
@@ -41,7 +41,7 @@ class RestTensor:
 
     @property
     def fingerprint(self) -> str:
-        """Of the whole file."""
+        """The fingerprint of the whole file."""
         return self._file.fingerprint()
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class RestTensor:
 
 
 def read_sidecar(folder: Path) -> dict[str, RestTensor]:
-    """The tensors beside an adapter, by the base tensor's name; none when there is no sidecar.
+    """The tensors beside an adapter, by the base tensor's name; empty if the folder has no sidecar.
 
     Raises:
         CheckpointError: the file is broken.

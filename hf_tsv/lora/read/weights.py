@@ -15,10 +15,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Weight:
-    """What factors are put on: a parameter of the model, a matrix or one an expert.
+    """A parameter that factors change: one matrix, or one for each expert.
 
     Attributes:
-        name: What the model calls it.
+        name: Its name in the model.
         matrix: Its shape, or one expert's, as stored.
         places: The tensors that hold it.
         experts: How many it stacks.
@@ -38,13 +38,13 @@ class Weights:
     """A model's parameters by the names that an adapter has for them.
 
     The names may differ by their first component, as `bert.encoder` and `encoder`: the one change that makes most of
-    them meet is applied to all.
+    them match is applied to all.
 
     Attributes:
-        own_shapes: Shapes of tensors that the adapter holds and that stand in the place of the model's.
+        own_shapes: Shapes of the adapter's tensors that replace the model's.
         places: The parameters that the files hold in other tensors, by name; empty until they are looked up.
-        tied: Names that the files lack, to the tensor that is held for them.
-        why_no_places: Why these couldn't be looked up.
+        tied: Names that the files lack, each with the tensor that it is tied to.
+        why_no_places: Why the places couldn't be looked up.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Weights:
         self._model = model
         self._config = config
         self._names = frozenset(model.names())
-        # Every name by which the adapter asks for something.
-        self._wanted = {name for module in modules for name in self.parameters_of(module)}
-        self._wanted |= {f"{owner_of(module)}.weight" for module in modules}
-        self._wanted |= set(values)
+        self._wanted = set(values)  # every name by which the adapter asks for something
+        for module in modules:
+            self._wanted.update(self.parameters_of(module))
+            self._wanted.add(f"{owner_of(module)}.weight")
         self.own_shapes: dict[str, Shape] = {}
         self.places: dict[str, Sequence[Place]] = {}
         self.tied: dict[str, str] = {}
@@ -71,7 +71,7 @@ class Weights:
         self._renaming = self._best_renaming()
 
     def look_up(self, places: Callable[[], Places]) -> None:
-        """Ask where the files hold what goes by other names there. Failing is no mistake yet: a head may be new."""
+        """Ask where the files hold what has other names there. Failing is not an error yet: a head may be new."""
         try:
             every = places()
         except CheckpointError as error:
@@ -90,7 +90,7 @@ class Weights:
         return self._renaming(name)
 
     def find(self, name: str) -> str | None:
-        """The tensor that is a parameter, in the model's files; None where there is none."""
+        """The tensor that is a whole parameter, in the model's files; None if they don't have it as one tensor."""
         name = self.in_model(name)
         if name in self._names:
             return name
@@ -98,7 +98,7 @@ class Weights:
         return places[0].tensor if len(places) == 1 and places[0].rows is None else None
 
     def shape(self, target: str) -> Shape:
-        """The shape of the model's tensor, or of the adapter's that stands in its place."""
+        """The shape of the model's tensor, or of the adapter's that replaces it."""
         return self.own_shapes.get(target) or self._model.info(target).shape
 
     def parameters_of(self, module: str) -> list[str]:
@@ -107,40 +107,50 @@ class Weights:
         return [f"{owner}.{leaf}" for leaf in self._config.parameters_of(owner)]
 
     def of_module(self, module: str) -> list[Weight]:
-        """Those of its targeted parameters that the model has, or the module's own weight."""
+        """The module's targeted parameters that the model has, or else its own weight."""
         parameters = [self._weight(name, is_parameter=True) for name in self.parameters_of(module)]
-        if named := [weight for weight in parameters if weight]:
+        named = [weight for weight in parameters if weight]
+        if named:
             return named
         owner = owner_of(module)
         weight = self._weight(f"{owner}.weight") or self._weight(f"{owner}.in_proj_weight")
         return [weight] if weight else []
 
     def _weight(self, name: str, *, is_parameter: bool = False) -> Weight | None:
-        if target := self.find(name):
-            shape, place = self.shape(target), Place(target)
-            if is_parameter and len(shape) == 3:
+        target = self.find(name)
+        if target:
+            shape = self.shape(target)
+            place = Place(target)
+            if is_parameter and len(shape) == 3:  # (experts, rows, columns)
                 return Weight(name, shape[1:], (place,), shape[0], is_parameter=True, is_stack=True)
             return Weight(name, shape, (place,), is_parameter=is_parameter)
         places = self.places.get(self.in_model(name), ())
         if not places:
             return None
+        # A parameter made of several tensors: rows below each other, or one matrix for each expert.
         rows = max(place.row + (place.rows or 0) for place in places)
         columns = self.shape(places[0].tensor)[1:]
         experts = 1 + max(place.expert or 0 for place in places)
         return Weight(name, (rows, *columns), tuple(places), experts, is_parameter)
 
     def _best_renaming(self) -> Renaming:
-        """The first component to drop from names, or to add, so that most are the model's; none among equals."""
+        """The first component to drop from names, or to add, so that most of them are the model's."""
         names = self._names | self.places.keys()
         renamings = [Renaming()]
         renamings += [Renaming(drop=prefix) for prefix in first_components(self._wanted)]
         renamings += [Renaming(add=prefix) for prefix in first_components(names)]
-        return max(renamings, key=lambda renaming: len(names & set(map(renaming, self._wanted))))
+        best, most = renamings[0], -1
+        for renaming in renamings:
+            renamed = {renaming(name) for name in self._wanted}
+            matches = len(renamed & names)
+            if matches > most:  # the first of equals stays, so that no change is made without need
+                best, most = renaming, matches
+        return best
 
     # Which way round a weight is stored
 
     def is_transposed(self, weight: Weight, product: Shape, *, is_embedding: bool) -> bool | None:
-        """Whether a weight is stored (in, out), for factors whose product is (out, in); None where they don't fit it.
+        """Whether a weight is stored (in, out), for factors whose product is (out, in); None if they don't fit it.
 
         Args:
             weight: The weight.
@@ -150,41 +160,38 @@ class Weights:
         if is_embedding:
             return True if product[::-1] == weight.matrix else None
         if product == weight.matrix:
-            is_square = len(product) == 2 and product[0] == product[1]
-            return is_square and self._is_square_transposed(weight)
+            if len(product) != 2 or product[0] != product[1]:
+                return False
+            # A square weight's own shape doesn't tell, but those of others like it do.
+            if weight.is_stack:
+                # Gate and up together are twice as wide as down is high, if they are stored (experts, in, out).
+                owner = weight.name.rpartition(".")[0]
+                gate_up, down = self.find(f"{owner}.gate_up_proj"), self.find(f"{owner}.down_proj")
+                if gate_up is None or down is None:
+                    return False
+                return self.shape(gate_up)[2:] == (2 * self.shape(down)[1],)
+            if weight.is_parameter or weight.places[0].rows is not None:
+                return False
+            return self._transposed_leaves.get(_leaf(weight.places[0].tensor), self._config.fan_in_fan_out)
         if len(product) != 2 or product[::-1] != weight.matrix:
             return None
         # A parameter that is a plain matrix, or rows of another tensor, is never stored (in, out).
         may_be = weight.is_stack if weight.is_parameter else weight.places[0].rows is None
         return True if may_be else None
 
-    def _is_square_transposed(self, weight: Weight) -> bool:
-        """The same for a square one, whose shape doesn't tell: by others like it."""
-        if weight.is_stack:
-            return self._are_experts_transposed(weight.name.rpartition(".")[0])
-        if weight.is_parameter or weight.places[0].rows is not None:
-            return False
-        return self._transposed_leaves.get(_leaf(weight.places[0].tensor), self._config.fan_in_fan_out)
-
     @cached_property
     def _transposed_leaves(self) -> dict[str, bool]:
-        """By a module's last name: whether its weight is stored (in, out). A bias is as long as what goes out."""
+        """By a module's last name: whether its weight is stored (in, out). A bias has `out` entries."""
         transposed: dict[str, bool] = {}
         for name in self._names:
             bias = name.removesuffix("weight") + "bias"
             if not name.endswith(".weight") or bias not in self._names:
                 continue
-            shape, out = self.shape(name), self.shape(bias)[-1:]
+            shape = self.shape(name)
+            out = self.shape(bias)[-1:]
             if len(shape) == 2 and shape[0] != shape[1] and out in (shape[:1], shape[1:]):
                 transposed[_leaf(name)] = out == shape[1:]
         return transposed
-
-    def _are_experts_transposed(self, owner: str) -> bool:
-        """Whether stacked experts are stored (in, out): then gate and up are as wide as two of down are high."""
-        gate_up, down = self.find(f"{owner}.gate_up_proj"), self.find(f"{owner}.down_proj")
-        if gate_up is None or down is None:
-            return False
-        return self.shape(gate_up)[2:] == (2 * self.shape(down)[1],)
 
 
 def owner_of(module: str) -> str:

@@ -41,13 +41,13 @@ Change = LowRankChange | WholeChange
 
 
 def factored(change: WholeChange, info: TensorInfo, base: Tensor, rank: int) -> LowRankChange:
-    """Leading triplets of a change.
+    """The leading singular triplets of a change.
 
     Args:
         change: The new value.
         info: The tensor's header.
         base: The base's value.
-        rank: Most triplets of each of its matrices.
+        rank: The most triplets to keep of each of its matrices.
 
     Raises:
         ValueError: the tensor is not a matrix.
@@ -57,4 +57,5 @@ def factored(change: WholeChange, info: TensorInfo, base: Tensor, rank: int) -> 
     if view is None:
         raise ValueError(f"{info.name} has no matrix view, so it has no factors")
     delta = change.value.float() - base.float()
-    return LowRankChange([truncated_svd(matrix, rank) for matrix in delta.reshape(view.count, view.m, view.n)])
+    matrices = delta.reshape(view.count, view.m, view.n)
+    return LowRankChange([truncated_svd(matrix, rank) for matrix in matrices])

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 from hf_tsv.checkpoints.protocol import Shard
 from hf_tsv.checkpoints.writer import METADATA, layout
@@ -37,7 +38,7 @@ class AdapterRequest:
         base: What the adapter says its base is.
         factor_dtype: Of the factors, as safetensors names it; None for each base tensor's own.
         rank: Of every factor, for a format that has one rank; None for one that holds the chosen ranks, or fits.
-        most_bytes: Of the whole adapter, for a format that chooses its rank by it.
+        most_bytes: Limit on the whole adapter, for a format that chooses its rank by it.
     """
 
     base: BaseRef
@@ -67,13 +68,19 @@ class AdapterPlan:
     @cached_property
     def held(self) -> frozenset[str]:
         """The changed tensors that PEFT loads."""
-        return frozenset(name for slot in self.slots for name in slot.awaited)
+        names: set[str] = set()
+        for slot in self.slots:
+            names |= slot.awaited
+        return frozenset(names)
 
     @cached_property
     def ranks(self) -> Mapping[str, int | Dense]:
         """What the files keep of each changed tensor: so many triplets, or DENSE for its exact new value."""
-        whole: dict[str, int | Dense] = {name: DENSE for slot in (*self.slots, *self.rest) for name in slot.awaited}
-        return {**whole, **self.factored}
+        ranks: dict[str, int | Dense] = {}
+        for slot in (*self.slots, *self.rest):
+            ranks.update(dict.fromkeys(slot.awaited, DENSE))
+        ranks.update(self.factored)
+        return ranks
 
     @cached_property
     def factored(self) -> Mapping[str, int]:
@@ -87,9 +94,12 @@ class AdapterPlan:
     @cached_property
     def files(self) -> tuple[Shard, ...]:
         """The safetensors files: PEFT's always, the sidecar where something lies in it."""
-        weights = Shard(ADAPTER_WEIGHTS, tuple(info for slot in self.slots for info in slot.infos))
-        sidecar = Shard(SIDECAR_FILE, tuple(info for slot in self.rest for info in slot.infos))
-        return (weights, sidecar) if self.rest else (weights,)
+        loaded = chain.from_iterable(slot.infos for slot in self.slots)
+        weights = Shard(ADAPTER_WEIGHTS, tuple(loaded))
+        if not self.rest:
+            return (weights,)
+        beside = chain.from_iterable(slot.infos for slot in self.rest)
+        return weights, Shard(SIDECAR_FILE, tuple(beside))
 
     @property
     def config_text(self) -> str:
@@ -99,8 +109,11 @@ class AdapterPlan:
     @property
     def nbytes(self) -> int:
         """Bytes of all files."""
-        tensors = sum(len(layout(shard.tensors, METADATA)[0]) + shard.nbytes for shard in self.files)
-        return tensors + len(self.config_text.encode())
+        nbytes = len(self.config_text.encode())
+        for shard in self.files:
+            header, _ = layout(shard.tensors, METADATA)
+            nbytes += len(header) + shard.nbytes
+        return nbytes
 
 
 def peft_config(
@@ -123,12 +136,23 @@ def peft_config(
     # PEFT targets every module whose name ends like a target's.
     ends = tuple(f".{target}" for target in modules)
     also_matched = {path for path in architecture.modules if path.endswith(ends)} - set(modules) - set(whole)
-    ranks = {anchored(_pattern_name(slot)): slot.rank for slot in loras if slot.rank != rank}
+    ranks = {}
+    for slot in loras:
+        if slot.rank != rank:
+            # PEFT matches patterns with a parameter's name where it is targeted itself, else with the module's.
+            name = slot.parameter if slot.module.kind == "parameters" else slot.module.path
+            ranks[anchored(name)] = slot.rank
     ranks = dict(sorted(ranks.items()))
+    # A task type makes PEFT store that task's heads whole, so none is written if one of them isn't stored whole.
+    task_type = architecture.task_type
+    heads = HEADS_OF_TASK.get(task_type or "", ())
+    stored_by_peft = {path for path in architecture.modules if heads and path.endswith(heads)}
+    if not stored_by_peft <= set(whole):
+        task_type = None
     return AdapterConfig(
         base_model_name_or_path=base.name,
         revision=base.revision,
-        task_type=_task_type(architecture, whole),
+        task_type=task_type,
         inference_mode=True,
         r=rank,
         lora_alpha=rank,  # so that nothing is scaled
@@ -141,16 +165,3 @@ def peft_config(
         lora_bias=any(slot.bias_size for slot in loras),
         fan_in_fan_out=bool(loras) and all(slot.module.kind == "conv1d" for slot in loras),
     )
-
-
-def _pattern_name(slot: LoraSlot) -> str:
-    """What PEFT matches patterns with."""
-    return slot.parameter if slot.module.kind == "parameters" else slot.module.path
-
-
-def _task_type(architecture: Architecture, whole: Collection[str]) -> str | None:
-    """PEFT's task type; none where it would make PEFT store a head whole that is not."""
-    task = architecture.task_type
-    heads = HEADS_OF_TASK.get(task or "", ())
-    matched = {path for path in architecture.modules if heads and path.endswith(heads)}
-    return task if matched <= set(whole) else None

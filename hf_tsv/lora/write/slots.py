@@ -1,4 +1,4 @@
-"""The tensors of an adapter's files, and how each is made of what was changed."""
+"""The tensors of an adapter's files, and how each is made of the changes."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Slot(Protocol):
     def awaited(self) -> frozenset[str]: ...
 
     def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
-        """The tensors in the order of `infos`. What is in no change is as in the base."""
+        """The tensors in the order of `infos`. What isn't in `changes` is taken from the base."""
         ...
 
 
@@ -53,10 +53,10 @@ class LoraSlot:
         parameter: The full name of its parameter.
         shape: Its shape.
         key: Of the module in the file, without the ending.
-        rank: Of the factors in the file; the triplets of several sources lie behind each other, zeros fill up.
+        rank: Of the factors in the file; the triplets of several sources follow each other, padded with zeros.
         dtype: Of the factors, as safetensors names it.
         sources: The changed tensors that it is made of.
-        bias_size: Entries of the bias that goes along, 0 when none does.
+        bias_size: Entries of the bias that is stored with the factors, 0 if it isn't.
         bias_sources: The changed tensors that it is made of.
     """
 
@@ -72,7 +72,9 @@ class LoraSlot:
 
     @property
     def awaited(self) -> frozenset[str]:
-        return frozenset([source.name for source in self.sources] + [name for name, _ in self.bias_sources])
+        of_weight = {source.name for source in self.sources}
+        of_bias = {name for name, _ in self.bias_sources}
+        return frozenset(of_weight | of_bias)
 
     @property
     def is_stack(self) -> bool:
@@ -85,7 +87,18 @@ class LoraSlot:
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         key_a, key_b = EMBEDDING if self.module.kind == "embedding" else LINEAR
-        shape_a, shape_b = self._factor_shapes
+        shape_a: tuple[int, ...]
+        shape_b: tuple[int, ...]
+        if self.module.kind == "conv":  # A is a convolution with the kernel, B one with a kernel of 1
+            kernel_of_1 = (1,) * len(self.shape[2:])
+            shape_a = (self.rank, *self.shape[1:])
+            shape_b = (self.shape[0], self.rank, *kernel_of_1)
+        else:
+            rows, columns = self._sides
+            if self.is_flipped:
+                rows, columns = columns, rows
+            shape_a = (self._count * self.rank, columns)
+            shape_b = (rows, self._count * self.rank)
         infos = [
             TensorInfo(f"{self.key}.{key_a}", shape_a, self.dtype),
             TensorInfo(f"{self.key}.{key_b}", shape_b, self.dtype),
@@ -93,17 +106,6 @@ class LoraSlot:
         if self.bias_size:
             infos.append(TensorInfo(f"{self.key}.{BIAS}", (self.bias_size,), self.dtype))
         return tuple(infos)
-
-    @property
-    def _factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of A and B in the file."""
-        if self.module.kind == "conv":  # A is a convolution with the kernel, B one with a kernel of 1
-            kernel_of_1 = (1,) * len(self.shape[2:])
-            return (self.rank, *self.shape[1:]), (self.shape[0], self.rank, *kernel_of_1)
-        rows, columns = self._sides
-        if self.is_flipped:
-            rows, columns = columns, rows
-        return (self._count * self.rank, columns), (rows, self._count * self.rank)
 
     @property
     def _count(self) -> int:
@@ -126,7 +128,11 @@ class LoraSlot:
         b = left.permute(1, 2, 0).flatten(1)  # (out, r * E)
         tensors = [a, b]
         if self.bias_size:
-            tensors.append(self._bias(changes, base))
+            bias = torch.zeros(self.bias_size, dtype=torch.float64)  # what is added to the module's bias
+            for name, piece in self.bias_sources:
+                delta = new_value(name, changes[name], base).double() - base.read(name).double()
+                put_rows(bias, delta, piece)
+            tensors.append(bias)
         in_file = zip(tensors, self.infos, strict=True)
         return [tensor.to(info.torch_dtype).reshape(info.shape) for tensor, info in in_file]
 
@@ -139,22 +145,15 @@ class LoraSlot:
         for source in self.sources:
             piece = source.piece
             experts = range(self._count) if piece.expert is None else [piece.expert]
-            for expert, (u, vh) in zip(experts, halves(source.name, source.rank, changes[source.name]), strict=True):
+            pairs = halves(source.name, source.rank, changes[source.name])
+            for expert, (u, vh) in zip(experts, pairs, strict=True):
                 u = piece.rows_of(u)
                 start = used[expert]
                 end = start + u.shape[1]
                 left[expert, piece.row : piece.row + len(u), start:end] = u
                 right[expert, start:end] = vh
-                used[expert] += source.rank
+                used[expert] += source.rank  # even where the matrix has fewer triplets
         return left, right
-
-    def _bias(self, changes: Mapping[str, Change], base: Checkpoint) -> Tensor:
-        """What is added to the bias, (bias_size,) float64."""
-        delta = torch.zeros(self.bias_size, dtype=torch.float64)
-        for name, piece in self.bias_sources:
-            own = new_value(name, changes[name], base).double() - base.read(name).double()
-            put_rows(delta, own, piece)
-        return delta
 
 
 @dataclass(frozen=True)
@@ -175,8 +174,10 @@ class WholeSlot:
 
     def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
         dtype = self.info.torch_dtype
-        if len(self.sources) == 1 and self.sources[0][1].rows is None:
-            return [current_value(self.sources[0][0], changes, base).to(dtype)]
+        if len(self.sources) == 1:
+            name, piece = self.sources[0]
+            if piece.rows is None:  # the parameter is this tensor
+                return [current_value(name, changes, base).to(dtype)]
         value = torch.empty(self.info.shape, dtype=dtype)
         for name, piece in self.sources:
             put_rows(value, current_value(name, changes, base).to(dtype), piece)
@@ -217,8 +218,8 @@ def rest_slot(info: TensorInfo, rank: int | None, dtype: str) -> RestSlot:
 
     Args:
         info: Its header in the checkpoint.
-        rank: Of its factors, None where it is stored whole.
-        dtype: Of its factors.
+        rank: The rank of its factors, None if it is stored whole.
+        dtype: The dtype of its factors.
     """
     view = matrix_view(info, kind_of(info))
     if rank is None or view is None:
@@ -230,7 +231,7 @@ def rest_slot(info: TensorInfo, rank: int | None, dtype: str) -> RestSlot:
 
 
 def halves(name: str, rank: int, change: Change) -> list[tuple[Tensor, Tensor]]:
-    """The leading triplets of each of a tensor's matrices, shared out to both sides.
+    """The leading triplets of each of a tensor's matrices, with the singular values split between both sides.
 
     Returns:
         u sqrt(s) (m, k) and sqrt(s) vh (k, n), k at most `rank`: an even split keeps both in the range of 16 bits.

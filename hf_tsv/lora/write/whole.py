@@ -14,7 +14,10 @@ def modules_stored_with(architecture: Architecture, parameter: str) -> set[str]:
     """Paths of the modules that have to be stored whole for a parameter to be, under all its tied names."""
     modules: set[str] = set()
     for name in architecture.aliases.get(parameter, (parameter,)):
-        owner = _copied_owner(architecture, name)
+        # PEFT refuses to copy mere lists of modules or parameters, so the module around them is stored.
+        owner = name.rpartition(".")[0]
+        while owner and architecture.modules[owner].is_container:
+            owner = owner.rpartition(".")[0]
         modules.add(owner)
         if owner:
             modules |= {path for path in architecture.modules if path.endswith(owner)}
@@ -45,11 +48,3 @@ def is_excluded(path: str, whole: Collection[str]) -> bool:
             if ".".join(parts[start:end]) in whole:
                 return True
     return False
-
-
-def _copied_owner(architecture: Architecture, parameter: str) -> str:
-    """The innermost module around a parameter that PEFT copies: it refuses mere lists of modules or parameters."""
-    path = parameter.rpartition(".")[0]
-    while path and architecture.modules[path].is_container:
-        path = path.rpartition(".")[0]
-    return path

@@ -27,8 +27,8 @@ class AdapterReport:
         held: How many changed tensors PEFT loads.
         left_out: The changed tensors that it doesn't load, and why.
         in_sidecar: Those of them that lie in the sidecar.
-        left_out_share: Share of the task's squared change that PEFT won't load: of these, and of triplets beyond the
-            rank. It counts what both the base and the fine-tune have.
+        left_out_share: Share of the task's squared change that PEFT won't load: these tensors, and triplets beyond the
+            rank. Only tensors that both the base and the fine-tune have are counted.
     """
 
     profile: str
@@ -42,16 +42,16 @@ class AdapterReport:
 class AdapterWriter:
     """The files of one planned adapter.
 
-    Tensors may be put in any order and from several threads. What is made of several of them, such as stacked
-    experts, waits in memory until the last is there. The bytes depend on the plan and the changes alone.
+    Tensors may be put in any order and from several threads. Changes that are stored together, such as those of stacked
+    experts, wait in memory until the last of them is put. The bytes depend on the plan and the changes alone.
     """
 
     def __init__(self, folder: Path, plan: AdapterPlan, base: Checkpoint) -> None:
         """
         Args:
-            folder: Where the adapter comes to lie; made when it isn't there.
+            folder: The adapter's folder; made if it doesn't exist.
             plan: What it holds.
-            base: The base model's checkpoint: what did not change of a module stored whole comes from it.
+            base: The base model's checkpoint: the unchanged parts of modules stored whole come from it.
 
         Raises:
             OutputError: the folder can't be written.
@@ -59,7 +59,9 @@ class AdapterWriter:
         """
         with full_disk_told(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._plan, self._base = folder, plan, base
+        self._folder = folder
+        self._plan = plan
+        self._base = base
         self._shapes = {name: base.info(name).shape for name in base.names()}
         self._files = CheckpointWriter(folder, plan.files)
         slots: defaultdict[str, list[Slot]] = defaultdict(list)
@@ -75,10 +77,10 @@ class AdapterWriter:
         self._lock = Lock()
 
     def put(self, name: str, change: Change) -> None:
-        """Write the change of one tensor of the base's checkpoint, or keep it until what it is stored with is there.
+        """Write the change of one tensor of the base's checkpoint, or keep it until those stored with it are put.
 
-        What the plan leaves out is counted and not written. A tensor that is planned as factors may be given whole,
-        and the reverse: it is factored, or added to the base's.
+        What the plan leaves out is counted and not written. A tensor that is planned as factors may be put whole, and
+        the reverse: it is then factored, or added to the base's.
 
         Raises:
             CheckpointError: the base's tensor can't be read.
@@ -101,7 +103,8 @@ class AdapterWriter:
             self._write(slot)
 
     def _write(self, slot: Slot) -> None:
-        for info, tensor in zip(slot.infos, slot.make(self._waiting, self._base), strict=True):
+        tensors = slot.make(self._waiting, self._base)
+        for info, tensor in zip(slot.infos, tensors, strict=True):
             self._files.write(info.name, tensor)
         with self._lock:
             for name in slot.awaited:
@@ -110,11 +113,12 @@ class AdapterWriter:
                     del self._waiting[name]  # so that no change stays in memory for longer than it is needed
 
     def _energy(self, name: str, change: Change) -> tuple[float, float]:
-        """The squared change of a tensor, and as much of it as PEFT loads."""
+        """The squared change of a tensor, and the part of it that PEFT loads."""
         loaded = name in self._plan.held
         if isinstance(change, WholeChange):
             delta = change.value.float() - self._base.read(name).float()
-            energy = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
+            norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+            energy = norm**2
             return energy, energy if loaded else 0.0
         rank = self._ranks.get(name)  # None where the tensor is stored whole
         total = loaded_energy = 0.0
@@ -127,28 +131,35 @@ class AdapterWriter:
         return total, loaded_energy
 
     def finish(self) -> AdapterReport:
-        """Write what did not change of the modules stored whole, and adapter_config.json.
+        """Write the unchanged tensors of modules stored whole, and adapter_config.json.
 
         Raises:
             ValueError: a planned tensor was not put.
             OutputError, ResourceError, CheckpointError: as in `put`.
         """
-        missing = sorted({name for names in self._missing.values() for name in names})
+        missing: set[str] = set()
+        for names in self._missing.values():
+            missing |= names
         if missing:
-            raise ValueError(f"planned and not put: {missing[:3]}")
+            raise ValueError(f"planned and not put: {sorted(missing)[:3]}")
         for slot in (*self._plan.slots, *self._plan.rest):
             if not slot.awaited:
                 self._write(slot)
         self._files.sync()
         self._files.__exit__()
+        # The configuration comes last: it makes the folder an adapter.
         write_text(self._folder / ADAPTER_CONFIG, self._plan.config_text)
+        energies = [self._energies[name] for name in sorted(self._energies)]  # sums depend on the order
+        total = sum(of_change for of_change, _ in energies)
+        loaded = sum(of_loaded for _, of_loaded in energies)
+        left_out_share = max(0.0, 1 - loaded / total) if total else 0.0
         return AdapterReport(
             profile=self._plan.profile,
             nbytes=self._plan.nbytes,
             held=len(self._plan.held),
             left_out=self._plan.left_out,
             in_sidecar=tuple(slot.name for slot in self._plan.rest),
-            left_out_share=self._left_out_share(),
+            left_out_share=left_out_share,
         )
 
     def __enter__(self) -> "AdapterWriter":
@@ -156,9 +167,3 @@ class AdapterWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._files.__exit__()
-
-    def _left_out_share(self) -> float:
-        energies = [self._energies[name] for name in sorted(self._energies)]  # sums depend on the order
-        total = sum(of_change for of_change, _ in energies)
-        loaded = sum(of_loaded for _, of_loaded in energies)
-        return max(0.0, 1 - loaded / total) if total else 0.0
