@@ -67,13 +67,18 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
     """
     if isinstance(task, Perplexity):
         path = suite.path(task.data)
-        return Examples([(_text(suite, task, path),)], [], path.parent, file_sha256(path))
+        text = _text(suite, task, path)
+        return Examples([(text,)], [], path.parent, file_sha256(path))
+    rows: Any
     if isinstance(task.data, HubData):
         folder = suite.source.parent
-        rows, digest = _hub_rows(suite, task, task.data)
+        rows = _hub_rows(suite, task, task.data)
+        digest = str(rows._fingerprint)
     else:
         path = suite.path(task.data)
-        folder, rows, digest = path.parent, _rows(suite, task, path), file_sha256(path)
+        folder = path.parent
+        rows = _rows(suite, task, path)
+        digest = file_sha256(path)
     columns = (*task.columns, task.label)
     for column in columns:
         if rows and column not in rows[0]:
@@ -84,6 +89,7 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
     if not rows:
         raise DataError(f"{suite.where(task)}: the data of '{task.name}' contain no examples.")
     chosen = list(range(len(rows)))
+    # Sorted, so that a limit changes which examples there are, but not their order.
     if task.limit and task.limit < len(rows):
         chosen = sorted(random.Random(suite.file.seed).sample(chosen, task.limit))
     try:
@@ -113,9 +119,11 @@ def read_head(suite: Suite, task: Labelled) -> Head | None:
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            labels = json.loads((file.metadata() or {}).get("labels", "[]"))
-            bias = file.get_tensor("bias") if "bias" in names else None
-            head = Head(file.get_tensor("weight"), bias, tuple(labels), file_sha256(path))
+            metadata = file.metadata() or {}
+            labels = json.loads(metadata.get("labels", "[]"))
+            weight = file.get_tensor("weight")  # (C, d)
+            bias = file.get_tensor("bias") if "bias" in names else None  # (C,)
+            head = Head(weight, bias, tuple(labels), file_sha256(path))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DataError(f"{suite.where(task)}: the head {path} can't be read: {error}.") from None
     if head.weight.ndim != 2 or (head.bias is not None and head.bias.shape != head.weight.shape[:1]):
@@ -150,7 +158,7 @@ def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, w
             )
         return index
 
-    return torch.tensor([number(label) for label in labels])
+    return torch.tensor([number(label) for label in labels])  # (N,)
 
 
 def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
@@ -168,7 +176,7 @@ def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
 
 def _text(suite: Suite, task: AnyTask, path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        return path.read_text("utf-8-sig")  # spreadsheets begin their exports with a byte order mark
     except UnicodeDecodeError as error:
         raise DataError(f"{suite.where(task)}: {path} isn't UTF-8 text ({error.reason}).") from None
     except OSError as error:
@@ -176,11 +184,13 @@ def _text(suite: Suite, task: AnyTask, path: Path) -> str:
 
 
 def _json_lines(text: str) -> list[Any]:
+    # Not splitlines(), which also splits at characters that JSON allows within strings, such as U+2028.
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _table(text: str, delimiter: str) -> list[Any]:
-    return list(csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True))
+    lines = text.splitlines(keepends=True)  # a quoted value may go on over lines
+    return list(csv.DictReader(lines, delimiter=delimiter, strict=True))
 
 
 _READERS: Mapping[str, Callable[[str], list[Any]]] = {
@@ -207,8 +217,8 @@ class _Inputs(Sequence[tuple[Any, ...]]):
         return tuple(row[column] for column in self.columns)
 
 
-def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[Any, str]:
-    """A data set of the package `datasets`, and its fingerprint."""
+def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> Any:
+    """A data set of the package `datasets`."""
     try:
         import datasets
     except ImportError:
@@ -217,10 +227,9 @@ def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[Any, str]:
             " or name a local file."
         ) from None
     try:
-        found = datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision)
+        return datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision)
     except Exception as error:  # of whatever kind a data set's reader raises
         raise DataError(f"{suite.where(task)}: {data.hub} can't be read: {error}") from error
-    return found, str(found._fingerprint)
 
 
 def file_sha256(path: Path) -> str:
