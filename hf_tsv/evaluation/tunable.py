@@ -166,7 +166,7 @@ def _edited(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lamb
                     if _meaning(name, method) in _SCALES and name not in given:
                         settings[name] = copy.deepcopy(value)
             _set_parameters(entry, method, settings)
-        # `_check` lets one method with a parameter of this kind through: all lambdas are its.
+        # `_check` refuses a second method that takes this parameter.
         parameter = next((tuned_of_mask(method) for method in recipe.methods if tuned_of_mask(method)), "")
         for model in recipe.models:
             if model.name in lambdas:
