@@ -69,16 +69,7 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
         path = suite.path(task.data)
         text = _text(suite, task, path)
         return Examples([(text,)], [], path.parent, file_sha256(path))
-    rows: Any
-    if isinstance(task.data, HubData):
-        folder = suite.source.parent
-        rows = _hub_rows(suite, task, task.data)
-        digest = str(rows._fingerprint)
-    else:
-        path = suite.path(task.data)
-        folder = path.parent
-        rows = _rows(suite, task, path)
-        digest = file_sha256(path)
+    rows, folder, digest = _read_rows(suite, task)
     columns = (*task.columns, task.label)
     for column in columns:
         if rows and column not in rows[0]:
@@ -161,7 +152,27 @@ def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, w
     return torch.tensor([number(label) for label in labels])  # (N,)
 
 
-def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
+def _read_rows(suite: Suite, task: Labelled) -> tuple[Any, Path, str]:
+    """A task's labelled data: their rows, the folder where paths in them begin, and the SHA-256 or fingerprint.
+
+    Rows of a file are a list of dictionaries; those of the Hub a data set of the package `datasets`, which reads a row
+    when it is asked for.
+    """
+    if isinstance(task.data, HubData):
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"{suite.where(task)}: reading data from the Hub needs the package datasets. Run pip install datasets,"
+                " or name a local file."
+            ) from None
+        hub, config, split, revision = task.data.hub, task.data.config, task.data.split, task.data.revision
+        try:
+            dataset = datasets.load_dataset(hub, config, split=split, revision=revision)
+        except Exception as error:  # of whatever kind a data set's reader raises
+            raise DataError(f"{suite.where(task)}: {hub} can't be read: {error}") from error
+        return dataset, suite.source.parent, str(dataset._fingerprint)
+    path = suite.path(task.data)
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise DataError(f"{suite.where(task)}: {path} has an unknown ending. Use one of {', '.join(_READERS)}.")
@@ -171,7 +182,7 @@ def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{suite.where(task)}: {path} can't be read: {error}.") from None
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{suite.where(task)}: {path} must contain a mapping of columns to values for each example.")
-    return rows
+    return rows, path.parent, file_sha256(path)
 
 
 def _text(suite: Suite, task: AnyTask, path: Path) -> str:
@@ -215,21 +226,6 @@ class _Inputs(Sequence[tuple[Any, ...]]):
     def __getitem__(self, i: Any) -> Any:
         row = self.rows[self.chosen[i]]
         return tuple(row[column] for column in self.columns)
-
-
-def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> Any:
-    """A data set of the package `datasets`."""
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f"{suite.where(task)}: reading data from the Hub needs the package datasets. Run pip install datasets,"
-            " or name a local file."
-        ) from None
-    try:
-        return datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision)
-    except Exception as error:  # of whatever kind a data set's reader raises
-        raise DataError(f"{suite.where(task)}: {data.hub} can't be read: {error}") from error
 
 
 def file_sha256(path: Path) -> str:

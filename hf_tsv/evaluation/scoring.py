@@ -46,7 +46,7 @@ def accuracy(
     order = list(range(len(examples.inputs)))
     if isinstance(task, TextClassification):
         # Texts of like length together: little is spent on padding, and the order is the same each time.
-        lengths = [sum(len(str(text)) for text in texts) for texts in examples.inputs]
+        lengths = [sum(map(len, map(str, texts))) for texts in examples.inputs]
         order.sort(key=lambda i: (lengths[i], i))
     right = 0
     for start in range(0, len(order), suite.file.batch_size):
