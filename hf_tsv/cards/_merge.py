@@ -72,6 +72,7 @@ def render_merge(record: MergeRecord, folder: Path, *, olds: Sequence[str], lice
         for profile, report in profiles.items():
             path = f"{ADAPTERS[profile]}/{task}"
             adapters.append(AdapterRow(task, path, Markdown(json.dumps(path)), report.bytes, report.energy))
+    # Those in the output's folder `assets`, such as the ones of `hf-tsv inspect --plots`.
     pictures: list[Picture] = []
     for image in sorted((folder / PICTURES).glob("*.png")):
         address = quote(f"{PICTURES}/{image.name}")
@@ -109,6 +110,7 @@ def _model_index(record: MergeRecord) -> dict[str, Any]:
         return {}
     results: list[EvalResult] = []
     for task, measured in record.evaluation.tasks.items():
+        # Only the model that the card is about: not the base, the fine-tunes or adapters.
         if "merged" in measured.scores:
             results.append(
                 EvalResult(

@@ -74,7 +74,7 @@ def places(source: SourceEntry) -> list[Place]:
 def folder_name(path: str) -> str:
     """The last part of a folder's path."""
     name = PurePosixPath(path).name
-    return name if name.strip(".~") else "local folder"
+    return name if name.strip(".~") else "local folder"  # of `..` or `~` there is no name to show
 
 
 def all_terms(record: Record) -> list[NamedTerms]:

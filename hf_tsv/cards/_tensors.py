@@ -174,7 +174,9 @@ def value_text(value: JsonValue) -> str:
     if not isinstance(value, list):
         return str(value).lower()
     texts = list(map(value_text, value))
-    return texts[0] if len(set(texts)) == 1 else "/".join(texts)
+    if len(set(texts)) == 1:  # all tasks have the same value
+        return texts[0]
+    return "/".join(texts)
 
 
 def _numbers(value: JsonValue) -> Iterator[float]:
@@ -190,5 +192,6 @@ def _range(values: Sequence[float], show: Callable[[float], str]) -> str:
     """The smallest and the largest value, or the one that they both are."""
     if not values:
         return ""
+    # Compared as they are shown: 0.501 and 0.502 are both 50%.
     ends = dict.fromkeys((show(min(values)), show(max(values))))
     return " to ".join(ends)

@@ -49,14 +49,16 @@ class Contestant:
 
 
 def originals(sources: Sequence[Source], task: str | None) -> list[Contestant]:
-    """The models that others are compared with on a task: the base, and the fine-tuned model.
+    """The models that others are compared with on a task: the base, and the fine-tuned model if there is one.
 
     Args:
         sources: The recipe's models, fetched, the base first.
-        task: The recipe's task that it belongs to; None where there is none, and so no fine-tuned model.
+        task: The recipe's task; None for a task of the suite that belongs to none, and has no fine-tuned model.
     """
     base = sources[0]
-    own = next((source for source in sources if task is not None and source.task == task), None)
+    own: Source | None = None
+    if task is not None:  # None is the base's own
+        own = next((source for source in sources if source.task == task), None)
     assert base.folder is not None
     config = base.folder
     parts: Checkpoint | None = None

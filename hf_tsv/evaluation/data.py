@@ -27,10 +27,10 @@ class Examples:
     """The data that a task is scored on.
 
     Attributes:
-        inputs: One tuple an example: the values of the task's columns.
-        labels: One an example, as the data has them.
+        inputs: One tuple per example: the values of the task's columns.
+        labels: One per example, as the data has them.
         folder: Where the paths of images begin.
-        sha256: Of the file; of a data set on the Hub, its fingerprint.
+        sha256: The SHA-256 of the file; for a data set on the Hub, its fingerprint.
     """
 
     inputs: Sequence[tuple[Any, ...]]

@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 class Keys(BaseModel):
     """A level of the grammar."""
 
+    # strict: "3" is no number, and 1 is no truth value; extra="forbid": a misspelt key is an error, not ignored.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -55,6 +56,7 @@ class Task(Keys):
     @property
     def settings(self) -> dict[str, Any]:
         """What a score depends on."""
+        # Names don't change a score: a task that is renamed isn't scored again.
         return self.model_dump(exclude={"name", "finetuned"})
 
 
@@ -75,7 +77,7 @@ class Classification(Task):
     metric = "accuracy"
 
     data: Data
-    label: str = "label"
+    label: str = "label"  # a column's name
     head: str | None = None
     pooling: Literal["mean", "cls", "pooled"] = "mean"
     normalize: bool = True
