@@ -19,7 +19,7 @@ Advance = Callable[[float], None]  # called with the share of the work just done
 
 @dataclass(frozen=True)
 class Score:
-    """A score, and of how many examples (for perplexity: predicted tokens) it is the mean."""
+    """A score, and the number of examples (for perplexity: of predicted tokens) that it is the mean of."""
 
     value: float
     examples: int

@@ -1,4 +1,4 @@
-"""One pass over the task vectors of a recipe, which leaves a few numbers a task of each tensor."""
+"""One pass over the task vectors of a recipe, which leaves a few numbers per task and tensor."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -142,7 +142,7 @@ class Matrices:
     Attributes:
         rank: Singular triplets that TSV-Merge keeps of each task: min(m, n) // T, at least 1.
         interference: How they disturb each other at that rank.
-        spectra: All singular values, one a task.
+        spectra: All singular values, one spectrum per task.
     """
 
     rank: int

@@ -20,7 +20,7 @@ PRINTED = 12  # rows and columns up to which values are written into the fields
 
 
 def write_plots(summary: Summary, folder: Path) -> list[Path]:
-    """Write the pictures into a folder, which is made if need be: interference, pairs, spectra and norms.
+    """Write pictures of interference, pairs, spectra and norms into a folder, which is created if needed.
 
     Raises:
         HfTsvError: matplotlib isn't installed, or the folder can't be written.
