@@ -15,7 +15,6 @@ from hf_tsv.cards._markdown import Markdown, sections
 from hf_tsv.cards._published import published_lock, published_recipe, without_folders
 from hf_tsv.cards._sections import compose
 from hf_tsv.cards._sources import (
-    PlaceCell,
     have_folders,
     have_licences,
     licence_sentence,
@@ -95,10 +94,11 @@ def render_adapters(
     """
     common = provenance(record, published_recipe(record, folder), licence)
     # An adapter's relation is to the base alone, which comes first; a local base has no id to name.
-    base = common["base_model"][:1] if common["base_model"] and record.sources[0].revision else None
+    has_id = common["base_model"] and record.sources[0].revision
+    common["base_model"] = common["base_model"][:1] if has_id else None
     header = ModelCardData(
-        base_model_relation="adapter" if base else None,
-        **{**common, "base_model": base},
+        base_model_relation="adapter" if has_id else None,
+        **common,
         library_name="peft",
         tags=["hf_tsv", "tsv-c", "lora"],
     )
@@ -113,20 +113,42 @@ def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str,
     (task, profile), place = next(iter(places.items()))
     base = sources[0].places[0]
     is_merge = (folder / ADAPTER_CONFIG).is_file()  # several tasks as one adapter, which is the output itself
-    config = read_json((folder if is_merge else folder / ADAPTERS[profile] / task) / ADAPTER_CONFIG)
-    adapters_of_profile = [key for key in places if key[1] == profile]
+    adapter = folder if is_merge else folder / ADAPTERS[profile] / task
+    config = read_json(adapter / ADAPTER_CONFIG)
+    adapters: list[AdapterRow] = []
+    in_sidecar = 0
+    for (adapter_task, adapter_profile), adapter_folder in places.items():
+        report = record.adapters[adapter_task][adapter_profile]
+        in_sidecar += len(report.in_sidecar)
+        adapters.append(
+            AdapterRow(
+                adapter_task,
+                adapter_folder,
+                report.bytes,
+                share=f"{report.bytes / record.checkpoint_bytes[adapter_task]:.1%}",
+                energy=f"{report.energy:.1%}",
+                left_out=f"{report.left_out_share:.2%}",
+            )
+        )
     profiles = list(dict.fromkeys(profile for _, profile in places))
+    # A table of ranks by module type has room for one profile: the first one's.
+    adapters_of_profile = [key for key in places if key[1] == profile]
+    # The arguments of `from_pretrained`, as JSON, which writes strings as Python reads them.
+    base_in_python = json.dumps(base.name)
+    if base.revision:
+        base_in_python += f", revision={json.dumps(base.revision)}"
+    lie = "lies" if in_sidecar == 1 else "lie"
     return {
         "record": record,
         "base": base,
         "tasks": len(record.adapters),
         "model_class": _model_class(config),
-        "base_in_python": Markdown(_in_python(base)),
+        "base_in_python": Markdown(base_in_python),
         "base_is_folder": not base.url,
         "folder_in_python": Markdown(json.dumps(place)) if place != "." else "",
-        "adapters": [_adapter_row(record, *key, path) for key, path in places.items()],
+        "adapters": adapters,
         "formats": [FORMATS[profile] for profile in profiles] if len(profiles) > 1 else [],
-        "in_sidecar": _in_sidecar(record, places),
+        "in_sidecar": f"{counted(in_sidecar, 'changed tensor')} {lie}" if in_sidecar else "",
         "sidecar": SIDECAR_FILE,
         "sources": sources,
         "has_licences": have_licences(sources),
@@ -141,13 +163,6 @@ def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str,
     }
 
 
-def _in_sidecar(record: AdaptersRecord, adapters: Iterable[tuple[str, Profile]]) -> str:
-    """How many changed tensors lie beside these adapters, as the beginning of a sentence; empty where none does."""
-    number = sum(len(record.adapters[task][profile].in_sidecar) for task, profile in adapters)
-    verb = "lies" if number == 1 else "lie"
-    return f"{counted(number, 'changed tensor')} {verb}" if number else ""
-
-
 def _model_class(config: Mapping[str, Any]) -> str:
     """The Auto class by the adapter's task, else the base's own class, as PEFT has noted it."""
     if auto_class := TASK_CLASSES.get(str(config.get("task_type"))):
@@ -158,34 +173,16 @@ def _model_class(config: Mapping[str, Any]) -> str:
     return own if own.isidentifier() and own != "None" else "AutoModel"
 
 
-def _in_python(place: PlaceCell) -> str:
-    """The arguments of `from_pretrained` for a model."""
-    revision = f", revision={json.dumps(place.revision)}" if place.revision else ""
-    return json.dumps(place.name) + revision
-
-
-def _adapter_row(record: AdaptersRecord, task: str, profile: Profile, folder: str) -> AdapterRow:
-    report = record.adapters[task][profile]
-    return AdapterRow(
-        task,
-        folder,
-        report.bytes,
-        share=f"{report.bytes / record.checkpoint_bytes[task]:.1%}",
-        energy=f"{report.energy:.1%}",
-        left_out=f"{report.left_out_share:.2%}",
-    )
-
-
 def _rank_rows(record: AdaptersRecord, adapters: Iterable[tuple[str, Profile]]) -> list[RankRow]:
     """By module type, how many tensors these adapters hold, and between which ranks they lie."""
     by_module: dict[str, list[int | str]] = {}
     for task, profile in adapters:
         for name, rank in record.adapters[task][profile].ranks.items():
             by_module.setdefault(group_of(name), []).append(rank)
-    rows = []
+    rows: list[RankRow] = []
     for name, ranks in by_module.items():
-        numbers = [rank for rank in ranks if isinstance(rank, int)]
-        shown = []
+        numbers = [rank for rank in ranks if isinstance(rank, int)]  # others are `dense`
+        shown: list[str] = []
         if numbers:
             ends = dict.fromkeys((min(numbers), max(numbers)))
             shown.append(" to ".join(map(str, ends)))

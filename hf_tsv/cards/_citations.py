@@ -12,9 +12,10 @@ def citations(papers: Iterable[str]) -> str:
     Args:
         papers: Their addresses, on arXiv or as a DOI; one that is empty or unknown has no entry.
     """
-    entries = re.split(r"\n{2,}", (bundled("cards") / "citations.bib").read_text("utf-8").strip())
-    cited = []
-    for paper in dict.fromkeys(papers):
+    text = (bundled("cards") / "citations.bib").read_text("utf-8")
+    entries = re.split(r"\n{2,}", text.strip())
+    cited: list[str] = []
+    for paper in dict.fromkeys(papers):  # each once: several methods may be of one paper
         number = re.sub(r"https://(arxiv\.org/abs|doi\.org)/", "", paper)
         field = re.compile(f"(eprint|doi) = {{{re.escape(number)}}}")
         cited += [entry for entry in entries if number and field.search(entry)]

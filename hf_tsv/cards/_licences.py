@@ -59,7 +59,7 @@ def inherited(terms: Sequence[Terms]) -> Inherited:
     Args:
         terms: What each source says of itself, the base first.
     """
-    licences = []
+    licences: list[Licence] = []
     for term in terms:
         if not re.fullmatch(LICENCE_ID, term.license or ""):
             return Inherited(None, "some sources name no licence, or several")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,27 +55,26 @@ def loading(folder: Path) -> Loading | None:
     config = read_json(folder / "config.json")
     if not {"architectures", "model_type"} & config.keys():
         return None
-    model_class, pipeline_tag = _transformers_class(config)
-    return Loading("transformers", model_class, _input_class(folder), pipeline_tag)
 
-
-def _transformers_class(config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The Auto class where it is sure to load the same architecture, else the architecture's own class."""
     listed = config.get("architectures")
     architecture = str(listed[0]) if isinstance(listed, list) and listed else ""
-    for pattern, class_and_task in AUTO_CLASSES.items():
-        if re.fullmatch(pattern, architecture):
-            return class_and_task
     # The snippet is code that people run: only a name may get into it. With auto_map the class isn't transformers' own.
     is_own_class = re.fullmatch(r"[A-Z][A-Za-z0-9]*", architecture) and "auto_map" not in config
-    return (architecture if is_own_class else "AutoModel"), None
+    model_class = architecture if is_own_class else "AutoModel"
+    pipeline_tag = None
+    # An Auto class only where it is sure to load the same architecture.
+    for pattern, (auto_class, task) in AUTO_CLASSES.items():
+        if re.fullmatch(pattern, architecture):
+            model_class, pipeline_tag = auto_class, task
+            break
 
-
-def _input_class(folder: Path) -> str | None:
     files = {path.name for path in folder.iterdir()}
+    input_class = None
     if files & {"processor_config.json", "preprocessor_config.json"}:
-        return "AutoProcessor"
-    return "AutoTokenizer" if files & {"tokenizer_config.json", "tokenizer.json"} else None
+        input_class = "AutoProcessor"
+    elif files & {"tokenizer_config.json", "tokenizer.json"}:
+        input_class = "AutoTokenizer"
+    return Loading("transformers", model_class, input_class, pipeline_tag)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -35,7 +35,10 @@ _PUNCTUATION = re.compile(r"[^\w ]|_")
 
 def text(value: object) -> Markdown:
     """One line that reads as itself within a paragraph, a heading, a table's cell or a link's label."""
-    return value if isinstance(value, Markdown) else Markdown(_SIGNIFICANT.sub(_as_entities, one_line(str(value))))
+    if isinstance(value, Markdown):
+        return value
+    line = one_line(str(value))
+    return Markdown(_SIGNIFICANT.sub(_as_entities, line))
 
 
 def code(value: object) -> Markdown:
@@ -95,5 +98,9 @@ def sections(template: str, contents: Mapping[str, Any]) -> dict[str, str]:
     """What each block of a card's template makes of the contents, without those that come to nothing."""
     loaded = _templates().get_template(template)
     context = loaded.new_context(dict(contents))
-    texts = {name: "".join(block(context)).strip("\n") for name, block in loaded.blocks.items()}
-    return {name: text for name, text in texts.items() if text}
+    texts: dict[str, str] = {}
+    for name, block in loaded.blocks.items():
+        block_text = "".join(block(context)).strip("\n")
+        if block_text:
+            texts[name] = block_text
+    return texts

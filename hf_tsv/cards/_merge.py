@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hf_tsv.cards._citations import citations
 from hf_tsv.cards._licences import Licence
-from hf_tsv.cards._loading import Loading, loading
+from hf_tsv.cards._loading import loading
 from hf_tsv.cards._markdown import Markdown, one_line, sections
 from hf_tsv.cards._published import published_lock, published_recipe, without_folders
 from hf_tsv.cards._sections import compose
@@ -65,49 +65,27 @@ def render_merge(record: MergeRecord, folder: Path, *, olds: Sequence[str], lice
         tags=["merge", "hf_tsv", *method_tags],
         **_model_index(record),
     )
-    contents = _contents(record, folder, how)
-    contents["licence_sentence"] = licence_sentence(record, licence)
-    return compose(header, sections("merge.md.j2", contents), olds)
-
-
-def _model_index(record: MergeRecord) -> dict[str, Any]:
-    """What the header's `model-index` is made of; nothing for a model that was not evaluated."""
-    if record.evaluation is None:
-        return {}
-    results = []
-    for task, measured in record.evaluation.tasks.items():
-        if "merged" in measured.scores:
-            results.append(
-                EvalResult(
-                    task_type=HUB_TASKS.get(measured.kind, "text-generation"),
-                    dataset_type=one_line(measured.data),
-                    dataset_name=one_line(task),
-                    metric_type=one_line(measured.metric),
-                    metric_value=measured.scores["merged"],
-                )
-            )
-    base, tasks = one_line(base_name(source_rows(record))), len(record.sources) - 1
-    return {"model_name": f"{base}: {tasks} tasks merged by {record.method}", "eval_results": results}
-
-
-def _contents(record: MergeRecord, folder: Path, how: Loading | None) -> dict[str, Any]:
-    """What the template shows."""
-    sources, tables = source_rows(record), tensor_tables(record)
-    adapters = []
+    sources = source_rows(record)
+    tables = tensor_tables(record)
+    adapters: list[AdapterRow] = []
     for task, profiles in record.adapters.items():
         for profile, report in profiles.items():
             path = f"{ADAPTERS[profile]}/{task}"
             adapters.append(AdapterRow(task, path, Markdown(json.dumps(path)), report.bytes, report.energy))
-    images = sorted((folder / PICTURES).glob("*.png"))
-    pictures = [Picture(image.stem.replace("_", " "), Markdown(quote(f"{PICTURES}/{image.name}"))) for image in images]
-    return {
+    # Those in the output's folder `assets`, such as the ones of `hf-tsv inspect --plots`.
+    pictures: list[Picture] = []
+    for image in sorted((folder / PICTURES).glob("*.png")):
+        address = quote(f"{PICTURES}/{image.name}")
+        pictures.append(Picture(image.stem.replace("_", " "), Markdown(address)))
+    contents = {
         "record": record,
         "tasks": sources[1:],
-        "plural": "" if len(sources) == 2 else "s",
+        "plural": "" if len(sources) == 2 else "s",  # the base and one task
         "base": base_name(sources),
         "sources": sources,
         "has_folders": have_folders(sources),
         "has_licences": have_licences(sources),
+        "licence_sentence": licence_sentence(record, licence),
         "loading": how,
         "dtypes": tables.dtypes,
         "weight_bytes": tables.nbytes,
@@ -123,3 +101,26 @@ def _contents(record: MergeRecord, folder: Path, how: Loading | None) -> dict[st
         "recipe": published_lock(record, folder),
         "citations": citations(method.paper for method in tables.methods),
     }
+    return compose(header, sections("merge.md.j2", contents), olds)
+
+
+def _model_index(record: MergeRecord) -> dict[str, Any]:
+    """What the header's `model-index` is made of; nothing for a model that was not evaluated."""
+    if record.evaluation is None:
+        return {}
+    results: list[EvalResult] = []
+    for task, measured in record.evaluation.tasks.items():
+        # Only the model that the card is about: not the base, the fine-tunes or adapters.
+        if "merged" in measured.scores:
+            results.append(
+                EvalResult(
+                    task_type=HUB_TASKS.get(measured.kind, "text-generation"),
+                    dataset_type=one_line(measured.data),
+                    dataset_name=one_line(task),
+                    metric_type=one_line(measured.metric),
+                    metric_value=measured.scores["merged"],
+                )
+            )
+    base = one_line(base_name(source_rows(record)))
+    tasks = len(record.sources) - 1  # all but the base
+    return {"model_name": f"{base}: {tasks} tasks merged by {record.method}", "eval_results": results}

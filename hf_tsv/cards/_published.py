@@ -2,18 +2,18 @@
 
 import json
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from hf_tsv.cards._sources import folder_name, places
 from hf_tsv.files.names import LOCK_FILE, RECIPE_FILE, RECORD_FILE
 from hf_tsv.recipe import read_yaml, to_yaml
-from hf_tsv.record import Record, RestoredRecord, to_text
+from hf_tsv.record import Record, RestoredRecord, SourceEntry, to_text
 
 MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source", "source")  # keys of a recipe that name a model
 NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that do
 WRITTEN_AS_FOLDER = re.compile(r"[~/]|\.{1,2}(/|$)")  # at the start of a reference
+# A path of folders, absolute or from `~`, `.` or `..`, up to its last slash; not the slashes of a Hub id or an address.
 _FOLDER = re.compile(r"(?<![\w.~/-])(?:~\w*|\.{1,2})?/(?!/)(?:[^\s/'\"]*/)*")
 
 
@@ -28,12 +28,12 @@ def published(folder: Path, record: Record) -> dict[str, bytes]:
 
 def published_record(record: Record) -> Record:
     """The record with folders by their names alone."""
-    sources = []
+    sources: list[SourceEntry] = []
     for source in record.sources:
-        model, *adapter = places(source)
-        changes = {"model": model.name}
-        for place in adapter:
-            changes["adapter"] = f"{place.name}@{place.revision}" if place.revision else place.name
+        in_order = places(source)  # the model, and maybe an adapter on it
+        changes = {"model": in_order[0].name}
+        for adapter in in_order[1:]:
+            changes["adapter"] = f"{adapter.name}@{adapter.revision}" if adapter.revision else adapter.name
         sources.append(source.model_copy(update=changes))
     update: dict[str, Any] = {"sources": tuple(sources)}
     if not isinstance(record, RestoredRecord):
@@ -44,8 +44,8 @@ def published_record(record: Record) -> Record:
 def published_recipe(record: Record, folder: Path) -> str:
     """The recipe as it was written. One that names folders loses their paths, and with them its comments."""
     text = (folder / RECIPE_FILE).read_text("utf-8")
-    named = any(path in text for path in _folders(record))
-    return _masked(text, RECIPE_FILE, record) if named or _FOLDER.search(text) else text
+    names_folders = any(path in text for path in _folders(record)) or _FOLDER.search(text)
+    return _masked(text, RECIPE_FILE, record) if names_folders else text
 
 
 def published_lock(record: Record, folder: Path) -> str:
@@ -79,7 +79,10 @@ def without_folders(message: str) -> str:
 
 def _folders(record: Record) -> set[str]:
     """The paths of all sources that are folders."""
-    return {place.path for source in record.sources for place in places(source) if not place.revision}
+    paths: set[str] = set()
+    for source in record.sources:
+        paths.update(place.path for place in places(source) if not place.revision)
+    return paths
 
 
 def _masked(text: str, name: str, record: Record) -> str:
@@ -91,19 +94,17 @@ def _masked(text: str, name: str, record: Record) -> str:
             return {key: published(item, key) for key, item in value.items()}
         if isinstance(value, list):
             return [published(item) for item in value]
-        return _reference(value, folders) if key in MODEL_KEYS and isinstance(value, str) else value
+        if key not in MODEL_KEYS or not isinstance(value, str):
+            return value
+        # `MODEL` or `MODEL+ADAPTER`, each that is a folder by its name alone: known, or written as one.
+        # A folder's name may hold a plus sign, so that it is looked up as a whole first.
+        parts = [value] if value in folders else value.split("+")
+        shown: list[str] = []
+        for part in parts:
+            is_folder = part in folders or WRITTEN_AS_FOLDER.match(part)
+            shown.append(folder_name(part) if is_folder else part)
+        return "+".join(shown)
 
     document = read_yaml(text, name)
     document.raise_problems()
     return to_yaml(published(document.data))
-
-
-def _reference(written: str, folders: Collection[str]) -> str:
-    """`MODEL` or `MODEL+ADAPTER`, each that is a folder by its name alone: known, or written as one."""
-    # A folder's name may hold a plus sign, so that it is looked up as a whole first.
-    parts = [written] if written in folders else written.split("+")
-    shown = []
-    for part in parts:
-        is_folder = part in folders or WRITTEN_AS_FOLDER.match(part)
-        shown.append(folder_name(part) if is_folder else part)
-    return "+".join(shown)

@@ -43,8 +43,9 @@ def write_card(record: Record, folder: Path, *, licence: Licence | None = None, 
         for profile in profiles:
             path = folder / ADAPTERS[profile] / task / CARD_FILE
             olds = [path.read_text("utf-8")] if path.is_file() else []
-            places = {(task, profile): "."}
-            write_text(path, render_adapters(of_task(record, task), folder, places, olds=olds, licence=licence))
+            places = {(task, profile): "."}  # an adapter's folder becomes a repository of its own
+            card = render_adapters(of_task(record, task), folder, places, olds=olds, licence=licence)
+            write_text(path, card)
 
 
 def render_card(record: Record, folder: Path, *, olds: Sequence[str] = (), licence: Licence | None = None) -> str:
@@ -77,24 +78,20 @@ def check_card(card: str) -> list[str]:
         document.raise_problems()
         data = ModelCardData(**document.data)
     except (ValueError, RecipeError) as error:
-        return [f"its header can't be read: {' '.join(str(error).split())[:200]}"]
+        reason = " ".join(str(error).split())  # on one line
+        return [f"its header can't be read: {reason[:200]}"]
     header: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
-    problems = []
+    problems: list[str] = []
     if header.get("base_model_relation", "merge") not in RELATIONS:
         problems.append(f"base_model_relation is not one of {', '.join(RELATIONS)}")
-    wrong = [name for name in header.get("base_model") or () if not _is_id(name)]
-    problems += [f"base_model {name!r} is not a Hub id" for name in wrong]
+    for name in header.get("base_model") or ():
+        try:
+            validate_repo_id(str(name))
+        except HFValidationError:
+            problems.append(f"base_model {name!r} is not a Hub id")
     licence = header.get("license")
     if licence is not None and not re.fullmatch(LICENCE_ID, str(licence)):
         problems.append(f"license {licence!r} is not a licence that the Hub knows, such as apache-2.0, or other")
     if licence == "other" and not header.get("license_name"):
         problems.append("license 'other' has no license_name")
     return problems
-
-
-def _is_id(name: object) -> bool:
-    try:
-        validate_repo_id(str(name))
-    except HFValidationError:
-        return False
-    return True

@@ -52,9 +52,22 @@ def compose(header: ModelCardData, sections: Mapping[str, str], olds: Sequence[s
                 added[after].append(written)
     parts = [*added[None]]
     for name, section in sections.items():
-        parts += [_marked(name, section), *added[name]]
-    merged = _merged(_plain(header), [_header_of(old) for old in olds])
-    text = ModelCardData(**merged, ignore_metadata_errors=True).to_yaml()
+        digest = sha256(section.encode()).hexdigest()[:16]
+        parts.append(f"<!-- hf_tsv:begin {name} {digest} -->\n{section}\n<!-- hf_tsv:end {name} {digest} -->")
+        parts += added[name]
+
+    # Our header with what people added to the earlier ones; the licence is decided elsewhere.
+    merged = _plain(header)
+    for old in olds:
+        for key, value in _header_of(old).items():
+            if key in JOINED_KEYS:
+                known = _listed(merged.get(key))
+                new = [item for item in _listed(value) if item not in known and item not in OWN_TAGS]
+                merged[key] = known + new
+            elif key not in LICENCE_KEYS:
+                merged.setdefault(key, value)
+    stated = {key: value for key, value in merged.items() if value not in (None, [])}
+    text = ModelCardData(**stated, ignore_metadata_errors=True).to_yaml()
     return f"---\n{text}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
@@ -62,11 +75,6 @@ def licence_in(card: str) -> dict[str, Any]:
     """What a card's header says of the licence."""
     header = _header_of(card)
     return {key: header[key] for key in LICENCE_KEYS if isinstance(header.get(key), str)}
-
-
-def _marked(name: str, section: str) -> str:
-    digest = sha256(section.encode()).hexdigest()[:16]
-    return f"<!-- hf_tsv:begin {name} {digest} -->\n{section}\n<!-- hf_tsv:end {name} {digest} -->"
 
 
 def _written_by_people(card: str, sections: Collection[str]) -> Iterator[tuple[str | None, str]]:
@@ -85,20 +93,8 @@ def _written_by_people(card: str, sections: Collection[str]) -> Iterator[tuple[s
         yield after if end else list(sections)[-1], written
 
 
-def _merged(new: Mapping[str, Any], olds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Our header with what people added to the earlier ones; the licence is decided elsewhere."""
-    merged = dict(new)
-    for old in olds:
-        for key, value in old.items():
-            if key in JOINED_KEYS:
-                known = _listed(merged.get(key))
-                merged[key] = known + [v for v in _listed(value) if v not in known and v not in OWN_TAGS]
-            elif key not in LICENCE_KEYS:
-                merged.setdefault(key, value)
-    return {key: value for key, value in merged.items() if value not in (None, [])}
-
-
 def _listed(value: Any) -> list[Any]:
+    """A header's value as a list: people write one language or tag without brackets."""
     if isinstance(value, list):
         return list(value)
     return [value] if value else []
@@ -108,6 +104,7 @@ def _header_of(card: str) -> dict[str, Any]:
     """The header as data; empty if it can't be read."""
     try:
         header = header_of_card(card).data
+        # With this flag a malformed `model-index` of a stranger is left out, not refused.
         return _plain(ModelCardData(**{**header, "ignore_metadata_errors": True}))
     except (ValueError, RecipeError):
         return {}

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ def places(source: SourceEntry) -> list[Place]:
 def folder_name(path: str) -> str:
     """The last part of a folder's path."""
     name = PurePosixPath(path).name
-    return name if name.strip(".~") else "local folder"
+    return name if name.strip(".~") else "local folder"  # of `..` or `~` there is no name to show
 
 
 def all_terms(record: Record) -> list[NamedTerms]:
@@ -84,7 +84,7 @@ def all_terms(record: Record) -> list[NamedTerms]:
 
 def named_terms(sources: Iterable[SourceEntry]) -> list[NamedTerms]:
     """As `all_terms`, for these sources."""
-    named = []
+    named: list[NamedTerms] = []
     for source in sources:
         for place, terms in zip(places(source), _terms(source), strict=True):
             named.append(NamedTerms(place.name, terms))
@@ -93,21 +93,34 @@ def named_terms(sources: Iterable[SourceEntry]) -> list[NamedTerms]:
 
 def source_rows(record: Record) -> list[SourceRow]:
     """The sources as a table shows them, the base first."""
-    rows = []
+    rows: list[SourceRow] = []
     for source in record.sources:
-        pairs = zip(places(source), _terms(source), strict=True)
-        rows.append(SourceRow(source.task, tuple(_cell(place, terms) for place, terms in pairs)))
+        cells: list[PlaceCell] = []
+        for place, terms in zip(places(source), _terms(source), strict=True):
+            url = None
+            if place.revision:
+                repo_id, folder = in_repository(place.path)  # ORG/NAME, or ORG/NAME/FOLDER within a repository
+                url = f"{HUB}/{repo_id}/tree/{place.revision}"
+                if folder:
+                    url += f"/{folder}"
+            cells.append(PlaceCell(place.name, place.revision, url, terms.license_name or terms.license))
+        rows.append(SourceRow(source.task, tuple(cells)))
     return rows
 
 
 def have_licences(rows: Sequence[SourceRow]) -> bool:
     """Whether any source names a licence, so that the table needs a column for it."""
-    return any(place.licence for row in rows for place in row.places)
+    return any(place.licence for place in _all_places(rows))
 
 
 def have_folders(rows: Sequence[SourceRow]) -> bool:
     """Whether any source is a local folder."""
-    return any(not place.url for row in rows for place in row.places)
+    return any(not place.url for place in _all_places(rows))
+
+
+def _all_places(rows: Sequence[SourceRow]) -> Iterator[PlaceCell]:
+    for row in rows:
+        yield from row.places
 
 
 def provenance(record: Record, recipe: str, licence: Licence | None) -> dict[str, Any]:
@@ -121,12 +134,20 @@ def provenance(record: Record, recipe: str, licence: Licence | None) -> dict[str
     Returns:
         Keyword arguments of `huggingface_hub.ModelCardData`.
     """
-    pinned = [place for source in record.sources for place in places(source) if place.revision]
-    ids = dict.fromkeys(one_line(in_repository(place.path)[0]) for place in pinned)
+    # As the keys of dictionaries: each once, in order.
+    ids: dict[str, None] = {}
+    for source in record.sources:
+        for place in places(source):
+            if place.revision:
+                repo_id, _ = in_repository(place.path)
+                ids[one_line(repo_id)] = None
+    languages: dict[str, None] = {}
+    datasets: dict[str, None] = {}
     terms = [named.terms for named in all_terms(record)]
+    for term in terms:
+        languages |= dict.fromkeys(map(one_line, term.language))
+        datasets |= dict.fromkeys(map(one_line, term.datasets))
     carried = licence or inherited(terms).licence
-    languages = dict.fromkeys(one_line(language) for term in terms for language in term.language)
-    datasets = dict.fromkeys(one_line(dataset) for term in terms for dataset in term.datasets)
     return {
         "base_model": list(ids) or None,
         "license": carried and one_line(carried.id),
@@ -153,8 +174,9 @@ def licence_sentence(record: Record, licence: Licence | None) -> str:
         any_named = any(term.license for term in terms)
         return f"No licence follows from these sources: {following.why}." if any_named else ""
     carried = licence or following.licence
-    # Llama's licences ask for this sentence.
-    return sentence + (" Built with Llama." if carried and carried.id.startswith("llama") else "")
+    if carried and carried.id.startswith("llama"):
+        sentence += " Built with Llama."  # these licences ask for the sentence
+    return sentence
 
 
 def base_name(rows: Sequence[SourceRow]) -> str:
@@ -163,12 +185,5 @@ def base_name(rows: Sequence[SourceRow]) -> str:
 
 
 def _terms(source: SourceEntry) -> Sequence[Terms]:
+    """One for each of a source's places; empty ones where nobody looked."""
     return source.terms or [Terms() for _ in places(source)]
-
-
-def _cell(place: Place, terms: Terms) -> PlaceCell:
-    url = None
-    if place.revision:
-        repo_id, folder = in_repository(place.path)
-        url = "/".join(filter(None, (HUB, repo_id, "tree", place.revision, folder)))
-    return PlaceCell(place.name, place.revision, url, terms.license_name or terms.license)

@@ -94,22 +94,35 @@ def tensor_tables(record: MergeRecord) -> TensorTables:
     by_method: dict[str, list[TensorEntry]] = {name: [] for name in record.methods}
     for entry in merged.values():
         by_method.setdefault(entry.method, []).append(entry)
-    used = {name: entries for name, entries in by_method.items() if entries}
-    varying = {name: _varying(entries) for name, entries in used.items()}
 
-    methods = []
-    for name, entries in used.items():
-        given = dict.fromkeys(key for entry in entries for key in entry.parameters)
-        shared = [key for key in given if key not in varying[name]]
+    methods: list[MethodRow] = []
+    varying: dict[str, list[str]] = {}  # by method, the parameters in which its tensors differ
+    for name, entries in by_method.items():
+        if not entries:
+            continue
+        keys: dict[str, None] = {}  # of all its tensors' parameters, each once
+        for entry in entries:
+            keys |= dict.fromkeys(entry.parameters)
+        shared: list[str] = []
+        varying[name] = []
+        for key in keys:
+            values = {repr(entry.parameters.get(key)) for entry in entries}  # lists can't be hashed
+            if len(values) > 1:
+                varying[name].append(key)
+            else:
+                shared.append(key)
         # A plug-in's method may not be installed where a card is written again.
         summary = METHODS[name].summary if name in METHODS else ""
         paper = record.methods[name].paper if name in record.methods else ""
         methods.append(MethodRow(name, paper, summary, len(entries), _parameters(entries, shared)))
 
-    rows = []
+    rows: list[MergedRow] = []
     for group in _grouped(merged):
-        ranks = [number for entry in group.tensors for number in _numbers(entry.notes.get("rank"))]
-        energies = [number for entry in group.tensors for number in _numbers(entry.notes.get("energy"))]
+        ranks: list[float] = []
+        energies: list[float] = []
+        for entry in group.tensors:
+            ranks += _numbers(entry.notes.get("rank"))
+            energies += _numbers(entry.notes.get("energy"))
         parameters = _parameters(group.tensors, varying[group.method])
         rows.append(MergedRow(group, parameters, _range(ranks, str), _range(energies, "{:.1%}".format)))
 
@@ -123,10 +136,13 @@ def tensor_tables(record: MergeRecord) -> TensorTables:
 
 def _why_kept(entry: TensorEntry) -> str:
     """Why a tensor is the base's; empty when it was merged."""
-    return entry.why or ("no task changed it" if entry.unchanged else "")
+    if entry.why:
+        return entry.why
+    return "no task changed it" if entry.unchanged else ""
 
 
 def _grouped(tensors: Mapping[str, TensorEntry]) -> list[Group]:
+    """Tensors of one module type and shape that were treated alike, in the order of the first of each."""
     members: dict[tuple[str, str, str, str], list[TensorEntry]] = {}
     for name, entry in tensors.items():
         shape = " × ".join(map(str, entry.shape)) or "scalar"
@@ -135,32 +151,22 @@ def _grouped(tensors: Mapping[str, TensorEntry]) -> list[Group]:
     return [Group(*key, tuple(entries)) for key, entries in members.items()]
 
 
-def _varying(entries: Sequence[TensorEntry]) -> list[str]:
-    """The parameters that a recipe gives some of these tensors otherwise than others."""
-    varying = []
-    for key in dict.fromkeys(key for entry in entries for key in entry.parameters):
-        values = {repr(entry.parameters.get(key)) for entry in entries}  # lists can't be hashed
-        if len(values) > 1:
-            varying.append(key)
-    return varying
-
-
 def _parameters(entries: Iterable[TensorEntry], keys: Iterable[str]) -> list[str]:
     """Each of these parameters with its values, as far as they are given."""
     given = [entry.parameters for entry in entries]
-    shown = []
+    shown: list[str] = []
     for key in keys:
         values = [parameters[key] for parameters in given if key in parameters]
-        if values:
-            shown.append(f"{key} {_values(values)}")
+        if not values:
+            continue
+        # True and False are ints in Python.
+        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        if len(numbers) == len(values):
+            text = _range(numbers, "{:g}".format)
+        else:
+            text = " or ".join(dict.fromkeys(map(value_text, values)))
+        shown.append(f"{key} {text}")
     return shown
-
-
-def _values(values: Sequence[JsonValue]) -> str:
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) == len(values):
-        return _range(numbers, "{:g}".format)
-    return " or ".join(dict.fromkeys(value_text(value) for value in values))
 
 
 def value_text(value: JsonValue) -> str:
@@ -168,7 +174,9 @@ def value_text(value: JsonValue) -> str:
     if not isinstance(value, list):
         return str(value).lower()
     texts = list(map(value_text, value))
-    return texts[0] if len(set(texts)) == 1 else "/".join(texts)
+    if len(set(texts)) == 1:  # all tasks have the same value
+        return texts[0]
+    return "/".join(texts)
 
 
 def _numbers(value: JsonValue) -> Iterator[float]:
@@ -184,5 +192,6 @@ def _range(values: Sequence[float], show: Callable[[float], str]) -> str:
     """The smallest and the largest value, or the one that they both are."""
     if not values:
         return ""
+    # Compared as they are shown: 0.501 and 0.502 are both 50%.
     ends = dict.fromkeys((show(min(values)), show(max(values))))
     return " to ".join(ends)

@@ -49,21 +49,29 @@ class Contestant:
 
 
 def originals(sources: Sequence[Source], task: str | None) -> list[Contestant]:
-    """The models that others are compared with on a task: the base, and the fine-tuned model.
+    """The models that others are compared with on a task: the base, and the fine-tuned model if there is one.
 
     Args:
         sources: The recipe's models, fetched, the base first.
-        task: The recipe's task that it belongs to; None where there is none, and so no fine-tuned model.
+        task: The recipe's task; None for a task of the suite that belongs to none, and has no fine-tuned model.
     """
     base = sources[0]
-    own = next((source for source in sources if task is not None and source.task == task), None)
+    own: Source | None = None
+    if task is not None:  # None is the base's own
+        own = next((source for source in sources if source.task == task), None)
     assert base.folder is not None
-    config, parts, identity = base.folder, None, base.identity
+    config = base.folder
+    parts: Checkpoint | None = None
+    identity = base.identity
     # An adapter has no configuration and no head of its own: the base's do.
     if own and own.folder and not isinstance(own.checkpoint, AdapterCheckpoint):
         config = own.folder
-        if _differs(own, base):
-            parts, identity = own.checkpoint, f"{base.identity} {own.identity}"
+        base_shapes = {name: base.checkpoint.info(name).shape for name in base.checkpoint.names()}
+        own_shapes = {name: own.checkpoint.info(name).shape for name in own.checkpoint.names()}
+        # Such as a head that the base lacks, or has for another number of labels.
+        if any(shape != base_shapes.get(name) for name, shape in own_shapes.items()):
+            parts = own.checkpoint
+            identity = f"{base.identity} {own.identity}"
     contestants = [Contestant(BASE, identity, base.checkpoint, parts, config, (base.folder, config))]
     if own:
         contestants.append(Contestant(FINETUNED, own.identity, own.checkpoint, None, config, (config, base.folder)))
@@ -93,29 +101,23 @@ def made(
     """
     if isinstance(record, AdaptersRecord):
         return list(_adapted(out, record.adapters, restored, base, task))
-    part = record.task_parts.get(task) if task is not None else None
     merged = open_checkpoint(out)
-    parts = SafetensorsCheckpoint([out / part.file], label=str(out / part.file)) if part else None
-    identity = " ".join(c.fingerprint() for c in (merged, parts) if c)
+    identity = merged.fingerprint()
+    parts: Checkpoint | None = None
+    part = record.task_parts.get(task) if task is not None else None
+    if part:
+        path = out / part.file
+        parts = SafetensorsCheckpoint([path], label=str(path))
+        identity = f"{identity} {parts.fingerprint()}"
+    # The output's own tokenizer comes first: merging may have changed the vocabulary.
     inputs = (out, *base.input_folders)
     shared = Contestant(MERGED, identity, merged, parts, base.config_folder, inputs)
-    adapted = _adapted(out, record.adapters, restored, shared, task)
-    return [shared, *adapted, *_masked(record, restored, shared, task)]
-
-
-def _masked(
-    record: MergeRecord, restored: Callable[[str], Checkpoint], on: Contestant, task: str | None
-) -> Iterator[Contestant]:
-    """The task's model, where a mask makes it of the merged one."""
+    contestants = [shared, *_adapted(out, record.adapters, restored, shared, task)]
     if task is not None and record.masks and task in record.masks.tasks:
+        # The task's own model is what its mask leaves of the merged one.
         whole = restored(task)
-        yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
-
-
-def _differs(own: Source, base: Source) -> bool:
-    """Whether a fine-tuned model has a tensor that the base lacks, or has in another shape."""
-    shapes = {name: base.checkpoint.info(name).shape for name in base.checkpoint.names()}
-    return any(own.checkpoint.info(name).shape != shapes.get(name) for name in own.checkpoint.names())
+        contestants.append(replace(shared, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None))
+    return contestants
 
 
 def _adapted(
@@ -131,17 +133,15 @@ def _adapted(
     for profile, report in written.get(task, {}).items():
         folder = out / ADAPTERS[profile] / task
         label = "adapter" if profile == DEFAULT else f"adapter ({profile})"
-        yield replace(on, label=label, identity=f"{on.identity} {_digest(folder)}", parts=None, adapter=folder)
+        digest = hashlib.sha256()
+        for path in sorted(folder.glob("adapter_*")):  # its weights and its configuration
+            digest.update(path.read_bytes())
+        identity = f"{on.identity} {digest.hexdigest()}"
+        yield replace(on, label=label, identity=identity, parts=None, adapter=folder)
+        # PEFT doesn't load the sidecar's tensors, but restoring does: the two models differ.
         if report.in_sidecar:
             whole = restored(task)
             yield replace(on, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None)
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("adapter_*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -> Any:
@@ -151,9 +151,16 @@ def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -
         CheckpointError: transformers can't build it, or weights that it needs are missing; the message names them.
     """
     config, model_class = _class_for(contestant, task)
-    needs_head = not (isinstance(task, Classification) and task.head)
+    if dtype == "auto":
+        # One float32 tensor is enough to compute in float32: rounding it would change the scores.
+        stored = {contestant.body.info(name).dtype for name in contestant.body.names()}
+        preferred = next((name for name in ("F32", "BF16") if name in stored), "F16")
+        torch_dtype = DTYPES[preferred].torch
+    else:
+        torch_dtype = BY_WORD[dtype].torch
+    suite_has_head = isinstance(task, Classification) and bool(task.head)
     state = dict(_tensors(contestant.body))
-    if contestant.parts and needs_head:
+    if contestant.parts and not suite_has_head:
         # Only what the body lacks or has in another shape: its merged tensors must stay.
         shapes = {name: tensor.shape for name, tensor in state.items()}
         state |= {name: tensor for name, tensor in _tensors(contestant.parts) if tensor.shape != shapes.get(name)}
@@ -165,20 +172,29 @@ def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -
                 None,
                 config=config,
                 state_dict=state,
-                dtype=_dtype(dtype, contestant),
+                dtype=torch_dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=contestant.adapter is not None,
             )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise CheckpointError(f"{contestant.body.label}: transformers can't load it: {error}") from error
-    missing = [] if contestant.adapter else _missing(info["missing_keys"], task)
-    if missing:
+    # Weights that had to be drawn at random, except those of a pooler that the task doesn't use.
+    ignores_pooler = isinstance(task, Classification) and suite_has_head and task.pooling != "pooled"
+    missing = sorted(key for key in info["missing_keys"] if not (ignores_pooler and "pooler" in key))
+    # An adapter may bring the weights that its model lacks, such as a head.
+    if missing and not contestant.adapter:
         raise CheckpointError(
             f"{contestant.body.label}: as {type(model).__name__} for '{task.name}' it lacks {some(missing)}. Give the"
             " task a 'head', or choose a kind that fits the model."
         )
     if contestant.adapter:
-        model = _adapted_model(model, contestant.adapter)
+        from peft import PeftModel
+
+        try:
+            with quiet():
+                model = PeftModel.from_pretrained(model, str(contestant.adapter)).get_base_model()
+        except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(f"{contestant.adapter}: PEFT can't load it: {error}") from error
     return model.to(device).eval()
 
 
@@ -209,30 +225,6 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     return ((name, checkpoint.read(name)) for name in checkpoint.names())
 
 
-def _dtype(asked: str, contestant: Contestant) -> torch.dtype:
-    if asked != "auto":
-        return BY_WORD[asked].torch
-    stored = {contestant.body.info(name).dtype for name in contestant.body.names()}
-    preferred = next((name for name in ("F32", "BF16") if name in stored), "F16")
-    return DTYPES[preferred].torch
-
-
-def _missing(keys: Sequence[str], task: AnyTask) -> list[str]:
-    """Weights that had to be drawn at random, except those of a pooler that the task doesn't use."""
-    unused = isinstance(task, Classification) and task.head and task.pooling != "pooled"
-    return sorted(key for key in keys if not (unused and "pooler" in key))
-
-
-def _adapted_model(model: Any, folder: Path) -> Any:
-    from peft import PeftModel
-
-    try:
-        with quiet():
-            return PeftModel.from_pretrained(model, str(folder)).get_base_model()
-    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: PEFT can't load it: {error}") from error
-
-
 def load_tokenizer(contestant: Contestant) -> Any:
     """The tokenizer of a model.
 
@@ -255,16 +247,20 @@ def _inputs(contestant: Contestant, files: Sequence[str], name: str, what: str) 
     import transformers
 
     for folder in contestant.input_folders:
-        if matches(files, [path.name for path in folder.iterdir()]):
+        names = [path.name for path in folder.iterdir()]
+        if matches(files, names):
             try:
                 with quiet():
-                    return getattr(transformers, name).from_pretrained(folder, local_files_only=True)
+                    loader = getattr(transformers, name)  # an ImportError where what it needs isn't installed
+                    return loader.from_pretrained(folder, local_files_only=True)
             except (ValueError, OSError, ImportError, KeyError) as error:
                 raise CheckpointError(f"{folder}: its {what} can't be loaded: {error}") from error
-    looked = ", ".join(map(str, dict.fromkeys(contestant.input_folders)))
-    raise CheckpointError(f"{contestant.body.label}: no {what} in {looked}. Put one beside the base model")
+    # The base's folder may be listed twice: as the one of its configuration, too.
+    folders = ", ".join(map(str, dict.fromkeys(contestant.input_folders)))
+    raise CheckpointError(f"{contestant.body.label}: no {what} in {folders}. Put one beside the base model")
 
 
 def label_names(model: Any) -> dict[str, int]:
     """The labels of a model with a head, by name."""
-    return {str(name): int(number) for name, number in (getattr(model.config, "label2id", None) or {}).items()}
+    numbers = getattr(model.config, "label2id", None) or {}
+    return {str(name): int(number) for name, number in numbers.items()}

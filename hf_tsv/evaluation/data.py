@@ -27,10 +27,10 @@ class Examples:
     """The data that a task is scored on.
 
     Attributes:
-        inputs: One tuple an example: the values of the task's columns.
-        labels: One an example, as the data has them.
+        inputs: One tuple per example: the values of the task's columns.
+        labels: One per example, as the data has them.
         folder: Where the paths of images begin.
-        sha256: Of the file; of a data set on the Hub, its fingerprint.
+        sha256: The SHA-256 of the file; for a data set on the Hub, its fingerprint.
     """
 
     inputs: Sequence[tuple[Any, ...]]
@@ -67,13 +67,9 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
     """
     if isinstance(task, Perplexity):
         path = suite.path(task.data)
-        return Examples([(_text(suite, task, path),)], [], path.parent, file_sha256(path))
-    if isinstance(task.data, HubData):
-        folder = suite.source.parent
-        rows, digest = _hub_rows(suite, task, task.data)
-    else:
-        path = suite.path(task.data)
-        folder, rows, digest = path.parent, _rows(suite, task, path), file_sha256(path)
+        text = _text(suite, task, path)
+        return Examples([(text,)], [], path.parent, file_sha256(path))
+    rows, folder, digest = _read_rows(suite, task)
     columns = (*task.columns, task.label)
     for column in columns:
         if rows and column not in rows[0]:
@@ -84,6 +80,7 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
     if not rows:
         raise DataError(f"{suite.where(task)}: the data of '{task.name}' contain no examples.")
     chosen = list(range(len(rows)))
+    # Sorted, so that a limit changes which examples there are, but not their order.
     if task.limit and task.limit < len(rows):
         chosen = sorted(random.Random(suite.file.seed).sample(chosen, task.limit))
     try:
@@ -113,9 +110,11 @@ def read_head(suite: Suite, task: Labelled) -> Head | None:
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            labels = json.loads((file.metadata() or {}).get("labels", "[]"))
-            bias = file.get_tensor("bias") if "bias" in names else None
-            head = Head(file.get_tensor("weight"), bias, tuple(labels), file_sha256(path))
+            metadata = file.metadata() or {}
+            labels = json.loads(metadata.get("labels", "[]"))
+            weight = file.get_tensor("weight")  # (C, d)
+            bias = file.get_tensor("bias") if "bias" in names else None  # (C,)
+            head = Head(weight, bias, tuple(labels), file_sha256(path))
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DataError(f"{suite.where(task)}: the head {path} can't be read: {error}.") from None
     if head.weight.ndim != 2 or (head.bias is not None and head.bias.shape != head.weight.shape[:1]):
@@ -150,10 +149,30 @@ def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, w
             )
         return index
 
-    return torch.tensor([number(label) for label in labels])
+    return torch.tensor([number(label) for label in labels])  # (N,)
 
 
-def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
+def _read_rows(suite: Suite, task: Labelled) -> tuple[Any, Path, str]:
+    """A task's labelled data: their rows, the folder where paths in them begin, and the SHA-256 or fingerprint.
+
+    Rows of a file are a list of dictionaries; those of the Hub a data set of the package `datasets`, which reads a row
+    when it is asked for.
+    """
+    if isinstance(task.data, HubData):
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"{suite.where(task)}: reading data from the Hub needs the package datasets. Run pip install datasets,"
+                " or name a local file."
+            ) from None
+        hub, config, split, revision = task.data.hub, task.data.config, task.data.split, task.data.revision
+        try:
+            dataset = datasets.load_dataset(hub, config, split=split, revision=revision)
+        except Exception as error:  # of whatever kind a data set's reader raises
+            raise DataError(f"{suite.where(task)}: {hub} can't be read: {error}") from error
+        return dataset, suite.source.parent, str(dataset._fingerprint)
+    path = suite.path(task.data)
     read = _READERS.get(path.suffix.lower())
     if read is None:
         raise DataError(f"{suite.where(task)}: {path} has an unknown ending. Use one of {', '.join(_READERS)}.")
@@ -163,12 +182,12 @@ def _rows(suite: Suite, task: Labelled, path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{suite.where(task)}: {path} can't be read: {error}.") from None
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{suite.where(task)}: {path} must contain a mapping of columns to values for each example.")
-    return rows
+    return rows, path.parent, file_sha256(path)
 
 
 def _text(suite: Suite, task: AnyTask, path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        return path.read_text("utf-8-sig")  # spreadsheets begin their exports with a byte order mark
     except UnicodeDecodeError as error:
         raise DataError(f"{suite.where(task)}: {path} isn't UTF-8 text ({error.reason}).") from None
     except OSError as error:
@@ -176,11 +195,13 @@ def _text(suite: Suite, task: AnyTask, path: Path) -> str:
 
 
 def _json_lines(text: str) -> list[Any]:
+    # Not splitlines(), which also splits at characters that JSON allows within strings, such as U+2028.
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _table(text: str, delimiter: str) -> list[Any]:
-    return list(csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True))
+    lines = text.splitlines(keepends=True)  # a quoted value may go on over lines
+    return list(csv.DictReader(lines, delimiter=delimiter, strict=True))
 
 
 _READERS: Mapping[str, Callable[[str], list[Any]]] = {
@@ -205,22 +226,6 @@ class _Inputs(Sequence[tuple[Any, ...]]):
     def __getitem__(self, i: Any) -> Any:
         row = self.rows[self.chosen[i]]
         return tuple(row[column] for column in self.columns)
-
-
-def _hub_rows(suite: Suite, task: Labelled, data: HubData) -> tuple[Any, str]:
-    """A data set of the package `datasets`, and its fingerprint."""
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            f"{suite.where(task)}: reading data from the Hub needs the package datasets. Run pip install datasets,"
-            " or name a local file."
-        ) from None
-    try:
-        found = datasets.load_dataset(data.hub, data.config, split=data.split, revision=data.revision)
-    except Exception as error:  # of whatever kind a data set's reader raises
-        raise DataError(f"{suite.where(task)}: {data.hub} can't be read: {error}") from error
-    return found, str(found._fingerprint)
 
 
 def file_sha256(path: Path) -> str:

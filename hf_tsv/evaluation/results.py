@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -40,8 +40,10 @@ class Results:
         text = json.dumps(line.model_dump()) + "\n"
         try:
             with self._path.open("ab+") as file:
-                if file.tell() and not _ends_a_line(file):
-                    text = "\n" + text  # what an interruption cut short stays a line of its own
+                if file.tell():  # appending starts at the end, which is 0 in an empty file
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        text = "\n" + text  # what an interruption cut short stays a line of its own
                 file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,12 +53,8 @@ class Results:
 
 def key_of(depends_on: Mapping[str, Any]) -> str:
     """The hash of what a score depends on."""
-    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-
-
-def _ends_a_line(file: BinaryIO) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
+    text = json.dumps(depends_on, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(path: Path) -> list[ScoreLine]:
@@ -77,20 +75,17 @@ def _read(path: Path) -> list[ScoreLine]:
         try:
             scores.append(ScoreLine.model_validate_json(line))
         except ValidationError as error:
-            problem = _problem(error)
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            if first["type"] == "json_invalid":
+                problem = f"not valid JSON ({first['ctx']['error']})."
+            elif first["type"] == "extra_forbidden":
+                problem = f"unknown field '{field}', perhaps of another version of hf_tsv."
+            elif first["type"] == "missing":
+                problem = f"the field '{field}' is missing."
+            else:
+                label = f"'{field}'" if field else "the line"
+                problem = wrong_value(label, [first])
             way_out = "Correct it, or delete the line: its score is then computed again"
             raise OutputError(f"{path}:{number}: {problem} {way_out}.") from None
     return scores
-
-
-def _problem(error: ValidationError) -> str:
-    """What is wrong with a line, by its first error."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(map(str, first["loc"]))
-    if first["type"] == "json_invalid":
-        return f"not valid JSON ({first['ctx']['error']})."
-    if first["type"] == "extra_forbidden":
-        return f"unknown field '{field}', perhaps of another version of hf_tsv."
-    if first["type"] == "missing":
-        return f"the field '{field}' is missing."
-    return wrong_value(f"'{field}'" if field else "the line", [first])

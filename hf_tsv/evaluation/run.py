@@ -69,27 +69,25 @@ def prepare(
     problems: list[str] = []
     for task in suite.file.tasks:
         try:
-            own = _finetuned(suite, task, known)
+            own = task.finetuned
+            if own is None:
+                own = task.name if task.name in known else None
+            elif own not in known:
+                raise HfTsvError(
+                    f"{suite.where(task)}: 'finetuned' of '{task.name}' is '{own}', which the recipe doesn't have."
+                    f" Use one of {', '.join(known)}."
+                )
             examples = None if isinstance(task, LmEval) else read_examples(suite, task)
             head = read_head(suite, task) if isinstance(task, Classification) else None
             entrants = originals(sources, own)
             base = entrants[0]
-            prepared.append(Prepared(task, own, (*entrants, *more(base, own)), examples, head))
+            entrants += more(base, own)
+            prepared.append(Prepared(task, own, tuple(entrants), examples, head))
         except HfTsvError as error:
             problems.extend(error.problems)
     if problems:
         raise HfTsvError(problems)
     return prepared
-
-
-def _finetuned(suite: Suite, task: AnyTask, known: Sequence[str]) -> str | None:
-    """The recipe's task that a task belongs to; None where only the base and the merged model are scored on it."""
-    if task.finetuned is not None and task.finetuned not in known:
-        raise HfTsvError(
-            f"{suite.where(task)}: 'finetuned' of '{task.name}' is '{task.finetuned}', which the recipe doesn't have."
-            f" Use one of {', '.join(known)}."
-        )
-    return task.finetuned or (task.name if task.name in known else None)
 
 
 def score_all(suite: Suite, prepared: Sequence[Prepared], results: Results, device: str, progress: Progress) -> None:
@@ -98,31 +96,40 @@ def score_all(suite: Suite, prepared: Sequence[Prepared], results: Results, devi
     Raises:
         HfTsvError: a model can't be loaded, or doesn't fit its task.
     """
-    pairs = [(one, entrant) for one in prepared for entrant in one.entrants]
-    progress.begin(len(pairs))
+    pairs: list[tuple[Prepared, Contestant]] = []
+    for one in prepared:
+        pairs += [(one, entrant) for entrant in one.entrants]
     # One model in memory at a time; several heads of the suite may share a body, so pairs go by model.
+    pairs.sort(key=lambda pair: pair[1].label)
+    progress.begin(len(pairs))
     loaded_key: tuple[str, ...] | None = None
     model: Any = None
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        for one, entrant in sorted(pairs, key=lambda pair: pair[1].label):
-            key, name = score_key(suite, one, entrant), f"{entrant.label} on {one.task.name}"
+        for one, entrant in pairs:
+            task = one.task
+            key = score_key(suite, one, entrant)
+            name = f"{entrant.label} on {task.name}"
             if results.get(key):
                 progress.advance(1, name)
                 continue
-            body_key = _body_key(one, entrant)
+            body_key = (entrant.label, task.kind, task.name)
+            # Tasks whose heads the suite gives are scored with the same loaded model.
+            has_shared_body = one.head is not None and entrant.adapter is None and entrant.label in (BASE, MERGED)
+            if has_shared_body and isinstance(task, Classification):
+                body_key = (entrant.label, task.kind, task.pooling)
             if body_key != loaded_key:
                 loaded_key, model = None, None  # freed before the next one is loaded
-                model = load_model(entrant, one.task, suite.file.dtype, device)
+                model = load_model(entrant, task, suite.file.dtype, device)
                 loaded_key = body_key
             score = _scored(suite, one, entrant, model, progress, name)
             line = ScoreLine(
                 key=key,
                 score=score.value,
                 examples=score.examples,
-                task=one.task.name,
+                task=task.name,
                 model=entrant.label,
-                metric=_metric(one.task),
+                metric=_metric(task),
             )
             results.put(line)
     finally:
@@ -150,16 +157,8 @@ def score_key(suite: Suite, one: Prepared, entrant: Contestant) -> str:
     )
 
 
-def _body_key(one: Prepared, entrant: Contestant) -> tuple[str, ...]:
-    """What tasks have in common that are scored with the same loaded model: those whose heads the suite gives."""
-    task = one.task
-    is_shared = one.head is not None and entrant.adapter is None and entrant.label in (BASE, MERGED)
-    if is_shared and isinstance(task, Classification):
-        return entrant.label, task.kind, task.pooling
-    return entrant.label, task.kind, task.name
-
-
 def _scored(suite: Suite, one: Prepared, entrant: Contestant, model: Any, progress: Progress, name: str) -> Score:
+    """A loaded model's score on a task; `progress` shows the work under this name."""
     task = one.task
     if isinstance(task, LmEval):
         score = harness(model, load_tokenizer(entrant), task, suite)
@@ -205,6 +204,14 @@ def summarize(suite: Suite, prepared: Sequence[Prepared], results: Results) -> E
 
 
 def _task(suite: Suite, one: Prepared, results: Results) -> TaskScores:
+    """What the record says about one task."""
+    task = one.task
+    if isinstance(task, LmEval):
+        data = task.task
+    elif isinstance(task.data, HubData):
+        data = task.data.hub
+    else:
+        data = Path(task.data).name  # the folder that it lies in is nobody's business
     values: dict[str, float] = {}
     examples = 0
     for entrant in one.entrants:
@@ -213,34 +220,23 @@ def _task(suite: Suite, one: Prepared, results: Results) -> TaskScores:
         values[entrant.label] = score.value
         if entrant.label == BASE:
             examples = score.examples
+    own = values.get(FINETUNED)
+    if not own:  # nothing is a share of no score, or of a score of 0
+        relative = {}
+    elif task.higher_is_better:
+        relative = {label: value / own for label, value in values.items()}
+    else:
+        relative = {label: own / value for label, value in values.items() if value}
     return TaskScores(
-        kind=one.task.kind,
-        metric=_metric(one.task),
-        higher_is_better=one.task.higher_is_better,
-        data=_data(one.task),
+        kind=task.kind,
+        metric=_metric(task),
+        higher_is_better=task.higher_is_better,
+        data=data,
         data_sha256=one.examples.sha256 if one.examples else None,
         examples=examples,
         scores=values,
-        relative=_relative(one.task, values),
+        relative=relative,
     )
-
-
-def _data(task: AnyTask) -> str:
-    """What the record calls the data: a data set's id, or a file's name; its folder is nobody's business."""
-    if isinstance(task, LmEval):
-        return task.task
-    data = task.data
-    return data.hub if isinstance(data, HubData) else Path(data).name
-
-
-def _relative(task: AnyTask, values: Mapping[str, float]) -> dict[str, float]:
-    """Scores as shares of the fine-tuned model's; none where it has no score, or a score of 0."""
-    own = values.get(FINETUNED)
-    if not own:
-        return {}
-    if task.higher_is_better:
-        return {label: value / own for label, value in values.items()}
-    return {label: own / value for label, value in values.items() if value}
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

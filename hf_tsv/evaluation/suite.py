@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 class Keys(BaseModel):
     """A level of the grammar."""
 
+    # strict: "3" is no number, and 1 is no truth value; extra="forbid": a misspelt key is an error, not ignored.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -55,6 +56,7 @@ class Task(Keys):
     @property
     def settings(self) -> dict[str, Any]:
         """What a score depends on."""
+        # Names don't change a score: a task that is renamed isn't scored again.
         return self.model_dump(exclude={"name", "finetuned"})
 
 
@@ -75,7 +77,7 @@ class Classification(Task):
     metric = "accuracy"
 
     data: Data
-    label: str = "label"
+    label: str = "label"  # a column's name
     head: str | None = None
     pooling: Literal["mean", "cls", "pooled"] = "mean"
     normalize: bool = True
@@ -185,36 +187,36 @@ def load_suite(path: str | Path) -> Suite:
     path = Path(path)
     text = read_text(path, "suite")
     document = read_yaml(text, str(path), keys="tasks", example="tasks: [...]")
-    file = _checked(document)
-    document.raise_problems()
-    assert file is not None
-    lines = tuple(document.line(("tasks", i)) for i in range(len(file.tasks)))
-    return Suite(file, path, hashlib.sha256(text.encode()).hexdigest(), lines)
-
-
-def _checked(document: Document) -> SuiteFile | None:
+    file: SuiteFile | None = None
     try:
         file = SuiteFile.model_validate(document.data)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             _tell(document, detail)
-        return None
-    names = [task.name for task in file.tasks]
+    names = [task.name for task in file.tasks] if file else []
     for i, name in enumerate(names):
         if name in names[:i]:
             document.tell(("tasks", i, "name"), f"the name '{name}' is taken already. Choose another.")
-    return file
+    document.raise_problems()
+    assert file is not None  # else there was a problem
+    lines = tuple(document.line(("tasks", i)) for i in range(len(file.tasks)))
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return Suite(file, path, sha256, lines)
 
 
 def _tell(document: Document, error: ErrorDetails) -> None:
+    """Add a mistake that pydantic found to the document's problems, at its line."""
     # pydantic puts the tags of unions into paths, where the file has nothing.
     path = tuple(step for step in error["loc"] if step not in {*KINDS, "<mapping>", "<text>"})
     place = " in a task" if path[:1] == ("tasks",) and len(path) > 2 else ""
     if error["type"] == "extra_forbidden":
-        known = _known(error["loc"])
-        problem = (
-            f"unknown key '{path[-1]}'{place}.{did_you_mean(str(path[-1]), known)} Known keys: {', '.join(known)}."
-        )
+        # The keys of the level that the unknown one is in.
+        level: type[Keys] = next((KINDS[str(step)] for step in error["loc"] if step in KINDS), SuiteFile)
+        if "<mapping>" in error["loc"]:
+            level = HubData
+        known = list(level.model_fields)
+        hint = did_you_mean(str(path[-1]), known)
+        problem = f"unknown key '{path[-1]}'{place}.{hint} Known keys: {', '.join(known)}."
     elif error["type"] == "missing":
         problem = f"'{path[-1]}' is missing{place}."
     elif error["type"] == "union_tag_not_found" and path[:1] == ("tasks",):
@@ -222,21 +224,16 @@ def _tell(document: Document, error: ErrorDetails) -> None:
     elif error["type"] == "union_tag_invalid" and path[:1] == ("tasks",):
         given = str(error["ctx"]["tag"])
         path = (*path, "kind")
-        problem = f"unknown kind '{given}'.{did_you_mean(given, KINDS.keys())} Known kinds: {', '.join(KINDS)}."
+        hint = did_you_mean(given, KINDS.keys())
+        problem = f"unknown kind '{given}'.{hint} Known kinds: {', '.join(KINDS)}."
     elif error["type"] in ("model_type", "model_attributes_type"):
+        # For a task, a member of a union, pydantic has a type of its own for the same mistake.
         problem = wrong_value(f"'{_label(path)}'", [{**error, "type": "model_type"}])
     else:
         problem = wrong_value(f"'{_label(path)}'", [error])
     document.tell(path, problem)
 
 
-def _known(loc: Sequence[int | str]) -> list[str]:
-    """The keys of the level that a path's last key is in."""
-    if "<mapping>" in loc:
-        return list(HubData.model_fields)
-    kind = next((KINDS[str(step)] for step in loc if step in KINDS), None)
-    return list(kind.model_fields if kind else SuiteFile.model_fields)
-
-
 def _label(path: Sequence[int | str]) -> str:
+    """The last key of a path, after which there may be numbers of a list's items."""
     return next((str(step) for step in reversed(path) if isinstance(step, str)), "the suite")

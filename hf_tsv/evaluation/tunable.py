@@ -67,6 +67,7 @@ def at_scale_one(recipe: Recipe) -> Recipe:
         PlanError: there is nothing to choose, or another method depends on what is chosen.
     """
     _check(recipe)
+    # Twice the scale would be twice the delta, so the deltas at scale 1 give those at all others.
     places = [place for place, method in _methods(recipe) if METHODS[method].is_scaled]
     at_one = _edited(recipe, {place: dict.fromkeys(_SCALES, 1.0) for place in places}, {})
     return replace(at_one, out_dtype=recipe.dtype)
@@ -74,26 +75,50 @@ def at_scale_one(recipe: Recipe) -> Recipe:
 
 def groups_of(recipe: Recipe, steps: Sequence[Step], by: By) -> dict[str, Group]:
     """Which tensors share a scale, by tensor name; without those that have none to choose."""
-    overrides = len(recipe.branches) - 1
-    found: dict[str, Group] = {}
+    overrides = len(recipe.branches) - 1  # the last branch is the recipe itself, which takes all the rest
+    groups: dict[str, Group] = {}
     for step in steps:
-        if METHODS[step.method].is_scaled:
-            place = next(i for i, branch in enumerate(recipe.branches) if branch.takes(step.name, step.kind))
-            chooser = recipe.branches[place].filter
-            own = (place, chooser.text) if chooser and place < overrides else (None, "")
-            found[step.name] = Group(_name(step, by), *own)
-    return found
+        method = METHODS[step.method]
+        if not method.is_scaled:
+            continue
+        has_rest = "rest_scale" in method.parameters and not method.is_as_paper(step.parameters)
+        if has_rest and step.view is None:
+            name = REST
+        else:
+            name = {"all": "all", "kind": step.kind, "type": group_of(step.name)}[by]
+        place = next(i for i, branch in enumerate(recipe.branches) if branch.takes(step.name, step.kind))
+        chooser = recipe.branches[place].filter
+        if chooser and place < overrides:
+            groups[step.name] = Group(name, place, chooser.text)
+        else:
+            groups[step.name] = Group(name)
+    return groups
 
 
 def chosen_text(recipe: Recipe, choice: Choice) -> str:
     """The recipe's text with a choice: scales as mergekit's lists of filter and value, lambdas at their models."""
     settings: dict[int | None, dict[str, Any]] = {}
     for place in dict.fromkeys(group.override for group in choice.scales):
-        settings[place] = _scales({g.name: s for g, s in choice.scales.items() if g.override == place})
+        scales = {group.name: scale for group, scale in choice.scales.items() if group.override == place}
+        parameters: dict[str, Any] = {}
+        # A glob matches longer names too, whose own filters therefore come first.
+        names = [name for name in sorted(scales, key=len, reverse=True) if name != REST]
+        filters: list[dict[str, Any]] = []
+        for name in names:
+            is_type = "." in name or "*" in name
+            filters.append({"filter": name if is_type else {"kind": name}, "value": scales[name]})
+        if "all" in scales:
+            parameters["scale"] = scales["all"]
+        elif filters:
+            parameters["scale"] = [*filters, {"value": 1.0}]  # what no filter takes isn't scaled
+        if REST in scales:
+            parameters["rest_scale"] = scales[REST]
+        settings[place] = parameters
     return _edited(recipe, settings, choice.lambdas).text
 
 
 def _check(recipe: Recipe) -> None:
+    """Refuse a recipe in which there is nothing to choose, or in which a choice would change more than it should."""
     localized = [name for name in recipe.methods if tuned_of_mask(name)]
     if not localized and not any(METHODS[name].is_scaled for name in recipe.methods):
         known = ", ".join([*scaled_methods(), *sorted(filter(tuned_of_mask, METHODS))])
@@ -116,31 +141,11 @@ def _check(recipe: Recipe) -> None:
                 )
 
 
-def _name(step: Step, by: By) -> str:
-    method = METHODS[step.method]
-    has_rest = "rest_scale" in method.parameters and not method.is_as_paper(step.parameters)
-    if has_rest and step.view is None:
-        return REST
-    return {"all": "all", "kind": step.kind, "type": group_of(step.name)}[by]
-
-
 def _methods(recipe: Recipe) -> Iterator[tuple[int | None, str]]:
     """The method of every override, by its place, and at None the recipe's own."""
-    *overrides, own = recipe.branches
-    yield from ((place, branch.method) for place, branch in enumerate(overrides))
-    yield None, own.method
-
-
-def _scales(scales: Mapping[str, float]) -> dict[str, Any]:
-    """As parameters. A glob matches longer names too, whose own filters therefore come first."""
-    own = [name for name in sorted(scales, key=len, reverse=True) if name != REST]
-    filters = [{"filter": _filter(name), "value": scales[name]} for name in own]
-    settings: dict[str, Any] = {"scale": scales.get("all", [*filters, {"value": 1.0}])} if own else {}
-    return settings | ({"rest_scale": scales[REST]} if REST in scales else {})
-
-
-def _filter(name: str) -> Any:
-    return name if "." in name or "*" in name else {"kind": name}
+    for place, branch in enumerate(recipe.branches[:-1]):
+        yield place, branch.method
+    yield None, recipe.branches[-1].method
 
 
 def _edited(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lambdas: Mapping[str, float]) -> Recipe:
@@ -153,17 +158,20 @@ def _edited(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lamb
             if place is None:
                 _set_parameters(document, method, settings)
                 continue
-            entry = own_value(own_value(document, "overrides"), place)
+            overrides = own_value(document, "overrides")
+            entry = own_value(overrides, place)
             if not METHODS[method].is_scaled:  # what it has from the whole recipe isn't to change
                 given = entry.get("parameters") or {}
                 for name, value in shared.items():
                     if _meaning(name, method) in _SCALES and name not in given:
                         settings[name] = copy.deepcopy(value)
             _set_parameters(entry, method, settings)
-        parameter = next(filter(None, map(tuned_of_mask, recipe.methods)), "")
+        # `_check` refuses a second method that takes this parameter.
+        parameter = next((tuned_of_mask(method) for method in recipe.methods if tuned_of_mask(method)), "")
         for model in recipe.models:
             if model.name in lambdas:
-                put_keys(own_value(models_of(document), model.entry), "parameters", {parameter: lambdas[model.name]})
+                entry = own_value(models_of(document), model.entry)
+                put_keys(entry, "parameters", {parameter: lambdas[model.name]})
 
     return edited(recipe, change)
 
@@ -174,11 +182,10 @@ def _set_parameters(entry: CommentedMap, method: str, settings: Mapping[str, Any
     if not taken:
         return
     meanings = {_meaning(name, method) for name in taken}
-    others = [
-        name for name in entry.get("parameters") or {} if name not in taken and _meaning(name, method) in meanings
-    ]
+    given = entry.get("parameters") or {}
+    replaced = [name for name in given if name not in taken and _meaning(name, method) in meanings]
     put_keys(entry, "parameters", taken)
-    for name in others:
+    for name in replaced:
         remove_key(own_value(entry, "parameters"), name)
 
 

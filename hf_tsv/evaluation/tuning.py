@@ -97,7 +97,18 @@ def tune(
         HfTsvError: as merging and scoring do.
     """
     candidates = _Candidates(plan, recipe, validation, search.by)
-    _check_tasks(validation, candidates.masked)
+    source, prepared = validation.suite.source, validation.prepared
+    without_model = [one.task.name for one in prepared if len(one.entrants) < 2]
+    if without_model:
+        raise PlanError(
+            f"{source}: tasks without a fine-tuned model to compare with: {', '.join(without_model)}."
+            " Name one by 'finetuned', or remove them."
+        )
+    without_data = sorted(set(candidates.masked) - {one.finetuned for one in prepared})
+    if without_data:
+        raise PlanError(
+            f"{source}: no data to choose a mask's lambda on for {', '.join(without_data)}. Add a task for each."
+        )
     candidates.merge(resources)
     groups = sorted(candidates.groups, key=candidates.energy, reverse=True)
     evaluations = 1 + len(candidates.masked) * len(search.lambdas)
@@ -106,10 +117,12 @@ def tune(
     if len(groups) > 1:
         evaluations += len(groups) * (1 + len(search.scales))
     progress.begin(evaluations)
+
     best = Choice(dict.fromkeys(groups, 1.0))
     untuned = candidates.score(best, progress)
     for task in candidates.masked:
         choices = [replace(best, lambdas={**best.lambdas, task: lam}) for lam in search.lambdas]
+        # One of those that are tried, even if the recipe's own lambda would score better.
         best = max(choices, key=partial(candidates.score, progress=progress, task=task))
     if groups:
         choices = [replace(best, scales=dict.fromkeys(groups, scale)) for scale in search.scales]
@@ -127,21 +140,6 @@ def tune(
         tried=len(candidates.tried),
         text=chosen_text(recipe, best),
     )
-
-
-def _check_tasks(validation: Validation, masked: Sequence[str]) -> None:
-    source, prepared = validation.suite.source, validation.prepared
-    without_model = [one.task.name for one in prepared if len(one.entrants) < 2]
-    if without_model:
-        raise PlanError(
-            f"{source}: tasks without a fine-tuned model to compare with: {', '.join(without_model)}."
-            " Name one by 'finetuned', or remove them."
-        )
-    without_data = sorted(set(masked) - {one.finetuned for one in prepared})
-    if without_data:
-        raise PlanError(
-            f"{source}: no data to choose a mask's lambda on for {', '.join(without_data)}. Add a task for each."
-        )
 
 
 def _best(candidates: "_Candidates", choices: Sequence[Choice], progress: Progress) -> Choice:
@@ -169,15 +167,17 @@ class _Candidates:
         self._group_of = groups_of(plan.recipe, plan.merged, by)
         self.groups = tuple(dict.fromkeys(self._group_of.values()))
         self.tried: set[str] = set()
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, str], float] = {}  # relative scores, by task and `_key`
         self._plan, self._validation = plan, validation
         self._out = BY_WORD[recipe.out_dtype].torch if recipe.out_dtype else None
-        self._base: dict[str, Tensor] = {}
-        self._merged: dict[str, Tensor] = {}
+        self._base: dict[str, Tensor] = {}  # all tensors of the model
+        self._merged: dict[str, Tensor] = {}  # those that are merged, at scale 1
         self._surveys = Surveys(plan, self._localized, for_masks=True)
+        # One task's own deltas at a time, in the order in which tasks are scored: all don't fit in memory.
         self._changes: tuple[str, dict[str, TaskDelta]] = ("", {})
         # What all candidates' weights depend on, whatever is chosen: their scores are known by it in the results.
-        sources = (plan.recipe.text, str(recipe.out_dtype), *(c.fingerprint() for c in (plan.base, *plan.finetuned)))
+        weights = [checkpoint.fingerprint() for checkpoint in (plan.base, *plan.finetuned)]
+        sources = (plan.recipe.text, str(recipe.out_dtype), *weights)
         self._identity = hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
     def merge(self, resources: Resources) -> None:
@@ -202,21 +202,27 @@ class _Candidates:
     def score(self, choice: Choice, progress: Progress, task: str | None = None) -> float:
         """The mean score relative to the fine-tuned models', over all tasks of the suite or those of one model."""
         wanted = [one for one in self._validation.prepared if task in (None, one.finetuned)]
-        new = [one for one in wanted if (one.task.name, _key(choice, one.finetuned)) not in self._known]
+        keys = [(one.task.name, _key(choice, one.finetuned)) for one in wanted]
+        new = [one for one, key in zip(wanted, keys, strict=True) if key not in self._known]
         if self.masked:  # its mask makes a model of its own for each task
             for one in new:
                 self._score([one], choice)
         elif new:
             self._score(new, choice)
         self.tried.add(_key(choice))
-        scales = ", ".join(f"{group} {scale:g}" for group, scale in choice.scales.items())
-        progress.advance(1, f"{task} {choice.lambdas[task]:g}" if task else scales)
-        return fmean(self._known[one.task.name, _key(choice, one.finetuned)] for one in wanted)
+        if task:
+            shown = f"{task} {choice.lambdas[task]:g}"
+        else:
+            shown = ", ".join(f"{group} {scale:g}" for group, scale in choice.scales.items())
+        progress.advance(1, shown)
+        return fmean(self._known[key] for key in keys)
 
     def _score(self, together: Sequence[Prepared], choice: Choice) -> None:
-        """Score one model of a choice on these tasks."""
-        validation, task = self._validation, together[0].finetuned
-        label, key = RESTORED if self.masked else MERGED, _key(choice, task)
+        """Score one model of a choice on these tasks, which with masks belong to one fine-tuned model."""
+        validation = self._validation
+        task = together[0].finetuned
+        key = _key(choice, task)
+        label = RESTORED if self.masked else MERGED
         body = MemoryCheckpoint(self._state(choice, task), label=f"the merge at {key}")
         prepared: list[Prepared] = []
         for one in together:
@@ -225,7 +231,8 @@ class _Candidates:
             candidate = replace(base, label=label, identity=identity, body=body)
             prepared.append(replace(one, entrants=(base, finetuned, candidate)))
         score_all(validation.suite, prepared, validation.results, validation.device, Silent())
-        for name, scores in summarize(validation.suite, prepared, validation.results).tasks.items():
+        evaluation = summarize(validation.suite, prepared, validation.results)
+        for name, scores in evaluation.tasks.items():
             self._known[name, key] = scores.relative[label]
 
     def _state(self, choice: Choice, task: str | None) -> dict[str, Tensor]:
@@ -233,36 +240,38 @@ class _Candidates:
         state = {name: self._stored(tensor, tensor) for name, tensor in self._base.items()}
         for name, merged in self._merged.items():
             scale = choice.scales[self._group_of[name]] if name in self._group_of else 1.0
-            if scale != 1:
+            if scale != 1:  # at 1 exactly as it was merged: base + (merged - base) would round
                 base = self._base[name].to(merged.dtype)
                 merged = torch.add(base, merged - base, alpha=scale)
             state[name] = self._stored(merged, self._base[name])
-        if task is not None:
-            for step in self._localized:
-                state[step.name] = self._masked(step, state[step.name], task, choice.lambdas.get(task))
+        if task is None or not self._localized:
+            return state
+        changes = self._changes_of(task)
+        for step in self._localized:
+            merged = state[step.name]
+            base = self._base[step.name]
+            own = changes[step.name]
+            parameters = dict(step.parameters)
+            if task in choice.lambdas:
+                parameters[tuned_of_mask(step.method)] = choice.lambdas[task]
+            delta = merged.to(own.delta.dtype, copy=True).sub_(base)
+            mask = METHODS[step.method].mask_of(own, delta, parameters)
+            state[step.name] = torch.where(mask, merged, base.to(merged.dtype))
         return state
 
     def _stored(self, tensor: Tensor, base: Tensor) -> Tensor:
         """The tensor rounded as the merge writes it."""
         return tensor.to(self._out or base.dtype) if base.is_floating_point() else tensor
 
-    def _masked(self, step: Step, merged: Tensor, task: str, lam: float | None) -> Tensor:
-        """What a task's mask leaves of a merged tensor, with this lambda or the recipe's."""
-        own, base = self._change(task)[step.name], self._base[step.name]
-        method, parameters = METHODS[step.method], dict(step.parameters)
-        if lam is not None:
-            parameters[tuned_of_mask(step.method)] = lam
-        mask = method.mask_of(own, merged.to(own.delta.dtype, copy=True).sub_(base), parameters)
-        return torch.where(mask, merged, base.to(merged.dtype))
-
-    def _change(self, task: str) -> dict[str, TaskDelta]:
-        """A task's own deltas where there are masks; those of the last task that was asked for are kept."""
+    def _changes_of(self, task: str) -> dict[str, TaskDelta]:
+        """A task's own deltas where there are masks, by tensor; those of the last task are kept until the next."""
         if self._changes[0] != task:
             t = self._plan.tasks.index(task)
-            self._changes = (task, {})  # the last one's go before these come
+            changes: dict[str, TaskDelta] = {}
+            self._changes = (task, changes)  # frees the last task's before these are computed
             for step in self._localized:
-                deltas = StoredTensor(self._plan, step, None).deltas()
-                self._changes[1][step.name] = TaskDelta(t, deltas[t], deltas.weights[t], self._surveys.of(step))
+                deltas = StoredTensor(self._plan, step, None).deltas()  # of all tasks, each read when it is asked for
+                changes[step.name] = TaskDelta(t, deltas[t], deltas.weights[t], self._surveys.of(step))
         return self._changes[1]
 
 

@@ -1,10 +1,11 @@
 """What the numbers mean for a merge, in sentences. Each quotes the number it is based on."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from statistics import median
 
 from hf_tsv.errors import size
-from hf_tsv.inspection.summary import Group, Summary, TaskFacts
+from hf_tsv.inspection.summary import Summary, TaskFacts
 
 # Where advice changes. Judgement, not theory: a sentence quotes its number, so that a reader can judge otherwise.
 LONG = 1.5  # times the others' median norm: a task that outweighs them
@@ -22,24 +23,34 @@ def advice(summary: Summary) -> list[str]:
     changed = [task for task in summary.per_task if task.norm]
     if not changed:
         return ["No task changes any tensor that the recipe merges: there is nothing to merge."]
-    sentences = [
-        f"Task {_q(task)} changes none of the tensors that are merged. Leave it out."
-        for task in summary.per_task
-        if not task.norm
-    ]
+    unchanged = [task for task in summary.per_task if not task.norm]
+    sentences = [f"Task {_q(task)} changes none of the tensors that are merged. Leave it out." for task in unchanged]
     if len(changed) > 1:
-        sentences += [
-            _method(summary, changed),
-            *_where(summary),
-            *_duplicates(summary),
-            *_opposites(summary),
-            _dominance(changed),
-            _owners(summary),
-        ]
-    return [*sentences, *_low_rank(changed), _compression(summary, changed)]
+        sentences.append(_method(summary, changed))
+        sentences += _where(summary)
+        sentences += _pairs_to_keep_apart(summary)
+        sentences.append(_dominance(changed))
+        sentences.append(_owners(summary))
+    for task in changed:
+        if 0 < task.rank < LOW_RANK:
+            sentences.append(
+                f"Task {_q(task)} is of low rank: half of its matrices have at most {task.rank:.1%} of the rank they"
+                f" could have above rounding noise, none more than {task.largest_rank}. `hf-tsv compress --rank"
+                f" {task.largest_rank}` keeps it all."
+            )
+    rank_for_90 = median(task.rank_for_90 for task in changed)
+    rank_for_99 = median(task.rank_for_99 for task in changed)
+    nbytes = median(task.bytes_for_99 for task in changed)
+    sentences.append(
+        f"TSV-C needs {rank_for_99:.0%} of the full rank for 99% of a matrix's energy (medians), {size(nbytes)} a task"
+        f" or {nbytes / max(1, summary.checkpoint_bytes):.0%} of the checkpoint; 90% takes {rank_for_90:.0%} of the"
+        " rank."
+    )
+    return sentences
 
 
 def _method(summary: Summary, tasks: Sequence[TaskFacts]) -> str:
+    """Which merge method fits; the first reason against TSV-Merge decides."""
     cosine = _mean_of_pairs(summary.total.cosines)
     if cosine >= ALIKE:
         return (
@@ -49,7 +60,7 @@ def _method(summary: Summary, tasks: Sequence[TaskFacts]) -> str:
     interference = summary.total.interference
     if interference is None:
         return f"No task matrix changed, and the mean cosine is {_rounded(cosine)}: use merge_method: linear."
-    kept = min(task.energy for task in tasks)
+    kept = min(task.energy for task in tasks)  # by the task that loses most
     if kept < SPREAD:
         return (
             f"At the rank TSV-Merge keeps, the changes hold as little as {kept:.0%} of their energy: too spread out"
@@ -75,7 +86,7 @@ def _where(summary: Summary) -> Iterator[str]:
     total = summary.total
     if not disturbed or not total.interference or not total.clashes:
         return
-    worst = max(disturbed, key=_before)
+    worst = max(disturbed, key=lambda cell: cell.interference.before if cell.interference else 0.0)
     assert worst.interference
     assert worst.clashes
     i, j = _largest_pair(worst.clashes)
@@ -86,7 +97,7 @@ def _where(summary: Summary) -> Iterator[str]:
         f" ({worst.interference.times_chance:.2g} times chance), where {_pair(summary, i, j)} clash most"
         f" ({worst.clashes[i][j]:.2g} times)."
     )
-    if len(summary.tasks) > 2:
+    if len(summary.tasks) > 2:  # of two tasks there is one pair, which the sentence above names
         i, j = _largest_pair(total.clashes)
         yield (
             f"Over all layers {_pair(summary, i, j)} clash most: {total.clashes[i][j]:.2g} times chance,"
@@ -94,33 +105,31 @@ def _where(summary: Summary) -> Iterator[str]:
         )
 
 
-def _before(cell: Group) -> float:
-    return cell.interference.before if cell.interference else 0.0
-
-
-def _duplicates(summary: Summary) -> Iterator[str]:
+def _pairs_to_keep_apart(summary: Summary) -> list[str]:
+    """Tasks that are nearly the same, then tasks that undo each other."""
     cosines = summary.total.cosines
+    duplicates: list[str] = []
+    opposites: list[str] = []
     for i, j in _pairs(len(cosines)):
-        if cosines[i][j] >= DUPLICATE:
-            yield (
-                f"{_pair(summary, i, j)} are nearly the same change (cosine {cosines[i][j]:.3f}):"
+        cosine = cosines[i][j]
+        if cosine >= DUPLICATE:
+            duplicates.append(
+                f"{_pair(summary, i, j)} are nearly the same change (cosine {cosine:.3f}):"
                 " leave one out, or their task counts twice."
             )
-
-
-def _opposites(summary: Summary) -> Iterator[str]:
-    cosines = summary.total.cosines
-    for i, j in _pairs(len(cosines)):
-        if cosines[i][j] <= -ALIKE:
-            yield (
-                f"{_pair(summary, i, j)} undo each other (cosine {cosines[i][j]:.3f}): no sum or average does both."
+        elif cosine <= -ALIKE:
+            opposites.append(
+                f"{_pair(summary, i, j)} undo each other (cosine {cosine:.3f}): no sum or average does both."
                 " Leave one out, or keep them apart by tsv_c."
             )
+    return [*duplicates, *opposites]
 
 
 def _dominance(tasks: Sequence[TaskFacts]) -> str:
+    """Whether one task's vector outweighs the others'."""
     longest = max(tasks, key=lambda task: task.norm)
     shortest = min(tasks, key=lambda task: task.norm)
+    # Without the longest itself, which would lift the median where there are few tasks.
     middle = median(task.norm for task in tasks if task is not longest)
     if longest.norm > LONG * middle:
         return (
@@ -155,32 +164,12 @@ def _owners(summary: Summary) -> str:
     return f"{fact} consensus_ta with k: 1 drops what no task uses."
 
 
-def _low_rank(tasks: Sequence[TaskFacts]) -> Iterator[str]:
-    for task in tasks:
-        if 0 < task.rank < LOW_RANK:
-            yield (
-                f"Task {_q(task)} is of low rank: half of its matrices have at most {task.rank:.1%} of the rank they"
-                f" could have above rounding noise, none more than {task.largest_rank}. `hf-tsv compress --rank"
-                f" {task.largest_rank}` keeps it all."
-            )
-
-
-def _compression(summary: Summary, tasks: Sequence[TaskFacts]) -> str:
-    share = median(task.rank_for_99 for task in tasks)
-    nbytes = median(task.bytes_for_99 for task in tasks)
-    return (
-        f"TSV-C needs {share:.0%} of the full rank for 99% of a matrix's energy (medians), {size(nbytes)} a task or"
-        f" {nbytes / max(1, summary.checkpoint_bytes):.0%} of the checkpoint; 90% takes"
-        f" {median(task.rank_for_90 for task in tasks):.0%} of the rank."
-    )
-
-
 def _rounded(cosine: float) -> str:
     return f"{round(cosine, 2) + 0.0:.2f}"  # adding 0.0 turns -0.0 into 0.0
 
 
 def _pairs(num_tasks: int) -> Iterator[tuple[int, int]]:
-    return ((i, j) for i in range(num_tasks) for j in range(i + 1, num_tasks))
+    return combinations(range(num_tasks), 2)
 
 
 def _largest_pair(matrix: Sequence[Sequence[float]]) -> tuple[int, int]:

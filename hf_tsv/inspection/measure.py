@@ -1,9 +1,7 @@
-"""One pass over the task vectors of a recipe, which leaves a few numbers a task of each tensor."""
+"""One pass over the task vectors of a recipe, which leaves a few numbers per task and tensor."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 from pathlib import Path
 from threading import Lock
 
@@ -67,7 +65,8 @@ class Entries:
     @property
     def cosines(self) -> Tensor:
         """Cosines of the angles between the tasks, (T, T) float64; 0 beside a task that changed nothing."""
-        return self.inner / (self.norms[:, None] * self.norms).clamp(min=torch.finfo(torch.float64).tiny)
+        products = self.norms[:, None] * self.norms  # (T, T)
+        return self.inner / products.clamp(min=torch.finfo(torch.float64).tiny)
 
     @property
     def opposed_shares(self) -> Tensor:
@@ -77,11 +76,14 @@ class Entries:
     @staticmethod
     def sum(parts: Iterable["Entries"]) -> "Entries":
         parts = list(parts)
+        use = parts[0].use
+        for part in parts[1:]:
+            use += part.use
         return Entries(
             inner=_sum(part.inner for part in parts),
             both=_sum(part.both for part in parts),
             opposed=_sum(part.opposed for part in parts),
-            use=reduce(add, (part.use for part in parts)),
+            use=use,
             numel=sum(part.numel for part in parts),
         )
 
@@ -112,8 +114,9 @@ class Interference:
     @property
     def clashes(self) -> Tensor:
         """What two tasks leave in each other's directions, in units of chance: (T, T) float64, symmetric."""
-        both, chance = self.pairs + self.pairs.T, self.pairs_by_chance + self.pairs_by_chance.T
-        return torch.where(chance > 0, both / chance, 0.0)
+        both = self.pairs + self.pairs.T
+        chance = self.pairs_by_chance + self.pairs_by_chance.T
+        return torch.where(chance > 0, both / chance, 0.0)  # 0 / 0 where a task changed nothing
 
     @staticmethod
     def sum(parts: Iterable["Interference"]) -> "Interference":
@@ -139,7 +142,7 @@ class Matrices:
     Attributes:
         rank: Singular triplets that TSV-Merge keeps of each task: min(m, n) // T, at least 1.
         interference: How they disturb each other at that rank.
-        spectra: All singular values, one a task.
+        spectra: All singular values, one spectrum per task.
     """
 
     rank: int
@@ -193,11 +196,13 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
 
     def measure(step: Step) -> None:
         try:
-            inspected = _inspected(plan, step)
+            entries = _entries(plan, step)
+            has_changed = bool(entries.both.diagonal().any())
+            matrices = _matrices(plan, step) if step.view and has_changed else None
         except MethodError as error:
             raise MethodError(f"{step.name} {step.info.shape}: {error}") from error
-        with lock:
-            measured[step.name] = inspected
+        with lock:  # several threads measure at once
+            measured[step.name] = Inspected(step.info, step.kind, entries, matrices)
 
     base = plan.recipe.base.path
     progress.begin(total_work(plan, steps))
@@ -211,39 +216,34 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
     )
 
 
-def _inspected(plan: Plan, step: Step) -> Inspected:
-    entries = _entries(plan, step)
-    changed = bool(entries.both.diagonal().any())
-    matrices = _matrices(plan, step) if step.view and changed else None
-    return Inspected(step.info, step.kind, entries, matrices)
-
-
 def _entries(plan: Plan, step: Step) -> Entries:
+    """Compare a tensor's deltas entry by entry, `PIECE` entries of all tasks together at a time."""
     num_tasks = len(plan.tasks)
     as_stored = replace(step, view=None)  # entries don't care for the matrix they lie in
     inner = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
     both, balance = inner.clone(), inner.clone()  # whole numbers, exact in float64
     use = Use((0,) * (num_tasks + 1))
-    for rows in _pieces(step, num_tasks):
+    pieces: list[tuple[int, int] | None] = [None]  # ranges of rows; a scalar has none
+    shape = step.info.shape
+    if shape:
+        at_once = max(1, PIECE // num_tasks * shape[0] // max(1, step.info.numel))
+        pieces = [(first, min(first + at_once, shape[0])) for first in range(0, shape[0], at_once)]
+    for rows in pieces:
         stored = StoredTensor(plan, as_stored, rows)
         deltas = torch.stack([delta.flatten() for delta in stored.deltas()])  # (T, n)
         inner += _gram(deltas)
-        use += _use(deltas)
+        merged = torch.zeros_like(deltas[0])  # (n,)
+        for delta in deltas:
+            merged += delta  # one by one: the order of a sum decides how it rounds
+        in_masks = torch.zeros(deltas.shape[1:], dtype=torch.int32)  # (n,): in how many tasks' masks each entry is
+        for delta in deltas:
+            in_masks += mask_bits.tall_mask(delta, merged, MASK_LAMBDA)
+        use += Use.of(in_masks, deltas.any(dim=0), num_tasks)
         # In place, for memory: signs (-1, 0, 1) count pairs that agree less pairs that don't, their magnitudes both.
         balance += _gram(deltas.sign_())
         both += _gram(deltas.abs_())
     opposed = (both - balance) / 2
     return Entries(inner, both.long(), opposed.long(), use, step.info.numel)
-
-
-def _use(deltas: Tensor) -> Use:
-    """Of deltas (T, n), how many entries are in how many tasks' masks."""
-    merged, masks = torch.zeros_like(deltas[0]), torch.zeros(deltas.shape[1:], dtype=torch.int32)
-    for delta in deltas:
-        merged += delta
-    for delta in deltas:
-        masks += mask_bits.tall_mask(delta, merged, MASK_LAMBDA)
-    return Use.of(masks, deltas.any(dim=0), len(deltas))
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -252,18 +252,8 @@ def _gram(rows: Tensor) -> Tensor:
     return wide @ wide.T
 
 
-def _pieces(step: Step, num_tasks: int) -> Iterator[tuple[int, int] | None]:
-    """Ranges of rows, of `PIECE` entries of all tasks together at most; None for a scalar, which has no rows."""
-    shape = step.info.shape
-    if not shape:
-        yield None
-        return
-    at_once = max(1, PIECE // num_tasks * shape[0] // max(1, step.info.numel))
-    for first in range(0, shape[0], at_once):
-        yield first, min(first + at_once, shape[0])
-
-
 def _matrices(plan: Plan, step: Step) -> Matrices:
+    """Compare a tensor's task matrices by their singular vectors; stacked experts one after the other."""
     assert step.view is not None
     rank = max(1, min(step.view.m, step.view.n) // len(plan.tasks))
     # Stacked experts lie one after the other along the first dimension.
@@ -277,19 +267,24 @@ def _matrices(plan: Plan, step: Step) -> Matrices:
         interference, of_matrix = _one_matrix(deltas, rank)
         interferences.append(interference)
         spectra.append(of_matrix)
-    by_task = spectra[0] if len(spectra) == 1 else map(pooled, zip(*spectra, strict=True))
-    return Matrices(rank, Interference.sum(interferences), tuple(by_task))
+    by_task = tuple(pooled(of_task) for of_task in zip(*spectra, strict=True))
+    return Matrices(rank, Interference.sum(interferences), by_task)
 
 
 def _one_matrix(deltas: Deltas, rank: int) -> tuple[Interference, list[Spectrum]]:
-    factors, spectra = [], []
+    """The interference of T task matrices at a rank, and all their singular values, one spectrum a task."""
+    m, n = deltas.shape
+    factors: list[Factors] = []
+    spectra: list[Spectrum] = []
     for t in range(len(deltas)):
         noise = deltas.noise(t)
         floor = noise if deltas.is_half(t) else 0.0  # as TSV-Merge cuts them by default
         # An adapter's own factors are exact, and save a decomposition of the full matrix.
         known = deltas.factors(t) or truncated_svd(deltas[t], rank, rtol=NUMERICAL_RANK, floor=floor)
         factors.append(replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank]))
-        spectra.append(_spectrum(known, deltas.shape, noise))
+        values = known.s.double() if known.values is None else known.values  # all, not only the leading ones
+        largest = float(values[0]) if len(values) else 0.0
+        spectra.append(Spectrum(values, m, n, noise=max(noise, NUMERICAL_RANK * largest)))
     chance, pairs_by_chance = interference_by_chance(factors)
     interference = Interference(
         before=singular_task_interference(factors),
@@ -299,10 +294,3 @@ def _one_matrix(deltas: Deltas, rank: int) -> tuple[Interference, list[Spectrum]
         pairs_by_chance=pairs_by_chance,
     )
     return interference, spectra
-
-
-def _spectrum(factors: Factors, shape: Sequence[int], noise: float) -> Spectrum:
-    values = factors.s.double() if factors.values is None else factors.values
-    largest = float(values[0]) if len(values) else 0.0
-    m, n = shape
-    return Spectrum(values, m, n, noise=max(noise, NUMERICAL_RANK * largest))

@@ -1,7 +1,6 @@
 """The summary as one HTML page that needs nothing else: no network, no other file."""
 
 import json
-from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,17 +15,14 @@ _IN_A_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 def render_page(summary: Summary) -> str:
     """The page of a summary. Whatever characters names contain, none becomes markup or script."""
     plain = summary.plain()
+    text = json.dumps(plain, separators=(",", ":"))
     # JSON allows these characters as escapes, so the data can't end the script that contains them.
-    data = Markup(json.dumps(plain, separators=(",", ":")).translate(_IN_A_SCRIPT))
-    return _templates().get_template("page.html.j2").render(s=plain, data=data, version=__version__)
-
-
-@cache
-def _templates() -> Environment:
-    return Environment(
+    data = Markup(text.translate(_IN_A_SCRIPT))
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return templates.get_template("page.html.j2").render(s=plain, data=data, version=__version__)

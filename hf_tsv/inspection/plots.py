@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_tsv.errors import HfTsvError
-from hf_tsv.inspection.summary import Group, Summary
+from hf_tsv.inspection.summary import Summary
 from hf_tsv.inspection.tables import layer_name
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ PRINTED = 12  # rows and columns up to which values are written into the fields
 
 
 def write_plots(summary: Summary, folder: Path) -> list[Path]:
-    """Write the pictures into a folder, which is made if need be: interference, pairs, spectra and norms.
+    """Write pictures of interference, pairs, spectra and norms into a folder, which is created if needed.
 
     Raises:
         HfTsvError: matplotlib isn't installed, or the folder can't be written.
@@ -67,7 +67,8 @@ def _interference(summary: Summary) -> "Figure":
     columns = list(map(str, layers))
     if None in numbers:
         columns[0] = "outside"
-    axes = _field(figure.subplots(), values, [group.label for group in types], columns, colours="magma_r")
+    rows = [group.label for group in types]
+    axes = _field(figure.subplots(), values, rows, columns, colours="magma_r")
     axes.set_title("Singular Task Interference, times chance", fontsize=10, loc="left")
     return figure
 
@@ -91,47 +92,46 @@ def _pairs(summary: Summary) -> "Figure":
 
 def _norms(summary: Summary) -> "Figure":
     layers = summary.layers
-    values = zip(*(layer.norms for layer in layers), strict=True)  # a row a task, a column a layer
+    by_layer = [layer.norms for layer in layers]
+    values = list(zip(*by_layer, strict=True))  # a row a task, a column a layer
     names = [layer_name(layer).rsplit(" ", 1)[-1] for layer in layers]
     figure = _figure(3.2 + 0.42 * max(5, len(layers)), 1.3 + 0.32 * len(summary.tasks))
-    axes = _field(figure.subplots(), list(values), summary.tasks, names, colours="Blues")
+    axes = _field(figure.subplots(), values, summary.tasks, names, colours="Blues")
     axes.set_title("Norms of the task vectors by layer", fontsize=10, loc="left")
     return figure
 
 
 def _spectra(summary: Summary) -> "Figure":
+    from matplotlib import colormaps
+    from matplotlib.ticker import PercentFormatter
+
     # Of one or two ranks there is no curve to draw.
     groups = [group for group in summary.groups if group.spectra and len(group.spectra.ranks) > 2]
     columns = min(3, len(groups))
-    rows = -(-len(groups) // columns)
-    figure = _figure(3.4 * columns, 2.5 * rows + 0.3 + 0.2 * (len(summary.tasks) // 6))
+    rows = math.ceil(len(groups) / columns)
+    more_lines = len(summary.tasks) // 6  # of the legend, which has six tasks a line
+    figure = _figure(3.4 * columns, 2.5 * rows + 0.3 + 0.2 * more_lines)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    hues = colormaps["tab10" if len(summary.tasks) <= 10 else "tab20"]
     for axes, group in zip(panels, groups, strict=False):
-        _curves(axes, group, len(summary.tasks))
+        assert group.spectra
+        assert group.rank
+        for t, kept in enumerate(group.spectra.kept):
+            axes.plot(group.spectra.ranks, kept, color=hues(t % hues.N), linewidth=1.4)
+        axes.axvline(group.rank, color="grey", linestyle="--", linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, 1.02)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_title(_cut(group.label, 40), fontsize=9, loc="left", parse_math=False)
+        axes.tick_params(labelsize=8)
+        axes.set_xlabel(f"rank k (dashed: {group.rank}); energy kept", fontsize=8)
+    # The last row may have more panels than there are groups left.
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
     lines = figure.axes[0].get_lines()[: len(summary.tasks)]
     figure.legend(lines, [_cut(task) for task in summary.tasks], loc="outside lower center", ncols=6, fontsize=8)
     return figure
-
-
-def _curves(axes: "Axes", group: Group, num_tasks: int) -> None:
-    from matplotlib import colormaps
-    from matplotlib.ticker import PercentFormatter
-
-    hues = colormaps["tab10" if num_tasks <= 10 else "tab20"]
-    assert group.spectra
-    assert group.rank
-    for t, kept in enumerate(group.spectra.kept):
-        axes.plot(group.spectra.ranks, kept, color=hues(t % hues.N), linewidth=1.4)
-    axes.axvline(group.rank, color="grey", linestyle="--", linewidth=1)
-    axes.set_xscale("log", base=2)
-    axes.set_ylim(0, 1.02)
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_title(_cut(group.label, 40), fontsize=9, loc="left", parse_math=False)
-    axes.tick_params(labelsize=8)
-    axes.set_xlabel(f"rank k (dashed: {group.rank}); energy kept", fontsize=8)
 
 
 def _field(
@@ -166,12 +166,9 @@ def _field(
     )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    if len(columns) <= PRINTED:
-        _write_values(axes, values, largest, around_zero)
-    return axes
-
-
-def _write_values(axes: "Axes", values: Sequence[Sequence[float]], largest: float, around_zero: bool) -> None:
+    if len(columns) > PRINTED:
+        return axes
+    # On darker fields than this black text can't be read.
     dark_from = (0.7 if around_zero else 0.6) * largest
     for r, row in enumerate(values):
         for c, value in enumerate(row):
@@ -180,8 +177,13 @@ def _write_values(axes: "Axes", values: Sequence[Sequence[float]], largest: floa
             text = f"{round(value, 2) + 0.0:.2f}" if around_zero else f"{value:.2g}"
             colour = "w" if abs(value) > dark_from else "k"
             axes.text(c, r, text, ha="center", va="center", fontsize=7, color=colour)
+    return axes
 
 
 def _cut(text: str, most: int = MOST) -> str:
     """The start and the end of a text: names of one kind differ in either."""
-    return text if len(text) <= most else f"{text[: most // 3]}…{text[most // 3 + 1 - most :]}"
+    if len(text) <= most:
+        return text
+    at_start = most // 3
+    at_end = most - 1 - at_start  # 1 for the ellipsis
+    return f"{text[:at_start]}…{text[-at_end:]}"

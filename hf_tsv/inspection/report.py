@@ -31,10 +31,16 @@ def summarize(inspection: Inspection) -> Summary:
     def cell_key(tensor: Inspected) -> Hashable:
         return group_key(tensor), layer_key(tensor)
 
-    layers = [
-        Layer(**_fields(_place(layer, stacks)), **_fields(_facts(layer)))
-        for layer in _by_depth(_gathered(tensors, layer_key))
-    ]
+    by_layer = _gathered(tensors, layer_key)
+    names = [layer_of(layer[0].info.name) for layer in by_layer]  # a stack and a number each
+    in_order = list(dict.fromkeys(stack for stack, _ in names))
+    # Stack by stack, layer 2 before layer 10: files hold them by name.
+    order = sorted(range(len(by_layer)), key=lambda i: (in_order.index(names[i][0]), names[i][1] or 0))
+    layers: list[Layer] = []
+    for i in order:
+        place = _place(by_layer[i], stacks)
+        facts = _facts(by_layer[i])
+        layers.append(Layer(**_fields(place), **_fields(facts)))
     summary = Summary(
         base=inspection.base,
         tasks=list(inspection.tasks),
@@ -60,14 +66,6 @@ def _gathered(tensors: Iterable[Inspected], key: Callable[[Inspected], Hashable]
     for tensor in tensors:
         groups.setdefault(key(tensor), []).append(tensor)
     return list(groups.values())
-
-
-def _by_depth(layers: Sequence[list[Inspected]]) -> list[list[Inspected]]:
-    """Stack by stack, layer 2 before layer 10: files hold them by name."""
-    names = [layer_of(layer[0].info.name) for layer in layers]
-    stacks = list(dict.fromkeys(stack for stack, _ in names))
-    order = sorted(range(len(layers)), key=lambda i: (stacks.index(names[i][0]), names[i][1] or 0))
-    return [layers[i] for i in order]
 
 
 def _place(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> Place:
@@ -97,15 +95,18 @@ def _short_names(stacks: Iterable[str]) -> dict[str, str]:
     `text_model` and `vision_model` for `text_model.encoder.layers.` and `vision_model.encoder.layers.`.
     """
     parts = {stack: stack.rstrip(".").split(".") for stack in stacks}
-    for end in (0, -1):
-        # Cut at this end as long as all of them agree there.
-        while all(parts.values()) and len({own[end] for own in parts.values()}) == 1:
-            for stack, own in parts.items():
-                parts[stack] = own[1:] if end == 0 else own[:-1]
+    # Cut at the start, then at the end, as long as all of them agree there.
+    while all(parts.values()) and len({own[0] for own in parts.values()}) == 1:
+        for own in parts.values():
+            own.pop(0)
+    while all(parts.values()) and len({own[-1] for own in parts.values()}) == 1:
+        for own in parts.values():
+            own.pop()
     return {stack: ".".join(own) for stack, own in parts.items()}
 
 
 def _facts(tensors: Sequence[Inspected]) -> Facts:
+    """What was measured of some tensors together."""
     entries = Entries.sum(tensor.entries for tensor in tensors)
     shares = entries.use.shares()
     measured: dict[str, Any] = {
@@ -132,24 +133,35 @@ def _facts(tensors: Sequence[Inspected]) -> Facts:
 
 
 def _group(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> Group:
+    """Tensors of one module type and shape, with their spectra if they are matrices."""
     known = _fields(_place(tensors, stacks)) | _fields(_facts(tensors))
     matrices = [tensor.matrices for tensor in tensors if tensor.matrices]
     if not matrices:
         return Group(**known)
-    by_task = zip(*(one.spectra for one in matrices), strict=True)
-    spectra = [pooled(task) for task in by_task]  # one a task
+    by_matrix = [one.spectra for one in matrices]
+    spectra = [pooled(of_task) for of_task in zip(*by_matrix, strict=True)]  # one a task
     side = min(spectra[0].m, spectra[0].n)
     # Evenly spaced on a logarithmic axis, from 1 to the full rank; small matrices have fewer ranks than points.
     ranks = sorted({round(side ** (i / (POINTS - 1))) for i in range(POINTS)})
     values: list[list[float]] = []
     kept: list[list[float]] = []
     for spectrum in spectra:
-        values.append([_short(_value_at(spectrum, rank) / len(matrices) ** 0.5) for rank in ranks])
-        kept.append([_short(_energy_share_at(spectrum, rank)) for rank in ranks])
+        whole = float(spectrum.kept[-1])
+        values_of_task: list[float] = []
+        kept_of_task: list[float] = []
+        for rank in ranks:
+            # A decomposition may give fewer values than the full rank: the rest are 0.
+            value = float(spectrum.values[rank - 1]) if rank <= len(spectrum.values) else 0.0
+            # Pooled values are root sums of squares over the matrices; shown are root means.
+            values_of_task.append(_short(value / len(matrices) ** 0.5))
+            kept_of_task.append(_short(spectrum.energy_at(rank) / whole if whole else 0.0))
+        values.append(values_of_task)
+        kept.append(kept_of_task)
     return Group(**known, rank=matrices[0].rank, spectra=Spectra(ranks=ranks, values=values, kept=kept))
 
 
 def _task_facts(inspection: Inspection, t: int) -> TaskFacts:
+    """What was measured of task t alone."""
     entries = Entries.sum(tensor.entries for tensor in inspection.tensors)
     matrices: dict[str, Matrices] = {}  # of the tensors that this task changed
     for tensor in inspection.tensors:
@@ -162,7 +174,8 @@ def _task_facts(inspection: Inspection, t: int) -> TaskFacts:
 
     def median_share(ranks: Sequence[int]) -> float:
         """The median of ranks, each as a share of its matrix's smaller side."""
-        shares = [rank / min(spectrum.m, spectrum.n) for rank, spectrum in zip(ranks, spectra.values(), strict=True)]
+        sides = [min(spectrum.m, spectrum.n) for spectrum in spectra.values()]
+        shares = [rank / side for rank, side in zip(ranks, sides, strict=True)]
         return _short(median(shares)) if shares else 0.0
 
     return TaskFacts(
@@ -204,16 +217,8 @@ def _bytes(inspection: Inspection, t: int, spectra: Mapping[str, Spectrum]) -> i
 def _energy_share(matrices: Sequence[Matrices], t: int) -> float:
     """Share of task t's energy in the triplets that TSV-Merge keeps; 0 where it changed nothing."""
     whole = sum(float(one.spectra[t].kept[-1]) for one in matrices)
-    return sum(one.spectra[t].energy_at(one.rank) for one in matrices) / whole if whole else 0.0
-
-
-def _value_at(spectrum: Spectrum, rank: int) -> float:
-    return float(spectrum.values[rank - 1]) if rank <= len(spectrum.values) else 0.0
-
-
-def _energy_share_at(spectrum: Spectrum, rank: int) -> float:
-    whole = float(spectrum.kept[-1])
-    return spectrum.energy_at(rank) / whole if whole else 0.0
+    kept = sum(one.spectra[t].energy_at(one.rank) for one in matrices)
+    return kept / whole if whole else 0.0
 
 
 def _vector(values: Tensor) -> list[float]:

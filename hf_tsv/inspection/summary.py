@@ -149,8 +149,8 @@ class Summary(_Data):
         base: What the base model is called.
         tasks: The tasks' names, in recipe order.
         checkpoint_bytes: Bytes of the base's tensors.
-        mask_lambda: The lambda of the TALL-masks that `weights` stands on.
-        per_task: One entry a task.
+        mask_lambda: The lambda of the TALL-masks that `weights` is counted by.
+        per_task: One entry per task.
         total: All tensors together.
         groups: By module type and shape.
         layers: By layer, stack by stack.

@@ -1,6 +1,7 @@
 """The summary as tables for a terminal."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -15,15 +16,51 @@ LISTED = 10  # pairs that are shown of more
 
 def print_tables(summary: Summary, console: Console) -> None:
     """Print a summary by task, pair, module type and layer, and the advice."""
-    console.print(_titled("Tasks", _tasks(summary)))
+    table = _table("task", "norm", "changed", "energy at k", "rank", "for 90%", "for 99%", "bytes for 99%")
+    for task in summary.per_task:
+        shares = [task.changed, task.energy, task.rank, task.rank_for_90, task.rank_for_99]
+        cells = [f"{share:.0%}" for share in shares]
+        table.add_row(escape(task.task), f"{task.norm:.3g}", *cells, size(task.bytes_for_99))
+    console.print(_titled("Tasks", table))
+
     if len(summary.tasks) > 1:
         console.print(_titled("Pairs of tasks", _pairs(summary)))
+
     if summary.total.interference:
-        console.print(_titled("Interference by module type", _groups(summary)))
-        console.print(_titled("Interference by layer", _layers(summary)))
+        table = _table("module type", "of", "shape", "k", "energy at k", "STI", "x chance", "after", "clash most")
+        table.columns[-1].justify = "left"
+        for group in summary.groups:
+            if group.interference is None or group.energy is None:  # no matrices
+                continue
+            shape = "x".join(map(str, group.shape))
+            energy = f"{100 * min(group.energy):.0f}-{max(group.energy):.0%}"
+            worst = _worst(summary.tasks, group.clashes)
+            cells = [str(group.tensors), shape, str(group.rank), energy, *_interference(group.interference)]
+            table.add_row(escape(group.label), *cells, escape(worst))
+        console.print(_titled("Interference by module type", table))
+
+        table = _table("layer", "STI", "x chance", "after", "clash most", "")
+        table.columns[4].justify = table.columns[5].justify = "left"
+        layers = [(layer, layer.interference) for layer in summary.layers if layer.interference]
+        largest = max(interference.before for _, interference in layers) or 1.0  # 0 where no task disturbs another
+        for layer, interference in layers:
+            bar = "█" * round(24 * interference.before / largest)  # 24 characters at most
+            worst = _worst(summary.tasks, layer.clashes)
+            table.add_row(escape(layer_name(layer)), *_interference(interference), escape(worst), bar)
+        console.print(_titled("Interference by layer", table))
+
     if len(summary.tasks) > 1:
-        console.print(_titled("Changed weights by how many tasks use them", _weights(summary)))
-    console.print(_titled("Advice", *(f"- {escape(sentence)}" for sentence in summary.advice)))
+        table = _table("module type", "shared", "selfish", "catastrophic")
+        rows = [(group.label, group.weights) for group in summary.groups]
+        rows.append(("all", summary.total.weights))
+        for label, weights in rows:
+            shares = [weights.shared, weights.selfish, weights.catastrophic]
+            table.add_row(escape(label), *[f"{share:.1%}" for share in shares])
+        console.print(_titled("Changed weights by how many tasks use them", table))
+
+    # Names of tasks stand in the advice, and would be taken for markup.
+    sentences = [f"- {escape(sentence)}" for sentence in summary.advice]
+    console.print(_titled("Advice", *sentences))
 
 
 def _titled(title: str, *what: RenderableType) -> Group:
@@ -37,18 +74,10 @@ def _table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def _tasks(summary: Summary) -> Table:
-    table = _table("task", "norm", "changed", "energy at k", "rank", "for 90%", "for 99%", "bytes for 99%")
-    for task in summary.per_task:
-        shares = (task.changed, task.energy, task.rank, task.rank_for_90, task.rank_for_99)
-        shares_shown = [f"{share:.0%}" for share in shares]
-        table.add_row(escape(task.task), f"{task.norm:.3g}", *shares_shown, size(task.bytes_for_99))
-    return table
-
-
 def _pairs(summary: Summary) -> Table:
     total, tasks = summary.total, summary.tasks
-    pairs = [(i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
+    pairs = list(combinations(range(len(tasks)), 2))
+    # The worst first: by clashes where there are matrices.
     order = total.clashes or total.cosines
     pairs.sort(key=lambda pair: -order[pair[0]][pair[1]])
     if len(tasks) > WHOLE:
@@ -56,42 +85,9 @@ def _pairs(summary: Summary) -> Table:
     table = _table("", "", "clash, x chance", "cosine", "opposite signs", left=2)
     for i, j in pairs:
         clash = f"{total.clashes[i][j]:.2f}" if total.clashes else ""
-        cosine, opposed = f"{total.cosines[i][j]:.3f}", f"{total.opposed[i][j]:.1%}"
+        cosine = f"{total.cosines[i][j]:.3f}"
+        opposed = f"{total.opposed[i][j]:.1%}"
         table.add_row(escape(tasks[i]), escape(tasks[j]), clash, cosine, opposed)
-    return table
-
-
-def _groups(summary: Summary) -> Table:
-    table = _table("module type", "of", "shape", "k", "energy at k", "STI", "x chance", "after", "clash most")
-    table.columns[-1].justify = "left"
-    for group in summary.groups:
-        if group.interference is None or group.energy is None:
-            continue
-        shape = "x".join(map(str, group.shape))
-        energy = f"{100 * min(group.energy):.0f}-{max(group.energy):.0%}"
-        cells = (str(group.tensors), shape, str(group.rank), energy, *_interference(group.interference))
-        table.add_row(escape(group.label), *cells, escape(_worst(summary.tasks, group.clashes)))
-    return table
-
-
-def _weights(summary: Summary) -> Table:
-    table = _table("module type", "shared", "selfish", "catastrophic")
-    rows = [(group.label, group.weights) for group in summary.groups]
-    for label, weights in [*rows, ("all", summary.total.weights)]:
-        shares = (weights.shared, weights.selfish, weights.catastrophic)
-        table.add_row(escape(label), *(f"{share:.1%}" for share in shares))
-    return table
-
-
-def _layers(summary: Summary) -> Table:
-    table = _table("layer", "STI", "x chance", "after", "clash most", "")
-    table.columns[4].justify = table.columns[5].justify = "left"
-    layers = [(layer, layer.interference) for layer in summary.layers if layer.interference]
-    largest = max(interference.before for _, interference in layers) or 1.0  # 0 where no task disturbs another
-    for layer, interference in layers:
-        bar = "█" * round(24 * interference.before / largest)
-        worst = _worst(summary.tasks, layer.clashes)
-        table.add_row(escape(layer_name(layer)), *_interference(interference), escape(worst), bar)
     return table
 
 
@@ -110,6 +106,6 @@ def _worst(tasks: Sequence[str], clashes: Sequence[Sequence[float]] | None) -> s
     """The pair of tasks that clashes most."""
     if clashes is None:
         return ""
-    pairs = [(clashes[i][j], i, j) for i in range(len(tasks)) for j in range(i + 1, len(tasks))]
+    pairs = [(clashes[i][j], i, j) for i, j in combinations(range(len(tasks)), 2)]
     value, i, j = max(pairs, default=(0.0, 0, 0))
     return f"{tasks[i]}, {tasks[j]} ({value:.1f})" if value else ""
