@@ -40,6 +40,7 @@ class Keys(BaseModel):
         refused: mergekit's keys that aren't taken here, each with the reason and the way out.
     """
 
+    # Strict: "2" is no number and 1 is not true, so that a value means what it looks like.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     place: ClassVar[str] = ""
@@ -206,7 +207,9 @@ def _format_name(value: Any) -> Any:
 
 def _format_rank(value: Any) -> Any:
     """A rank that some format takes; which one, is checked when it plans."""
-    ranks = {rank for one in FORMATS.values() for rank in one.ranks}
+    ranks: set[int] = set()
+    for one in FORMATS.values():
+        ranks.update(one.ranks)
     return _one_of(sorted(ranks), value)
 
 
@@ -285,23 +288,40 @@ def read_shape(document: Document) -> RecipeFile:
         return RecipeFile.model_validate(document.data)
     except ValidationError as error:
         details = error.errors(include_url=False)
+    # The rest is read all the same, so that mistakes in the meaning are reported together with those in the shape.
     sound = copy.deepcopy(document.data)
     for detail in details:
-        _tell(document, detail)
-        _drop(sound, _unusable(detail))
+        path = _path_of(detail)
+        document.tell(path, _problem(path, detail))
+        _drop_unusable(sound, path, detail)
     return RecipeFile.model_validate(sound)
 
 
-def _tell(document: Document, error: ErrorDetails) -> None:
-    """Note one of pydantic's errors."""
-    path = _path_of(error)
+def _problem(path: Path, error: ErrorDetails) -> str:
+    """What one of pydantic's errors means to a recipe's author."""
+    *above, last = path
+    level = _level(tuple(above))
+    if error["type"] == "missing":
+        return f"'{last}' is missing{level.place}."
     if error["type"] == "extra_forbidden":
-        problem = _unknown_key(path)
-    elif error["type"] == "missing":
-        problem = f"'{path[-1]}' is missing{_level(path[:-1]).place}."
-    else:
-        problem = wrong_value(_label(path), [error]) + _way_out(path, error)
-    document.tell(path, problem)
+        key = str(last)
+        if key in level.refused:
+            return f"'{key}' isn't taken{level.place}: {level.refused[key]}"
+        parameters = {"weight"}  # every method takes it
+        for method in METHODS.values():
+            parameters.update(method.parameters, method.aliases)
+        if "parameters" in level.model_fields and key in parameters:
+            return f"'{key}' is a parameter, expected it under 'parameters'. Write parameters: {{{key}: ...}}."
+        known = list(level.model_fields)
+        return f"unknown key '{key}'{level.place}.{did_you_mean(key, known)} Known keys: {', '.join(known)}."
+    label = f"'{last}'" if isinstance(last, str) else f"entry {last + 1} of '{path[-2]}'"
+    problem = wrong_value(label, [error])
+    if error["type"] != "model_type":
+        return problem
+    # A mapping belongs here, so its keys are the way out.
+    if path[0] == "models" and isinstance(error["input"], str):
+        return f"{problem} Write - model: {error['input']}."
+    return f"{problem} Its keys: {', '.join(_level(path).model_fields)}."
 
 
 def _path_of(error: ErrorDetails) -> Path:
@@ -325,31 +345,6 @@ def _parameters_at(path: Sequence[int | str]) -> int | None:
         if list(path[at : at + 1]) == ["parameters"]:
             return at
     return None
-
-
-def _unknown_key(path: Path) -> str:
-    level, key = _level(path[:-1]), str(path[-1])
-    if key in level.refused:
-        return f"'{key}' isn't taken{level.place}: {level.refused[key]}"
-    if "parameters" in level.model_fields and key in _parameter_names():
-        return f"'{key}' is a parameter, expected it under 'parameters'. Write parameters: {{{key}: ...}}."
-    known = list(level.model_fields)
-    return f"unknown key '{key}'{level.place}.{did_you_mean(key, known)} Known keys: {', '.join(known)}."
-
-
-def _way_out(path: Path, error: ErrorDetails) -> str:
-    if error["type"] != "model_type":
-        return ""
-    if path[:1] == ("models",) and isinstance(error["input"], str):
-        return f" Write - model: {error['input']}."
-    return f" Its keys: {', '.join(_level(path).model_fields)}."
-
-
-def _parameter_names() -> set[str]:
-    names = {"weight"}
-    for method in METHODS.values():
-        names.update(method.parameters, method.aliases)
-    return names
 
 
 def _level(path: Path) -> type[Keys]:
@@ -378,32 +373,23 @@ def _level(path: Path) -> type[Keys]:
     return RecipeFile
 
 
-def _label(path: Path) -> str:
-    """What messages call the value at a path."""
-    *_, last = path
-    return f"'{last}'" if isinstance(last, str) else f"entry {last + 1} of '{path[-2]}'"
+def _drop_unusable(data: Any, path: Path, error: ErrorDetails) -> None:
+    """Take the piece of a recipe's data that is of no use because of an error at `path` out of it.
 
-
-def _unusable(error: ErrorDetails) -> Path:
-    """The piece of a recipe that is of no use because of an error in it.
-
-    That is a key of the recipe, of an entry or of a list of filter and value; a gradient goes as a whole.
+    That is a key of the recipe, of an entry or of a list of filter and value; a gradient goes as a whole. An entry of
+    a list becomes one that says nothing, so that the others keep their places.
     """
-    path = _path_of(error)
-    if error["type"] == "extra_forbidden":
-        return path
     parameters = _parameters_at(path)
-    if parameters is not None:
+    if error["type"] == "extra_forbidden":
+        length = len(path)
+    elif parameters is not None:
         setting = parameters + 2  # the length of the parameter's own path
         in_filters = list(error["loc"][setting : setting + 1]) == ["<filters>"]
-        return path[: setting + 2] if in_filters else path[:setting]
-    in_entry = len(path) > 1 and isinstance(path[1], int)
-    return path[:3] if in_entry else path[:1]
-
-
-def _drop(data: Any, path: Path) -> None:
-    """Take the value at `path` out of `data`; an entry of a list becomes one that says nothing."""
-    *above, last = path
+        length = setting + 2 if in_filters else setting
+    else:
+        in_entry = len(path) > 1 and isinstance(path[1], int)
+        length = 3 if in_entry else 1
+    *above, last = path[:length]
     for step in above:
         if isinstance(data, dict) and step not in data:
             return  # what is around it was dropped for another error
