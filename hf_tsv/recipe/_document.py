@@ -11,6 +11,8 @@ Mark = tuple[int, int]  # line and column, from 1
 
 @dataclass(frozen=True)
 class _Problem:
+    """A mistake, and where it stands in the file."""
+
     mark: Mark
     text: str
 
@@ -74,6 +76,7 @@ class Document:
             raise RecipeError(f"{self.source}:{problem.mark[0]}: {problem.text}" for problem in in_order)
 
     def _mark(self, path: Path) -> Mark:
+        # The top has a mark, so this ends there at the latest.
         while path not in self.marks:
             path = path[:-1]
         return self.marks[path]

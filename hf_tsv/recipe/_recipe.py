@@ -123,7 +123,7 @@ class Branch:
             chains.append(self.base_weight)
         if not all(chain.is_constant for chain in chains):
             return None
-        return self._rule("", "other", 0.0)
+        return self._rule("", "other", 0.0)  # any tensor will do
 
     def _rule(self, name: str, kind: str, depth: float) -> Rule:
         def at(chain: Chain, default: Any) -> Any:

@@ -291,7 +291,10 @@ def read_shape(document: Document) -> RecipeFile:
     # The rest is read all the same, so that mistakes in the meaning are reported together with those in the shape.
     sound = copy.deepcopy(document.data)
     for detail in details:
-        path = _path_of(detail)
+        path = _untagged(detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            *above, key = detail["loc"]
+            path = (*_untagged(above), key)  # the key is the file's own, even if it looks like a tag
         document.tell(path, _problem(path, detail))
         _drop_unusable(sound, path, detail)
     return RecipeFile.model_validate(sound)
@@ -322,14 +325,6 @@ def _problem(path: Path, error: ErrorDetails) -> str:
     if path[0] == "models" and isinstance(error["input"], str):
         return f"{problem} Write - model: {error['input']}."
     return f"{problem} Its keys: {', '.join(_level(path).model_fields)}."
-
-
-def _path_of(error: ErrorDetails) -> Path:
-    """The path of one of pydantic's errors as the file has it, without the tags of unions."""
-    *above, last = error["loc"]
-    if error["type"] == "extra_forbidden":  # the key is the file's own, even if it looks like a tag
-        return (*_untagged(above), last)
-    return _untagged(error["loc"])
 
 
 def _untagged(loc: Sequence[int | str]) -> Path:
