@@ -134,33 +134,30 @@ class Hub:
     # ----------------------------------------------------------------------------------------------- contents
 
     def files(self, pinned: Pinned) -> Mapping[str, int]:
-        """Every file and its size in bytes.
+        """Every file and its size in bytes; offline those in the cache, which may be a part.
 
         Raises:
             CheckpointError: the repository has no such folder.
         """
         if pinned in self._files:
             return self._files[pinned]
-        if self.offline:
-            whole = self._cached_files(pinned)
-        else:
+        if not self.offline:
             with self.connection.explaining(pinned.repo_id, pinned.requested_revision):
                 entries = list(self.api.list_repo_tree(pinned.repo_id, recursive=True, revision=pinned.sha))
             whole = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+        else:
+            try:
+                # The list that an earlier download left.
+                tree = get_cached_repo_tree(pinned.repo_id, revision=pinned.sha, cache_dir=self.cache_dir)
+                whole = {entry.path: entry.size for entry in tree}
+            except CachedRepoTreeNotFoundError:
+                # Another program filled the cache: what is missing from it can't be told from what never was.
+                self._partial.add(pinned)
+                folder = self._cached_folder(replace(pinned, folder=""))
+                paths = [path for path in folder.rglob("*") if path.is_file()]
+                whole = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
         self._files[pinned] = in_folder(whole, pinned.folder, pinned.repo_id)
         return self._files[pinned]
-
-    def _cached_files(self, pinned: Pinned) -> dict[str, int]:
-        """The list that an earlier download left, or else what lies in the cache, which may be a part."""
-        try:
-            tree = get_cached_repo_tree(pinned.repo_id, revision=pinned.sha, cache_dir=self.cache_dir)
-            return {entry.path: entry.size for entry in tree}
-        except CachedRepoTreeNotFoundError:
-            # Another program filled the cache: what is missing from it can't be told from what never was.
-            self._partial.add(pinned)
-            folder = self._cached_folder(replace(pinned, folder=""))
-            paths = [path for path in folder.rglob("*") if path.is_file()]
-            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
     def weights(self, pinned: Pinned) -> Weights:
         """What its weights are: a model or an adapter, in one file or in shards.

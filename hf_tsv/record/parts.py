@@ -29,6 +29,7 @@ class Part(BaseModel):
 def _inside(file: str) -> str:
     """A path that stays in the folder it is joined to, on any operating system."""
     windows = PureWindowsPath(file)
+    # A backslash is part of a name on POSIX, and a slash separates on both.
     parts = {*PurePosixPath(file).parts, *windows.parts}
     if not file or "\0" in file or windows.drive or windows.root or ".." in parts:
         raise PydanticCustomError("path", "expected a path inside the output folder")
@@ -36,7 +37,9 @@ def _inside(file: str) -> str:
 
 
 def _one_component(name: str) -> str:
-    if len(PureWindowsPath(_inside(name)).parts) != 1:
+    """A name without any separator, on any operating system: Windows takes both kinds."""
+    parts = PureWindowsPath(_inside(name)).parts
+    if len(parts) != 1:
         raise PydanticCustomError("task", "expected a name that a folder can have")
     return name
 
@@ -104,7 +107,7 @@ class Terms(Part):
     @property
     def may_be_private(self) -> bool:
         """Whether only its owners see it, as far as that is known."""
-        return self.private is not False
+        return self.private is not False  # None, after an offline run, may mean either
 
 
 class SourceEntry(Part):
@@ -130,7 +133,8 @@ class SourceEntry(Part):
 
     @model_validator(mode="after")
     def _terms_fit(self) -> "SourceEntry":
-        if self.terms and len(self.terms) != (2 if self.adapter else 1):
+        expected = 2 if self.adapter else 1
+        if self.terms and len(self.terms) != expected:
             raise PydanticCustomError("terms", "expected one entry in terms for the model and one for its adapter")
         return self
 

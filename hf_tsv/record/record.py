@@ -27,7 +27,7 @@ from hf_tsv.record.parts import (
     VocabularyEntry,
 )
 
-FORMAT = 2
+FORMAT = 2  # which `_Common.format` repeats, because a Literal takes no name
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Common(Part):
 
     def with_pushed(self, pushed: Sequence[PushedTo]) -> Self:
         """The same record, saying where it was pushed."""
-        record = self.model_copy()
+        record = self.model_copy()  # frozen as to its fields, which a private attribute is not
         record._pushed = tuple(pushed)
         return record
 
@@ -133,6 +133,7 @@ class AdaptersRecord(_Made):
 
     @model_validator(mode="after")
     def _tasks_have_sizes(self) -> Self:
+        # Readers compare an adapter with its checkpoint, task by task, without checking this again.
         if not self.adapters or self.adapters.keys() != self.checkpoint_bytes.keys():
             raise PydanticCustomError("tasks", "expected adapters and checkpoint_bytes to name the same tasks")
         return self
