@@ -82,7 +82,8 @@ class Hub:
         sources = list(sources)
         distinct = list(dict.fromkeys(sources))
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            outcomes = dict(zip(distinct, pool.map(self._checked, distinct), strict=True))
+            results = pool.map(self._checked, distinct)
+            outcomes = dict(zip(distinct, results, strict=True))
         problems: dict[str, None] = {}  # a wrong token is one problem, however many sources it spoils
         for outcome in outcomes.values():
             if isinstance(outcome, HfTsvError):

@@ -87,7 +87,8 @@ class Connection:
         with suppress(*FAILURES):
             if isinstance(error, RevisionNotFoundError):
                 refs = self.api.list_repo_refs(repo_id)
-                return replace(request, revisions=[ref.name for ref in (*refs.branches, *refs.tags)])
+                revisions = [ref.name for ref in refs.branches + refs.tags]
+                return replace(request, revisions=revisions)
             if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
                 # Most wrong ids are typing errors in the name, under the right owner.
                 owner = repo_id.partition("/")[0]

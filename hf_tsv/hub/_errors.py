@@ -115,7 +115,8 @@ def explain(error: Exception, request: Request) -> HfTsvError:
     """The error as one line: which source, what happened, what to do. Contains no token and no signed address."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{request.cache}: the disk is full. Free space there, or set another --cache-dir")
-    return HubError(_line(reason_of(error), request))
+    reason = reason_of(error)
+    return HubError(_line(reason, request))
 
 
 def explain_push(error: Exception, repo_id: str, endpoint: str) -> HubError:

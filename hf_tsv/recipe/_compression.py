@@ -49,7 +49,8 @@ def as_compression(
             _remove_parameters(document, RULES.keys() - rule.keys())
             for i, entry in enumerate(document.get("overrides") or []):
                 if RULES.keys() & _given(entry):
-                    _remove_parameters(own_value(own_value(document, "overrides"), i), RULES.keys())
+                    overrides = own_value(document, "overrides")
+                    _remove_parameters(own_value(overrides, i), RULES.keys())
         if adapters:
             put_keys(document, "adapters", {key: _in_yaml(value) for key, value in adapters.items()})
 
@@ -106,7 +107,8 @@ def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
     for i, entry in enumerate(models_of(document)):
         unknown = _given(entry) - of_every_method
         if unknown:
-            _remove_parameters(own_value(models_of(document), i), unknown)
+            models = models_of(document)
+            _remove_parameters(own_value(models, i), unknown)
 
 
 def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stay: Set[str]) -> None:
@@ -116,15 +118,18 @@ def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stay: Set[str]
     if recipe.merge_method not in stay:
         shared = document.get("parameters") or {}
         inherited = {name: value for name, value in shared.items() if name in METHODS[COMPRESSING].parameters}
-    for i, branch in enumerate(recipe.branches[:-1]):
+    for i, branch in enumerate(recipe.branches[:-1]):  # the last is the recipe's own
         missing = inherited.keys() - _given(document["overrides"][i])
+        # Only what is changed is copied, so that a recipe that needs no change stays the very same.
         if branch.method not in stay:
-            entry = own_value(own_value(document, "overrides"), i)
+            overrides = own_value(document, "overrides")
+            entry = own_value(overrides, i)
             remove_key(entry, "parameters")
             if entry.get("merge_method"):
                 put_key(entry, "merge_method", COMPRESSING)
         elif branch.method == COMPRESSING and missing:
-            entry = own_value(own_value(document, "overrides"), i)
+            overrides = own_value(document, "overrides")
+            entry = own_value(overrides, i)
             put_keys(entry, "parameters", {name: copy.deepcopy(inherited[name]) for name in sorted(missing)})
 
 
@@ -137,7 +142,7 @@ def _remove_parameters(entry: CommentedMap, names: Set[str]) -> None:
     given = _given(entry)
     if not given & names:
         return
-    if given <= names:
+    if given <= names:  # no empty mapping is left behind
         remove_key(entry, "parameters")
         return
     parameters = own_value(entry, "parameters")

@@ -48,7 +48,8 @@ class Document:
         self._problems.append(_Problem(mark, problem))
         if path:
             self._wrong.add(path)
-            self._around_wrong.update(path[:end] for end in range(1, len(path) + 1))
+            for end in range(1, len(path) + 1):
+                self._around_wrong.add(path[:end])
 
     def tell_missing(self, path: Path, way_out: str) -> None:
         """Note that a key is missing, unless it is there and wrong."""

@@ -49,7 +49,8 @@ class ModelRef:
         Raises:
             RecipeError: the text isn't a reference.
         """
-        if whole := _folder(text, folder):
+        whole = _folder(text, folder)
+        if whole:  # first of all, because a folder's name may hold '@' and '+'
             return cls(whole, text=text)
         model, plus, adapter = _cut(text, "+", folder)
         if plus and not adapter:
@@ -89,6 +90,7 @@ def _folder(path: str, beside: Path | None) -> str | None:
         for place in places:
             if place.is_dir():
                 found = str(place)
+                # Marked as a path, so that nobody takes it for a Hub id later.
                 return found if _FOLDER.match(found) else f"./{found}"
     except (OSError, RuntimeError, ValueError):  # too long for a path, no such ~user, or a NUL in it
         return None
@@ -115,7 +117,8 @@ def _source(part: str, text: str, folder: Path | None) -> tuple[str, str | None]
         if parsed.type != "model" or not _is_hub_id(path):
             raise RecipeError(f"'{part}' isn't the address of a model, expected hf://org/name[@revision][/folder].")
         return path, parsed.revision
-    if whole := _folder(part, folder):
+    whole = _folder(part, folder)
+    if whole:
         return whole, None
     path, at, revision = _cut(part, "@", folder)
     if at and not revision:

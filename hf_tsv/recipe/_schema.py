@@ -48,6 +48,7 @@ class Keys(BaseModel):
 
 
 def _scalar(value: Any) -> Any:
+    """The value if it is a scalar. Which scalars a parameter takes, its method knows."""
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("scalar_type", "{expected}", {"expected": "a finite number"})
     if not isinstance(value, bool | int | float | str | None):
@@ -69,6 +70,7 @@ def _scalar_or_gradient(value: Any) -> str:
 
 
 def _setting_shape(value: Any) -> str:
+    """The tag of a parameter's value. One mapping makes a list one of filters; numbers in it are mistakes then."""
     if not isinstance(value, list):
         return "<scalar>"
     has_filters = any(isinstance(item, dict) for item in value)
@@ -91,7 +93,7 @@ class KindFilter(Keys):
 
 
 def _name_filter(text: str) -> str:
-    by_name(text, line=0)
+    by_name(text, line=0)  # only for the error that it raises: the line isn't known yet
     return text
 
 
@@ -197,7 +199,8 @@ class Residuals(RankRuleKeys):
 def _one_of(words: Sequence[str | int], value: Any) -> Any:
     """The value if it is one of those words; the error is that of a Literal, whose words are known to type checkers."""
     if not isinstance(value, str | int) or value not in words:
-        raise PydanticCustomError("literal_error", "{expected}", {"expected": " or ".join(map(repr, words))})
+        expected = " or ".join(repr(word) for word in words)
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": expected})
     return value
 
 
@@ -213,6 +216,7 @@ def _format_rank(value: Any) -> Any:
     return _one_of(sorted(ranks), value)
 
 
+# By functions rather than Literals, because formats are registered: the words are those of the moment.
 FormatName = Annotated[str, BeforeValidator(_format_name)]
 FormatRank = Annotated[int, BeforeValidator(_format_rank)]
 
@@ -250,6 +254,7 @@ class TokenizerKeys(Keys):
 
 
 def _without_fast(value: Any) -> Any:
+    """Any value but `fast`, which recipes of earlier versions may have."""
     if value == "fast":
         raise ValueError("fast was removed, because it was slower than exact. Leave 'svd' out, or write svd: sketch.")
     return value

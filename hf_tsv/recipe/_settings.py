@@ -99,6 +99,7 @@ class Gradient:
         return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
 
     def at(self, name: str, kind: str, depth: float) -> Any:
+        # The values stand at 0, 1, ..., last; this is where the depth falls between them.
         last = len(self.values) - 1
         position = depth * last
         i = int(position)

@@ -158,7 +158,8 @@ class _TreeReader:
             problem = f"it has more than {MAX_VALUES} values, with those that its aliases stand for."
             raise RecipeError(f"{self._document.source}:1: {problem} Leave out what isn't needed.")
         if len(path) > MAX_DEPTH:
-            raise RecipeError(_too_deep(self._document.source, self._document.line(path[:1])))
+            line = self._document.line(path[:1])
+            raise RecipeError(_too_deep(self._document.source, line))
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
         if id(node) in self._above:
