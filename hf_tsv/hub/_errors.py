@@ -48,7 +48,7 @@ XET_TOKEN = "/xet-write-token/"  # in the address from which the Xet library get
 
 @dataclass(frozen=True)
 class Request:
-    """What was requested, by whom: all that a message says besides the error.
+    """What was requested, and by whom: everything that a message says besides the error.
 
     Attributes:
         repo_id: The repository.
@@ -76,7 +76,7 @@ class Request:
 
 
 def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
-    """The result of a call that is repeated while the network or the server fails in passing.
+    """The result of a call that is repeated as long as failures of the network or the server are temporary.
 
     Args:
         call: What to call.
@@ -263,7 +263,7 @@ def _not_found(request: Request) -> str:
 
 
 def _refused(error: errors.HfHubHTTPError, request: Request) -> str:
-    """Why the Hub refuses, by the status alone."""
+    """What a refusal means that has no class of its own, by its status."""
     status = error.response.status_code
     message = _server_message(error)
     if status == 401:
@@ -277,7 +277,7 @@ def _refused(error: errors.HfHubHTTPError, request: Request) -> str:
 
 
 def requested_wait(error: BaseException) -> float:
-    """Seconds that the server wants a client to wait; 0 when it doesn't say."""
+    """Seconds that the server asks a client to wait; 0 when it doesn't say."""
     if not isinstance(error, errors.HfHubHTTPError):
         return 0.0
     headers = error.response.headers

@@ -143,7 +143,7 @@ class Repository:
                     f"{self.repo_id}: your token is read-only. Create one that may write in the settings of"
                     f" {who['name']!r} on the Hub, then {LOG_IN}."
                 )
-            names = [who["name"], *(org["name"] for org in who.get("orgs", ()))]  # the person's, their organisations'
+            names = [who["name"], *(org["name"] for org in who.get("orgs", ()))]  # the person first, then organisations
             if not slash:
                 raise HubError(f"{self.repo_id}: has no owner. Write user/name, such as {names[0]}/{self.repo_id}.")
             try:
@@ -186,7 +186,7 @@ class Repository:
                 self._upload([add])
 
     def commit(self, commit: Commit) -> Pushed:
-        """Bring a state about, in one commit or one pull request; none when the repository is up to date.
+        """Make the repository hold a state, by one commit or pull request; by none when it is up to date.
 
         Commits of others meanwhile are no obstacle unless they touch the same files; the card is merged.
 
@@ -213,7 +213,7 @@ class Repository:
                     if wait is None or not (_head_moved(reason) or is_transient(reason)):
                         raise
                     before = state
-                    # A moved head needs a new look at it, no patience.
+                    # A moved head only has to be read again, without waiting.
                     if not _head_moved(reason):
                         time.sleep(max(wait, requested_wait(reason)))
         raise AssertionError("the last attempt returns or raises")
@@ -242,7 +242,7 @@ class Repository:
     def _changes(self, commit: Commit, state: _State) -> tuple[list[CommitOperationAdd], list[str]]:
         """What has to be added and deleted to get from this state to the commit's."""
         adds = [self._add(path, content) for path, content in commit.files.items()]
-        card = None  # the one that the repository has
+        card = None  # the repository's current one
         if CARD in state.files:
             path = self._api.hf_hub_download(self.repo_id, CARD, revision=state.sha, cache_dir=self._hub.cache_dir)
             card = Path(path).read_text("utf-8", errors="replace")

@@ -40,7 +40,7 @@ class Document:
     _around_wrong: set[Path] = field(default_factory=set)
 
     def tell(self, path: Path, problem: str) -> None:
-        """Note a mistake, to be raised together with all others. An absent value has the line of what lacks it."""
+        """Note a mistake, to be raised together with all others. A missing value has the line around it."""
         self.tell_at(self._mark(path), problem, path)
 
     def tell_at(self, mark: Mark, problem: str, path: Path = ()) -> None:
@@ -63,7 +63,7 @@ class Document:
         return any(path[:end] in self._wrong for end in range(1, len(path)))
 
     def line(self, path: Path) -> int:
-        """The line of the value at `path`, or of what lacks it."""
+        """The line of the value at `path`, or of what it is missing from."""
         return self._mark(path)[0]
 
     def note(self, path: Path, note: str) -> None:

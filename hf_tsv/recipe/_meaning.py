@@ -45,7 +45,7 @@ class _MeaningReader:
         filters = self._read_parameters()
         tokenizer = self._model_reader.tokenizer(self._models)
         dtype, out_dtype = self._file.dtype, self._file.out_dtype
-        if dtype is not None and BY_WORD[dtype].is_half:  # meant for the output
+        if dtype is not None and BY_WORD[dtype].is_half:  # a half precision is meant for the output
             out_dtype = out_dtype or dtype
             self._document.note(("dtype",), f"arithmetic is in float32 whatever the output is, here {out_dtype}.")
         residuals = None
@@ -170,7 +170,7 @@ class _MeaningReader:
         return filters
 
     def _branch(self, place: Path, tensors: Filter | None) -> Branch:
-        """How one place's tensors are merged. A model's own parameters come first, then the place's, then the rest."""
+        """How one place's tensors are merged. A model's own parameters win over the place's, then the rest."""
         method = self._methods[place]
         shared_places: list[Path] = [(*place, "parameters")]
         if place:
@@ -206,7 +206,7 @@ class _MeaningReader:
     def _check_rule(self, key: str, rule: dict[str, Any]) -> None:
         """Check a rule for ranks, as `tsv_c` takes it."""
         try:
-            rank_choice(rule, num_tasks=1, checkpoint_bytes=1)  # whatever these are, a wrong rule is wrong
+            rank_choice(rule, num_tasks=1, checkpoint_bytes=1)  # any numbers do to check the rule
         except MethodError as error:
             self._document.tell((key,), f"{error}.")
 

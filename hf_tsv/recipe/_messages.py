@@ -90,7 +90,7 @@ def wrong_value(label: str, error: ValidationError | Sequence[ErrorDetails]) -> 
     """What a value should have been, by every error that pydantic found in it."""
     errors = error.errors(include_url=False) if isinstance(error, ValidationError) else error
     for one in errors:
-        if one["type"] == "value_error":  # raised by a validator of ours, with its own words
+        if one["type"] == "value_error":  # raised by one of our validators, in words of its own
             return f"{label} has a wrong value: {one['ctx']['error']}"
     expected: list[str] = []  # each once, in order
     for one in errors:

@@ -92,11 +92,11 @@ class ModelReader:
         with suppress(RecipeError):
             meant = ModelRef.parse(text, self._folder)
             for ref in (models.base, *models.refs):
-                if ref == meant:  # which may be written differently: the lock looks for it as `models` has it
+                if ref == meant:  # as `models` writes it, which is how the lock looks it up
                     return ref
         if text == UNION:
             return UNION
-        # With a model that is wrong, and told to be, this may be one that the source means.
+        # If a model is wrong, the source may mean that one: its own mistake is noted already.
         if models.base and all(models.refs):
             words = ["base", UNION, *by_name]
             problem = f"tokenizer source '{text}' is none of the models, expected {joined(words, 'or')}."

@@ -63,7 +63,7 @@ class ParameterReader:
                 if parameter is None or (per_model and not parameter.per_task):
                     continue
                 is_taken = True
-                # A method may take a parameter under two words: it is told of at the second.
+                # A method may take a parameter under two names. If both are written, the second is the mistake.
                 first = next(word for word in block if _taken(method, word) == parameter)
                 if first != name and not self._document.has_problem(here):
                     problem = f"'{name}' and '{first}' mean the same for {method.name}. Keep one of them."
@@ -79,7 +79,7 @@ class ParameterReader:
                 self._document.tell(here, _not_taken(name, methods, per_model))
 
     def chain(self, name: str, method: MergeMethod, places: Sequence[Path]) -> Chain:
-        """What was read of a method's parameter in these places, the most specific first."""
+        """A method's parameter as these places give it, the most specific first."""
         blocks = [self._settings.get((place, method.name), {}) for place in places]
         return Chain(tuple(block[name] for block in blocks if name in block))
 
@@ -110,7 +110,7 @@ class ParameterReader:
         return Gradient(tuple(values))
 
     def _checked(self, path: Path, value: Any, parameter: Parameter, label: str) -> Any:
-        """The value as the method takes it; ABSENT where it is wrong, and noted to be."""
+        """The value as the method takes it; ABSENT where it is wrong, which is noted."""
         try:
             return parameter.adapter.validate_python(value, strict=True)
         except ValidationError as error:
@@ -134,7 +134,7 @@ def _not_taken(name: str, methods: Sequence[MergeMethod], per_model: bool) -> st
     if takers:
         whose = joined(takers, "and")
         return f"'{name}' of {whose} is one for all models. Write it under the recipe's own 'parameters'."
-    known: dict[str, str] = {}  # every word to the parameter's own name
+    known: dict[str, str] = {}  # from each name or alias to the parameter's own name
     lists: dict[str, str] = {}  # each method's parameters, by the method's name
     with_parameters = [method for method in methods if method.parameters]
     for method in with_parameters or methods:

@@ -123,10 +123,10 @@ class Branch:
             chains.append(self.base_weight)
         if not all(chain.is_constant for chain in chains):
             return None
-        return self._rule("", "other", 0.0)  # any tensor will do
+        return self._rule("", "other", 0.0)  # the same for any name, kind and depth
 
     def _rule(self, name: str, kind: str, depth: float) -> Rule:
-        """The rule for one tensor. What has no value there is left out, so that the method's own default counts."""
+        """The rule for one tensor. Parameters without a value are left out, so that the method's own default counts."""
 
         def at(chain: Chain, default: Any) -> Any:
             value = chain.at(name, kind, depth)
@@ -197,7 +197,7 @@ class Recipe:
     def tokenizer_model(self) -> ModelRef:
         """The model whose tokenizer's files the output gets; a union's tokens are added to the base's."""
         source = self.tokenizer.source
-        return source if isinstance(source, ModelRef) else self.base  # a union, or what isn't said
+        return source if isinstance(source, ModelRef) else self.base  # for a union too, or if the recipe doesn't say
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from huggingface_hub.utils import parse_hf_uri, validate_repo_id
 
 from hf_tsv.errors import RecipeError
 
-_FOLDER = re.compile(r"[./~]")  # what no Hub id begins with
+_FOLDER = re.compile(r"[./~]")  # no Hub id begins with one of these
 
 
 @dataclass(frozen=True)

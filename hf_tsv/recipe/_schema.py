@@ -40,7 +40,7 @@ class Keys(BaseModel):
         refused: mergekit's keys that aren't taken here, each with the reason and the way out.
     """
 
-    # Strict: "2" is no number and 1 is not true, so that a value means what it looks like.
+    # Strict: "2" isn't read as a number, nor 1 as true, so that a value means what it looks like.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     place: ClassVar[str] = ""
@@ -56,7 +56,7 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-# A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are told.
+# A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are reported.
 # The tags stand in the paths of pydantic's errors; the brackets keep them apart from a recipe's own words.
 _TAGS = {"<mapping>", "<text>", "<scalar>", "<gradient>", "<filters>"}
 
@@ -185,7 +185,7 @@ class RankRuleKeys(Keys):
     """One rule for ranks, as `tsv_c` takes it: a field for each rule of `hf_tsv.linalg.ranks.RULES`."""
 
 
-if not TYPE_CHECKING:  # the fields are known only when it runs
+if not TYPE_CHECKING:  # the fields come from the registry, which type checkers can't read
     _rules = {word: (rule.value | None, None) for word, rule in RULES.items()}
     RankRuleKeys = create_model("RankRuleKeys", __base__=RankRuleKeys, **_rules)
 
@@ -197,7 +197,7 @@ class Residuals(RankRuleKeys):
 
 
 def _one_of(words: Sequence[str | int], value: Any) -> Any:
-    """The value if it is one of those words; the error is that of a Literal, whose words are known to type checkers."""
+    """The value if it is one of those words; else the error that a Literal of them would give."""
     if not isinstance(value, str | int) or value not in words:
         expected = " or ".join(repr(word) for word in words)
         raise PydanticCustomError("literal_error", "{expected}", {"expected": expected})
@@ -209,7 +209,7 @@ def _format_name(value: Any) -> Any:
 
 
 def _format_rank(value: Any) -> Any:
-    """A rank that some format takes; which one, is checked when it plans."""
+    """A rank that some format takes. Whether the chosen formats take it is checked by the plan."""
     ranks: set[int] = set()
     for one in FORMATS.values():
         ranks.update(one.ranks)
@@ -234,7 +234,7 @@ class Adapters(Keys):
 
 
 class Output(RankRuleKeys):
-    """`output: {form: adapter, rank: 16}`: what the output is; of an adapter, one rule for its ranks."""
+    """`output: {form: adapter, rank: 16}`: what the output is, and the rule for an adapter's ranks."""
 
     place = " in output"
 
@@ -288,7 +288,7 @@ class RecipeFile(Keys):
 
 
 def read_shape(document: Document) -> RecipeFile:
-    """What a recipe says, less what isn't shaped as the grammar has it; that is noted in the document."""
+    """The recipe without the parts that don't fit the grammar; those are noted in the document."""
     try:
         return RecipeFile.model_validate(document.data)
     except ValidationError as error:
@@ -374,10 +374,10 @@ def _level(path: Path) -> type[Keys]:
 
 
 def _drop_unusable(data: Any, path: Path, error: ErrorDetails) -> None:
-    """Take the piece of a recipe's data that is of no use because of an error at `path` out of it.
+    """Remove from a recipe's data the piece that an error at `path` makes useless.
 
     That is a key of the recipe, of an entry or of a list of filter and value; a gradient goes as a whole. An entry of
-    a list becomes one that says nothing, so that the others keep their places.
+    a list becomes an empty one, so that the others keep their places.
     """
     parameters = _parameters_at(path)
     if error["type"] == "extra_forbidden":
@@ -392,7 +392,7 @@ def _drop_unusable(data: Any, path: Path, error: ErrorDetails) -> None:
     *above, last = path[:length]
     for step in above:
         if isinstance(data, dict) and step not in data:
-            return  # what is around it was dropped for another error
+            return  # another error has removed what is around it
         data = data[step]
     if isinstance(data, list):
         data[int(last)] = {}

@@ -200,7 +200,7 @@ class _TreeReader:
         """The keys of a mapping and of those merged into it by `<<`, whose keys yield to its own."""
         if id(node) in self._pairs_of:
             return self._pairs_of[id(node)]
-        self._pairs_of[id(node)] = {}  # what a mapping holds that is merged into itself
+        self._pairs_of[id(node)] = {}  # so that a mapping merged into itself adds nothing, and ends
         own = self._own_pairs(node)
         merged = Pairs()
         for key, value in node.value:
@@ -217,7 +217,7 @@ class _TreeReader:
         return self._pairs_of[id(node)]
 
     def _own_pairs(self, node: MappingNode) -> Pairs:
-        """The pairs that a mapping has of its own. Of a key that is written twice the first counts."""
+        """The pairs that a mapping has of its own. If a key is written twice, the first counts."""
         pairs: Pairs = {}
         for key, value in node.value:
             is_scalar = isinstance(key, ScalarNode) and key.tag in _KEY_TAGS
