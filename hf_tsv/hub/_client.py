@@ -82,7 +82,8 @@ class Hub:
         sources = list(sources)
         distinct = list(dict.fromkeys(sources))
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            outcomes = dict(zip(distinct, pool.map(self._checked, distinct), strict=True))
+            results = pool.map(self._checked, distinct)
+            outcomes = dict(zip(distinct, results, strict=True))
         problems: dict[str, None] = {}  # a wrong token is one problem, however many sources it spoils
         for outcome in outcomes.values():
             if isinstance(outcome, HfTsvError):
@@ -109,24 +110,24 @@ class Hub:
 
     def _checked(self, source: tuple[str, str | None]) -> Pinned | HfTsvError:
         """The source's commit, or why it can't be read; returned, so that one failure doesn't hide the others."""
+        path, revision = source
+        repo_id, folder = in_repository(path)
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
         try:
-            if not self.offline:
-                return self._check_access(*source)
-            pinned = self.pin(*source)
-            self._cached_folder(pinned)
-            return pinned
+            if self.offline:
+                pinned = self.pin(path, revision)
+                self._cached_folder(pinned)
+                return pinned
+            # Anyone sees what a gated repository holds, so seeing it says nothing about reading it: both are requested.
+            # The call that takes a timeout goes first: on a dead network the others would wait for minutes.
+            with self.connection.explaining(repo_id, revision):
+                info = retried(
+                    lambda: self.api.model_info(repo_id, revision=revision, timeout=timeout), PREFLIGHT_WAITS
+                )
+                retried(lambda: self.api.auth_check(repo_id), PREFLIGHT_WAITS)
+            cached = self.pin(repo_id, revision)  # the cache learns what the revision stands for, for offline runs
         except HfTsvError as error:
             return error
-
-    def _check_access(self, path: str, revision: str | None) -> Pinned:
-        repo_id, folder = in_repository(path)
-        # Anyone sees what a gated repository holds, so seeing it says nothing about reading it: both are requested.
-        # The call that takes a timeout goes first: on a dead network the others would wait for minutes.
-        timeout = constants.HF_HUB_ETAG_TIMEOUT
-        with self.connection.explaining(repo_id, revision):
-            info = retried(lambda: self.api.model_info(repo_id, revision=revision, timeout=timeout), PREFLIGHT_WAITS)
-            retried(lambda: self.api.auth_check(repo_id), PREFLIGHT_WAITS)
-        cached = self.pin(repo_id, revision)  # the cache learns what the revision stands for, for offline runs
         pinned = Pinned(repo_id, revision, info.sha or cached.sha, folder)
         self._infos[pinned] = info
         return pinned
@@ -134,32 +135,30 @@ class Hub:
     # ----------------------------------------------------------------------------------------------- contents
 
     def files(self, pinned: Pinned) -> Mapping[str, int]:
-        """Every file and its size in bytes.
+        """Every file and its size in bytes; offline those in the cache, which may be a part.
 
         Raises:
             CheckpointError: the repository has no such folder.
         """
-        if pinned not in self._files:
-            whole = self._cached_files(pinned) if self.offline else self._listed_files(pinned)
-            self._files[pinned] = in_folder(whole, pinned.folder, pinned.repo_id)
+        if pinned in self._files:
+            return self._files[pinned]
+        if not self.offline:
+            with self.connection.explaining(pinned.repo_id, pinned.requested_revision):
+                entries = list(self.api.list_repo_tree(pinned.repo_id, recursive=True, revision=pinned.sha))
+            whole = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+        else:
+            try:
+                # The list that an earlier download left.
+                tree = get_cached_repo_tree(pinned.repo_id, revision=pinned.sha, cache_dir=self.cache_dir)
+                whole = {entry.path: entry.size for entry in tree}
+            except CachedRepoTreeNotFoundError:
+                # Another program filled the cache: what is missing from it can't be told from what never was.
+                self._partial.add(pinned)
+                folder = self._cached_folder(replace(pinned, folder=""))
+                paths = [path for path in folder.rglob("*") if path.is_file()]
+                whole = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+        self._files[pinned] = in_folder(whole, pinned.folder, pinned.repo_id)
         return self._files[pinned]
-
-    def _listed_files(self, pinned: Pinned) -> dict[str, int]:
-        with self.connection.explaining(pinned.repo_id, pinned.requested_revision):
-            entries = list(self.api.list_repo_tree(pinned.repo_id, recursive=True, revision=pinned.sha))
-        return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
-
-    def _cached_files(self, pinned: Pinned) -> dict[str, int]:
-        """The list that an earlier download left, or else what lies in the cache, which may be a part."""
-        try:
-            tree = get_cached_repo_tree(pinned.repo_id, revision=pinned.sha, cache_dir=self.cache_dir)
-            return {entry.path: entry.size for entry in tree}
-        except CachedRepoTreeNotFoundError:
-            # Another program filled the cache: what is missing from it can't be told from what never was.
-            self._partial.add(pinned)
-            folder = self._cached_folder(replace(pinned, folder=""))
-            paths = [path for path in folder.rglob("*") if path.is_file()]
-            return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
     def weights(self, pinned: Pinned) -> Weights:
         """What its weights are: a model or an adapter, in one file or in shards.
@@ -175,14 +174,17 @@ class Hub:
                 if pinned in self._partial:
                     raise self._not_in_cache(pinned, ["its weights"]) from None
                 raise
-            self._weights[pinned] = self._read_index(pinned, weights.index) if weights.index else weights
+            if weights.index:
+                weights = self._read_index(pinned, weights.index)
+            self._weights[pinned] = weights
         return self._weights[pinned]
 
     def _read_index(self, pinned: Pinned, index: str) -> Weights:
         """The weights that an index describes."""
         where = f"{pinned.label}/{index}"
         try:
-            text = (self._snapshot(pinned, [index]) / index).read_text("utf-8")
+            folder = self._snapshot(pinned, [index])
+            text = (folder / index).read_text("utf-8")
             weight_map = dict(json.loads(text)["weight_map"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{where}: can't be read as an index with a 'weight_map'") from error
@@ -193,7 +195,8 @@ class Hub:
             raise self._not_in_cache(pinned, unknown)
         if unknown:
             raise CheckpointError(f"{where}: the repository doesn't contain {some(unknown)}. Use another revision")
-        return Weights("model", tuple(sorted(set(weight_map.values()))), index, weight_map)
+        shards = sorted(set(weight_map.values()))
+        return Weights("model", tuple(shards), index, weight_map)
 
     def side_files(self, pinned: Pinned) -> tuple[str, ...]:
         """The files that a copy of the model needs besides weights."""
@@ -245,6 +248,7 @@ class Hub:
         return checkpoint
 
     def _read_headers(self, pinned: Pinned, fetch: Fetch) -> dict[str, dict[str, Slice]]:
+        """The headers of all weight files, several requested at a time, and checked against the index."""
         sizes, weights = self.files(pinned), self.weights(pinned)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             slices = pool.map(lambda file: read_header(fetch, file, sizes[file], pinned.label), weights.files)
@@ -253,6 +257,7 @@ class Hub:
         return headers
 
     def _fetch(self, pinned: Pinned) -> Fetch:
+        """A function that fills a view with bytes of one of its files."""
         ranges = Ranges(pinned.repo_id, pinned.sha, endpoint=self.api.endpoint, headers=self.connection.headers)
 
         def fetch(file: str, begin: int, view: memoryview) -> None:

@@ -36,14 +36,21 @@ class Connection:
         endpoint: The Hub's address; None for what HF_ENDPOINT says, or huggingface.co.
 
     Raises:
-        HubError: the token is malformed.
+        HubError: the token is malformed, or one is required and none is stored.
     """
 
     def __init__(
         self, token: str | bool | None, cache_dir: Path | None, offline: bool | None, endpoint: str | None
     ) -> None:
         self.api = HfApi(endpoint=endpoint, token=token, library_name="hf_tsv", library_version=__version__)
-        self.headers = _headers(token)
+        try:
+            self.headers = build_hf_headers(token=token, library_name="hf_tsv", library_version=__version__)
+        except LocalTokenNotFoundError:
+            raise HubError(f"your token: none is stored. To store one, {LOG_IN}.") from None
+        # The HTTP library would raise in the middle of a request, and print the token.
+        secret = self.headers.get("authorization", "").removeprefix("Bearer ")
+        if any(not "!" <= letter <= "~" for letter in secret):
+            raise HubError("your token: contains a space, a line break or another invalid character. Copy it again.")
         self.cache_dir = cache_dir or Path(constants.HF_HUB_CACHE)
         self.offline = constants.is_offline_mode() if offline is None else offline
 
@@ -80,33 +87,14 @@ class Connection:
         with suppress(*FAILURES):
             if isinstance(error, RevisionNotFoundError):
                 refs = self.api.list_repo_refs(repo_id)
-                return replace(request, revisions=[ref.name for ref in (*refs.branches, *refs.tags)])
+                revisions = [ref.name for ref in refs.branches + refs.tags]
+                return replace(request, revisions=revisions)
             if isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError):
-                request = replace(request, similar=self._similar(repo_id))
+                # Most wrong ids are typing errors in the name, under the right owner.
+                owner = repo_id.partition("/")[0]
+                known = [model.id for model in self.api.list_models(author=owner, limit=500)]
+                matches = difflib.get_close_matches(repo_id, known, n=1, cutoff=0.8)
+                request = replace(request, similar=matches[0] if matches else None)
                 if request.has_token:
                     request = replace(request, user=self.api.whoami(cache=True)["name"])
         return request
-
-    def _similar(self, repo_id: str) -> str | None:
-        """A repository of the same owner with nearly the same name: most wrong ids are typing errors."""
-        owner = repo_id.partition("/")[0]
-        known = [model.id for model in self.api.list_models(author=owner, limit=500)]
-        matches = difflib.get_close_matches(repo_id, known, n=1, cutoff=0.8)
-        return matches[0] if matches else None
-
-
-def _headers(token: str | bool | None) -> dict[str, str]:
-    """What every request carries.
-
-    Raises:
-        HubError: a token is required but none is stored, or it holds what no header can carry.
-    """
-    try:
-        headers = build_hf_headers(token=token, library_name="hf_tsv", library_version=__version__)
-    except LocalTokenNotFoundError:
-        raise HubError(f"your token: none is stored. To store one, {LOG_IN}.") from None
-    # The HTTP library would raise in the middle of a request, and print the token.
-    value = headers.get("authorization", "").removeprefix("Bearer ")
-    if any(not "!" <= letter <= "~" for letter in value):
-        raise HubError("your token: contains a space, a line break or another invalid character. Copy it again.")
-    return headers

@@ -48,7 +48,7 @@ XET_TOKEN = "/xet-write-token/"  # in the address from which the Xet library get
 
 @dataclass(frozen=True)
 class Request:
-    """What was requested, by whom: all that a message says besides the error.
+    """What was requested, and by whom: everything that a message says besides the error.
 
     Attributes:
         repo_id: The repository.
@@ -76,7 +76,7 @@ class Request:
 
 
 def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
-    """The result of a call that is repeated while the network or the server fails in passing.
+    """The result of a call that is repeated as long as failures of the network or the server are temporary.
 
     Args:
         call: What to call.
@@ -99,7 +99,9 @@ def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
 def reason_of(error: BaseException) -> BaseException:
     """The error behind one that only says "not in the cache either" or "not uploaded"; else the error itself."""
     wraps = isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError | RuntimeError)
-    return error.__cause__ if wraps and error.__cause__ else error
+    if wraps and error.__cause__:
+        return error.__cause__
+    return error
 
 
 def is_transient(error: BaseException) -> bool:
@@ -113,7 +115,8 @@ def explain(error: Exception, request: Request) -> HfTsvError:
     """The error as one line: which source, what happened, what to do. Contains no token and no signed address."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{request.cache}: the disk is full. Free space there, or set another --cache-dir")
-    return HubError(_line(reason_of(error), request))
+    reason = reason_of(error)
+    return HubError(_line(reason, request))
 
 
 def explain_push(error: Exception, repo_id: str, endpoint: str) -> HubError:
@@ -143,7 +146,14 @@ def _push_refused(error: errors.HfHubHTTPError, request: Request) -> str:
         way_out = f"Renew it: {LOG_IN}"
         return f"{request.endpoint}: your token is wrong, expired or revoked (401). {way_out}; {UNTOUCHED}."
     if status == 403:
-        return f"{where}: {_forbidden(message)} {untouched}"
+        # No right to write, or no room: the Hub answers both with 403.
+        if any(word in message.lower() for word in ("quota", "storage", "exceeded")):
+            way_out = "Free some, push to another owner, or make it public, then push again"
+            return (
+                f"{where}: storage is full (403: {message}). {way_out}: uploaded files aren't sent again. {untouched}"
+            )
+        way_out = "Use one that has, or pass --create-pr"
+        return f"{where}: your token has no write access there (403: {message}). {way_out}. {untouched}"
     if status in MOVED_OR_TAKEN:
         return f"{where}: others keep committing to it ({status}: {message}). Push again, or pass --create-pr."
     if status == 413:
@@ -170,22 +180,16 @@ def _push_failed(error: BaseException, request: Request) -> str:
             return f"{where}: the upload over Xet failed ({_status_or_text(error)}). {way_out}; {UNTOUCHED}."
 
 
-def _forbidden(message: str) -> str:
-    """No right to write, or no room: the Hub answers both with 403."""
-    if any(word in message.lower() for word in ("quota", "storage", "exceeded")):
-        way_out = "Free some, push to another owner, or make it public, then push again"
-        return f"storage is full (403: {message}). {way_out}: uploaded files aren't sent again."
-    return f"your token has no write access there (403: {message}). Use one that has, or pass --create-pr."
-
-
 def _server_message(error: errors.HfHubHTTPError) -> str:
     """The server's own words."""
     return (error.server_message or "no reason given").splitlines()[0].rstrip(".")
 
 
 def _one_line(error: BaseException) -> str:
+    """The error's own words, short enough for a message, and without what signs an address."""
     unsigned = re.sub(r"(https?://[^\s?]*)\?[^\s)'\"]*", r"\1", str(error))
-    return " ".join(unsigned.split())[:300].rstrip(".") or type(error).__name__
+    words = " ".join(unsigned.split())[:300].rstrip(".")
+    return words or type(error).__name__
 
 
 def _status_or_text(error: BaseException) -> str:
@@ -195,7 +199,7 @@ def _status_or_text(error: BaseException) -> str:
 
 
 def _line(error: BaseException, request: Request) -> str:
-    """Most special class first: several of them inherit from one another."""
+    """What a failure means, and what to do. Most special class first: several of them inherit from one another."""
     match error:
         case errors.GatedRepoError():
             return _gated(error, request)
@@ -208,7 +212,10 @@ def _line(error: BaseException, request: Request) -> str:
         case errors.RemoteEntryNotFoundError():
             return f"{request.label}: a listed file is no longer there. Run this again."
         case errors.EntryNotFoundError() | errors.RevisionResolutionError() | errors.OfflineModeIsEnabled():
-            return _not_cached(error, request)
+            is_partial = isinstance(error, errors.IncompleteSnapshotError)
+            state = "only partly in" if is_partial else "neither a folder here nor in"
+            fact = f"{state} the cache ({request.cache}), and this run is offline"
+            return f"{request.label}: {fact}. Run this once with network access."
         case errors.DisabledRepoError():
             return f"{request.label}: the Hub has disabled this repository. Use another source."
         case errors.HFValidationError():
@@ -228,6 +235,7 @@ def _line(error: BaseException, request: Request) -> str:
 
 
 def _gated(error: errors.GatedRepoError, request: Request) -> str:
+    """Why a gated repository can't be read. Only the server's words tell one reason from another."""
     message = (error.server_message or "").lower()
     ask = f"Ask for access on {request.endpoint}/{request.repo_id}"
     if not request.has_token:
@@ -242,6 +250,7 @@ def _gated(error: errors.GatedRepoError, request: Request) -> str:
 
 
 def _not_found(request: Request) -> str:
+    """Why a repository isn't found. The Hub answers alike for one that doesn't exist and one that is private."""
     way_out = "ask its owner for access" if request.has_token else LOG_IN
     if request.similar:
         return f"{request.repo_id}: no such repository. Did you mean {request.similar!r}? If it is private, {way_out}."
@@ -253,13 +262,8 @@ def _not_found(request: Request) -> str:
     return f"{request.repo_id}: {fact}. Check the spelling, or {way_out}, {NOTHING}."
 
 
-def _not_cached(error: BaseException, request: Request) -> str:
-    state = "only partly in" if isinstance(error, errors.IncompleteSnapshotError) else "neither a folder here nor in"
-    fact = f"{state} the cache ({request.cache}), and this run is offline"
-    return f"{request.label}: {fact}. Run this once with network access."
-
-
 def _refused(error: errors.HfHubHTTPError, request: Request) -> str:
+    """What a refusal means that has no class of its own, by its status."""
     status = error.response.status_code
     message = _server_message(error)
     if status == 401:
@@ -273,12 +277,12 @@ def _refused(error: errors.HfHubHTTPError, request: Request) -> str:
 
 
 def requested_wait(error: BaseException) -> float:
-    """Seconds that the server wants a client to wait; 0 when it doesn't say."""
+    """Seconds that the server asks a client to wait; 0 when it doesn't say."""
     if not isinstance(error, errors.HfHubHTTPError):
         return 0.0
     headers = error.response.headers
     limit = parse_ratelimit_headers(headers)
     if error.response.status_code == 429 and limit and limit.remaining == 0:
         return min(limit.reset_in_seconds + 1, RETRY_AFTER_MAX)
-    after = headers.get("Retry-After", "")
+    after = headers.get("Retry-After", "")  # seconds; a date, which HTTP allows too, counts as nothing
     return min(int(after), RETRY_AFTER_MAX) if after.isdigit() else 0.0

@@ -51,7 +51,7 @@ def facts_of_info(info: ModelInfo) -> SourceFacts:
         of_card,
         gated=bool(info.gated),
         private=bool(info.private),
-        tags=tuple(info.tags or ()),
+        tags=tuple(info.tags or ()),  # with those that the Hub adds, such as the library
         pipeline_tag=info.pipeline_tag or of_card.pipeline_tag,
         library_name=info.library_name or of_card.library_name,
     )
@@ -60,8 +60,11 @@ def facts_of_info(info: ModelInfo) -> SourceFacts:
 def facts_of_folder(folder: Path) -> SourceFacts:
     """What the card in a folder says; nothing if there isn't one, or its header isn't YAML."""
     try:
-        header = header_of_card((folder / CARD).read_text("utf-8")).data
-        return facts_of_card(ModelCardData(**{**header, "ignore_metadata_errors": True}))
+        card = (folder / CARD).read_text("utf-8")
+        header = header_of_card(card).data
+        # A malformed `model-index` costs only itself, not the rest of the header.
+        fields = {**header, "ignore_metadata_errors": True}
+        return facts_of_card(ModelCardData(**fields))
     except (OSError, ValueError, RecipeError):
         return SourceFacts()
 
@@ -80,8 +83,9 @@ def header_of_card(card: str) -> Document:
 
 def facts_of_card(card: CardData) -> SourceFacts:
     """What the YAML header of a model card states."""
+    licenses = _several(card.get("license"))  # a few cards list more than one
     return SourceFacts(
-        license=", ".join(_several(card.get("license"))) or None,
+        license=", ".join(licenses) or None,
         license_name=card.get("license_name"),
         license_link=card.get("license_link"),
         tags=_several(card.get("tags")),

@@ -24,7 +24,7 @@ class ByteCounter:
     def _advance(self, done: int) -> None:
         with self._lock:
             more = done - self._reported
-            if more <= 0:  # the other bar was here before
+            if more <= 0:  # the other bar has reported these
                 return
             self._reported = done
         if self._progress:

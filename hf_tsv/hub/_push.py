@@ -132,14 +132,30 @@ class Repository:
         """
         with self._explaining():
             validate_repo_id(self.repo_id)
-            owner, slash, _ = self.repo_id.partition("/")
-            names = self._names_of_owner()
+            owner, slash, name = self.repo_id.partition("/")
+            if not self._hub.connection.has_token:
+                raise HubError(f"{self.repo_id}: writing needs a token, and none was found. Please {LOG_IN}.")
+            who = retried(lambda: self._api.whoami(cache=True), PREFLIGHT_WAITS)
+            # A fine-grained token has no such role: what it may do shows when the repository is checked.
+            role = who.get("auth", {}).get("accessToken", {}).get("role")
+            if role == "read":
+                raise HubError(
+                    f"{self.repo_id}: your token is read-only. Create one that may write in the settings of"
+                    f" {who['name']!r} on the Hub, then {LOG_IN}."
+                )
+            names = [who["name"], *(org["name"] for org in who.get("orgs", ()))]  # the person first, then organisations
             if not slash:
                 raise HubError(f"{self.repo_id}: has no owner. Write user/name, such as {names[0]}/{self.repo_id}.")
             try:
                 info = retried(lambda: self._api.model_info(self.repo_id), PREFLIGHT_WAITS)
             except RepositoryNotFoundError:
-                return self._check_creatable(owner, names)
+                if owner in names:
+                    return Target(self.repo_id, exists=False)
+                possible = [f"{known}/{name}" for known in names]
+                raise HubError(
+                    f"{self.repo_id}: no such repository, or it is private, and {names[0]!r} can't create one under"
+                    f" {owner!r}. Choose {some(possible)}."
+                ) from None
             # Anyone who sees a repository may propose a pull request, but not commit.
             if not self._create_pr:
                 retried(lambda: self._api.auth_check(self.repo_id, write=True), PREFLIGHT_WAITS)
@@ -170,7 +186,7 @@ class Repository:
                 self._upload([add])
 
     def commit(self, commit: Commit) -> Pushed:
-        """Bring a state about, in one commit or one pull request; none when the repository is up to date.
+        """Make the repository hold a state, by one commit or pull request; by none when it is up to date.
 
         Commits of others meanwhile are no obstacle unless they touch the same files; the card is merged.
 
@@ -197,36 +213,10 @@ class Repository:
                     if wait is None or not (_head_moved(reason) or is_transient(reason)):
                         raise
                     before = state
-                    # A moved head needs a new look at it, no patience.
+                    # A moved head only has to be read again, without waiting.
                     if not _head_moved(reason):
                         time.sleep(max(wait, requested_wait(reason)))
         raise AssertionError("the last attempt returns or raises")
-
-    # -------------------------------------------------------------------------------------------------- checks
-
-    def _names_of_owner(self) -> list[str]:
-        """The person's name, then those of their organisations."""
-        if not self._hub.connection.has_token:
-            raise HubError(f"{self.repo_id}: writing needs a token, and none was found. Please {LOG_IN}.")
-        who = retried(lambda: self._api.whoami(cache=True), PREFLIGHT_WAITS)
-        # A fine-grained token has no such role: what it may do shows when the repository is checked.
-        role = who.get("auth", {}).get("accessToken", {}).get("role")
-        if role == "read":
-            raise HubError(
-                f"{self.repo_id}: your token is read-only. Create one that may write in the settings of"
-                f" {who['name']!r} on the Hub, then {LOG_IN}."
-            )
-        return [who["name"], *(org["name"] for org in who.get("orgs", ()))]
-
-    def _check_creatable(self, owner: str, names: list[str]) -> Target:
-        if owner not in names:
-            name = self.repo_id.rpartition("/")[2]
-            possible = [f"{known}/{name}" for known in names]
-            raise HubError(
-                f"{self.repo_id}: no such repository, or it is private, and {names[0]!r} can't create one under"
-                f" {owner!r}. Choose {some(possible)}."
-            )
-        return Target(self.repo_id, exists=False)
 
     def _check_untouched(self, before: _State, now: _State, paths: Iterable[str]) -> None:
         """Refuse to overwrite what others changed since this push began."""
@@ -241,27 +231,32 @@ class Repository:
                 " Nothing was committed. Check it and push again, or pass --create-pr to propose this instead."
             )
 
-    # ------------------------------------------------------------------------------------------------- writing
-
     def _read(self, revision: str | None = None) -> _State:
+        """A revision's commit and files; without one, those of the main branch."""
         # By commit: between the two requests a branch may move.
         sha = self._api.model_info(self.repo_id, revision=revision).sha
         entries = self._api.list_repo_tree(self.repo_id, recursive=True, revision=sha)
-        return _State(str(sha), {entry.path: entry for entry in entries if isinstance(entry, RepoFile)})
+        files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        return _State(str(sha), files)
 
     def _changes(self, commit: Commit, state: _State) -> tuple[list[CommitOperationAdd], list[str]]:
         """What has to be added and deleted to get from this state to the commit's."""
         adds = [self._add(path, content) for path, content in commit.files.items()]
-        card = commit.card(self._card(state)).encode()
-        adds.append(CommitOperationAdd(CARD, card))
+        card = None  # the repository's current one
+        if CARD in state.files:
+            path = self._api.hf_hub_download(self.repo_id, CARD, revision=state.sha, cache_dir=self._hub.cache_dir)
+            card = Path(path).read_text("utf-8", errors="replace")
+        new_card = commit.card(card).encode()
+        adds.append(CommitOperationAdd(CARD, new_card))
         gone = [path for path in state.files if path not in commit.files and path != CARD and commit.is_stale(path)]
         return [add for add in adds if not state.holds(add)], gone
 
     def _commit(self, commit: Commit, parent: str, adds: list[CommitOperationAdd], gone: list[str]) -> Pushed:
+        """Commit on top of `parent`; the Hub rejects it if the head is another commit by then."""
         self._upload(adds)
         done = self._api.create_commit(
             self.repo_id,
-            [*adds, *map(CommitOperationDelete, gone)],
+            [*adds, *(CommitOperationDelete(path) for path in gone)],
             commit_message=commit.title,
             commit_description=commit.text,
             parent_commit=parent,
@@ -271,6 +266,8 @@ class Repository:
         return Pushed(self.repo_id, done.pr_url or done.commit_url, changed)
 
     def _upload(self, adds: list[CommitOperationAdd]) -> None:
+        """Send the content of large files, which a commit only refers to."""
+
         def preupload() -> None:
             try:
                 # The content stays in memory: another attempt sends it again.
@@ -291,13 +288,6 @@ class Repository:
         self._adds[path].path_or_fileobj = content if isinstance(content, bytes) else str(content)
         return self._adds[path]
 
-    def _card(self, state: _State) -> str | None:
-        """The card that the repository has; None if it has none."""
-        if CARD not in state.files:
-            return None
-        path = self._api.hf_hub_download(self.repo_id, CARD, revision=state.sha, cache_dir=self._hub.cache_dir)
-        return Path(path).read_text("utf-8", errors="replace")
-
     def _open_pull(self, commit: Commit) -> str | None:
         """Address of an open pull request with just this content: of a run that was killed, or whose reply was lost."""
         pulls = self._api.get_repo_discussions(self.repo_id, discussion_type="pull_request", discussion_status="open")
@@ -311,6 +301,7 @@ class Repository:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
+        """Turn what breaks a push into a `HubError` of one line."""
         try:
             yield
         except PUSHING as error:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.errors import HTTPError
@@ -43,9 +42,10 @@ class Ranges:
         """Fill as much of the view as one request brings.
 
         Returns:
-            The number of bytes; 0 if the link has expired.
+            The number of bytes: less than asked for where the connection breaks, 0 if the link has expired.
         """
-        headers = {"Range": f"bytes={begin}-{begin + len(view) - 1}", "Accept-Encoding": "identity"}  # not compressed
+        requested = f"{begin}-{begin + len(view) - 1}"  # HTTP counts the last byte in
+        headers = {"Range": f"bytes={requested}", "Accept-Encoding": "identity"}  # not compressed
         link = self._links.get(file)
         if link is None:  # the token goes to the Hub, never to the CDN
             headers |= self._headers
@@ -56,32 +56,23 @@ class Ranges:
                 self._links.pop(file, None)
                 return 0
             hf_raise_for_status(response)
-            self._check_range(response, file, begin, len(view))
+            # An answer that isn't the requested range is refused, before a whole file comes in.
+            match = re.match(r"bytes (\d+-\d+)/", response.headers.get("Content-Range", ""))
+            if response.status_code != 206 or match is None or match[1] != requested:
+                answer = f"bytes {match[1]}" if match else "the whole file"
+                raise HubError(
+                    f"{self._repo_id}/{file}: the server sent {answer} instead of the requested part."
+                    " It doesn't support reading in parts: download the model first."
+                )
             # A redirect that still carries the token leads to the Hub itself (a renamed repository): no link to keep.
             if response.history and "authorization" not in response.request.headers:
                 self._links[file] = str(response.url)
-            return _fill(view, response)
-
-    def _check_range(self, response: Any, file: str, begin: int, size: int) -> None:
-        """Refuse an answer that isn't the requested range, before a whole file comes in."""
-        match = re.match(r"bytes (\d+-\d+)/", response.headers.get("Content-Range", ""))
-        if response.status_code == 206 and match and match[1] == f"{begin}-{begin + size - 1}":
-            return
-        answer = f"bytes {match[1]}" if match else "the whole file"
-        raise HubError(
-            f"{self._repo_id}/{file}: the server sent {answer} instead of the requested part."
-            " It doesn't support reading in parts: download the model first."
-        )
-
-
-def _fill(view: memoryview, response: Any) -> int:
-    """Copy the answer into the view as it comes; the number of bytes, which is less where the connection breaks."""
-    done = 0
-    try:
-        for chunk in response.iter_raw():
-            view[done : done + len(chunk)] = chunk
-            done += len(chunk)
-    except HTTPError:
-        if not done:  # what has come counts as progress: the caller resumes after it
-            raise
-    return done
+            done = 0
+            try:
+                for chunk in response.iter_raw():
+                    view[done : done + len(chunk)] = chunk
+                    done += len(chunk)
+            except HTTPError:
+                if not done:  # what has come counts as progress: the caller resumes after it
+                    raise
+            return done

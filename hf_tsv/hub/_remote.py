@@ -172,6 +172,7 @@ def check_index(headers: Headers, weight_map: Mapping[str, str], label: str) -> 
 
 
 def _read(fetch: Fetch, file: str, begin: int, length: int) -> bytearray:
+    """`length` bytes of a file from `begin` on."""
     data = bytearray(length)
     fetch(file, begin, memoryview(data))
     return data

@@ -69,12 +69,14 @@ def weights_of(files: Collection[str], label: str) -> Weights:
             return Weights("model", index=index)
     if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(files):
         # The sidecar of this package: tensors that PEFT can't hold in an adapter.
-        return Weights("adapter", tuple(file for file in (ADAPTER_WEIGHTS, SIDECAR_FILE) if file in files))
+        parts = [file for file in (ADAPTER_WEIGHTS, SIDECAR_FILE) if file in files]
+        return Weights("adapter", tuple(parts))
     # Many merges are published as one file with a name of its own; with two of them nobody knows which is meant.
     lone = [file for file in files if fnmatch(file, "*.safetensors") and "/" not in file]
     if len(lone) == 1 and lone[0] != ADAPTER_WEIGHTS:
         return Weights("model", (lone[0],))
-    if folders := _folders_with_weights(files):
+    folders = _folders_with_weights(files)
+    if folders:
         raise CheckpointError(
             f"{label}: has weights only in folders ({some(folders)}). Append one of them to the repository's name"
         )
@@ -85,18 +87,22 @@ def _why_none(files: Collection[str]) -> str:
     """What a repository without safetensors weights has instead, and what to do about it."""
 
     def first(*patterns: str) -> str | None:
+        """The alphabetically first file of such a name: messages mustn't depend on the order of a listing."""
         return min((file for file in files if matches(patterns, [file])), default=None)
 
     if ADAPTER_CONFIG in files:
         weights = first("adapter_model.*") or "no weights"
         way_out = "Save it again with PEFT, which writes safetensors"
         return f"an adapter with {weights}, expected {ADAPTER_WEIGHTS}. {way_out}"
-    if "model_index.json" in files:
+    if "model_index.json" in files:  # which diffusers writes
         return "a diffusers pipeline, not a single model. Save the component you want (its unet/ or transformer/) alone"
-    if pickle := first(*PICKLES):
+    pickle = first(*PICKLES)
+    if pickle:
         return f"has only pickled weights ({pickle}), which can run code when they are read. {CONVERT}"
-    if gguf := first("*.gguf"):
+    gguf = first("*.gguf")
+    if gguf:
         return f"has only GGUF weights ({gguf}), expected safetensors. Use the model they were quantised from"
-    if other := first(*OTHER_WEIGHTS):
+    other = first(*OTHER_WEIGHTS)
+    if other:
         return f"has only weights of another framework ({other}), expected model.safetensors. {CONVERT}"
     return "contains no weights (model.safetensors or model.safetensors.index.json). Check the id and the revision"

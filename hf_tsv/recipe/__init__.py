@@ -1,4 +1,4 @@
-"""YAML <-> Recipe. Strict: every mistake is told at once, in the order of the file, with its line and the way out.
+"""YAML <-> Recipe. Strict: every mistake is reported at once, in the order of the file, with its line and the way out.
 
 A recipe can be changed in the text that its author wrote, whose comments stay: see `edited`.
 """

@@ -44,7 +44,13 @@ def as_compression(
         _replace_methods(document, recipe)
         remove_key(document, "output")
         if rule is not None:
-            _set_rule(document, rule)
+            put_keys(document, "parameters", {name: _in_yaml(value) for name, value in rule.items()})
+            # One rule for all ranks. Models have none of their own: no rule may differ from task to task.
+            _remove_parameters(document, RULES.keys() - rule.keys())
+            for i, entry in enumerate(document.get("overrides") or []):
+                if RULES.keys() & _given(entry):
+                    overrides = own_value(document, "overrides")
+                    _remove_parameters(own_value(overrides, i), RULES.keys())
         if adapters:
             put_keys(document, "adapters", {key: _in_yaml(value) for key, value in adapters.items()})
 
@@ -80,27 +86,12 @@ def as_adapter_output(recipe: Recipe, rule: Mapping[str, Any] | None = None) -> 
     return edited(recipe, change)
 
 
-def _compresses(method: str) -> bool:
-    """Whether each task keeps its change in an adapter."""
-    return method == COMPRESSING
-
-
-def _copies_base(method: str) -> bool:
-    return method == "base"
-
-
-def _stay(recipe: Recipe) -> Set[str]:
-    """The methods of a recipe that a compression leaves."""
-    compressing = {method for method in recipe.methods if _compresses(method)}
-    copying = {method for method in recipe.methods if _copies_base(method)}
-    # With nothing but the base's weights there would be nothing to compress.
-    return compressing if copying == set(recipe.methods) else compressing | copying
-
-
 def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
     """Have every method be `tsv_c`, or `base` beside another one."""
-    stay = _stay(recipe)
-    if stay >= set(recipe.methods):
+    methods = set(recipe.methods)
+    # With nothing but the base's weights there would be nothing to compress.
+    stay = set() if methods == {BASE} else methods & {COMPRESSING, BASE}
+    if stay == methods:
         return
     _replace_in_overrides(document, recipe, stay)
     if recipe.merge_method not in stay:
@@ -116,34 +107,30 @@ def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
     for i, entry in enumerate(models_of(document)):
         unknown = _given(entry) - of_every_method
         if unknown:
-            _remove_parameters(own_value(models_of(document), i), unknown)
+            models = models_of(document)
+            _remove_parameters(own_value(models, i), unknown)
 
 
 def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stay: Set[str]) -> None:
+    """Have the method of every override be `tsv_c`, unless it is one of those that stay."""
     # An override that compresses has had these from the recipe's own parameters, if those go.
     inherited: dict[str, Any] = {}
     if recipe.merge_method not in stay:
         shared = document.get("parameters") or {}
         inherited = {name: value for name, value in shared.items() if name in METHODS[COMPRESSING].parameters}
-    for i, branch in enumerate(recipe.branches[:-1]):
+    for i, branch in enumerate(recipe.branches[:-1]):  # the last is the recipe's own
         missing = inherited.keys() - _given(document["overrides"][i])
+        # Only what is changed is copied, so that a recipe that needs no change stays the very same.
         if branch.method not in stay:
-            entry = own_value(own_value(document, "overrides"), i)
+            overrides = own_value(document, "overrides")
+            entry = own_value(overrides, i)
             remove_key(entry, "parameters")
             if entry.get("merge_method"):
                 put_key(entry, "merge_method", COMPRESSING)
-        elif _compresses(branch.method) and missing:
-            entry = own_value(own_value(document, "overrides"), i)
+        elif branch.method == COMPRESSING and missing:
+            overrides = own_value(document, "overrides")
+            entry = own_value(overrides, i)
             put_keys(entry, "parameters", {name: copy.deepcopy(inherited[name]) for name in sorted(missing)})
-
-
-def _set_rule(document: CommentedMap, rule: Mapping[str, Any]) -> None:
-    """Have one rule for all ranks. Models have none of their own: no rule may differ from task to task."""
-    put_keys(document, "parameters", {name: _in_yaml(value) for name, value in rule.items()})
-    _remove_parameters(document, RULES.keys() - rule.keys())
-    for i, entry in enumerate(document.get("overrides") or []):
-        if RULES.keys() & _given(entry):
-            _remove_parameters(own_value(own_value(document, "overrides"), i), RULES.keys())
 
 
 def _given(entry: CommentedMap) -> Set[str]:
@@ -155,7 +142,7 @@ def _remove_parameters(entry: CommentedMap, names: Set[str]) -> None:
     given = _given(entry)
     if not given & names:
         return
-    if given <= names:
+    if given <= names:  # no empty mapping is left behind
         remove_key(entry, "parameters")
         return
     parameters = own_value(entry, "parameters")

@@ -11,6 +11,8 @@ Mark = tuple[int, int]  # line and column, from 1
 
 @dataclass(frozen=True)
 class _Problem:
+    """A mistake, and where it stands in the file."""
+
     mark: Mark
     text: str
 
@@ -38,7 +40,7 @@ class Document:
     _around_wrong: set[Path] = field(default_factory=set)
 
     def tell(self, path: Path, problem: str) -> None:
-        """Note a mistake, to be raised together with all others. An absent value has the line of what lacks it."""
+        """Note a mistake, to be raised together with all others. A missing value has the line around it."""
         self.tell_at(self._mark(path), problem, path)
 
     def tell_at(self, mark: Mark, problem: str, path: Path = ()) -> None:
@@ -46,7 +48,8 @@ class Document:
         self._problems.append(_Problem(mark, problem))
         if path:
             self._wrong.add(path)
-            self._around_wrong.update(path[:end] for end in range(1, len(path) + 1))
+            for end in range(1, len(path) + 1):
+                self._around_wrong.add(path[:end])
 
     def tell_missing(self, path: Path, way_out: str) -> None:
         """Note that a key is missing, unless it is there and wrong."""
@@ -60,7 +63,7 @@ class Document:
         return any(path[:end] in self._wrong for end in range(1, len(path)))
 
     def line(self, path: Path) -> int:
-        """The line of the value at `path`, or of what lacks it."""
+        """The line of the value at `path`, or of what it is missing from."""
         return self._mark(path)[0]
 
     def note(self, path: Path, note: str) -> None:
@@ -74,6 +77,7 @@ class Document:
             raise RecipeError(f"{self.source}:{problem.mark[0]}: {problem.text}" for problem in in_order)
 
     def _mark(self, path: Path) -> Mark:
+        # The top has a mark, so this ends there at the latest.
         while path not in self.marks:
             path = path[:-1]
         return self.marks[path]

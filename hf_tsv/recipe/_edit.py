@@ -46,7 +46,8 @@ def edited(recipe: Recipe, change: Callable[[CommentedMap], None]) -> Recipe:
     change(document)
     if document == before:
         return recipe
-    yaml.width = max(MIN_WIDTH, GROWTH + max(map(len, recipe.text.splitlines())))
+    longest_line = max(map(len, recipe.text.splitlines()))
+    yaml.width = max(MIN_WIDTH, longest_line + GROWTH)
     _indent_alike(yaml, before)
     text = io.StringIO()
     yaml.dump(document, text)
@@ -109,22 +110,26 @@ def remove_key(mapping: CommentedMap, key: str) -> None:
     if at > 0:
         _add_comment_below(mapping, keys[at - 1], below)
     elif len(keys) > 1:
+        # The first key goes, and no value is above the comment: it becomes one before the next key.
         lines = [line.strip().removeprefix("#").strip() for line in below.splitlines()]
         mapping.yaml_set_comment_before_after_key(keys[1], before="\n".join(lines), indent=mapping.lc.col)
 
 
 def _is_shared(value: Any) -> bool:
+    """Whether a change of the value may change others too: it has an anchor, or keys that `<<` merges."""
     if not isinstance(value, _Part):
         return False
     anchor = getattr(value, Anchor.attrib, None)
-    return (anchor is not None and anchor.value is not None) or bool(getattr(value, merge_attrib, None))
+    has_anchor = anchor is not None and anchor.value is not None
+    merges = bool(getattr(value, merge_attrib, None))
+    return has_anchor or merges
 
 
 def _own_copy(value: _Part) -> _Part:
     """A copy without anchors and merges, of all that is in it too."""
     copied: _Part = copy.deepcopy(value)  # a copied mapping has the merged keys as its own
-    parts: list[Any] = [copied]
-    cleared: set[int] = set()
+    parts: list[Any] = [copied]  # still to be cleared
+    cleared: set[int] = set()  # by identity: an alias makes one part stand in several places
     while parts:
         part = parts.pop()
         if id(part) in cleared:

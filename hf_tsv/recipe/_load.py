@@ -30,7 +30,7 @@ def read_text(path: Path, what: str) -> str:
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
-            return file.read(MAX_CHARACTERS + 1)  # one more than `read_yaml` takes, which refuses it then
+            return file.read(MAX_CHARACTERS + 1)  # one more than `read_yaml` takes, so that it refuses the file
     except UnicodeDecodeError as error:
         problem = f"the {what} isn't UTF-8 text ({error.reason} at byte {error.start})."
         raise RecipeError(f"{path}: {problem} Save it as UTF-8.") from None

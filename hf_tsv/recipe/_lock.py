@@ -23,21 +23,18 @@ def pinned_text(recipe: Recipe, pins: Mapping[str, str]) -> str:
             put_key(document, "base_model", pins[recipe.base.text])
         models = models_of(document)
         for i in range(len(models)):
-            ref = refs.get(i, recipe.base)
+            ref = refs.get(i, recipe.base)  # an entry that is no task is the base
             if ref.text in pins:
                 put_key(own_value(models, i), "model", pins[ref.text])
-        _pin_tokenizer(document, recipe, pins)
+        source = recipe.tokenizer.source
+        if not isinstance(source, ModelRef) or source.text not in pins:
+            return
+        in_section = bool(document.get("tokenizer"))
+        part = own_value(document, "tokenizer") if in_section else document
+        key = "source" if in_section else "tokenizer_source"
+        # The name of a task, or `base`, means the same model once the models are pinned.
+        names = {"base", *(model.name for model in recipe.models)}
+        if part[key] not in names:
+            put_key(part, key, pins[source.text])
 
     return edited(recipe, change).text
-
-
-def _pin_tokenizer(document: CommentedMap, recipe: Recipe, pins: Mapping[str, str]) -> None:
-    source = recipe.tokenizer.source
-    if not isinstance(source, ModelRef) or source.text not in pins:
-        return
-    in_section = bool(document.get("tokenizer"))
-    part = own_value(document, "tokenizer") if in_section else document
-    key = "source" if in_section else "tokenizer_source"
-    names = {"base", *(model.name for model in recipe.models)}
-    if part[key] not in names:  # which mean the same with pinned models
-        put_key(part, key, pins[source.text])

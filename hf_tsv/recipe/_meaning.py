@@ -3,7 +3,7 @@
 from pathlib import Path as Folder
 from typing import Any
 
-from hf_tsv.checkpoints.dtypes import BY_WORD, ArithmeticWord
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg.ranks import rank_choice
 from hf_tsv.methods import METHODS, MergeMethod
@@ -12,7 +12,7 @@ from hf_tsv.recipe._messages import did_you_mean, shown
 from hf_tsv.recipe._models import ModelReader, Models
 from hf_tsv.recipe._parameters import WEIGHT, ParameterReader
 from hf_tsv.recipe._recipe import Branch, Recipe, RecipeAdapters
-from hf_tsv.recipe._schema import Override, RecipeFile
+from hf_tsv.recipe._schema import Adapters, Override, RecipeFile
 from hf_tsv.recipe._settings import Chain, Filter
 
 
@@ -42,31 +42,50 @@ class _MeaningReader:
     def recipe(self, text: str) -> Recipe:
         self._methods = self._read_methods()
         self._models = self._read_models()
-        self._read_parameters()
-        filters = {place: self._filter(place) for place in self._overrides}
+        filters = self._read_parameters()
         tokenizer = self._model_reader.tokenizer(self._models)
-        dtype, out_dtype = self._dtypes()
-        residuals, output = self._residuals(), self._output()
-        self._check_chat_template()
+        dtype, out_dtype = self._file.dtype, self._file.out_dtype
+        if dtype is not None and BY_WORD[dtype].is_half:  # a half precision is meant for the output
+            out_dtype = out_dtype or dtype
+            self._document.note(("dtype",), f"arithmetic is in float32 whatever the output is, here {out_dtype}.")
+        residuals = None
+        if self._file.residuals is not None:
+            residuals = self._file.residuals.model_dump(exclude_none=True)
+            self._check_rule("residuals", residuals)
+        output = self._read_output()
+        template = self._file.chat_template
+        if template is not None and template != "auto" and "{" not in template:
+            problem = "'chat_template' has a wrong value, expected auto or a template's Jinja text"
+            way_out = "Copy the text from the chat_template.jinja of a model that has it."
+            self._document.tell(("chat_template",), f"{problem} but got {shown(template)}. {way_out}")
+        # Everything has been read: from here on, the recipe has no mistakes.
         self._document.raise_problems()
         assert self._models.base is not None, "its absence is a mistake"
+        adapters = self._file.adapters or Adapters()
         branches = [self._branch(place, tensors) for place, tensors in filters.items()]
+        branches.append(self._branch((), None))  # last: it takes what the overrides leave
         return Recipe(
             text=text,
             source=self._document.source,
             merge_method=self._methods[()].name,
             base=self._models.base,
             models=tuple(self._models.tasks.values()),
-            dtype=dtype,
+            dtype="float64" if dtype == "float64" else "float32",
             out_dtype=out_dtype,
             tokenizer=tokenizer,
-            chat_template=self._file.chat_template,
+            chat_template=template,
             svd=self._file.svd or "exact",
             residuals=residuals,
-            adapters=self._adapters(),
+            adapters=RecipeAdapters(
+                profiles=None if adapters.profiles is None else tuple(adapters.profiles),
+                rank=adapters.rank,
+                factor_dtype=adapters.factor_dtype,
+                together=bool(adapters.together),
+                verify=adapters.verify or "weights",
+            ),
             output=output,
             notes=tuple(self._document.notes),
-            branches=(*branches, self._branch((), None)),
+            branches=tuple(branches),
             filters=(tuple(filters.values()), *self._parameter_reader.filters.values()),
             layers=self._document.layers,
             folder=self._folder,
@@ -108,21 +127,33 @@ class _MeaningReader:
     # Models
 
     def _read_models(self) -> Models:
+        """The models, checked to be as many as each method takes, and to have a base where one is needed."""
         is_missing = self._file.base_model is None and not self._document.has_problem(("base_model",))
-        needing = [place for place, method in self._used if method.inputs.base == "reference"] if is_missing else []
-        for place in needing:
-            problem = f"{self._methods[place].name} needs the model that the others were fine-tuned from."
-            self._document.tell((*place, "merge_method"), f"{problem} Add base_model.")
-        models = self._model_reader.read(first_is_base=is_missing and self._all_known and not needing)
+        first_is_base = is_missing and self._all_known
         for place, method in self._used:
-            problem = _wrong_number(method, len(models.tasks), base_is_model=is_missing)
+            if is_missing and method.inputs.base == "reference":
+                problem = f"{method.name} needs the model that the others were fine-tuned from."
+                self._document.tell((*place, "merge_method"), f"{problem} Add base_model.")
+                first_is_base = False
+        models = self._model_reader.read(first_is_base=first_is_base)
+        for place, method in self._used:
+            least, most = method.inputs.min_tasks, method.inputs.max_tasks
+            number, beside = len(models.tasks), " besides the base"
+            if is_missing and method.inputs.base == "either":  # the base is one of the models that are merged
+                number, beside = number + 1, ""
+            problem = ""
+            if most is not None and number > most:
+                problem = f"too many models for {method.name}, expected at most {most}{beside} but got {number}."
+            elif models.tasks and number < least:
+                problem = f"too few models for {method.name}, expected at least {least}{beside} but got {number}."
             if problem:
                 self._document.tell((*place, "merge_method"), problem)
         return models
 
     # Parameters
 
-    def _read_parameters(self) -> None:
+    def _read_parameters(self) -> dict[Path, Filter]:
+        """Read the parameters in every place that has some; the filters of the overrides, by place."""
         used = [method for _, method in self._used]
         read = self._parameter_reader.read
         read(("parameters",), self._file.parameters, used, all_known=self._all_known)
@@ -131,14 +162,15 @@ class _MeaningReader:
             read((*place, "parameters"), override.parameters, methods, all_known=bool(methods))
         for i, entry in enumerate(self._file.models or []):
             read(("models", i, "parameters"), entry.parameters, used, all_known=self._all_known)
-
-    def _filter(self, place: Path) -> Filter:
-        written = self._overrides[place].filter
-        if written is None:
-            self._document.tell_missing((*place, "filter"), "Write which tensors it is for: '*' for all.")
-        return self._parameter_reader.filter(place, written)
+        filters: dict[Path, Filter] = {}
+        for place, override in self._overrides.items():
+            if override.filter is None:
+                self._document.tell_missing((*place, "filter"), "Write which tensors it is for: '*' for all.")
+            filters[place] = self._parameter_reader.filter(place, override.filter)
+        return filters
 
     def _branch(self, place: Path, tensors: Filter | None) -> Branch:
+        """How one place's tensors are merged. A model's own parameters win over the place's, then the rest."""
         method = self._methods[place]
         shared_places: list[Path] = [(*place, "parameters")]
         if place:
@@ -171,35 +203,14 @@ class _MeaningReader:
 
     # The rest
 
-    def _dtypes(self) -> tuple[ArithmeticWord, str | None]:
-        """Dtypes of the arithmetic and of the output; a half precision as the first is meant for the second."""
-        dtype, out_dtype = self._file.dtype, self._file.out_dtype
-        if dtype is not None and BY_WORD[dtype].is_half:
-            out_dtype = out_dtype or dtype
-            self._document.note(("dtype",), f"arithmetic is in float32 whatever the output is, here {out_dtype}.")
-        return "float64" if dtype == "float64" else "float32", out_dtype
-
-    def _residuals(self) -> dict[str, Any] | None:
-        """The rule for the ranks of the residuals, as `tsv_c` takes it."""
-        if self._file.residuals is None:
-            return None
-        rule = self._file.residuals.model_dump(exclude_none=True)
+    def _check_rule(self, key: str, rule: dict[str, Any]) -> None:
+        """Check a rule for ranks, as `tsv_c` takes it."""
         try:
-            rank_choice(rule, num_tasks=1, checkpoint_bytes=1)  # whatever these are, a wrong rule is wrong
+            rank_choice(rule, num_tasks=1, checkpoint_bytes=1)  # any numbers do to check the rule
         except MethodError as error:
-            self._document.tell(("residuals",), f"{error}.")
-        return rule
+            self._document.tell((key,), f"{error}.")
 
-    def _adapters(self) -> RecipeAdapters:
-        section = self._file.adapters
-        if section is None:
-            return RecipeAdapters()
-        profiles = None if section.profiles is None else tuple(section.profiles)
-        return RecipeAdapters(
-            profiles, section.rank, section.factor_dtype, bool(section.together), section.verify or "weights"
-        )
-
-    def _output(self) -> dict[str, Any] | None:
+    def _read_output(self) -> dict[str, Any] | None:
         """The rule for the ranks of an output that is one adapter; None for another output."""
         section = self._file.output
         if section is None:
@@ -209,38 +220,13 @@ class _MeaningReader:
             if rule:
                 self._document.tell(("output",), f"{', '.join(rule)} is for form: adapter. Leave it out.")
             return None
-        try:
-            rank_choice(rule, num_tasks=1, checkpoint_bytes=1)  # whatever these are, a wrong rule is wrong
-        except MethodError as error:
-            self._document.tell(("output",), f"{error}.")
+        self._check_rule("output", rule)
         keepers = [method.name for _, method in self._used if method.keeps]
-        keepers += ["residuals"] if self._file.residuals is not None else []
+        if self._file.residuals is not None:
+            keepers.append("residuals")
         if keepers:
             problem = (
                 f"an adapter can't carry what {' and '.join(keepers)} keeps of single tasks. Leave one of them out."
             )
             self._document.tell(("output",), problem)
         return rule
-
-    def _check_chat_template(self) -> None:
-        template = self._file.chat_template
-        if template is not None and template != "auto" and "{" not in template:
-            problem = "'chat_template' has a wrong value, expected auto or a template's Jinja text"
-            way_out = "Copy the text from the chat_template.jinja of a model that has it."
-            self._document.tell(("chat_template",), f"{problem} but got {shown(template)}. {way_out}")
-
-
-def _wrong_number(method: MergeMethod, tasks: int, *, base_is_model: bool) -> str:
-    """What is wrong with the number of models, empty when nothing is."""
-    counts_base = base_is_model and method.inputs.base == "either"
-    number = tasks + counts_base
-    beside = "" if counts_base else " besides the base"
-    if method.inputs.max_tasks is not None and number > method.inputs.max_tasks:
-        return (
-            f"too many models for {method.name}, expected at most {method.inputs.max_tasks}{beside} but got {number}."
-        )
-    if tasks and number < method.inputs.min_tasks:
-        return (
-            f"too few models for {method.name}, expected at least {method.inputs.min_tasks}{beside} but got {number}."
-        )
-    return ""

@@ -26,6 +26,7 @@ OTHER_WORDS = {
 
 MAX_SHOWN = 60  # characters of a value in a message
 
+# pydantic's types of errors, as "expected ..." goes on; in braces what pydantic says about the limit.
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
@@ -46,6 +47,7 @@ _EXPECTED = {
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` is most likely meant to be."""
+    # Compared in lower case, so that only the spelling counts; the answer has the known word's own case.
     by_lower = {other.lower(): other for other in known}
     other_word = OTHER_WORDS.get(word.lower())
     if other_word in by_lower:
@@ -88,24 +90,26 @@ def wrong_value(label: str, error: ValidationError | Sequence[ErrorDetails]) -> 
     """What a value should have been, by every error that pydantic found in it."""
     errors = error.errors(include_url=False) if isinstance(error, ValidationError) else error
     for one in errors:
-        if one["type"] == "value_error":  # raised by a validator of ours, with its own words
+        if one["type"] == "value_error":  # raised by one of our validators, in words of its own
             return f"{label} has a wrong value: {one['ctx']['error']}"
-    expected = dict.fromkeys(_expected(one) for one in errors)  # each once, in order
+    expected: list[str] = []  # each once, in order
+    for one in errors:
+        if one["type"] == "literal_error":
+            words = joined(_words(one), "or")
+        elif one["type"] in _EXPECTED:
+            words = _EXPECTED[one["type"]].format(**one.get("ctx", {}))
+        else:
+            words = one["msg"].removeprefix("Input should be ")
+        if words not in expected:
+            expected.append(words)
+    # All errors are about the same value: those of a union differ in what they would have taken.
     value = errors[0]["input"]
-    problem = f"{label} has a wrong value, expected {joined(list(expected), 'or')} but got {shown(value)}."
+    problem = f"{label} has a wrong value, expected {joined(expected, 'or')} but got {shown(value)}."
     for one in errors:
         hint = did_you_mean(value, _words(one)) if isinstance(value, str) else ""
         if hint:
             return problem + hint
     return problem
-
-
-def _expected(error: ErrorDetails) -> str:
-    if error["type"] == "literal_error":
-        return joined(_words(error), "or")
-    if error["type"] in _EXPECTED:
-        return _EXPECTED[error["type"]].format(**error.get("ctx", {}))
-    return error["msg"].removeprefix("Input should be ")
 
 
 def _words(error: ErrorDetails) -> list[str]:

@@ -1,6 +1,7 @@
 """Reads which models a recipe names, and which of them is the base."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path as Folder
 from typing import Literal
@@ -51,7 +52,17 @@ class ModelReader:
             self._document.note(("models", 0), f"there is no base_model: {refs[0]} stands in for it.")
             base = refs[0]
         base_entries = tuple(i for i, ref in enumerate(refs) if ref and ref == base)
-        self._check_number(base_entries)
+        # At least one model has to be listed besides the base, and the base not twice.
+        if self._file.models == []:
+            self._document.tell(("models",), "'models' is empty. List at least one fine-tuned model.")
+        elif not self._entries:
+            if not self._document.has_problem(("slices",)):  # which is where they are, then
+                self._document.tell_missing(("models",), "List at least one fine-tuned model.")
+        elif len(base_entries) == len(self._entries):
+            self._document.tell(("models",), "only the base model is listed. List at least one fine-tuned model.")
+        for i in base_entries[1:]:
+            first = self._document.line(("models", base_entries[0]))
+            self._document.tell(("models", i), f"the base model is listed on line {first} already. Keep one of them.")
         return Models(refs, base, base_entries, self._tasks(refs, base_entries))
 
     def tokenizer(self, models: Models) -> TokenizerChoice:
@@ -75,12 +86,17 @@ class ModelReader:
         if text == "base":
             return models.base
         by_name = {task.name: task.ref for task in models.tasks.values()}
-        named = by_name.get(text) or self._same_model(text, models)
-        if named:
-            return named
+        if text in by_name:
+            return by_name[text]
+        # It may be a model of the recipe, written as a reference.
+        with suppress(RecipeError):
+            meant = ModelRef.parse(text, self._folder)
+            for ref in (models.base, *models.refs):
+                if ref == meant:  # as `models` writes it, which is how the lock looks it up
+                    return ref
         if text == UNION:
             return UNION
-        # With a model that is wrong, and told to be, this may be one that the source means.
+        # If a model is wrong, the source may mean that one: its own mistake is noted already.
         if models.base and all(models.refs):
             words = ["base", UNION, *by_name]
             problem = f"tokenizer source '{text}' is none of the models, expected {joined(words, 'or')}."
@@ -98,19 +114,6 @@ class ModelReader:
             self._document.tell(path, str(error))
             return None
 
-    def _check_number(self, base_entries: tuple[int, ...]) -> None:
-        """Check that at least one model is listed besides the base, and the base not twice."""
-        if self._file.models == []:
-            self._document.tell(("models",), "'models' is empty. List at least one fine-tuned model.")
-        elif not self._entries:
-            if not self._document.has_problem(("slices",)):  # which is where they are, then
-                self._document.tell_missing(("models",), "List at least one fine-tuned model.")
-        elif len(base_entries) == len(self._entries):
-            self._document.tell(("models",), "only the base model is listed. List at least one fine-tuned model.")
-        for i in base_entries[1:]:
-            first = self._document.line(("models", base_entries[0]))
-            self._document.tell(("models", i), f"the base model is listed on line {first} already. Keep one of them.")
-
     def _tasks(self, refs: tuple[ModelRef | None, ...], base_entries: tuple[int, ...]) -> dict[int, RecipeModel]:
         """The tasks whose models and names are sound, by the entry's index."""
         tasks: dict[int, RecipeModel] = {}
@@ -126,35 +129,22 @@ class ModelReader:
                 continue
             # Names become file names, and some file systems don't tell upper from lower case.
             same = by_lower_case.get(name.lower())
-            problem = _wrong_name(name, same)
+            problem = ""
+            if not _TASK_NAME.fullmatch(name):
+                problem = (
+                    f"'{name}' can't be a task's name, expected letters, digits, '.', '_' and '-',"
+                    " not starting with '.'. Give it another name."
+                )
+            elif same is not None and same.name == name:
+                problem = f"line {same.line} has a task '{name}' already. Give this one another name."
+            elif same is not None:
+                problem = (
+                    f"line {same.line} has a task '{same.name}', which some file systems don't tell from '{name}'."
+                    " Give this one another name."
+                )
             if problem:
                 self._document.tell(path, problem)
                 continue
             tasks[i] = RecipeModel(ref, name, self._document.line(("models", i)), entry=i)
             by_lower_case[name.lower()] = tasks[i]
         return tasks
-
-    def _same_model(self, text: str, models: Models) -> ModelRef | None:
-        """The model of the recipe that a reference means."""
-        try:
-            meant = ModelRef.parse(text, self._folder)
-        except RecipeError:
-            return None
-        return next((ref for ref in (models.base, *models.refs) if ref == meant), None)
-
-
-def _wrong_name(name: str, same: RecipeModel | None) -> str:
-    """What is wrong with a task's name, empty when nothing is; `same` has it already, but for upper and lower case."""
-    if not _TASK_NAME.fullmatch(name):
-        return (
-            f"'{name}' can't be a task's name, expected letters, digits, '.', '_' and '-', not starting with '.'."
-            " Give it another name."
-        )
-    if same is None:
-        return ""
-    if same.name == name:
-        return f"line {same.line} has a task '{name}' already. Give this one another name."
-    return (
-        f"line {same.line} has a task '{same.name}', which some file systems don't tell from '{name}'."
-        " Give this one another name."
-    )

@@ -1,6 +1,6 @@
 """Reads the parameters that a recipe gives, in each of the places where it may give them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -53,14 +53,21 @@ class ParameterReader:
         per_model = path[0] == "models"
         for name, written in block.items():
             here = (*path, name)
-            self._check_complete(here, written)
+            items = written if isinstance(written, list) else []
+            for i, item in enumerate(items):
+                if isinstance(item, schema.Choice) and item.value is ABSENT:
+                    self._document.tell_missing((*here, i, "value"), "Write what it is where the filter matches.")
             is_taken = False
             for method in methods:
                 parameter = _taken(method, name)
                 if parameter is None or (per_model and not parameter.per_task):
                     continue
                 is_taken = True
-                self._check_written_once(here, block, method, parameter)
+                # A method may take a parameter under two names. If both are written, the second is the mistake.
+                first = next(word for word in block if _taken(method, word) == parameter)
+                if first != name and not self._document.has_problem(here):
+                    problem = f"'{name}' and '{first}' mean the same for {method.name}. Keep one of them."
+                    self._document.tell(here, problem)
                 whose = "" if parameter is WEIGHT else f" of {method.name}"
                 settings = self._settings.setdefault((path, method.name), {})
                 settings[parameter.name] = self._setting(here, written, parameter, f"'{name}'{whose}")
@@ -72,7 +79,7 @@ class ParameterReader:
                 self._document.tell(here, _not_taken(name, methods, per_model))
 
     def chain(self, name: str, method: MergeMethod, places: Sequence[Path]) -> Chain:
-        """What was read of a method's parameter in these places, the most specific first."""
+        """A method's parameter as these places give it, the most specific first."""
         blocks = [self._settings.get((place, method.name), {}) for place in places]
         return Chain(tuple(block[name] for block in blocks if name in block))
 
@@ -83,35 +90,27 @@ class ParameterReader:
             return by_kind(written.kind, line)
         return by_name(EVERYTHING if written is None else written, line)
 
-    def _check_complete(self, path: Path, written: Any) -> None:
-        if not isinstance(written, list):
-            return
-        for i, item in enumerate(written):
-            if isinstance(item, schema.Choice) and item.value is ABSENT:
-                self._document.tell_missing((*path, i, "value"), "Write what it is where the filter matches.")
-
-    def _check_written_once(self, path: Path, block: Iterable[str], method: MergeMethod, parameter: Parameter) -> None:
-        """Tell of a parameter that is written under two of its words, at the second."""
-        first = next(name for name in block if _taken(method, name) == parameter)
-        if first != path[-1] and not self._document.has_problem(path):
-            self._document.tell(path, f"'{path[-1]}' and '{first}' mean the same for {method.name}. Keep one of them.")
-
     def _setting(self, path: Path, written: Any, parameter: Parameter, label: str) -> Setting:
+        """What is written at `path`: a list of filter and value, a gradient, or one value."""
         has_filters = isinstance(written, list) and isinstance(written[0], schema.Choice)
         if not has_filters:
             return self._value(path, written, parameter, label)
         if path not in self.filters:  # its filters are the same for every method that takes it
             self.filters[path] = tuple(self.filter((*path, i), choice.filter) for i, choice in enumerate(written))
-        values = [self._value((*path, i, "value"), c.value, parameter, label) for i, c in enumerate(written)]
-        return Filtered(tuple(zip(self.filters[path], values, strict=True)))
+        choices: list[tuple[Filter, Constant | Gradient]] = []
+        for i, chooser in enumerate(self.filters[path]):
+            value = self._value((*path, i, "value"), written[i].value, parameter, label)
+            choices.append((chooser, value))
+        return Filtered(tuple(choices))
 
     def _value(self, path: Path, written: Any, parameter: Parameter, label: str) -> Constant | Gradient:
         if not isinstance(written, list):
             return Constant(self._checked(path, written, parameter, label))
-        return Gradient(tuple(self._checked((*path, i), value, parameter, label) for i, value in enumerate(written)))
+        values = [self._checked((*path, i), value, parameter, label) for i, value in enumerate(written)]
+        return Gradient(tuple(values))
 
     def _checked(self, path: Path, value: Any, parameter: Parameter, label: str) -> Any:
-        """The value as the method takes it; ABSENT where it is wrong, and noted to be."""
+        """The value as the method takes it; ABSENT where it is wrong, which is noted."""
         try:
             return parameter.adapter.validate_python(value, strict=True)
         except ValidationError as error:
@@ -122,7 +121,8 @@ class ParameterReader:
 
 def _taken(method: MergeMethod, name: str) -> Parameter | None:
     """The parameter that a method takes under this name."""
-    own = method.parameters.get(method.aliases.get(name, name))
+    own_name = method.aliases.get(name, name)
+    own = method.parameters.get(own_name)
     if own is None and name == WEIGHT.name:
         return WEIGHT
     return own
@@ -134,30 +134,22 @@ def _not_taken(name: str, methods: Sequence[MergeMethod], per_model: bool) -> st
     if takers:
         whose = joined(takers, "and")
         return f"'{name}' of {whose} is one for all models. Write it under the recipe's own 'parameters'."
-    with_parameters = [method for method in methods if method.parameters] or methods
-    known: dict[str, str] = {}
-    for method in with_parameters:
-        known |= _words(method, per_model)
-    names = joined([method.name for method in with_parameters], "and")
-    hint = did_you_mean(name, known)
-    return f"unknown parameter '{name}' for {names}.{hint} {_all_taken(with_parameters, per_model)}."
-
-
-def _all_taken(methods: Sequence[MergeMethod], per_model: bool) -> str:
-    """What the methods take, in words."""
-    per = " per model" if per_model else ""
-    lists: dict[str, str] = {}
-    for method in methods:
-        names = dict.fromkeys(_words(method, per_model).values())
+    known: dict[str, str] = {}  # from each name or alias to the parameter's own name
+    lists: dict[str, str] = {}  # each method's parameters, by the method's name
+    with_parameters = [method for method in methods if method.parameters]
+    for method in with_parameters or methods:
+        names = [p.name for p in method.parameters.values() if p.per_task or not per_model]
+        known |= {name: name for name in names}
+        known |= {alias: meant for alias, meant in method.aliases.items() if meant in names}
+        known[WEIGHT.name] = WEIGHT.name
+        if WEIGHT.name not in names:
+            names.append(WEIGHT.name)
         lists[method.name] = ", ".join(names)
-    if len(set(lists.values())) == 1:
-        subject = "It takes" if len(lists) == 1 else "They take"
-        return f"{subject}{per}: {lists[methods[0].name]}"
-    return "; ".join(f"{name} takes{per}: {names}" for name, names in lists.items())
-
-
-def _words(method: MergeMethod, per_model: bool) -> dict[str, str]:
-    """The words for what a method takes, each with the parameter's own name."""
-    names = [p.name for p in method.parameters.values() if p.per_task or not per_model]
-    aliases = {alias: name for alias, name in method.aliases.items() if name in names}
-    return {**{name: name for name in names}, **aliases, WEIGHT.name: WEIGHT.name}
+    problem = f"unknown parameter '{name}' for {joined(list(lists), 'and')}.{did_you_mean(name, known)}"
+    per = " per model" if per_model else ""
+    distinct = set(lists.values())
+    if len(distinct) > 1:
+        all_taken = "; ".join(f"{method} takes{per}: {taken}" for method, taken in lists.items())
+        return f"{problem} {all_taken}."
+    subject = "It takes" if len(lists) == 1 else "They take"
+    return f"{problem} {subject}{per}: {distinct.pop()}."

@@ -123,9 +123,11 @@ class Branch:
             chains.append(self.base_weight)
         if not all(chain.is_constant for chain in chains):
             return None
-        return self._rule("", "other", 0.0)
+        return self._rule("", "other", 0.0)  # the same for any name, kind and depth
 
     def _rule(self, name: str, kind: str, depth: float) -> Rule:
+        """The rule for one tensor. Parameters without a value are left out, so that the method's own default counts."""
+
         def at(chain: Chain, default: Any) -> Any:
             value = chain.at(name, kind, depth)
             return default if value is ABSENT else value
@@ -195,21 +197,23 @@ class Recipe:
     def tokenizer_model(self) -> ModelRef:
         """The model whose tokenizer's files the output gets; a union's tokens are added to the base's."""
         source = self.tokenizer.source
-        return source if isinstance(source, ModelRef) else self.base
+        return source if isinstance(source, ModelRef) else self.base  # for a union too, or if the recipe doesn't say
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Every merge method that it names, each once."""
-        return tuple(dict.fromkeys(branch.method for branch in (self.branches[-1], *self.branches)))
+        in_order = [self.merge_method, *(branch.method for branch in self.branches)]
+        return tuple(dict.fromkeys(in_order))
 
     def rule_at(self, name: str, kind: str, depth: float) -> Rule:
         """What to do with a tensor, by its name, its kind and its depth from 0 (first layer) to 1 (last)."""
+        # There is one: the last takes every tensor.
         branch = next(branch for branch in self.branches if branch.takes(name, kind))
         return branch.rule(name, kind, depth)
 
     def unmatched_filters(self, tensors: Iterable[tuple[str, str]]) -> list[str]:
         """A message for every filter that chooses none of these tensors, given as (name, kind), in recipe order."""
-        tensors = list(tensors)
+        tensors = list(tensors)  # read once for every list of filters
         idle: list[tuple[Filter, str]] = []
         for filters in self.filters:
             idle += idle_filters(filters, tensors)

@@ -9,7 +9,7 @@ from huggingface_hub.utils import parse_hf_uri, validate_repo_id
 
 from hf_tsv.errors import RecipeError
 
-_FOLDER = re.compile(r"[./~]")  # what no Hub id begins with
+_FOLDER = re.compile(r"[./~]")  # no Hub id begins with one of these
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class ModelRef:
         Raises:
             RecipeError: the text isn't a reference.
         """
-        if whole := _folder(text, folder):
+        whole = _folder(text, folder)
+        if whole:  # first of all, because a folder's name may hold '@' and '+'
             return cls(whole, text=text)
         model, plus, adapter = _cut(text, "+", folder)
         if plus and not adapter:
@@ -89,18 +90,11 @@ def _folder(path: str, beside: Path | None) -> str | None:
         for place in places:
             if place.is_dir():
                 found = str(place)
+                # Marked as a path, so that nobody takes it for a Hub id later.
                 return found if _FOLDER.match(found) else f"./{found}"
     except (OSError, RuntimeError, ValueError):  # too long for a path, no such ~user, or a NUL in it
         return None
     return None
-
-
-def _is_file(path: str, beside: Path | None) -> bool:
-    try:
-        here = Path(path).expanduser()
-        return here.is_file() or bool(beside and (beside / here).is_file())
-    except (OSError, RuntimeError, ValueError):
-        return False
 
 
 def _cut(text: str, sign: str, folder: Path | None) -> tuple[str, str, str]:
@@ -115,15 +109,28 @@ def _cut(text: str, sign: str, folder: Path | None) -> tuple[str, str, str]:
 def _source(part: str, text: str, folder: Path | None) -> tuple[str, str | None]:
     """Path and revision of one side of the `+` in `text`."""
     if part.startswith(("hf://", "https://")):
-        return _from_uri(part)
-    if whole := _folder(part, folder):
+        try:
+            parsed = parse_hf_uri(part)
+        except HfUriError as error:
+            raise RecipeError(f"'{part}' isn't the address of a model: {error}") from None
+        path = f"{parsed.id}/{parsed.path_in_repo}" if parsed.path_in_repo else parsed.id
+        if parsed.type != "model" or not _is_hub_id(path):
+            raise RecipeError(f"'{part}' isn't the address of a model, expected hf://org/name[@revision][/folder].")
+        return path, parsed.revision
+    whole = _folder(part, folder)
+    if whole:
         return whole, None
     path, at, revision = _cut(part, "@", folder)
     if at and not revision:
         raise RecipeError(f"nothing follows '@' in '{text}', expected a branch, tag or commit.")
     if at and (is_local(path) or _folder(path, folder)):
         raise RecipeError(f"'{path}' is a path, and only models on the Hub have revisions. Leave '@{revision}' out.")
-    if _is_file(path, folder):
+    try:
+        here = Path(path).expanduser()
+        is_file = here.is_file() or (folder is not None and (folder / here).is_file())
+    except (OSError, RuntimeError, ValueError):  # as in `_folder`
+        is_file = False
+    if is_file:
         raise RecipeError(f"'{path}' is a file, expected the folder it is in.")
     if not is_local(path) and not _is_hub_id(path):
         raise RecipeError(
@@ -133,23 +140,14 @@ def _source(part: str, text: str, folder: Path | None) -> tuple[str, str | None]
 
 
 def _is_hub_id(path: str) -> bool:
+    """Whether a path is a repository's id, alone or with a folder behind it."""
     repo_id, folder = in_repository(path)
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
         return False
+    # No part of the folder may be empty, or lead elsewhere as `..` does.
     return repo_id == path or all(part.strip(".") and "\\" not in part for part in folder.split("/"))
-
-
-def _from_uri(uri: str) -> tuple[str, str | None]:
-    try:
-        parsed = parse_hf_uri(uri)
-    except HfUriError as error:
-        raise RecipeError(f"'{uri}' isn't the address of a model: {error}") from None
-    path = f"{parsed.id}/{parsed.path_in_repo}" if parsed.path_in_repo else parsed.id
-    if parsed.type != "model" or not _is_hub_id(path):
-        raise RecipeError(f"'{uri}' isn't the address of a model, expected hf://org/name[@revision][/folder].")
-    return path, parsed.revision
 
 
 def in_repository(path: str) -> tuple[str, str]:

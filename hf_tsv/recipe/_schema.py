@@ -40,6 +40,7 @@ class Keys(BaseModel):
         refused: mergekit's keys that aren't taken here, each with the reason and the way out.
     """
 
+    # Strict: "2" isn't read as a number, nor 1 as true, so that a value means what it looks like.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     place: ClassVar[str] = ""
@@ -47,6 +48,7 @@ class Keys(BaseModel):
 
 
 def _scalar(value: Any) -> Any:
+    """The value if it is a scalar. Which scalars a parameter takes, its method knows."""
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("scalar_type", "{expected}", {"expected": "a finite number"})
     if not isinstance(value, bool | int | float | str | None):
@@ -54,7 +56,7 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-# A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are told.
+# A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are reported.
 # The tags stand in the paths of pydantic's errors; the brackets keep them apart from a recipe's own words.
 _TAGS = {"<mapping>", "<text>", "<scalar>", "<gradient>", "<filters>"}
 
@@ -68,6 +70,7 @@ def _scalar_or_gradient(value: Any) -> str:
 
 
 def _setting_shape(value: Any) -> str:
+    """The tag of a parameter's value. One mapping makes a list one of filters; numbers in it are mistakes then."""
     if not isinstance(value, list):
         return "<scalar>"
     has_filters = any(isinstance(item, dict) for item in value)
@@ -90,7 +93,7 @@ class KindFilter(Keys):
 
 
 def _name_filter(text: str) -> str:
-    by_name(text, line=0)
+    by_name(text, line=0)  # only for the error that it raises: the line isn't known yet
     return text
 
 
@@ -182,7 +185,7 @@ class RankRuleKeys(Keys):
     """One rule for ranks, as `tsv_c` takes it: a field for each rule of `hf_tsv.linalg.ranks.RULES`."""
 
 
-if not TYPE_CHECKING:  # the fields are known only when it runs
+if not TYPE_CHECKING:  # the fields come from the registry, which type checkers can't read
     _rules = {word: (rule.value | None, None) for word, rule in RULES.items()}
     RankRuleKeys = create_model("RankRuleKeys", __base__=RankRuleKeys, **_rules)
 
@@ -194,9 +197,10 @@ class Residuals(RankRuleKeys):
 
 
 def _one_of(words: Sequence[str | int], value: Any) -> Any:
-    """The value if it is one of those words; the error is that of a Literal, whose words are known to type checkers."""
+    """The value if it is one of those words; else the error that a Literal of them would give."""
     if not isinstance(value, str | int) or value not in words:
-        raise PydanticCustomError("literal_error", "{expected}", {"expected": " or ".join(map(repr, words))})
+        expected = " or ".join(repr(word) for word in words)
+        raise PydanticCustomError("literal_error", "{expected}", {"expected": expected})
     return value
 
 
@@ -205,11 +209,14 @@ def _format_name(value: Any) -> Any:
 
 
 def _format_rank(value: Any) -> Any:
-    """A rank that some format takes; which one, is checked when it plans."""
-    ranks = {rank for one in FORMATS.values() for rank in one.ranks}
+    """A rank that some format takes. Whether the chosen formats take it is checked by the plan."""
+    ranks: set[int] = set()
+    for one in FORMATS.values():
+        ranks.update(one.ranks)
     return _one_of(sorted(ranks), value)
 
 
+# By functions rather than Literals, because formats are registered: the words are those of the moment.
 FormatName = Annotated[str, BeforeValidator(_format_name)]
 FormatRank = Annotated[int, BeforeValidator(_format_rank)]
 
@@ -227,7 +234,7 @@ class Adapters(Keys):
 
 
 class Output(RankRuleKeys):
-    """`output: {form: adapter, rank: 16}`: what the output is; of an adapter, one rule for its ranks."""
+    """`output: {form: adapter, rank: 16}`: what the output is, and the rule for an adapter's ranks."""
 
     place = " in output"
 
@@ -247,6 +254,7 @@ class TokenizerKeys(Keys):
 
 
 def _without_fast(value: Any) -> Any:
+    """Any value but `fast`, which recipes of earlier versions may have."""
     if value == "fast":
         raise ValueError("fast was removed, because it was slower than exact. Leave 'svd' out, or write svd: sketch.")
     return value
@@ -280,36 +288,48 @@ class RecipeFile(Keys):
 
 
 def read_shape(document: Document) -> RecipeFile:
-    """What a recipe says, less what isn't shaped as the grammar has it; that is noted in the document."""
+    """The recipe without the parts that don't fit the grammar; those are noted in the document."""
     try:
         return RecipeFile.model_validate(document.data)
     except ValidationError as error:
         details = error.errors(include_url=False)
+    # The rest is read all the same, so that mistakes in the meaning are reported together with those in the shape.
     sound = copy.deepcopy(document.data)
     for detail in details:
-        _tell(document, detail)
-        _drop(sound, _unusable(detail))
+        path = _untagged(detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            *above, key = detail["loc"]
+            path = (*_untagged(above), key)  # the key is the file's own, even if it looks like a tag
+        document.tell(path, _problem(path, detail))
+        _drop_unusable(sound, path, detail)
     return RecipeFile.model_validate(sound)
 
 
-def _tell(document: Document, error: ErrorDetails) -> None:
-    """Note one of pydantic's errors."""
-    path = _path_of(error)
+def _problem(path: Path, error: ErrorDetails) -> str:
+    """What one of pydantic's errors means to a recipe's author."""
+    *above, last = path
+    level = _level(tuple(above))
+    if error["type"] == "missing":
+        return f"'{last}' is missing{level.place}."
     if error["type"] == "extra_forbidden":
-        problem = _unknown_key(path)
-    elif error["type"] == "missing":
-        problem = f"'{path[-1]}' is missing{_level(path[:-1]).place}."
-    else:
-        problem = wrong_value(_label(path), [error]) + _way_out(path, error)
-    document.tell(path, problem)
-
-
-def _path_of(error: ErrorDetails) -> Path:
-    """The path of one of pydantic's errors as the file has it, without the tags of unions."""
-    *above, last = error["loc"]
-    if error["type"] == "extra_forbidden":  # the key is the file's own, even if it looks like a tag
-        return (*_untagged(above), last)
-    return _untagged(error["loc"])
+        key = str(last)
+        if key in level.refused:
+            return f"'{key}' isn't taken{level.place}: {level.refused[key]}"
+        parameters = {"weight"}  # every method takes it
+        for method in METHODS.values():
+            parameters.update(method.parameters, method.aliases)
+        if "parameters" in level.model_fields and key in parameters:
+            return f"'{key}' is a parameter, expected it under 'parameters'. Write parameters: {{{key}: ...}}."
+        known = list(level.model_fields)
+        return f"unknown key '{key}'{level.place}.{did_you_mean(key, known)} Known keys: {', '.join(known)}."
+    label = f"'{last}'" if isinstance(last, str) else f"entry {last + 1} of '{path[-2]}'"
+    problem = wrong_value(label, [error])
+    if error["type"] != "model_type":
+        return problem
+    # A mapping belongs here, so its keys are the way out.
+    if path[0] == "models" and isinstance(error["input"], str):
+        return f"{problem} Write - model: {error['input']}."
+    return f"{problem} Its keys: {', '.join(_level(path).model_fields)}."
 
 
 def _untagged(loc: Sequence[int | str]) -> Path:
@@ -325,31 +345,6 @@ def _parameters_at(path: Sequence[int | str]) -> int | None:
         if list(path[at : at + 1]) == ["parameters"]:
             return at
     return None
-
-
-def _unknown_key(path: Path) -> str:
-    level, key = _level(path[:-1]), str(path[-1])
-    if key in level.refused:
-        return f"'{key}' isn't taken{level.place}: {level.refused[key]}"
-    if "parameters" in level.model_fields and key in _parameter_names():
-        return f"'{key}' is a parameter, expected it under 'parameters'. Write parameters: {{{key}: ...}}."
-    known = list(level.model_fields)
-    return f"unknown key '{key}'{level.place}.{did_you_mean(key, known)} Known keys: {', '.join(known)}."
-
-
-def _way_out(path: Path, error: ErrorDetails) -> str:
-    if error["type"] != "model_type":
-        return ""
-    if path[:1] == ("models",) and isinstance(error["input"], str):
-        return f" Write - model: {error['input']}."
-    return f" Its keys: {', '.join(_level(path).model_fields)}."
-
-
-def _parameter_names() -> set[str]:
-    names = {"weight"}
-    for method in METHODS.values():
-        names.update(method.parameters, method.aliases)
-    return names
 
 
 def _level(path: Path) -> type[Keys]:
@@ -378,35 +373,26 @@ def _level(path: Path) -> type[Keys]:
     return RecipeFile
 
 
-def _label(path: Path) -> str:
-    """What messages call the value at a path."""
-    *_, last = path
-    return f"'{last}'" if isinstance(last, str) else f"entry {last + 1} of '{path[-2]}'"
+def _drop_unusable(data: Any, path: Path, error: ErrorDetails) -> None:
+    """Remove from a recipe's data the piece that an error at `path` makes useless.
 
-
-def _unusable(error: ErrorDetails) -> Path:
-    """The piece of a recipe that is of no use because of an error in it.
-
-    That is a key of the recipe, of an entry or of a list of filter and value; a gradient goes as a whole.
+    That is a key of the recipe, of an entry or of a list of filter and value; a gradient goes as a whole. An entry of
+    a list becomes an empty one, so that the others keep their places.
     """
-    path = _path_of(error)
-    if error["type"] == "extra_forbidden":
-        return path
     parameters = _parameters_at(path)
-    if parameters is not None:
+    if error["type"] == "extra_forbidden":
+        length = len(path)
+    elif parameters is not None:
         setting = parameters + 2  # the length of the parameter's own path
         in_filters = list(error["loc"][setting : setting + 1]) == ["<filters>"]
-        return path[: setting + 2] if in_filters else path[:setting]
-    in_entry = len(path) > 1 and isinstance(path[1], int)
-    return path[:3] if in_entry else path[:1]
-
-
-def _drop(data: Any, path: Path) -> None:
-    """Take the value at `path` out of `data`; an entry of a list becomes one that says nothing."""
-    *above, last = path
+        length = setting + 2 if in_filters else setting
+    else:
+        in_entry = len(path) > 1 and isinstance(path[1], int)
+        length = 3 if in_entry else 1
+    *above, last = path[:length]
     for step in above:
         if isinstance(data, dict) and step not in data:
-            return  # what is around it was dropped for another error
+            return  # another error has removed what is around it
         data = data[step]
     if isinstance(data, list):
         data[int(last)] = {}

@@ -56,6 +56,7 @@ def by_name(text: str, line: int) -> Filter:
     if not text:
         raise ValueError("it is empty, expected a part of tensors' names, or '*' for every tensor.")
     if "*" in text or "?" in text:
+        # \A, because `search` would let a glob begin anywhere in the name.
         whole_name = re.compile(r"\A" + fnmatch.translate(text))
         return Filter(text, line, pattern=whole_name)
     return Filter(text, line)
@@ -98,6 +99,7 @@ class Gradient:
         return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
 
     def at(self, name: str, kind: str, depth: float) -> Any:
+        # The values stand at 0, 1, ..., last; this is where the depth falls between them.
         last = len(self.values) - 1
         position = depth * last
         i = int(position)
@@ -144,22 +146,23 @@ class Chain:
 
 def idle_filters(filters: Sequence[Filter], tensors: Sequence[tuple[str, str]]) -> list[tuple[Filter, str]]:
     """The filters of a list that choose no tensor, each with the reason; the first to match takes a tensor."""
-    idle = {id(f): f for f in filters if not f.is_everything}
+    idle = {id(f): f for f in filters if not f.is_everything}  # by identity: the same filter may be written twice
     for name, kind in tensors:
         if not idle:  # usually after a few tensors, and models have many thousands
             break
         taker = next((f for f in filters if f.matches(name, kind)), None)
         idle.pop(id(taker), None)
-    return [(f, _why_idle(f, tensors)) for f in idle.values()]
-
-
-def _why_idle(idle: Filter, tensors: Sequence[tuple[str, str]]) -> str:
-    if _matches_any(idle, tensors):
-        return "every tensor that it matches is taken by a filter above it. Move it up, or leave it out."
-    meant = _meant(idle)
-    if meant is None or not _matches_any(meant, tensors):
-        return "it matches no tensor."
-    return f"it matches no tensor. Did you mean '{meant.text}'?"
+    reasons: list[tuple[Filter, str]] = []
+    for chooser in idle.values():
+        if _matches_any(chooser, tensors):
+            why = "every tensor that it matches is taken by a filter above it. Move it up, or leave it out."
+        else:
+            why = "it matches no tensor."
+            meant = _meant(chooser)
+            if meant is not None and _matches_any(meant, tensors):
+                why += f" Did you mean '{meant.text}'?"
+        reasons.append((chooser, why))
+    return reasons
 
 
 def _meant(idle: Filter) -> Filter | None:

@@ -1,7 +1,5 @@
 """mergekit's `slices`, where they say no more than `models` does: one slice, of all layers of every model."""
 
-from typing import Any
-
 from hf_tsv.recipe._document import Document
 
 SOURCES = ("slices", 0, "sources")  # where the models are then
@@ -16,10 +14,17 @@ def read_whole_slice(document: Document) -> None:
         case {"models": _}:
             return
         case {"slices": [{"sources": [_, *_] as sources, **others}]} if not others:
-            ends = [_end(source) for source in sources]
+            pass
         case _:
             return
-    if ends[0] is None or any(end != ends[0] for end in ends):
+    ends: list[int] = []
+    for source in sources:
+        match source:
+            case {"layer_range": [0, int() as end]}:
+                ends.append(end)
+            case _:
+                return
+    if any(end != ends[0] for end in ends):
         return
     document.layers = (ends[0], document.line((*SOURCES, 0, "layer_range")))
     models = [dict(source) for source in sources]
@@ -31,11 +36,3 @@ def read_whole_slice(document: Document) -> None:
     for path in list(document.marks):
         if path[: len(SOURCES)] == SOURCES:
             document.marks["models", *path[len(SOURCES) :]] = document.marks[path]
-
-
-def _end(source: Any) -> int | None:
-    """N of a source with layer_range: [0, N]."""
-    match source:
-        case {"layer_range": [0, int() as end]}:
-            return end
-    return None

@@ -6,7 +6,6 @@ instead: every mistake is noted, and the rest is read.
 
 import io
 import re
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from ruamel.yaml import YAML
@@ -92,7 +91,14 @@ def read_yaml(
     except RecursionError:  # a long chain of aliases, each of which is part of the next
         raise RecipeError(_too_deep(source)) from None
     except MarkedYAMLError as error:
-        raise RecipeError(f"{source}:{_line_of(error)}: {_syntax_problem(error)}") from None
+        problem = f"this isn't YAML: {error.problem}"
+        if error.context:
+            problem += f" {error.context}"
+        if error.context and error.context_mark:
+            problem += f" since line {error.context_mark.line + 1}"
+        way_out = next((way_out for sign, way_out in _WAYS_OUT.items() if sign in problem), None)
+        hint = "" if way_out is None else f" {way_out}"
+        raise RecipeError(f"{source}:{_line_of(error)}: {problem}.{hint}") from None
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         problem = f"character U+{error.character:04X} isn't allowed in YAML."
@@ -104,6 +110,7 @@ def _too_deep(source: str, line: int = 1) -> str:
 
 
 def _read(text: str, source: str, keys: str, example: str) -> Document:
+    """Read what `read_yaml` reads; the parser's own errors pass through."""
     yaml = yaml_of("safe")
     constructor, parser = yaml.get_constructor_parser(text)
     composer = yaml.composer
@@ -151,7 +158,8 @@ class _TreeReader:
             problem = f"it has more than {MAX_VALUES} values, with those that its aliases stand for."
             raise RecipeError(f"{self._document.source}:1: {problem} Leave out what isn't needed.")
         if len(path) > MAX_DEPTH:
-            raise RecipeError(_too_deep(self._document.source, self._document.line(path[:1])))
+            line = self._document.line(path[:1])
+            raise RecipeError(_too_deep(self._document.source, line))
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
         if id(node) in self._above:
@@ -160,10 +168,19 @@ class _TreeReader:
         if node.tag not in (_TAG + "map", _TAG + "seq"):
             self._document.tell(path, f"unknown tag {_short(node.tag)}. Leave it out.")
             return None
+        children: dict[str | int, Node] = {}  # by key or index
+        if isinstance(node, MappingNode):
+            for name, (key, child) in self._pairs(node).items():
+                self._document.marks[*path, name] = _mark(key)
+                children[name] = child
+        else:
+            for i, child in enumerate(node.value):
+                self._document.marks[*path, i] = _mark(child)
+                children[i] = child
         self._above.add(id(node))
-        data = self._mapping(node, path) if isinstance(node, MappingNode) else self._list(node.value, path)
+        values = {step: self.value(child, (*path, step)) for step, child in children.items()}
         self._above.discard(id(node))
-        return data
+        return values if isinstance(node, MappingNode) else list(values.values())
 
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
         text = _whole_characters(node.value)
@@ -179,22 +196,11 @@ class _TreeReader:
             self._document.tell(path, f"{problem} Leave the tag out, or put the value in quotes.")
             return None
 
-    def _list(self, items: Sequence[Node], path: Path) -> list[Any]:
-        for i, item in enumerate(items):
-            self._document.marks[*path, i] = _mark(item)
-        return [self.value(item, (*path, i)) for i, item in enumerate(items)]
-
-    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
-        pairs = self._pairs(node)
-        for name, (key, _) in pairs.items():
-            self._document.marks[*path, name] = _mark(key)
-        return {name: self.value(value, (*path, name)) for name, (_, value) in pairs.items()}
-
     def _pairs(self, node: MappingNode) -> Pairs:
         """The keys of a mapping and of those merged into it by `<<`, whose keys yield to its own."""
         if id(node) in self._pairs_of:
             return self._pairs_of[id(node)]
-        self._pairs_of[id(node)] = {}  # what a mapping holds that is merged into itself
+        self._pairs_of[id(node)] = {}  # so that a mapping merged into itself adds nothing, and ends
         own = self._own_pairs(node)
         merged = Pairs()
         for key, value in node.value:
@@ -202,17 +208,16 @@ class _TreeReader:
                 continue
             sources = value.value if isinstance(value, SequenceNode) else [value]
             for source in sources:
-                merged = self._merged_pairs(source) | merged  # the first source that has a key counts
+                if isinstance(source, MappingNode):
+                    merged = self._pairs(source) | merged  # the first source that has a key counts
+                    continue
+                problem = "'<<' needs mappings to merge. Write an alias of one, such as *name."
+                self._document.tell_at(_mark(source), problem)
         self._pairs_of[id(node)] = merged | own
         return self._pairs_of[id(node)]
 
-    def _merged_pairs(self, source: Node) -> Pairs:
-        if isinstance(source, MappingNode):
-            return self._pairs(source)
-        self._document.tell_at(_mark(source), "'<<' needs mappings to merge. Write an alias of one, such as *name.")
-        return {}
-
     def _own_pairs(self, node: MappingNode) -> Pairs:
+        """The pairs that a mapping has of its own. If a key is written twice, the first counts."""
         pairs: Pairs = {}
         for key, value in node.value:
             is_scalar = isinstance(key, ScalarNode) and key.tag in _KEY_TAGS
@@ -243,21 +248,10 @@ def _mark(node: Node) -> Mark:
 
 
 def _short(tag: str | None) -> str:
+    """A tag as people write it: `!!int`."""
     return str(tag).replace(_TAG, "!!")
 
 
 def _line_of(error: MarkedYAMLError) -> int:
     mark = error.problem_mark or error.context_mark
     return mark.line + 1 if mark else 1
-
-
-def _syntax_problem(error: MarkedYAMLError) -> str:
-    problem = f"this isn't YAML: {error.problem}"
-    if error.context:
-        problem += f" {error.context}"
-        if error.context_mark:
-            problem += f" since line {error.context_mark.line + 1}"
-    for sign, way_out in _WAYS_OUT.items():
-        if sign in problem:
-            return f"{problem}. {way_out}"
-    return f"{problem}."

@@ -1,4 +1,4 @@
-"""What is recorded of an evaluation: the scores that are kept one a line, and what a record says of them."""
+"""The records of an evaluation: scores, one a line in a file, and their summary in the output's record."""
 
 from hf_tsv.record.parts import Count, Part, Sha256
 
@@ -7,7 +7,7 @@ class ScoreLine(Part):
     """A line of `evaluation.jsonl`.
 
     Attributes:
-        key: Hash of all that the score depends on.
+        key: Hash of everything that the score depends on.
         score: Its value.
         examples: How many examples it was measured on.
         task: The suite's task.
@@ -28,7 +28,7 @@ class SuiteEntry(Part):
 
     Attributes:
         file: Its name.
-        sha256: Of its content.
+        sha256: Hash of its content.
         seed: Its seed.
         dtype: The dtype in which models were run.
     """
@@ -40,7 +40,7 @@ class SuiteEntry(Part):
 
 
 class EvaluationVersions(Part):
-    """Versions of what measured. Attributes: the packages."""
+    """Versions of the packages that measured. Attributes: one for each."""
 
     hf_tsv: str
     torch: str
@@ -55,10 +55,10 @@ class TaskScores(Part):
         metric: What was measured.
         higher_is_better: Whether a higher score is better.
         data: A data set's id, or a file's name.
-        data_sha256: Of the examples; None for what lm-eval reads itself.
+        data_sha256: Hash of the examples; None where lm-eval reads them itself.
         examples: How many there are.
         scores: By model.
-        relative: The same relative to the fine-tuned model's, where there is one: 1 is as good, more is better.
+        relative: Each score relative to the fine-tuned model's, where there is one: 1 is as good, more is better.
     """
 
     kind: str
@@ -79,7 +79,7 @@ class MeanScores(Part):
 
 
 class Evaluation(Part):
-    """What was measured of an output.
+    """The results of evaluating an output.
 
     Attributes:
         suite: The suite.

@@ -54,6 +54,7 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD_FILE
     try:
+        # Looked at first, because a stranger's file may be larger than memory.
         too_large = path.stat().st_size > MAX_BYTES
         content = b"" if too_large else path.read_bytes()
     except OSError as error:
@@ -69,6 +70,7 @@ def read_record(folder: Path) -> Record:
         # Only the errors' places and kinds: a stranger's values may be long.
         mistakes = error.errors(include_url=False, include_context=False, include_input=False)
         problem = _other_format(content) or _first_of(mistakes)
+    # Outside the handler, so that pydantic's error, with all its values, isn't printed as this one's context.
     raise OutputError(f"{path}: {problem}")
 
 
@@ -99,26 +101,33 @@ def json_schema(what: str) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
+# The files that other programs may read, by the word that `json_schema` takes.
 SCHEMAS: dict[str, TypeAdapter[Any]] = {"record": _RECORD, "evaluation": TypeAdapter(ScoreLine)}
 
 
 def _other_format(content: bytes) -> str:
     """Whether a record that is wrong here is of another version's format, and what to do then; else empty."""
     try:
+        # Without the model, which knows only this version's format.
         data = from_json(content)
     except ValueError:
         return ""
     number = data.get("format") if isinstance(data, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool):
+        return ""
     # Anything else is a wrong field; a number of thousands of digits couldn't even be printed.
-    if not isinstance(number, int) or isinstance(number, bool) or number == FORMAT or not 0 < number < 1000:
+    if number == FORMAT or not 0 < number < 1000:
         return ""
     if number > FORMAT:
         return f"is of format {number}, which this version ({__version__}) does not know. Install a newer hf-tsv"
     versions = data.get("versions")
     written = versions.get("hf_tsv") if isinstance(versions, dict) else None
-    known = isinstance(written, str) and re.fullmatch(r"\d+(\.\w+){0,4}", written)
-    by, earlier = (f"hf-tsv {written}", f"pip install hf-tsv=={written}") if known else ("an earlier hf-tsv", "")
-    way_out = "Make the output again with this version" + (f", or read it with {earlier}" if earlier else "")
+    by = "an earlier hf-tsv"
+    way_out = "Make the output again with this version"
+    # Only what looks like a version goes into a command that people copy: a stranger may have written the file.
+    if isinstance(written, str) and re.fullmatch(r"\d+(\.\w+){0,4}", written):
+        by = f"hf-tsv {written}"
+        way_out += f", or read it with pip install hf-tsv=={written}"
     return f"was made by {by} as format {number}, and this version ({__version__}) reads format {FORMAT}. {way_out}"
 
 
@@ -129,9 +138,13 @@ def _first_of(mistakes: Sequence[ErrorDetails]) -> str:
         return f"is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}. {WAY_OUT}"
     # The first entry of a place within the union is the kind of record.
     place = [str(key) for key in first["loc"][1:]]
-    if first["type"].startswith("union_tag"):
+    if first["type"].startswith("union_tag"):  # the union's tag is a field of the record
         place = ["kind"]
-    words = _WORDS.get(first["type"]) or first["msg"][:1].lower() + first["msg"][1:]
-    more = f" (and {counted(len(mistakes) - 1, 'more mistake')})" if len(mistakes) > 1 else ""
-    where = f"{'.'.join(place)}: " if place else ""
-    return f"{where}{words}{more}. {WAY_OUT}"
+    problem = _WORDS.get(first["type"])
+    if problem is None:
+        problem = first["msg"][:1].lower() + first["msg"][1:]  # it follows a colon
+    if place:
+        problem = f"{'.'.join(place)}: {problem}"
+    if len(mistakes) > 1:
+        problem += f" (and {counted(len(mistakes) - 1, 'more mistake')})"
+    return f"{problem}. {WAY_OUT}"

@@ -1,4 +1,4 @@
-"""What every kind of record is made of."""
+"""The parts that records are made of."""
 
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ LARGEST_COUNT = 2**63 - 1  # so that no number of a stranger's file is too large
 
 
 class Part(BaseModel):
-    """Base of all that a record holds: immutable, no field unknown, no value converted."""
+    """Base of everything in a record: immutable, without unknown fields, without converting values."""
 
     # Infinity and NaN are written as Python's json writes them: an infinite perplexity has to stay one.
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants")
@@ -29,6 +29,7 @@ class Part(BaseModel):
 def _inside(file: str) -> str:
     """A path that stays in the folder it is joined to, on any operating system."""
     windows = PureWindowsPath(file)
+    # A backslash is part of a name on POSIX, and a slash separates on both.
     parts = {*PurePosixPath(file).parts, *windows.parts}
     if not file or "\0" in file or windows.drive or windows.root or ".." in parts:
         raise PydanticCustomError("path", "expected a path inside the output folder")
@@ -36,7 +37,9 @@ def _inside(file: str) -> str:
 
 
 def _one_component(name: str) -> str:
-    if len(PureWindowsPath(_inside(name)).parts) != 1:
+    """A name without any separator, on any operating system: Windows takes both kinds."""
+    parts = PureWindowsPath(_inside(name)).parts
+    if len(parts) != 1:
         raise PydanticCustomError("task", "expected a name that a folder can have")
     return name
 
@@ -76,7 +79,7 @@ class Versions(Part):
 
 
 class Terms(Part):
-    """What a model or adapter says of itself.
+    """What a model or adapter says about itself.
 
     Attributes:
         license: The Hub's word for its licence, such as `apache-2.0` or `other`.
@@ -104,7 +107,7 @@ class Terms(Part):
     @property
     def may_be_private(self) -> bool:
         """Whether only its owners see it, as far as that is known."""
-        return self.private is not False
+        return self.private is not False  # None, after an offline run, may mean either
 
 
 class SourceEntry(Part):
@@ -115,9 +118,9 @@ class SourceEntry(Part):
         task: The fine-tune's task; None for the base.
         model: A Hub id, or the path of a local folder.
         revision: The commit on the Hub; None for a local folder.
-        fingerprint: Of a local folder: changes when its files do.
+        fingerprint: A value that changes when the files of a local folder do; None on the Hub.
         adapter: The adapter on top of the model, `ID@COMMIT` or a folder.
-        terms: What the model, and then the adapter, say of themselves; empty where nobody looked.
+        terms: What the model, and then the adapter, say about themselves; empty if they weren't read.
     """
 
     role: Literal["base", "task"]
@@ -130,7 +133,8 @@ class SourceEntry(Part):
 
     @model_validator(mode="after")
     def _terms_fit(self) -> "SourceEntry":
-        if self.terms and len(self.terms) != (2 if self.adapter else 1):
+        expected = 2 if self.adapter else 1
+        if self.terms and len(self.terms) != expected:
             raise PydanticCustomError("terms", "expected one entry in terms for the model and one for its adapter")
         return self
 
@@ -143,12 +147,12 @@ class TensorEntry(Part):
         shape: Its shape in the output.
         dtype: Its dtype in the output, as safetensors names it.
         method: The method that merged it; `base` for a tensor that was copied.
-        sha256: Of its bytes in the output.
+        sha256: Hash of its bytes in the output.
         seconds: How long it took.
         why: Why it was not merged; empty if it was, or if no task changed it.
         unchanged: Whether no task changed it, so that it is the base's.
         parameters: The method's parameters.
-        notes: What the method has to say of its work, such as the rank and energy that TSV-M kept of each task.
+        notes: Facts that the method reports, such as the rank and energy that TSV-M kept for each task.
     """
 
     kind: str
@@ -170,7 +174,7 @@ class TensorSum(Part):
 
 
 class VerifiedReport(Part):
-    """How PEFT's reading of an adapter compared with what was meant.
+    """How an adapter as PEFT reads it compares with the intended change.
 
     Attributes:
         tensors: How many tensors were compared.
@@ -189,13 +193,13 @@ class AdapterReport(Part):
     Attributes:
         bytes: Size of its weights.
         tensors: How many tensors of the model it changes.
-        left_out: Why it lacks a tensor that the task changed, by tensor.
+        left_out: The changed tensors that it lacks, each with the reason.
         in_sidecar: The tensors that PEFT can't load, in a file beside it.
         left_out_share: Share of the whole squared change that it lacks.
         energy: Share of the task matrices' squared singular values that the chosen triplets hold.
         errors: Relative error of each task matrix.
-        ranks: What it holds of each tensor: a rank, or `dense` for all of it.
-        verified: PEFT's reading of it; None until it was read back.
+        ranks: The rank that it holds of each tensor, or `dense` for the whole tensor.
+        verified: The comparison with what PEFT reads; None until it was made.
     """
 
     bytes: Count
@@ -266,8 +270,8 @@ class Arithmetic(Part):
     """How tensors were computed.
 
     Attributes:
-        dtype: Of intermediate results.
-        svd: Which singular value decomposition.
+        dtype: Dtype of intermediate results.
+        svd: The kind of singular value decomposition.
     """
 
     dtype: str

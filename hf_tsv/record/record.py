@@ -27,7 +27,7 @@ from hf_tsv.record.parts import (
     VocabularyEntry,
 )
 
-FORMAT = 2
+FORMAT = 2  # repeated in `_Common.format`, because a Literal can't take a name
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class PushedTo:
 
 
 class _Common(Part):
-    """What every record says.
+    """What all records have in common.
 
     Attributes:
         format: Version of the record's format.
-        versions: What the bits depend on.
+        versions: Versions of what the bits depend on.
         sources: The models, the base first.
         checksums: SHA-256 of every file whose tensors have none of their own, but for cards and the record itself.
     """
@@ -65,7 +65,7 @@ class _Common(Part):
 
     def with_pushed(self, pushed: Sequence[PushedTo]) -> Self:
         """The same record, saying where it was pushed."""
-        record = self.model_copy()
+        record = self.model_copy()  # a frozen model's private attributes can still be set
         record._pushed = tuple(pushed)
         return record
 
@@ -75,7 +75,7 @@ class _Common(Part):
 
 
 class _Made(_Common):
-    """What merges and compressions say besides.
+    """What the records of merges and compressions have in common.
 
     Attributes:
         method: The recipe's method.
@@ -83,7 +83,7 @@ class _Made(_Common):
         seconds: Wall time.
         warnings: What the plan warned of.
         adapters: The adapters, by task and profile. On the merged model, where one was written; else on the base.
-        evaluation: What was measured of the output.
+        evaluation: The results of evaluating the output.
     """
 
     method: str
@@ -94,7 +94,7 @@ class _Made(_Common):
     evaluation: Evaluation | None = None
 
     def with_evaluation(self, evaluation: Evaluation) -> Self:
-        """The same record with what was measured."""
+        """The same record with the results of an evaluation."""
         return self.model_copy(update={"evaluation": evaluation})
 
 
@@ -106,7 +106,7 @@ class MergeRecord(_Made):
         bytes: Weights read and written.
         vocabulary: The output's vocabulary, where the models' differ.
         files: The weight files.
-        task_parts: What only single tasks have, by task.
+        task_parts: The tensors that only one task has, by task.
         masks: The tasks' masks on the merged change.
         tensors: What was done with each tensor.
     """
@@ -133,6 +133,7 @@ class AdaptersRecord(_Made):
 
     @model_validator(mode="after")
     def _tasks_have_sizes(self) -> Self:
+        # Readers compare an adapter with its checkpoint, task by task, without checking this again.
         if not self.adapters or self.adapters.keys() != self.checkpoint_bytes.keys():
             raise PydanticCustomError("tasks", "expected adapters and checkpoint_bytes to name the same tasks")
         return self
