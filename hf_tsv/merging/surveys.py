@@ -65,7 +65,8 @@ class Surveys:
             HfTsvError: a model can't be read, or holds NaN or infinity.
         """
         for group in self._by_key.values():
-            while share := group.survey.share:
+            while group.survey.share:
+                share = group.survey.share  # another one in the next pass
                 observe = partial(_observe, self._plan, group.survey, share)
                 # A pass over a sample costs next to nothing, so it doesn't count as progress.
                 watcher = progress if share == 1 else Silent()
@@ -109,6 +110,7 @@ def naming(step: Step, what: str) -> Iterator[None]:
 def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
     """Show one tensor, or about that share of its rows, to a survey."""
     with naming(step, step.method):
+        # Not as task matrices: the bytes of a sample or a slice are enough, and entries are counted anywhere.
         for rows in step.slices if share == 1 else step.sample(share):
             deltas = StoredTensor(plan, step, rows, as_matrix=False).deltas()
             for t, delta in enumerate(deltas):
