@@ -158,9 +158,10 @@ class Plan:
         total = sum(step.info.nbytes for step in self.steps) + sum(part.info.nbytes for part in self.parts)
         for checkpoint in self.finetuned:
             for step in self.merged:
-                # An adapter's factors are read, not the tensor that they change.
-                is_adapter = isinstance(checkpoint, AdapterCheckpoint)
-                total += checkpoint.nbytes(step.name) if is_adapter else checkpoint.info(step.name).nbytes
+                if isinstance(checkpoint, AdapterCheckpoint):
+                    total += checkpoint.nbytes(step.name)  # its factors, not the tensor that they change
+                else:
+                    total += checkpoint.info(step.name).nbytes
         return total
 
     @property

@@ -47,7 +47,7 @@ class Findings:
         self._file = SafetensorsCheckpoint([path], label=str(path))
 
     def __contains__(self, name: str) -> bool:
-        """Whether this was looked for already, be it that there is a tensor or none."""
+        """Whether this was looked for already, whether or not there is a tensor."""
         return name in self._journal.done
 
     def put(self, name: str, tensor: Tensor | None, notes: BaseModel) -> None:
@@ -89,7 +89,7 @@ class Findings:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            self._journal.__exit__()
+            self._journal.__exit__()  # syncs by way of the writer, which must still be open
         finally:
             self._writer.__exit__()
 
@@ -103,7 +103,7 @@ def packed(matrices: Sequence[Factors], rank: int) -> Tensor:
     for factors in matrices:
         triplets = torch.cat([factors.u.T, factors.s[:, None], factors.vh], dim=1)  # (k, m + 1 + n)
         zeros = triplets.new_zeros(rank - len(triplets), triplets.shape[1])
-        padded.append(torch.cat([triplets, zeros]))
+        padded.append(torch.cat([triplets, zeros]))  # (rank, m + 1 + n)
     return torch.stack(padded)
 
 
@@ -119,6 +119,8 @@ def unpacked(rows: Tensor, m: int, counts: Sequence[int], energies: Sequence[flo
     factors = []
     for matrix, count, energy in zip(rows, counts, energies, strict=True):
         triplets = matrix[:count]  # (k, m + 1 + n)
-        u, s, vh = triplets[:, :m].T, triplets[:, m], triplets[:, m + 1 :]
+        u = triplets[:, :m].T  # (m, k)
+        s = triplets[:, m]  # (k,)
+        vh = triplets[:, m + 1 :]  # (k, n)
         factors.append(Factors(u.contiguous(), s.contiguous(), vh.contiguous(), energy))
     return factors
