@@ -146,13 +146,17 @@ class Use:
     @classmethod
     def of(cls, masks: Tensor, is_changed: Tensor, num_tasks: int) -> "Use":
         """Counted from the number of masks that each entry is in, and whether any task changed it."""
-        return cls(tuple(torch.bincount(masks[is_changed].flatten(), minlength=num_tasks + 1).tolist()))
+        counts = torch.bincount(masks[is_changed].flatten(), minlength=num_tasks + 1)  # (T + 1,)
+        return cls(tuple(counts.tolist()))
 
     def __add__(self, other: "Use") -> "Use":
-        return Use(tuple(map(sum, zip(self.entries, other.entries, strict=True))))
+        return Use(tuple(ours + theirs for ours, theirs in zip(self.entries, other.entries, strict=True)))
 
     def shares(self) -> dict[str, float]:
         """The paper's words: catastrophic are weights that no task uses, selfish what one does, shared the rest."""
         total = sum(self.entries) or 1
-        none, one, *more = self.entries
-        return {"catastrophic": none / total, "selfish": one / total, "shared": sum(more) / total}
+        return {
+            "catastrophic": self.entries[0] / total,
+            "selfish": self.entries[1] / total,
+            "shared": sum(self.entries[2:]) / total,
+        }

@@ -66,12 +66,14 @@ class Spectrum:
     @property
     def rank_bytes(self) -> int:
         """Bytes of one triplet."""
-        return self.factor_item * (self.m + self.n if self.rank_numbers is None else self.rank_numbers)
+        numbers = self.m + self.n if self.rank_numbers is None else self.rank_numbers
+        return self.factor_item * numbers
 
     @property
     def whole_bytes(self) -> int:
         """Bytes of the matrix stored whole."""
-        return self.whole_item * (self.m * self.n if self.whole_numbers is None else self.whole_numbers)
+        numbers = self.m * self.n if self.whole_numbers is None else self.whole_numbers
+        return self.whole_item * numbers
 
     @cached_property
     def energies(self) -> Tensor:
@@ -98,12 +100,16 @@ class Spectrum:
 
     def energy_at(self, rank: int | Dense) -> float:
         """Energy kept, above the noise."""
-        return float(self.kept[-1] if isinstance(rank, Dense) else self.kept[min(rank, self.full_rank)])
+        k = self.full_rank if isinstance(rank, Dense) else min(rank, self.full_rank)
+        return float(self.kept[k])
 
     def error_at(self, rank: int | Dense) -> float:
         """Frobenius norm of what is left out over that of all, above the noise; 0 for a zero matrix."""
         total = float(self.kept[-1])
-        return math.sqrt(max(0.0, 1 - self.energy_at(rank) / total)) if total else 0.0
+        if not total:
+            return 0.0
+        left_out = 1 - self.energy_at(rank) / total
+        return math.sqrt(max(0.0, left_out))  # rounding may leave less than nothing
 
 
 @dataclass(frozen=True)
@@ -289,9 +295,10 @@ def parse_keep(text: str) -> dict[str, Any]:
         MethodError: it is neither, or a value out of the rule's range.
     """
     way_out = f"Write one of {', '.join(KEEP_FORMS)}"
-    word, equals, written = (part.strip() for part in text.partition("="))
-    if not equals:
-        word, written = Budget.word, word
+    before, equals, after = text.partition("=")
+    word, written = before.strip(), after.strip()
+    if not equals:  # a budget goes without its word
+        word, written = Budget.word, before.strip()
     if word not in RULES:
         raise MethodError(f"--keep {text}: there is no rule '{word}'. {way_out}")
     rule = RULES[word]
