@@ -241,9 +241,10 @@ def _kept_wrongly(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
         problems.append(f"{recipe.source}: {together} both keep what is a task's own. Use one of them in a recipe")
     # Both are put on the base row by row.
     if ways and vocabulary is not None and not vocabulary.is_bases:
+        keep = "keep" if len(ways) > 1 else "keeps"
         problems.append(
-            f"{recipe.source}: {together} keep what is a task's own row by row of the base, so the output needs"
-            " the base's rows. Write tokenizer_source: base, without pad_to_multiple_of"
+            f"{recipe.source}: {together} {keep} what is a task's own by the base's rows, so the output needs the same"
+            " rows. Write tokenizer_source: base, without pad_to_multiple_of"
         )
     return problems
 
