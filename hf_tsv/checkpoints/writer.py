@@ -25,7 +25,7 @@ ALIGNMENT = 8
 class CheckpointWriter:
     """The files of one checkpoint in a folder, written in place.
 
-    A file that is already there with the planned size and header is gone on with, else it is made anew.
+    A file that already exists with the planned size and header is continued; any other is made anew.
 
     Attributes:
         made_anew: Tensors of the files that were made anew.

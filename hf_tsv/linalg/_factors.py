@@ -46,7 +46,7 @@ class Cut(NamedTuple):
 
 
 class Triplets(NamedTuple):
-    """What a solver found of a matrix (p, q): left (p, k), s (k,), right (q, k), in any float dtypes and of any signs.
+    """A solver's result for a matrix (p, q): left (p, k), s (k,), right (q, k), in any float dtypes and with any signs.
 
     The rest is as in `Factors`.
     """

@@ -49,6 +49,7 @@ def emr_unified(deltas: Sequence[Tensor]) -> Tensor:
     sign = torch.where(total > 0, 1.0, -1.0).to(total.dtype)
     largest = torch.zeros_like(total)
     for delta in deltas:
+        # Negative for a task of the other sign, which so never is the largest.
         torch.maximum(largest, delta * sign, out=largest)
     return largest.mul_(sign)
 
@@ -95,8 +96,9 @@ def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
         ValueError: there are more or fewer bytes than the shape needs.
     """
     numel = math.prod(shape)
-    if packed.numel() != -(-numel // 8):
-        raise ValueError(f"a mask of shape {tuple(shape)} has {-(-numel // 8)} bytes, got {packed.numel()}")
+    nbytes = -(-numel // 8)  # the last one may be filled up
+    if packed.numel() != nbytes:
+        raise ValueError(f"a mask of shape {tuple(shape)} has {nbytes} bytes, got {packed.numel()}")
     bits = np.unpackbits(packed.numpy(force=True), count=numel)
     return torch.from_numpy(bits).to(torch.bool).reshape(tuple(shape))
 
@@ -129,7 +131,7 @@ def storage_bits(
     unchanged = sum(map(math.prod, frozen))
     return Storage(
         full=bits * (num_tasks * changed + unchanged),
-        masked=bits * (2 * changed + unchanged) + num_tasks * changed,
+        masked=bits * (2 * changed + unchanged) + num_tasks * changed,  # the base's and the merge's, and a bit each
     )
 
 
@@ -154,7 +156,7 @@ class Use:
 
     def shares(self) -> dict[str, float]:
         """The paper's words: catastrophic are weights that no task uses, selfish what one does, shared the rest."""
-        total = sum(self.entries) or 1
+        total = sum(self.entries) or 1  # where nothing changed all shares are 0
         return {
             "catastrophic": self.entries[0] / total,
             "selfish": self.entries[1] / total,

@@ -93,7 +93,8 @@ class Spectrum:
     def capped(self, rank: int) -> int | Dense:
         """The rank as far as there is something to keep, or DENSE where that takes the bytes of the whole."""
         rank = min(rank, self.full_rank)
-        return DENSE if rank and rank * self.rank_bytes >= self.whole_bytes else rank
+        is_whole = rank > 0 and rank * self.rank_bytes >= self.whole_bytes
+        return DENSE if is_whole else rank
 
     def bytes_at(self, rank: int | Dense) -> int:
         return self.whole_bytes if isinstance(rank, Dense) else rank * self.rank_bytes
@@ -241,7 +242,7 @@ class Budget(RankRule):
             elif (nbytes := parse_bytes(text)) > 0:
                 return cls(nbytes)
         except ValueError:
-            pass
+            pass  # not a number: refused below, like one out of range
         raise MethodError(f"{text!r} is not a budget. Write a size such as 10MB, or a share such as 10%")
 
     def choose(self, spectra: Mapping[Key, Spectrum], fixed_bytes: int) -> dict[Key, int | Dense]:
@@ -337,6 +338,7 @@ def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
     """
     if len(spectra) == 1:
         return spectra[0]
+    # A shorter spectrum ends in zeros.
     width = max((spectrum.full_rank for spectrum in spectra), default=0)
     energies = torch.zeros(width, dtype=torch.float64)
     for spectrum in spectra:
@@ -382,7 +384,7 @@ def summarize(
 
 def _fewest(spectrum: Spectrum, share: float) -> int:
     """The smallest k with that share of the energy; a share of 1 takes what a sum in float64 can tell from it."""
-    wanted = min(share, 1 - 1e-14) * spectrum.kept[-1]
+    wanted = min(share, 1 - 1e-14) * spectrum.kept[-1]  # kept[k] is that of k triplets, so that a place is a rank
     return int(torch.searchsorted(spectrum.kept, wanted))
 
 

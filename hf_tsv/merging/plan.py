@@ -170,11 +170,12 @@ class Plan:
 
     def groups(self) -> list["Group"]:
         """The steps by module type, method and parameters, for a summary."""
-        found: dict[tuple[Any, ...], list[Step]] = {}
+        alike: dict[tuple[Any, ...], list[Step]] = {}
         for step in self.steps:
+            # Parameters by their text: they may be lists, which are no keys.
             key = (group_of(step.name), step.info.shape, step.method, repr(step.parameters), step.why)
-            found.setdefault(key, []).append(step)
-        return [Group(key[0], tuple(steps)) for key, steps in found.items()]
+            alike.setdefault(key, []).append(step)
+        return [Group(key[0], tuple(steps)) for key, steps in alike.items()]
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class _Planner:
         if not (method.inputs.unchanged or method.is_surveyed or may_change):
             return Step(info, out, kind, KEEP, {}, (), None, why="no adapter changes it")
         clash = self._clashes.get(name)
-        # All tensors with one row a token clash alike: it is told once, of the first of them.
+        # All tensors with one row a token clash alike: the first of them stands for the others.
         if clash and not any(problem.endswith(clash) for problem in self.problems):
             self.problems.append(f"{name}: {clash}")
         if method.inputs.max_tasks is not None and len(self.tasks) > method.inputs.max_tasks:

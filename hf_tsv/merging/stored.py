@@ -1,4 +1,4 @@
-"""One tensor as the base and the fine-tuned models store it, read when it is asked for."""
+"""One tensor as the base and the fine-tuned models store it, read on demand."""
 
 import math
 from collections.abc import Callable
@@ -166,9 +166,11 @@ class StoredTensor:
         if adapter is None or view is None or not adapter.is_changed(self._step.name):
             return None
         found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
+        # Factors of another shape than the step's matrix are of no use here.
         if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
             return None
-        b, a = (factor.to(self._device).to(self._dtype) for factor in (found.b, found.a))
+        b = found.b.to(self._device).to(self._dtype)
+        a = found.a.to(self._device).to(self._dtype)
         self._check_finite(t, b, a)
         return b, a, found.scale
 

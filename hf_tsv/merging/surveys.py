@@ -50,6 +50,7 @@ class Surveys:
             if key in self._by_key:
                 continue
             survey = _make_survey(plan, step, for_masks=for_masks)
+            # One over each tensor is made where the tensor is merged.
             if survey and survey.scope == "model":
                 alike = [other for other in plan.steps if _survey_key(other) == key]
                 self._by_key[key] = ModelSurvey(survey, alike)
@@ -120,7 +121,10 @@ def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
 def _survey_key(step: Step) -> object:
     """What steps that share a survey have in common."""
     method = METHODS[step.method]
-    return (method.name, repr(method.survey_parameters(step.parameters))) if method.is_surveyed else None
+    if not method.is_surveyed:
+        return None
+    # By their text: parameters may be lists, which are no keys.
+    return method.name, repr(method.survey_parameters(step.parameters))
 
 
 def _make_survey(plan: Plan, step: Step, *, for_masks: bool = False) -> Survey | None:

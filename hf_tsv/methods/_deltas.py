@@ -1,4 +1,4 @@
-"""What a merge method is given: one tensor's deltas, one a task, read when they are asked for."""
+"""What a merge method is given: one tensor's deltas, one a task, read on demand."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +118,7 @@ class Deltas(Sequence[Tensor]):
         half: bool = False,
     ) -> "Deltas":
         """Deltas held in memory, for calling a method by hand: shape (T, *shape), float32 or float64."""
-        given = list(deltas)
+        given = list(deltas)  # cloned on access: a method may change what it gets
         alike = Tasks.alike(len(given))
         return cls(
             TensorSource(lambda t: given[t].clone(), noise=noise, half=[half] * len(given)),

@@ -127,7 +127,7 @@ def open_parts(named: Sequence[tuple[ModelRef, str | None]], hub: Hub) -> dict[M
     addresses = [(ref.path, ref.revision) for ref in refs]
     addresses += [(ref.adapter, ref.adapter_revision) for ref in refs if ref.adapter]
     on_hub = [address for address in dict.fromkeys(addresses) if not is_local(address[0])]
-    # All are asked for at once, so that every model without access is reported.
+    # All in one call, so that it reports every model without access.
     pins = dict(zip(on_hub, hub.preflight(on_hub), strict=True))
     opened: dict[ModelRef, Parts] = {}
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""What a stage of a run has found: tensors on the disk while the run lasts, so that one that was stopped goes on."""
+"""What a stage of a run has computed: tensors on the disk while the run lasts, so that a stopped one can resume."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ Notes = TypeVar("Notes", bound=BaseModel)
 
 
 class Findings:
-    """Tensors found in one stage of a run, in a file that is filled in any order and noted in the run's journal.
+    """Tensors of one stage of a run, in a file that is filled in any order and noted in the run's journal.
 
-    What was found by an earlier start of the run is there from the beginning. Safe to use from several threads.
+    What an earlier start of the run left is there from the beginning. Safe to use from several threads.
     """
 
     def __init__(self, staging: Staging, identity: Mapping[str, str], stage: str, infos: Sequence[TensorInfo]) -> None:
@@ -32,7 +32,7 @@ class Findings:
             staging: The run's working folder.
             identity: What the run is, for its journal.
             stage: Names the file, and the lines in the journal.
-            infos: What may be found, at most so large.
+            infos: The tensors that may be put, at most so large.
 
         Raises:
             OutputError: the folder can't be written, or the journal not be read.

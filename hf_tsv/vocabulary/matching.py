@@ -15,7 +15,7 @@ from hf_tsv.recipe import UNION, ModelRef, Recipe
 from hf_tsv.vocabulary.rows import ABSENT, OfAdapter, OfBase, OfTask, Vocabulary
 from hf_tsv.vocabulary.tokenizer import Tokenizer, read_tokenizer, same_files
 
-MULTIPLE = 128  # the most that rows are padded to without being told
+MULTIPLE = 128  # the most that rows are padded to unless the recipe says otherwise
 
 
 @dataclass(frozen=True)
