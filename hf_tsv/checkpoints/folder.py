@@ -20,7 +20,8 @@ def open_checkpoint(folder: Path, *, label: str | None = None) -> SafetensorsChe
     label = label or str(folder)
     files, index = weight_files(folder, label)
     checkpoint = SafetensorsCheckpoint(files, label=label, index=index)
-    check_not_quantized(folder, label, map(checkpoint.info, checkpoint.names()))
+    infos = [checkpoint.info(name) for name in checkpoint.names()]
+    check_not_quantized(folder, label, infos)
     return checkpoint
 
 
@@ -40,7 +41,9 @@ def weight_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str]]:
             return [single], {}
         if index.is_file():
             weight_map = _weight_map(index)
-            return [folder / file for file in sorted(set(weight_map.values()))], weight_map
+            shards = sorted(set(weight_map.values()))
+            return [folder / shard for shard in shards], weight_map
+    # One file of any other name can only be the model, unless it is an adapter.
     lone = sorted(folder.glob("*.safetensors"))
     if len(lone) == 1 and not lone[0].name.startswith("adapter"):
         return lone, {}
@@ -68,7 +71,9 @@ def _why_none(folder: Path) -> str:
     """What is there instead of weights that can be read, and the way out."""
     if (folder / "adapter_model.safetensors").is_file():
         return "holds an adapter, but a full checkpoint is needed here"
-    pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+    pickles: list[str] = []
+    for pattern in PICKLES:
+        pickles += [path.name for path in folder.glob(pattern)]
     if pickles:
         return (
             f"only pickled weights ({min(pickles)}), which can run code when they are read. Convert them: load the"

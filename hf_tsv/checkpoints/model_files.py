@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
+from itertools import product
 from pathlib import PurePosixPath
 
 from hf_tsv.files.names import CARD_FILE, LOCK_FILE, MASKS, PARTS, PICTURES, RECIPE_FILE, RECORD_FILE
@@ -22,6 +23,7 @@ ABOUT_THE_SOURCE = (
     *(CARD_FILE, "adapter_config.json", "*.index.json", "trainer_state.json", "*_results.json"),
     *(RECORD_FILE, RECIPE_FILE, LOCK_FILE),
 )
+LEFT_OUT = (*PICKLES, *OTHER_WEIGHTS, *PICTURE_FILES, *ABOUT_THE_SOURCE)
 LICENCES = ("licen[sc]e*", "notice*", "use_policy*")
 MODULE_FOLDERS = "[0-9]*_*"  # 1_Pooling, 2_Dense: the modules of a sentence-transformers model
 
@@ -41,20 +43,23 @@ def side_files(files: Mapping[str, int]) -> tuple[str, ...]:
     Args:
         files: Bytes of every file of the model, by its path in the model's folder.
     """
-    small = (file for file, nbytes in files.items() if nbytes <= SIDE_FILE_MAX_BYTES)
-    return tuple(sorted(filter(_goes_along, small)))
-
-
-def _goes_along(file: str) -> bool:
-    *folders, name = PurePosixPath(file).parts
-    is_hidden = any(part.startswith(".") for part in (*folders, name))
-    if is_hidden or matches(OTHER_FOLDERS, folders):
-        return False
-    if name.endswith(".safetensors"):
-        return len(folders) == 1 and fnmatch(folders[0], MODULE_FOLDERS)
-    return not matches((*PICKLES, *OTHER_WEIGHTS, *PICTURE_FILES, *ABOUT_THE_SOURCE), [name])
+    chosen = []
+    for file, nbytes in files.items():
+        path = PurePosixPath(file)
+        folders = path.parts[:-1]
+        is_hidden = any(part.startswith(".") for part in path.parts)
+        if nbytes > SIDE_FILE_MAX_BYTES or is_hidden or matches(OTHER_FOLDERS, folders):
+            continue
+        if path.name.endswith(".safetensors"):
+            # Only a module's weights go along: all others are what is merged, or a copy of it.
+            goes_along = len(folders) == 1 and fnmatch(folders[0], MODULE_FOLDERS)
+        else:
+            goes_along = not matches(LEFT_OUT, [path.name])
+        if goes_along:
+            chosen.append(file)
+    return tuple(sorted(chosen))
 
 
 def matches(patterns: Collection[str], names: Collection[str]) -> bool:
     """Whether any of the names fits any of the patterns, which are those of a shell."""
-    return any(fnmatch(name, pattern) for name in names for pattern in patterns)
+    return any(fnmatch(name, pattern) for name, pattern in product(names, patterns))

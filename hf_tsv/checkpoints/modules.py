@@ -68,14 +68,14 @@ def matrix_view(info: TensorInfo, kind: Kind) -> MatrixView | None:
     """
     shape = info.shape
     if not info.numel:
-        return None
+        return None  # an empty matrix has no singular values
     if len(shape) == 2:
         return MatrixView(1, *shape)
     if kind == "expert" and len(shape) == 3:
         return MatrixView(*shape)
     if kind != "conv":
         return None
-    is_depthwise = shape[1] == 1 and shape[0] > 1
+    is_depthwise = shape[1] == 1 and shape[0] > 1  # as many groups as there are channels
     return None if is_depthwise else MatrixView(1, shape[0], info.numel // shape[0])
 
 
@@ -133,22 +133,20 @@ def vocabulary_axes(tensors: Sequence[TensorInfo]) -> dict[str, int]:
 
     A head has as many rows as the largest embedding of tokens, and a name of one.
     """
-    embeddings = [info for info in tensors if _embeds_tokens(info)]
+    embeddings = []
+    for info in tensors:
+        # The names of its module and of itself are looked at: those around them may say anything.
+        own_name = ".".join(info.name.lower().split(".")[-2:])
+        if kind_of(info) == "embedding" and not _OF_NO_TOKENS.search(own_name):
+            embeddings.append(info)
     rows = max((info.shape[0] for info in embeddings), default=0)
     if not rows:
         return {}
     axes = {info.name: 0 for info in embeddings if info.shape[0] > 0.9 * rows}  # a second one may be a bit smaller
-    return axes | {info.name: info.shape.index(rows) for info in tensors if _scores_tokens(info, rows)}
-
-
-def _embeds_tokens(info: TensorInfo) -> bool:
-    own_name = ".".join(info.name.lower().split(".")[-2:])  # of its module and itself: a model may be called anything
-    return kind_of(info) == "embedding" and not _OF_NO_TOKENS.search(own_name)
-
-
-def _scores_tokens(info: TensorInfo, rows: int) -> bool:
-    has_row_each = len(info.shape) <= 2 and info.shape[:1] == (rows,)
-    is_row_of_all = info.shape == (1, rows)  # final_logits_bias
-    if not info.is_float or not (has_row_each or is_row_of_all):
-        return False
-    return any(_OVER_TOKENS.search(part) for part in info.name.split(".")[-3:])
+    for info in tensors:
+        has_row_each = len(info.shape) <= 2 and info.shape[:1] == (rows,)
+        is_row_of_all = info.shape == (1, rows)  # final_logits_bias
+        is_named_so = any(_OVER_TOKENS.search(part) for part in info.name.split(".")[-3:])
+        if info.is_float and is_named_so and (has_row_each or is_row_of_all):
+            axes[info.name] = info.shape.index(rows)
+    return axes

@@ -103,7 +103,8 @@ class LowRank:
 
     def product(self, dtype: torch.dtype) -> Tensor:
         """The task matrix (m, n), computed in dtype."""
-        return (self.b.to(dtype) @ self.a.to(dtype)).mul_(self.scale)
+        product = self.b.to(dtype) @ self.a.to(dtype)  # (m, n)
+        return product.mul_(self.scale)
 
 
 @runtime_checkable

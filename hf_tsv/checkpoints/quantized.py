@@ -1,10 +1,9 @@
-"""Checkpoints whose weights are codes, not numbers: they can't be merged, and that is told before anything moves."""
+"""Checkpoints whose weights are codes, not numbers: they can't be merged, and are refused before anything moves."""
 
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import CheckpointError
@@ -26,9 +25,14 @@ def check_not_quantized(folder: Path, label: str, tensors: Iterable[TensorInfo])
     Raises:
         CheckpointError: its configuration says that it is one, or its tensors are codes with scales.
     """
-    config = _config(folder / "config.json").get("quantization_config")
-    if isinstance(config, dict) and config:
-        how = config.get("quant_method") or config.get("quantization_method") or "a method that it doesn't name"
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        config = {}  # a checkpoint can be merged without one
+    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    if isinstance(quantization, dict) and quantization:
+        how = quantization.get("quant_method") or quantization.get("quantization_method")
+        how = how or "a method that it doesn't name"
         raise CheckpointError(
             f"{label}: its config.json says that it is quantized ({str(how)[:40]!r}), expected floats. {WAY_OUT}"
         )
@@ -42,11 +46,3 @@ def check_not_quantized(folder: Path, label: str, tensors: Iterable[TensorInfo])
             f"{label}: holds quantized weights ({codes.name} is {codes.dtype}, beside {scales}), expected floats."
             f" {WAY_OUT}"
         )
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}  # a checkpoint can be merged without one
-    return config if isinstance(config, dict) else {}

@@ -39,7 +39,7 @@ class SafetensorsCheckpoint:
     """One file, or shards with their index. Every header is checked when it is opened.
 
     Raises:
-        CheckpointError: a file is missing, cut short, or its header lies; every such mistake is told.
+        CheckpointError: a file is missing, cut short, or its header lies; reports every such mistake.
     """
 
     def __init__(self, files: Sequence[Path], *, label: str, index: Mapping[str, str] | None = None) -> None:
@@ -49,7 +49,12 @@ class SafetensorsCheckpoint:
         problems: list[str] = []
         for file in self._files:
             try:
-                self._add(read_header(file))
+                for located in read_header(file):
+                    name = located.info.name
+                    if name in self._tensors:
+                        first = self._tensors[name].path.name
+                        raise CheckpointError(f"{file}: tensor {name!r} is also in {first}. One of the files is stale")
+                    self._tensors[name] = located
             except CheckpointError as error:
                 problems.extend(error.problems)
         if index and not problems:
@@ -77,7 +82,7 @@ class SafetensorsCheckpoint:
             start += rows[0] * bytes_per_row
             shape = (rows[1] - rows[0], *shape[1:])
         tensor = torch.empty(shape, dtype=info.torch_dtype)
-        if tensor.numel():
+        if tensor.numel():  # an empty tensor can't be viewed as bytes
             _read_into(located.path, start, tensor.view(-1).view(torch.uint8).numpy().data)
         return tensor
 
@@ -85,7 +90,7 @@ class SafetensorsCheckpoint:
         if not hasattr(os, "posix_fadvise"):
             return  # macOS and Windows take no such hint
         located = self._tensors[name]
-        with suppress(OSError), located.path.open("rb", buffering=0) as file:  # what is wrong is told by `read`
+        with suppress(OSError), located.path.open("rb", buffering=0) as file:  # `read` will say what is wrong
             os.posix_fadvise(file.fileno(), located.start, located.info.nbytes, os.POSIX_FADV_WILLNEED)
 
     def fingerprint(self) -> str:
@@ -100,14 +105,6 @@ class SafetensorsCheckpoint:
         for name, located in sorted(self._tensors.items()):
             digest.update(f"{name}\0{located.info.dtype}\0{located.info.shape}\0{located.start}\0".encode())
         return digest.hexdigest()
-
-    def _add(self, tensors: Sequence[Located]) -> None:
-        for located in tensors:
-            name = located.info.name
-            if name in self._tensors:
-                first = self._tensors[name].path.name
-                raise CheckpointError(f"{located.path}: tensor {name!r} is also in {first}. One of the files is stale")
-            self._tensors[name] = located
 
 
 def read_header(path: Path) -> list[Located]:
@@ -143,6 +140,7 @@ def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
         raise ValueError(f"has dtype {dtype!r}, which isn't read. Known: {', '.join(DTYPES)}")
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
         raise ValueError("has a shape or offsets that are not natural numbers")
+    # A dimension of 0 would hide all the others.
     if len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) > MAX_ENTRIES:
         raise ValueError("has a shape that no tensor can have")
     if not name.isprintable():
@@ -159,9 +157,9 @@ def _naturals(values: Any) -> bool:
 
 
 def _checked(header: Any, path: Path, *, start: int, size: int) -> list[Located]:
+    """Every tensor of a header; their data must fill the file, from `start` on, and not overlap."""
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is not a mapping. Download the file again")
-    """Every tensor of a header; their data must fill the file, from `start` on, and not overlap."""
     spans: list[tuple[int, int, TensorInfo]] = []  # first and past-the-last byte behind the header
     for name, entry in header.items():
         if name == "__metadata__":

@@ -25,7 +25,7 @@ ALIGNMENT = 8
 class CheckpointWriter:
     """The files of one checkpoint in a folder, written in place.
 
-    A file that is already there with the planned size and header is gone on with, else it is made anew.
+    A file that already exists with the planned size and header is continued; any other is made anew.
 
     Attributes:
         made_anew: Tensors of the files that were made anew.
@@ -89,7 +89,10 @@ class CheckpointWriter:
         """The index beside the shards, when there are several."""
         if len(self._shards) == 1:
             return
-        weight_map = {info.name: shard.file for shard in self._shards for info in shard.tensors}
+        weight_map: dict[str, str] = {}
+        for shard in self._shards:
+            for info in shard.tensors:
+                weight_map[info.name] = shard.file
         total = sum(shard.nbytes for shard in self._shards)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         stem = self._shards[0].file.split("-", 1)[0]
@@ -127,7 +130,8 @@ def layout(tensors: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[
     starts: dict[str, int] = {}
     end = 0
     for info in sorted(tensors, key=lambda info: (FILE_ORDER[info.dtype], info.name)):
-        start, end = end, end + info.nbytes
+        start = end
+        end = start + info.nbytes
         starts[info.name] = start
         entries[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
@@ -143,7 +147,7 @@ _seeking = Lock()
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Take the room now: a disk too small is told before hours of work."""
+    """Take the room now: a disk too small should stop a run before hours of work."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:

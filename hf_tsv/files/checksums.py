@@ -36,7 +36,7 @@ def sha256_of(path: Path, start: int = 0, nbytes: int | None = None) -> str:
         while left:
             chunk = file.read(min(left, _CHUNK))
             if not chunk:
-                break  # the file is shorter than was asked for
+                break  # the file is shorter than that
             digest.update(chunk)
             left -= len(chunk)
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import lock_descriptor
@@ -30,7 +31,9 @@ def lock(path: Path) -> int | None:
     is_ours = False
     try:
         # A run that ends removes its lock file. One that has waited for it would hold a lock that nobody else sees.
-        is_ours = _is_had(descriptor, path, _SECONDS_TO_LOCK) and _is_at(descriptor, path)
+        if _is_had(descriptor, path, _SECONDS_TO_LOCK):
+            with suppress(FileNotFoundError):
+                is_ours = os.path.samestat(path.stat(), os.fstat(descriptor))
     finally:
         if not is_ours:
             os.close(descriptor)
@@ -64,11 +67,3 @@ def _is_had(descriptor: int, path: Path, seconds: float) -> bool:
     except OSError as error:
         raise OutputError(f"{path}: its file system has no locks: {error.strerror}. Choose another path") from error
     return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one at a path."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

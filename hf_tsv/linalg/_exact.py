@@ -100,11 +100,14 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
     # What is too small for the squares to show has vectors of pure rounding: the caller then takes the slow way.
     if k and s[k - 1] <= RESOLVED * s[0]:
         raise LinAlgError("singular values that a Gram matrix does not resolve")
+    kept = s[:k]
     right = vectors[:, :k]  # (q, k)
-    left = times(a, right / s[:k])  # (p, k)
-    if not is_orthonormal(right, 1e-10) or not is_orthonormal(left, _orthonormality(s[:k], len(s))):
+    left = times(a, right / kept)  # (p, k)
+    # Rounding leaves the left vectors' inner products this far from I: the Gram matrix's own, divided by s.
+    rounding = 8 * (len(s) + 16) * torch.finfo(torch.float64).eps * kept[:1].square() / (kept[:, None] * kept)
+    if not is_orthonormal(right, 1e-10) or not is_orthonormal(left, rounding + 1e-5):
         raise LinAlgError("the eigenvectors are wrong")
-    return Triplets(left, s[:k], right, energy, values=s)
+    return Triplets(left, kept, right, energy, values=s)
 
 
 def _by_svd(a: Tensor, cut: Cut) -> Triplets:
@@ -115,12 +118,6 @@ def _by_svd(a: Tensor, cut: Cut) -> Triplets:
 
 def roots(squares: Tensor) -> Tensor:
     return squares.clamp(min=0).sqrt()
-
-
-def _orthonormality(s: Tensor, n: int) -> Tensor:
-    """How far from I rounding leaves the left vectors' inner products, (k, k): the Gram matrix's own, divided by s."""
-    of_gram = 8 * (n + 16) * torch.finfo(torch.float64).eps * s[:1].square() / (s[:, None] * s)
-    return of_gram + 1e-5
 
 
 def _divide_and_conquer(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Cut(NamedTuple):
 
 
 class Triplets(NamedTuple):
-    """What a solver found of a matrix (p, q): left (p, k), s (k,), right (q, k), in any float dtypes and of any signs.
+    """A solver's result for a matrix (p, q): left (p, k), s (k,), right (q, k), in any float dtypes and with any signs.
 
     The rest is as in `Factors`.
     """
@@ -68,18 +68,15 @@ def factors_of(triplets: Triplets, a: Tensor) -> Factors:
     Raises:
         MethodError: a singular value overflows that dtype.
     """
-    u, s, vh = (part.to(a.dtype).contiguous() for part in (triplets.left, triplets.s, triplets.right.T))
+    u = triplets.left.to(a.dtype).contiguous()  # (p, k)
+    s = triplets.s.to(a.dtype).contiguous()  # (k,)
+    vh = triplets.right.T.to(a.dtype).contiguous()  # (k, q)
     if not s.isfinite().all():
         largest = float(triplets.s[0])
         raise MethodError(f"a singular value of {largest:.2g} is too large for {a.dtype}. Set dtype: float64")
-    _fix_signs(u, vh)
-    u, s, vh = (part.to(a.device) for part in (u, s, vh))
-    return Factors(u, s, vh, triplets.energy, triplets.values)
-
-
-def _fix_signs(u: Tensor, vh: Tensor) -> None:
-    """Make the largest entry of each column of u positive, the first of equals: LAPACK's signs are arbitrary."""
-    largest = u.abs().argmax(dim=0, keepdim=True)
-    signs = torch.where(u.gather(0, largest) < 0, -1.0, 1.0).to(u.dtype)
+    # LAPACK's signs are arbitrary: the largest entry of each column of u becomes positive, the first of equals.
+    largest_at = u.abs().argmax(dim=0, keepdim=True)  # (1, k)
+    signs = torch.where(u.gather(0, largest_at) < 0, -1.0, 1.0).to(u.dtype)
     u.mul_(signs)
     vh.mul_(signs.T)
+    return Factors(u.to(a.device), s.to(a.device), vh.to(a.device), triplets.energy, triplets.values)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hf_tsv.linalg import _lapack
 
-_ROWS = 1024  # rows that are held in float64 at once: a delta is never copied whole
+_ROWS = 1024  # rows in float64 at a time: a delta is never copied whole
 
 
 def tall(a: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def leading_eigenpairs(symmetric: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     if has_lapack(symmetric):
         return _lapack.leading_eigenpairs(symmetric, k)
-    values, vectors = torch.linalg.eigh(symmetric)
+    values, vectors = torch.linalg.eigh(symmetric)  # ascending
     return values.flip(0), vectors.flip(1)[:, :k]
 
 
@@ -78,7 +78,7 @@ def has_lapack(a: Tensor) -> bool:
 
 def largest_entry(a: Tensor) -> float:
     """max |a_ij|, NaN where one is."""
-    lowest, highest = a.aminmax()
+    lowest, highest = a.aminmax()  # one pass, and no copy as a.abs() would be
     return max(-float(lowest), float(highest))
 
 

@@ -47,7 +47,8 @@ def interference_by_chance(factors: Sequence[Factors]) -> tuple[float, Tensor]:
     The inner product of vectors from two random subspaces of R^m has variance 1 / m, so that each entry of the product
     is close to normal with variance sum_l s_l^2 / (m n) over the triplets l of the tasks that take part in it.
     """
-    (m, n), tasks = (len(factors[0].u), factors[0].vh.shape[1]), range(len(factors))
+    m, n = len(factors[0].u), factors[0].vh.shape[1]
+    tasks = range(len(factors))
     unit = math.sqrt(2 / (math.pi * m * n))
     ranks = torch.tensor([len(f.s) for f in factors], dtype=torch.float64)
     energies = torch.stack([f.s.double().square().sum() for f in factors])
@@ -67,8 +68,11 @@ def pairwise_interference(factors: Sequence[Factors]) -> Tensor:
     # Blocks by task: onto[i][j] is U_i^T U_j S_j (k_i, k_j), back[j][i] is V_j^T V_i (k_j, k_i).
     onto = [torch.split(rows, ranks, dim=1) for rows in torch.split(left * s, ranks)]
     back = [torch.split(rows, ranks, dim=1) for rows in torch.split(right, ranks)]
-    tasks = range(len(factors))
-    sums = [(onto[i][j] @ back[j][i]).abs().sum() for i in tasks for j in tasks]
+    sums = []
+    for i in range(len(factors)):
+        for j in range(len(factors)):
+            product = onto[i][j] @ back[j][i]  # (k_i, k_i)
+            sums.append(product.abs().sum())
     return torch.stack(sums).reshape(len(ranks), len(ranks))
 
 

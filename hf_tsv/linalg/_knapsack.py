@@ -36,7 +36,11 @@ def spend(goods: Sequence[Goods], nbytes: int) -> list[int | None]:
     while offers:
         bought, refused = _greedy(offers, nbytes)
         if refused is None:
-            return [_rank(offer, items) for offer, items in zip(offers, bought, strict=True)]
+            ranks: list[int | None] = []
+            for offer, items in zip(offers, bought, strict=True):
+                is_whole = offer.ends_whole and items == len(offer.gains)
+                ranks.append(None if is_whole else items)
+            return ranks
         # What came next by gain per byte is a matrix as a whole, and too large: its triplets may still fit one by one.
         offers[refused] = _offer(goods[refused], allow_whole=False)
     return []
@@ -74,10 +78,6 @@ def _offer(goods: Goods, *, allow_whole: bool) -> _Offer:
         torch.cat([costs[:start], rest_costs[start : start + 1]]),
         ends_whole=True,
     )
-
-
-def _rank(offer: _Offer, items: int) -> int | None:
-    return None if offer.ends_whole and items == len(offer.gains) else items
 
 
 def _greedy(offers: Sequence[_Offer], left: int) -> tuple[list[int], int | None]:

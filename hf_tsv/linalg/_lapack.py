@@ -25,10 +25,9 @@ _BLOCK = 64  # columns that LAPACK's blocked routines take at once; sizes their 
 def add_gram(gram: Tensor, rows: Tensor) -> None:
     """gram += rows^T rows, the upper triangle only. gram (r, r), rows (c, r) dense row by row or column by column."""
     c, r = rows.shape
-    transposed = not rows.is_contiguous()
-    _call(
-        _letter(gram) + "syrk", "L", "T" if transposed else "N", r, c, 1.0, rows, c if transposed else r, 1.0, gram, r
-    )
+    # LAPACK takes rows that lie row by row as columns of length r, and others transposed, as columns of length c.
+    order, column = ("N", r) if rows.is_contiguous() else ("T", c)
+    _call(_letter(gram) + "syrk", "L", order, r, c, 1.0, rows, column, 1.0, gram, r)
 
 
 def leading_eigenpairs(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -47,14 +46,15 @@ def leading_eigenpairs(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Raises:
         LinAlgError: LAPACK did not converge, or met NaN.
     """
-    n, p = len(gram), _letter(gram)
+    n, letter = len(gram), _letter(gram)
     diagonal, off, tau = _tridiagonalise(gram)
-    vectors, work = gram.new_empty(n, n), gram.new_empty(1 + 4 * n + n * n)
+    vectors = gram.new_empty(n, n)
+    work = gram.new_empty(1 + 4 * n + n * n)  # of the size that LAPACK's manual asks for, as are the integers
     integers = torch.empty(3 + 5 * n, dtype=torch.int32)
-    _lapack(p + "stevd", "V", n, diagonal, off, vectors, n, work, work.numel(), integers, integers.numel())
-    leading = vectors[n - k :].flip(0)
+    _lapack(letter + "stevd", "V", n, diagonal, off, vectors, n, work, work.numel(), integers, integers.numel())
+    leading = vectors[n - k :].flip(0)  # (k, n): LAPACK's columns are rows here, its values ascend
     work = gram.new_empty(_BLOCK * n)
-    _lapack(p + "ormtr", "L", "L", "N", n, k, gram, n, tau, leading, n, work, work.numel())
+    _lapack(letter + "ormtr", "L", "L", "N", n, k, gram, n, tau, leading, n, work, work.numel())
     return diagonal.flip(0), leading.T
 
 
@@ -89,27 +89,23 @@ def _lapack(name: str, *arguments: str | int | float | Tensor) -> None:
 def _call(name: str, *arguments: str | int | float | Tensor | ctypes.c_int) -> None:
     """Call a Fortran routine, which takes every argument by address."""
     real = ctypes.c_double if name[0] == "d" else ctypes.c_float
-    scalars = []  # alive until the routine returns: it gets nothing but their addresses
+    scalars: list[Any] = []  # alive until the routine returns: it gets nothing but their addresses
     addresses = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             addresses.append(argument.data_ptr())
-        else:
-            scalars.append(_scalar(argument, real))
-            addresses.append(ctypes.addressof(scalars[-1]))
-    _routine(name, len(arguments))(*addresses)
-
-
-def _scalar(value: Any, real: Any) -> Any:
-    match value:
-        case str():
-            return ctypes.c_char(value.encode())
-        case int():
-            return ctypes.c_int(value)
-        case float():
-            return real(value)
-        case _:
-            return value
+            continue
+        scalar: Any = argument
+        if isinstance(argument, str):
+            scalar = ctypes.c_char(argument.encode())
+        elif isinstance(argument, int):
+            scalar = ctypes.c_int(argument)
+        elif isinstance(argument, float):
+            scalar = real(argument)
+        scalars.append(scalar)
+        addresses.append(ctypes.addressof(scalar))
+    routine = _routine(name, len(arguments))
+    routine(*addresses)
 
 
 @cache

@@ -34,7 +34,8 @@ def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7, sketch: bool = Fal
         return a.clone()
     x = computable(a)
     polar = _sketched(tall(x), tolerance) if sketch else _polar(tall(x), tolerance)
-    return (polar if x.shape[0] >= x.shape[1] else polar.T).contiguous().to(a.device)
+    is_tall = x.shape[0] >= x.shape[1]
+    return (polar if is_tall else polar.T).contiguous().to(a.device)
 
 
 def _polar(a: Tensor, tolerance: float) -> Tensor:
@@ -65,7 +66,8 @@ def _by_gram(a: Tensor, tolerance: float) -> Tensor:
     k = int((squares > tolerance**2 * squares[0]).sum())  # directions kept: the squares descend
     quarter = vectors[:, :k] * squares[:k] ** -0.25  # (q, k); its product with its transpose is (a^T a)^(-1/2)
     root = symmetric(gram(quarter.T))  # (q, q)
-    polar = times(a, root.to(a.dtype) if squares[k - 1] > EVEN**2 * squares[0] else root)
+    is_even = squares[k - 1] > EVEN**2 * squares[0]
+    polar = times(a, root.to(a.dtype) if is_even else root)  # (p, q)
     if not _is_partial_isometry(polar, vectors[:, :k]):
         raise LinAlgError("the eigenvectors are wrong")
     return polar
@@ -79,7 +81,8 @@ def _by_svd(a: Tensor, tolerance: float) -> Tensor:
 
 def _is_partial_isometry(x: Tensor, directions: Tensor) -> bool:
     """Whether x^T x projects on these orthonormal columns, as far as a few random vectors see: a gross error shows."""
-    probe = torch.randn(x.shape[1], 4, generator=torch.Generator().manual_seed(0), device="cpu").to(x)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(x.shape[1], 4, generator=generator, device="cpu").to(x)  # (q, 4)
     seen = x.T @ (x @ probe)
     wanted = directions @ (directions.T @ probe.double())
     lengths = torch.linalg.vector_norm(x, dim=1 if x.is_contiguous() else 0)  # as it lies in memory, and no copy

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _MARGIN = 1.05  # in float32 the merge arithmetic's own rounding adds to the noise: 3 % measured
-_ROWS = 1024  # looked at at once
+_ROWS = 1024  # rows looked at together
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -29,27 +29,25 @@ def rounding_edge(weights: Tensor, dtype: torch.dtype | str) -> float:
     if not weights.numel():
         return 0.0
     m, n = weights.shape
-    return _MARGIN * _rms_ulp(weights, dtype) / math.sqrt(12) * (math.sqrt(m) + math.sqrt(n))
+    rms_ulp = _rms_ulp(weights, dtype)
+    return _MARGIN * rms_ulp / math.sqrt(12) * (math.sqrt(m) + math.sqrt(n))
 
 
 def _rms_ulp(weights: Tensor, dtype: torch.dtype) -> float:
     """Root mean square of ulp(w): from how often each exponent occurs, which no order of summation can change."""
     info = torch.finfo(dtype)
+    mantissa = -_log2(info.eps)  # bits
+    exponent_mask = (1 << 8 * dtype.itemsize - 1 - mantissa) - 1
     counts = torch.zeros(2048, dtype=torch.float32, device=weights.device)  # by exponent; float64 has 11 bits of it
     for rows in torch.split(weights, _ROWS):
-        counts += _exponents(rows, dtype).bincount(minlength=2048)
+        bits = rows.to(dtype).contiguous().view(_INTEGERS[dtype.itemsize])
+        exponents = (bits >> mantissa) & exponent_mask
+        exponents.clamp_(min=1)  # subnormals are spaced like the smallest normals
+        counts += exponents.flatten().bincount(minlength=2048)
     occurring = [(exponent, count) for exponent, count in enumerate(counts.tolist()) if count]
     top = occurring[-1][0]  # in units of whose ulp the sum can neither overflow nor vanish
     mean_square = sum(count * 4.0 ** (exponent - top) for exponent, count in occurring) / weights.numel()
     return math.ldexp(math.sqrt(mean_square), top - 1 + _log2(info.smallest_normal) + _log2(info.eps))
-
-
-def _exponents(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """The exponent bits of each weight, (numel,); 1 for subnormals, whose spacing is that of the smallest normals."""
-    bits = weights.to(dtype).contiguous().view(_INTEGERS[dtype.itemsize])
-    mantissa = -_log2(torch.finfo(dtype).eps)
-    exponents = (bits >> mantissa) & ((1 << 8 * dtype.itemsize - 1 - mantissa) - 1)
-    return exponents.clamp_(min=1).flatten()
 
 
 def _log2(power_of_two: float) -> int:

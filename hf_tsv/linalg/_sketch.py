@@ -25,12 +25,10 @@ def sketch_svd(a: Tensor, cut: Cut) -> Triplets:
     From a block Krylov space of twice the rank (Musco and Musco 2015). Where that is more than half of all
     there is, or the matrix much taller than wide, the Gram matrix in float32 costs less.
     """
-    (p, q), rank = a.shape, cut.rank
-    basis_of: Basis = _krylov_basis if 4 * rank <= q and p <= 8 * q else _gram_basis
-    return _attempt(a, cut, basis_of) or exact_svd(a, cut)
+    return _attempt(a, cut) or exact_svd(a, cut)
 
 
-def _attempt(a: Tensor, cut: Cut, basis_of: Basis) -> Triplets | None:
+def _attempt(a: Tensor, cut: Cut) -> Triplets | None:
     """Triplets by way of a basis of right vectors, of the matrix scaled so that float32 holds its entries' squares.
 
     None where that fails: an eigensolver, the basis, NaN, or a scale beyond float32's exponents.
@@ -40,10 +38,18 @@ def _attempt(a: Tensor, cut: Cut, basis_of: Basis) -> Triplets | None:
         return None
     scale = 2.0 ** -math.frexp(top)[1]  # a power of two, which rounds nothing
     x = a * scale
+    p, q = x.shape
+    basis_of: Basis = _krylov_basis if 4 * cut.rank <= q and p <= 8 * q else _gram_basis
     try:
-        triplets = _ritz(*basis_of(x, cut.rank), cut._replace(floor=cut.floor * scale))
+        basis, image = basis_of(x, cut.rank)  # (q, size), (p, size)
+        # The triplets as far as the basis shows them (Rayleigh-Ritz), the small problem in float64.
+        squares, rotation = leading_eigenpairs(gram(image), cut.rank)
     except LinAlgError:
         return None
+    s = roots(squares)
+    k = cut._replace(floor=cut.floor * scale).rank_of(s)
+    rotation, s = rotation[:, :k].to(image.dtype), s[:k].to(image.dtype)
+    triplets = Triplets(image @ rotation / s, s, basis @ rotation)
     if not is_orthonormal(triplets.left, 1e-4) or not is_orthonormal(triplets.right, 1e-4):
         return None
     return triplets._replace(s=triplets.s / scale, energy=(float(x.norm()) / scale) ** 2)
@@ -75,10 +81,12 @@ def _outstanding(product: Tensor, size: int) -> Tensor:
     basis = _random(full, size)
     for _ in range(3):
         basis = torch.linalg.qr(full @ basis)[0]
-    values, rotation = leading_eigenpairs((basis.T @ full @ basis).double(), size)
+    projected = basis.T @ full @ basis  # (size, size)
+    values, rotation = leading_eigenpairs(projected.double(), size)
     rest = (float(full.trace()) - float(values.sum())) / max(1, len(full) - size)
     drowned = torch.finfo(full.dtype).eps * float(values[0]) > _DROWNED * rest
-    return basis @ rotation[:, drowned & (values > _OUTSTANDING * values[-1])].to(full.dtype)
+    stands_out = drowned & (values > _OUTSTANDING * values[-1])
+    return basis @ rotation[:, stands_out].to(full.dtype)
 
 
 def _random(like: Tensor, size: int) -> Tensor:
@@ -89,8 +97,10 @@ def _random(like: Tensor, size: int) -> Tensor:
 
 def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Orthonormal basis of span(b, x^T x b, (x^T x)^2 b, ...), (q, twice the rank), and its image; b is random."""
-    (p, q), size = x.shape, min(x.shape[1], 2 * rank + _BLOCK)
-    basis, image = x.new_empty(size, q).T, x.new_empty(size, p).T  # (q, size), (p, size), column by column
+    p, q = x.shape
+    size = min(q, 2 * rank + _BLOCK)
+    basis = x.new_empty(size, q).T  # (q, size), column by column
+    image = x.new_empty(size, p).T  # (p, size), likewise
     block = x.T @ _random(x, _BLOCK)
     for at in range(0, size, _BLOCK):
         for _ in range(2):  # once leaves rounding errors that the division by a small norm blows up
@@ -100,12 +110,3 @@ def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         image[:, at : at + _BLOCK] = x @ block
         block = x.T @ image[:, at : at + _BLOCK]
     return basis, image
-
-
-def _ritz(basis: Tensor, image: Tensor, cut: Cut) -> Triplets:
-    """The triplets of the matrix as far as a basis shows it (Rayleigh-Ritz), the small problem in float64."""
-    squares, rotation = leading_eigenpairs(gram(image), cut.rank)
-    s = roots(squares)
-    k = cut.rank_of(s)
-    rotation, s = rotation[:, :k].to(image.dtype), s[:k].to(image.dtype)
-    return Triplets(image @ rotation / s, s, basis @ rotation)

@@ -49,6 +49,7 @@ def emr_unified(deltas: Sequence[Tensor]) -> Tensor:
     sign = torch.where(total > 0, 1.0, -1.0).to(total.dtype)
     largest = torch.zeros_like(total)
     for delta in deltas:
+        # Negative for a task of the other sign, which so never is the largest.
         torch.maximum(largest, delta * sign, out=largest)
     return largest.mul_(sign)
 
@@ -95,8 +96,9 @@ def unpack(packed: Tensor, shape: Sequence[int]) -> Tensor:
         ValueError: there are more or fewer bytes than the shape needs.
     """
     numel = math.prod(shape)
-    if packed.numel() != -(-numel // 8):
-        raise ValueError(f"a mask of shape {tuple(shape)} has {-(-numel // 8)} bytes, got {packed.numel()}")
+    nbytes = -(-numel // 8)  # the last one may be filled up
+    if packed.numel() != nbytes:
+        raise ValueError(f"a mask of shape {tuple(shape)} has {nbytes} bytes, got {packed.numel()}")
     bits = np.unpackbits(packed.numpy(force=True), count=numel)
     return torch.from_numpy(bits).to(torch.bool).reshape(tuple(shape))
 
@@ -129,7 +131,7 @@ def storage_bits(
     unchanged = sum(map(math.prod, frozen))
     return Storage(
         full=bits * (num_tasks * changed + unchanged),
-        masked=bits * (2 * changed + unchanged) + num_tasks * changed,
+        masked=bits * (2 * changed + unchanged) + num_tasks * changed,  # the base's and the merge's, and a bit each
     )
 
 
@@ -146,13 +148,17 @@ class Use:
     @classmethod
     def of(cls, masks: Tensor, is_changed: Tensor, num_tasks: int) -> "Use":
         """Counted from the number of masks that each entry is in, and whether any task changed it."""
-        return cls(tuple(torch.bincount(masks[is_changed].flatten(), minlength=num_tasks + 1).tolist()))
+        counts = torch.bincount(masks[is_changed].flatten(), minlength=num_tasks + 1)  # (T + 1,)
+        return cls(tuple(counts.tolist()))
 
     def __add__(self, other: "Use") -> "Use":
-        return Use(tuple(map(sum, zip(self.entries, other.entries, strict=True))))
+        return Use(tuple(ours + theirs for ours, theirs in zip(self.entries, other.entries, strict=True)))
 
     def shares(self) -> dict[str, float]:
         """The paper's words: catastrophic are weights that no task uses, selfish what one does, shared the rest."""
-        total = sum(self.entries) or 1
-        none, one, *more = self.entries
-        return {"catastrophic": none / total, "selfish": one / total, "shared": sum(more) / total}
+        total = sum(self.entries) or 1  # where nothing changed all shares are 0
+        return {
+            "catastrophic": self.entries[0] / total,
+            "selfish": self.entries[1] / total,
+            "shared": sum(self.entries[2:]) / total,
+        }

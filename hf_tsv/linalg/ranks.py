@@ -66,12 +66,14 @@ class Spectrum:
     @property
     def rank_bytes(self) -> int:
         """Bytes of one triplet."""
-        return self.factor_item * (self.m + self.n if self.rank_numbers is None else self.rank_numbers)
+        numbers = self.m + self.n if self.rank_numbers is None else self.rank_numbers
+        return self.factor_item * numbers
 
     @property
     def whole_bytes(self) -> int:
         """Bytes of the matrix stored whole."""
-        return self.whole_item * (self.m * self.n if self.whole_numbers is None else self.whole_numbers)
+        numbers = self.m * self.n if self.whole_numbers is None else self.whole_numbers
+        return self.whole_item * numbers
 
     @cached_property
     def energies(self) -> Tensor:
@@ -91,19 +93,24 @@ class Spectrum:
     def capped(self, rank: int) -> int | Dense:
         """The rank as far as there is something to keep, or DENSE where that takes the bytes of the whole."""
         rank = min(rank, self.full_rank)
-        return DENSE if rank and rank * self.rank_bytes >= self.whole_bytes else rank
+        is_whole = rank > 0 and rank * self.rank_bytes >= self.whole_bytes
+        return DENSE if is_whole else rank
 
     def bytes_at(self, rank: int | Dense) -> int:
         return self.whole_bytes if isinstance(rank, Dense) else rank * self.rank_bytes
 
     def energy_at(self, rank: int | Dense) -> float:
         """Energy kept, above the noise."""
-        return float(self.kept[-1] if isinstance(rank, Dense) else self.kept[min(rank, self.full_rank)])
+        k = self.full_rank if isinstance(rank, Dense) else min(rank, self.full_rank)
+        return float(self.kept[k])
 
     def error_at(self, rank: int | Dense) -> float:
         """Frobenius norm of what is left out over that of all, above the noise; 0 for a zero matrix."""
         total = float(self.kept[-1])
-        return math.sqrt(max(0.0, 1 - self.energy_at(rank) / total)) if total else 0.0
+        if not total:
+            return 0.0
+        left_out = 1 - self.energy_at(rank) / total
+        return math.sqrt(max(0.0, left_out))  # rounding may leave less than nothing
 
 
 @dataclass(frozen=True)
@@ -235,7 +242,7 @@ class Budget(RankRule):
             elif (nbytes := parse_bytes(text)) > 0:
                 return cls(nbytes)
         except ValueError:
-            pass
+            pass  # not a number: refused below, like one out of range
         raise MethodError(f"{text!r} is not a budget. Write a size such as 10MB, or a share such as 10%")
 
     def choose(self, spectra: Mapping[Key, Spectrum], fixed_bytes: int) -> dict[Key, int | Dense]:
@@ -289,9 +296,10 @@ def parse_keep(text: str) -> dict[str, Any]:
         MethodError: it is neither, or a value out of the rule's range.
     """
     way_out = f"Write one of {', '.join(KEEP_FORMS)}"
-    word, equals, written = (part.strip() for part in text.partition("="))
-    if not equals:
-        word, written = Budget.word, word
+    before, equals, after = text.partition("=")
+    word, written = before.strip(), after.strip()
+    if not equals:  # a budget goes without its word
+        word, written = Budget.word, before.strip()
     if word not in RULES:
         raise MethodError(f"--keep {text}: there is no rule '{word}'. {way_out}")
     rule = RULES[word]
@@ -330,6 +338,7 @@ def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
     """
     if len(spectra) == 1:
         return spectra[0]
+    # A shorter spectrum ends in zeros.
     width = max((spectrum.full_rank for spectrum in spectra), default=0)
     energies = torch.zeros(width, dtype=torch.float64)
     for spectrum in spectra:
@@ -375,7 +384,7 @@ def summarize(
 
 def _fewest(spectrum: Spectrum, share: float) -> int:
     """The smallest k with that share of the energy; a share of 1 takes what a sum in float64 can tell from it."""
-    wanted = min(share, 1 - 1e-14) * spectrum.kept[-1]
+    wanted = min(share, 1 - 1e-14) * spectrum.kept[-1]  # kept[k] is that of k triplets, so that a place is a rank
     return int(torch.searchsorted(spectrum.kept, wanted))
 
 

@@ -101,20 +101,15 @@ def merge_step(
         first, end = rows
         merged[first:end], notes = _merge_slice(plan, step, survey, rows, device)
         notes_of_slices.append(notes)
-    return merged, _joined_notes(notes_of_slices)
-
-
-def _joined_notes(notes_of_slices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The notes of a tensor's slices as lists, one entry a slice."""
     if all(notes.get("unchanged") for notes in notes_of_slices):
-        return {"unchanged": True}
-    joined: dict[str, Any] = {}
+        return merged, {"unchanged": True}
+    joined: dict[str, Any] = {}  # by note a list, one entry a slice
     for notes in notes_of_slices:
         for key in notes:
             # A slice that no task changed has nothing else to say, and is among slices that have.
             if key != "unchanged" and key not in joined:
                 joined[key] = [other.get(key) for other in notes_of_slices]
-    return joined
+    return merged, joined
 
 
 def _merge_slice(
@@ -137,7 +132,7 @@ def _merge_slice(
         raise ResourceError(f"{step.name}: out of memory. Use fewer --workers") from error
     # Base and delta are added in the wider of their dtypes and rounded once.
     wide = torch.promote_types(merged_delta.dtype, source.base.dtype)
-    merged = merged_delta.reshape(source.base.shape).to(wide)
+    merged = merged_delta.reshape(source.base.shape).to(wide)  # a task matrix gets its tensor's shape back
     merged.add_(source.base.to(device))
     return _rounded(merged, out_dtype, source, step).cpu(), deltas.notes
 

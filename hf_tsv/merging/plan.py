@@ -33,7 +33,7 @@ class Step:
         method: The merge method, a key of METHODS; `base` copies.
         parameters: Keywords for the method.
         weights: One factor a task.
-        view: How it is cut into task matrices, None when it is none.
+        view: How it is cut into task matrices; None when it isn't.
         base_weight: The base's own factor, where it counts as one of the models.
         why: Why the base's weight is kept; empty when it is merged.
     """
@@ -72,7 +72,7 @@ class Step:
         rows = self.info.shape[0] if self.info.shape else 1
         method = METHODS[self.method]
         if method.matrices and self.view and self.view.count > 1:
-            at_once = 1
+            at_once = 1  # stacked experts: each row is a task matrix of its own
         elif method.elementwise(self.parameters):
             at_once = max(1, PIECE * rows // max(1, self.info.numel))
         else:
@@ -86,7 +86,7 @@ class Step:
         if self.info.numel * share < _RUN:
             return [None]
         rows = self.info.shape[0]
-        run = max(1, rows * _RUN // self.info.numel)
+        run = max(1, rows * _RUN // self.info.numel)  # rows
         return [(first, first + run) for first in range(0, rows - run + 1, int(run / share))]
 
 
@@ -155,9 +155,14 @@ class Plan:
     @cached_property
     def bytes_in(self) -> int:
         """Bytes read at least once."""
-        own = sum(step.info.nbytes for step in self.steps)
-        theirs = sum(_bytes_in(c, step.name) for step in self.merged for c in self.finetuned)
-        return own + theirs + sum(part.info.nbytes for part in self.parts)
+        total = sum(step.info.nbytes for step in self.steps) + sum(part.info.nbytes for part in self.parts)
+        for checkpoint in self.finetuned:
+            for step in self.merged:
+                if isinstance(checkpoint, AdapterCheckpoint):
+                    total += checkpoint.nbytes(step.name)  # its factors, not the tensor that they change
+                else:
+                    total += checkpoint.info(step.name).nbytes
+        return total
 
     @property
     def bytes_out(self) -> int:
@@ -165,11 +170,12 @@ class Plan:
 
     def groups(self) -> list["Group"]:
         """The steps by module type, method and parameters, for a summary."""
-        found: dict[tuple[Any, ...], list[Step]] = {}
+        alike: dict[tuple[Any, ...], list[Step]] = {}
         for step in self.steps:
+            # Parameters by their text: they may be lists, which are no keys.
             key = (group_of(step.name), step.info.shape, step.method, repr(step.parameters), step.why)
-            found.setdefault(key, []).append(step)
-        return [Group(key[0], tuple(steps)) for key, steps in found.items()]
+            alike.setdefault(key, []).append(step)
+        return [Group(key[0], tuple(steps)) for key, steps in alike.items()]
 
 
 @dataclass(frozen=True)
@@ -205,18 +211,15 @@ def leaves_residuals(plan: Plan) -> bool:
 
 def plan_shards(tensors: Sequence[TensorInfo], max_shard_size: int | str, stem: str = "model") -> tuple[Shard, ...]:
     """Distribute tensors over files as huggingface_hub does, in their order."""
+    by_name = {info.name: info for info in tensors}
     split = split_state_dict_into_shards_factory(
-        {info.name: info for info in tensors},
+        by_name,
         get_storage_size=lambda info: info.nbytes,
         filename_pattern=stem + "{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    by_name = {info.name: info for info in tensors}
-    return tuple(
-        Shard(file, tuple(by_name[name] for name in names)) for file, names in split.filename_to_tensors.items()
-    )
-
-
-def _bytes_in(checkpoint: Checkpoint, name: str) -> int:
-    """What is read of a fine-tuned model to know one tensor's change."""
-    return checkpoint.nbytes(name) if isinstance(checkpoint, AdapterCheckpoint) else checkpoint.info(name).nbytes
+    shards = []
+    for file, names in split.filename_to_tensors.items():
+        infos = tuple(by_name[name] for name in names)
+        shards.append(Shard(file, infos))
+    return tuple(shards)

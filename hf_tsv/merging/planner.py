@@ -1,13 +1,13 @@
-"""From a recipe and headers to a plan: every output tensor decided, every mistake told. No tensor data is read here."""
+"""From a recipe and headers to a plan: all output tensors decided, all mistakes reported, no tensor data read."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from itertools import chain
 
 import torch
 
 from hf_tsv.checkpoints.dtypes import BY_WORD
-from hf_tsv.checkpoints.modules import Depths, Kind, MatrixView, kind_of, matrix_view, paper_matrix_view
+from hf_tsv.checkpoints.modules import Depths, Kind, kind_of, matrix_view, paper_matrix_view
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, TensorInfo
 from hf_tsv.errors import MethodError, PlanError, some
 from hf_tsv.merging.plan import (
@@ -44,7 +44,7 @@ def make_plan(
         clashes: Why tensors can't be merged before their rows are matched, by name.
 
     Raises:
-        PlanError: recipe and checkpoints don't fit together; every mistake is told.
+        PlanError: recipe and checkpoints don't fit together; reports every mistake.
     """
     planner = _Planner(recipe, base, finetuned, clashes or {})
     steps = [planner.step(name) for name in base.names()]
@@ -56,7 +56,7 @@ def make_plan(
     ]
     if not problems and not any(step.is_merged or step.why == ASKED_FOR for step in steps):
         problems.append(planner.nothing_merges())
-    problems += [*_kept_in_two_ways(recipe), *_kept_on_another_base(recipe, vocabulary)]
+    problems += _kept_wrongly(recipe, vocabulary)
     if problems:
         raise PlanError(problems)
     plan = Plan(
@@ -77,7 +77,7 @@ def make_plan(
 
 
 def _without_effect(plan: Plan) -> list[str]:
-    """What a recipe says of a model's files, where its output is adapters."""
+    """Warnings of what a recipe says about a model's files, where its output is adapters."""
     recipe = plan.recipe
     warnings = []
     if recipe.out_dtype and recipe.out_dtype != "float32":
@@ -93,11 +93,11 @@ def _without_effect(plan: Plan) -> list[str]:
     return warnings
 
 
-FEW = 8  # problems of a model that are told one by one however few tensors it has
+FEW = 8  # problems of a model that are reported one by one, however few tensors it has
 
 
 class _Planner:
-    """Collects what is wrong on the way, so that all of it is told at once."""
+    """Collects what is wrong on the way, so that all of it is reported at once."""
 
     def __init__(
         self, recipe: Recipe, base: Checkpoint, finetuned: Sequence[Checkpoint], clashes: Mapping[str, str]
@@ -120,61 +120,60 @@ class _Planner:
         info = self.base.info(name)
         kind = self.kinds[name] = kind_of(info)
         out = replace(info, dtype=BY_WORD[self._out_dtype].name) if self._out_dtype and info.is_float else info
-        if why := self._why_kept(info):
-            return Step(info, out, kind, KEEP, {}, (), None, why=why)
+        why_kept = ""
+        if not info.is_float:
+            why_kept = f"{info.dtype} is not merged"
+        elif not any(name in held for held in self._held):
+            why_kept = "in no fine-tuned model"
+        if why_kept:
+            return Step(info, out, kind, KEEP, {}, (), None, why=why_kept)
         rule = self.recipe.rule_at(name, kind, self._depth(name))
-        if METHODS[rule.method].copies_base:
+        method = METHODS[rule.method]
+        if method.copies_base:
             return Step(info, out, kind, KEEP, {}, (), None, why=ASKED_FOR)
         if name not in self._clashes:
-            self._check_fit(info)
-        method, parameters = METHODS[rule.method], dict(rule.parameters)
-        may_change = any(_may_change(checkpoint, name) for checkpoint in self.finetuned)
+            # One misfit a tensor is enough: that of the first task at fault.
+            for task, checkpoint, held in zip(self.tasks, self.finetuned, self._held, strict=True):
+                misfit = _misfit(info, task, checkpoint, held)
+                if misfit:
+                    self._misfits[task].append(misfit)
+                    break
+        # What an adapter changes is known without reading it; what a whole model changes is not.
+        may_change = any(not isinstance(c, AdapterCheckpoint) or c.is_changed(name) for c in self.finetuned)
         if not (method.inputs.unchanged or method.is_surveyed or may_change):
             return Step(info, out, kind, KEEP, {}, (), None, why="no adapter changes it")
-        self._tell_clash(name)
+        clash = self._clashes.get(name)
+        # All tensors with one row a token clash alike: the first of them stands for the others.
+        if clash and not any(problem.endswith(clash) for problem in self.problems):
+            self.problems.append(f"{name}: {clash}")
         if method.inputs.max_tasks is not None and len(self.tasks) > method.inputs.max_tasks:
             self.problems.append(
                 f"{name}: {method.name} takes at most {method.inputs.max_tasks} models, got {len(self.tasks)}"
             )
         self._check_rule(rule)
-        view = _view(info, kind, rule)
-        return Step(info, out, kind, method.name, parameters, rule.weights, view, rule.base_weight)
-
-    def _tell_clash(self, name: str) -> None:
-        """Once for all tensors that it is one of."""
-        clash = self._clashes.get(name)
-        if clash and not any(problem.endswith(clash) for problem in self.problems):
-            self.problems.append(f"{name}: {clash}")
+        view = paper_matrix_view(info) if method.is_as_paper(rule.parameters) else matrix_view(info, kind)
+        return Step(info, out, kind, method.name, dict(rule.parameters), rule.weights, view, rule.base_weight)
 
     def wrong_layers(self) -> list[str]:
         return self.recipe.wrong_layers(self._depth.layers)
 
     def _check_rule(self, rule: Rule) -> None:
+        """Try the rule's method on zeros, where it has the same to say against parameters and weights, once a rule."""
         key = (rule.method, repr(rule.parameters), rule.weights, rule.base_weight)
         if key in self._checked:
             return
         self._checked.add(key)
+        zeros = Deltas.of(torch.zeros(len(rule.weights), 1), weights=rule.weights)
+        zeros.base_weight = rule.base_weight
         try:
-            _merge_nothing(rule)
+            METHODS[rule.method](zeros, **rule.parameters)
         except MethodError as error:
             problem = f"{self.recipe.where(rule.line)}: {rule.method}: {error}"
             if problem not in self.problems:
                 self.problems.append(problem)
 
-    def _why_kept(self, info: TensorInfo) -> str:
-        if not info.is_float:
-            return f"{info.dtype} is not merged"
-        return "" if any(info.name in held for held in self._held) else "in no fine-tuned model"
-
-    def _check_fit(self, info: TensorInfo) -> None:
-        """Note what keeps a tensor from being merged, of the first task at fault."""
-        for task, checkpoint, held in zip(self.tasks, self.finetuned, self._held, strict=True):
-            if problem := _misfit(info, task, checkpoint, held):
-                self._misfits[task].append(problem)
-                return
-
     def misfits(self) -> Iterable[str]:
-        """What doesn't fit; of a task that fits hardly anywhere one line."""
+        """What doesn't fit; one line for a task that fits hardly anywhere."""
         for task, problems in self._misfits.items():
             if len(problems) > max(FEW, len(self.kinds) // 2):
                 label = self.finetuned[self.tasks.index(task)].label
@@ -187,7 +186,8 @@ class _Planner:
 
     def nothing_merges(self) -> str:
         ours = next(iter(self.base.names()), "nothing")
-        theirs = next((name for checkpoint in self.finetuned for name in checkpoint.names()), "nothing")
+        names_of_tasks = chain.from_iterable(checkpoint.names() for checkpoint in self.finetuned)
+        theirs = next(names_of_tasks, "nothing")
         return (
             f"{self.base.label}: nothing in it would be merged. Its tensors are named like {ours}, the fine-tuned"
             f" models' like {theirs}. Are these fine-tunes of this base?"
@@ -205,7 +205,8 @@ class _Planner:
     def warnings(self, steps: Sequence[Step]) -> Iterable[str]:
         for task, checkpoint in zip(self.tasks, self.finetuned, strict=True):
             if isinstance(checkpoint, AdapterCheckpoint):
-                yield from (f"'{task}': {note}" for note in checkpoint.notes)
+                for note in checkpoint.notes:
+                    yield f"'{task}': {note}"
         absent = [step.name for step in steps if step.why == "in no fine-tuned model"]
         if absent:
             yield f"in no fine-tuned model, so they stay as the base has them: {some(absent)}"
@@ -216,62 +217,36 @@ class _Planner:
                     f"{part.info.name}: '{part.task}' has a head of its own, where the base's is {tied}: so is the"
                     " merged model's"
                 )
-        small = [step.name for step in steps if _is_shared_out(step, len(self.tasks))]
+        small = []
+        for step in steps:
+            matrices, view = METHODS[step.method].matrices, step.view
+            if matrices and matrices.divides_rank and view and min(view.m, view.n) < len(self.tasks):
+                small.append(step.name)
         if small:
-            yield (f"each task keeps rank 1 of what has fewer rows or columns than there are tasks: {some(small)}")
+            yield f"each task keeps rank 1 of what has fewer rows or columns than there are tasks: {some(small)}"
 
 
-def _kept_in_two_ways(recipe: Recipe) -> list[str]:
-    """A task is restored from masks of one method, or from an adapter."""
-    masked = _keeping(recipe, "mask")
-    ways = [*masked, *_keeping(recipe, "adapter")]
-    # One adapter holds what several methods and the residuals put into it.
-    if len(ways) < 2 or not masked:
-        return []
-    return [f"{recipe.source}: {' and '.join(ways)} both keep what is a task's own. Use one of them in a recipe"]
-
-
-def _kept_on_another_base(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
-    """What a task keeps beside the merged model is restored on the base, row by row."""
-    ways = [*_keeping(recipe, "mask"), *_keeping(recipe, "adapter")]
-    if not ways or vocabulary is None or vocabulary.is_bases:
-        return []
-    return [
-        f"{recipe.source}: {' and '.join(ways)} keep what is a task's own row by row of the base, so the output needs"
-        " the base's rows. Write tokenizer_source: base, without pad_to_multiple_of"
-    ]
-
-
-def _keeping(recipe: Recipe, what: Literal["adapter", "mask"]) -> list[str]:
-    """What of a recipe keeps masks, or adapters, for its tasks."""
-    ways = [name for name in sorted(recipe.methods) if METHODS[name].keeps == what]
-    if what == "adapter" and recipe.residuals is not None:
-        ways.append("residuals")
-    return ways
-
-
-def _merge_nothing(rule: Rule) -> None:
-    """Whatever a method has against parameters or weights it says where nothing is changed, too."""
-    deltas = Deltas.of(torch.zeros(len(rule.weights), 1), weights=rule.weights)
-    deltas.base_weight = rule.base_weight
-    METHODS[rule.method](deltas, **rule.parameters)
-
-
-def _view(info: TensorInfo, kind: Kind, rule: Rule) -> MatrixView | None:
-    as_paper = METHODS[rule.method].is_as_paper(rule.parameters)
-    return paper_matrix_view(info) if as_paper else matrix_view(info, kind)
-
-
-def _is_shared_out(step: Step, num_tasks: int) -> bool:
-    matrices, view = METHODS[step.method].matrices, step.view
-    if matrices is None or view is None:
-        return False
-    return matrices.divides_rank and min(view.m, view.n) < num_tasks
-
-
-def _may_change(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a fine-tuned model may have another tensor than the base, as far as its header says."""
-    return not isinstance(checkpoint, AdapterCheckpoint) or checkpoint.is_changed(name)
+def _kept_wrongly(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
+    """Why what the recipe keeps for single tasks couldn't be restored."""
+    methods = sorted(recipe.methods)
+    masks = [name for name in methods if METHODS[name].keeps == "mask"]
+    adapters = [name for name in methods if METHODS[name].keeps == "adapter"]
+    if recipe.residuals is not None:
+        adapters.append("residuals")
+    ways = [*masks, *adapters]
+    together = " and ".join(ways)
+    problems = []
+    # A task is restored from the masks of one method, or from one adapter, which may hold what several put into it.
+    if masks and len(ways) > 1:
+        problems.append(f"{recipe.source}: {together} both keep what is a task's own. Use one of them in a recipe")
+    # Both are put on the base row by row.
+    if ways and vocabulary is not None and not vocabulary.is_bases:
+        keep = "keep" if len(ways) > 1 else "keeps"
+        problems.append(
+            f"{recipe.source}: {together} {keep} what is a task's own by the base's rows, so the output needs the same"
+            " rows. Write tokenizer_source: base, without pad_to_multiple_of"
+        )
+    return problems
 
 
 def _misfit(info: TensorInfo, task: str, checkpoint: Checkpoint, held: frozenset[str]) -> str:
@@ -283,22 +258,15 @@ def _misfit(info: TensorInfo, task: str, checkpoint: Checkpoint, held: frozenset
         )
     theirs = checkpoint.info(info.name)
     if theirs.shape != info.shape:
-        return _shape_conflict(info, theirs, task)
-    return (
-        ""
-        if theirs.is_float
-        else f"{info.name}: '{task}' stores it as {theirs.dtype}, expected a float. Is it quantized?"
-    )
-
-
-def _shape_conflict(info: TensorInfo, theirs: TensorInfo, task: str) -> str:
-    way_out = "Override it with merge_method: base"
-    if len(info.shape) == len(theirs.shape) == 2 and info.shape[1:] == theirs.shape[1:]:
+        has_other_rows = len(info.shape) == len(theirs.shape) == 2 and info.shape[1:] == theirs.shape[1:]
+        if has_other_rows:
+            conflict = f"has {theirs.shape[0]} rows, the base has {info.shape[0]}"
+        else:
+            conflict = f"has shape {theirs.shape}, expected the base's {info.shape}"
         return (
-            f"{info.name}: '{task}' has {theirs.shape[0]} rows, the base has {info.shape[0]}. {way_out};"
+            f"{info.name}: '{task}' {conflict}. Override it with merge_method: base;"
             f" '{task}' keeps its own as a task part."
         )
-    return (
-        f"{info.name}: '{task}' has shape {theirs.shape}, expected the base's {info.shape}. {way_out};"
-        f" '{task}' keeps its own as a task part."
-    )
+    if not theirs.is_float:
+        return f"{info.name}: '{task}' stores it as {theirs.dtype}, expected a float. Is it quantized?"
+    return ""

@@ -48,12 +48,17 @@ def each_step(
         while waiting or running:
             for step in _admitted(waiting, running.values(), plan, resources):
                 running[pool.submit(do, step)] = step
-            for step in waiting[:1]:
-                _announce(plan, step)
+            if waiting:
+                # The next step's bytes come from the disk while the steps before it are computed.
+                upcoming = waiting[0]
+                plan.base.will_need(upcoming.name)
+                if upcoming.is_merged:
+                    for checkpoint in plan.finetuned:
+                        checkpoint.will_need(upcoming.name)
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 step = running.pop(future)
-                future.result()
+                future.result()  # raises what the worker did
                 progress.advance(work(step), step.name)
     except KeyboardInterrupt:
         # The steps in flight are left behind: a large one may take minutes, and what it would write isn't noted.
@@ -73,14 +78,6 @@ def one_thread_each() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads_before)
-
-
-def _announce(plan: Plan, step: Step) -> None:
-    """Let the next step's bytes come from the disk while the steps before it are computed."""
-    plan.base.will_need(step.name)
-    if step.is_merged:
-        for checkpoint in plan.finetuned:
-            checkpoint.will_need(step.name)
 
 
 def _admitted(waiting: list[Step], running: Iterable[Step], plan: Plan, resources: Resources) -> Iterator[Step]:

@@ -1,4 +1,4 @@
-"""Who is told of the work done."""
+"""What hears of the work done: a progress bar, or nothing."""
 
 from typing import Protocol
 

@@ -28,15 +28,17 @@ def usable_cores() -> int:
 
 def operations_per_second() -> float:
     """What one core does of a product of float64 matrices, measured for some hundredths of a second."""
-    n, fastest, threads = 512, math.inf, torch.get_num_threads()
-    factor = torch.ones(n, n, dtype=torch.float64)  # (n, n)
+    n = 512
+    factor = torch.ones(n, n, dtype=torch.float64)
+    fastest = math.inf  # seconds
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for _ in range(5):
+    for _ in range(5):  # the fastest counts: others were held up by something else
         started = time.perf_counter()
         torch.mm(factor, factor)
         fastest = min(fastest, time.perf_counter() - started)
-    torch.set_num_threads(threads)
-    return 2.0 * n**3 / fastest
+    torch.set_num_threads(threads_before)
+    return 2.0 * n**3 / fastest  # a multiplication and an addition for each of n^3 pairs
 
 
 def default_memory(device: torch.device | None = None) -> int:
@@ -63,7 +65,7 @@ def device_named(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")
+        device = torch.device("meta")  # refused below, as every other that isn't CUDA
     if device.type == "cpu":
         return CPU
     if device.type != "cuda":
@@ -71,6 +73,7 @@ def device_named(name: str, local_rank: int = 0) -> torch.device:
     count = torch.cuda.device_count()
     if not count:
         raise ResourceError(f"--device {name}: torch {torch.__version__} sees no GPU here. Leave --device out")
+    # More processes than GPUs share them.
     index = local_rank % count if device.index is None else device.index
     if index >= count:
         raise ResourceError(f"--device {name}: expected cuda:0 to cuda:{count - 1}. Choose one of these")
@@ -96,11 +99,12 @@ def check_disks(needed: Sequence[tuple[Path, int]]) -> None:
         needed: Folders, which may not exist yet, and the bytes that will be written there.
 
     Raises:
-        ResourceError: some have less; every one is told.
+        ResourceError: some have less; reports all of them.
     """
     on_disk: dict[int, list[tuple[Path, int]]] = {}  # by the number of the file system
     for folder, nbytes in needed:
-        on_disk.setdefault(_existing(folder).stat().st_dev, []).append((folder, nbytes))
+        disk = _existing(folder).stat().st_dev
+        on_disk.setdefault(disk, []).append((folder, nbytes))
     problems = []
     for parts in on_disk.values():
         free = shutil.disk_usage(_existing(parts[0][0])).free
@@ -117,7 +121,10 @@ def check_disks(needed: Sequence[tuple[Path, int]]) -> None:
 
 def _existing(folder: Path) -> Path:
     """The folder, or the nearest one above it that exists: they will be on one file system."""
-    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def _cgroup_room() -> int | None:
@@ -133,7 +140,7 @@ def _cgroup_room() -> int | None:
         return None
     if limit == "max":
         return None
-    return max(0, int(limit) - int(used.get("anon", 0)))
+    return max(0, int(limit) - int(used.get("anon", 0)))  # the kernel drops file pages before it kills anyone
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One tensor as the base and the fine-tuned models store it, read when it is asked for."""
+"""One tensor as the base and the fine-tuned models store it, read on demand."""
 
 import math
 from collections.abc import Callable
@@ -53,7 +53,9 @@ class StoredTensor:
         self._step = step
         self._rows = rows
         self._dtype = BY_WORD[plan.recipe.dtype].torch
-        self.view = step.view if (METHODS[step.method].matrices if as_matrix is None else as_matrix) else None
+        if as_matrix is None:
+            as_matrix = METHODS[step.method].matrices is not None
+        self.view = step.view if as_matrix else None
         self._kept: tuple[object, Tensor] | None = None
         self.base = plan.base.read(step.name, rows)
 
@@ -67,16 +69,22 @@ class StoredTensor:
 
     def deltas(self, survey: Survey | None = None) -> Deltas:
         view = self.view
-        halves = [c.info(self._step.name).is_half for c in self._plan.finetuned]
+        info = self._step.info
+        halves = [c.info(info.name).is_half for c in self._plan.finetuned]
+        offset = 0  # entries before the first of these rows
+        if self._rows:
+            entries_per_row = info.numel // info.shape[0]
+            offset = self._rows[0] * entries_per_row
         source = TensorSource(
             self._read_by(self._delta),
             base=self._read_by(lambda: self.base.to(self._device).to(self._dtype, copy=True)),
             noise=self._read_by(self._noise),
+            # An adapter's change isn't stored rounded to the model's dtype.
             half=[half and not self._adapter(t) for t, half in enumerate(halves)],
             factors=self._read_by(self._factors) if view else None,
             product=self._read_by(self._product) if view else None,
-            name=self._step.name,
-            offset=self._rows[0] * (self._step.info.numel // self._step.info.shape[0]) if self._rows else 0,
+            name=info.name,
+            offset=offset,
         )
         return Deltas(
             source,
@@ -106,21 +114,18 @@ class StoredTensor:
         return adapter.is_changed(self._step.name) if adapter else not torch.equal(self._stored(t), self.base)
 
     def _stored(self, t: int) -> Tensor:
+        """Task t's own, which must not be changed: the last one read is kept for whoever asks next."""
         checkpoint = self._plan.finetuned[t]
         if self._kept is None or self._kept[0] is not checkpoint:
             self._kept = (checkpoint, checkpoint.read(self._step.name, self._rows))
         return self._kept[1]
 
-    def _taken(self, t: int) -> Tensor:
-        """As `_stored`, but the caller's to change: what was kept is kept no longer."""
-        stored, self._kept = self._stored(t), None
-        return stored
-
     def _delta(self, t: int) -> Tensor:
         if self.base_is_finite or self.is_changed(t):
             delta = self._change(t)
             self._check_finite(t, delta)
-        else:  # minus infinity in a mask that all models have
+        else:
+            # All models may have the same minus infinity in a mask, of which the difference would be NaN.
             delta = torch.zeros(self.base.shape, dtype=self._dtype, device=self._device)
         return delta.reshape(self.view.m, self.view.n) if self.view else delta
 
@@ -128,7 +133,9 @@ class StoredTensor:
         if adapter := self._adapter(t):
             return adapter.delta(self._step.name, self.base, self._dtype, self._rows).to(self._device)
         base = self._wide_base if self._rows else self.base.to(self._device)
-        return change(self._taken(t).to(self._device), base, self._dtype)
+        stored = self._stored(t)
+        self._kept = None  # `change` may write the delta into its memory
+        return change(stored.to(self._device), base, self._dtype)
 
     @cached_property
     def _wide_base(self) -> Tensor:
@@ -150,6 +157,7 @@ class StoredTensor:
         if not stored:
             return None
         b, a, scale = stored
+        # The scale's square root goes into each factor, so that neither grows out of proportion to the other.
         return b * (abs(scale) ** 0.5), a * math.copysign(abs(scale) ** 0.5, scale)
 
     def _low_rank(self, t: int) -> tuple[Tensor, Tensor, float] | None:
@@ -158,9 +166,11 @@ class StoredTensor:
         if adapter is None or view is None or not adapter.is_changed(self._step.name):
             return None
         found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
+        # Factors of another shape than the step's matrix are of no use here.
         if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
             return None
-        b, a = (factor.to(self._device).to(self._dtype) for factor in (found.b, found.a))
+        b = found.b.to(self._device).to(self._dtype)
+        a = found.a.to(self._device).to(self._dtype)
         self._check_finite(t, b, a)
         return b, a, found.scale
 

@@ -50,6 +50,7 @@ class Surveys:
             if key in self._by_key:
                 continue
             survey = _make_survey(plan, step, for_masks=for_masks)
+            # One over each tensor is made where the tensor is merged.
             if survey and survey.scope == "model":
                 alike = [other for other in plan.steps if _survey_key(other) == key]
                 self._by_key[key] = ModelSurvey(survey, alike)
@@ -65,7 +66,8 @@ class Surveys:
             HfTsvError: a model can't be read, or holds NaN or infinity.
         """
         for group in self._by_key.values():
-            while share := group.survey.share:
+            while group.survey.share:
+                share = group.survey.share  # another one in the next pass
                 observe = partial(_observe, self._plan, group.survey, share)
                 # A pass over a sample costs next to nothing, so it doesn't count as progress.
                 watcher = progress if share == 1 else Silent()
@@ -109,6 +111,7 @@ def naming(step: Step, what: str) -> Iterator[None]:
 def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
     """Show one tensor, or about that share of its rows, to a survey."""
     with naming(step, step.method):
+        # Not as task matrices: the bytes of a sample or a slice are enough, and entries are counted anywhere.
         for rows in step.slices if share == 1 else step.sample(share):
             deltas = StoredTensor(plan, step, rows, as_matrix=False).deltas()
             for t, delta in enumerate(deltas):
@@ -118,7 +121,10 @@ def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
 def _survey_key(step: Step) -> object:
     """What steps that share a survey have in common."""
     method = METHODS[step.method]
-    return (method.name, repr(method.survey_parameters(step.parameters))) if method.is_surveyed else None
+    if not method.is_surveyed:
+        return None
+    # By their text: parameters may be lists, which are no keys.
+    return method.name, repr(method.survey_parameters(step.parameters))
 
 
 def _make_survey(plan: Plan, step: Step, *, for_masks: bool = False) -> Survey | None:

@@ -1,4 +1,4 @@
-"""What a merge method is given: one tensor's deltas, one a task, read when they are asked for."""
+"""What a merge method is given: one tensor's deltas, one a task, read on demand."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg import Factors, SvdMode
 
-DRAWN_AT_ONCE = 2**18
+DRAWN_AT_ONCE = 2**18  # entries; another number would draw others
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Deltas(Sequence[Tensor]):
         half: bool = False,
     ) -> "Deltas":
         """Deltas held in memory, for calling a method by hand: shape (T, *shape), float32 or float64."""
-        given = list(deltas)
+        given = list(deltas)  # cloned on access: a method may change what it gets
         alike = Tasks.alike(len(given))
         return cls(
             TensorSource(lambda t: given[t].clone(), noise=noise, half=[half] * len(given)),
@@ -178,7 +178,12 @@ class Deltas(Sequence[Tensor]):
         drawn = []
         for block in range(first, -(-end // DRAWN_AT_ONCE)):
             count = min(DRAWN_AT_ONCE, end - block * DRAWN_AT_ONCE)
-            drawn.append(_drawn(count, seed, self.tasks[t], self.name, block))
+            key = f"{seed}\0{self.tasks[t]}\0{self.name}\0{block}"
+            digest = blake2b(key.encode(), digest_size=8).digest()
+            # Not the global generator, which is the caller's; on the CPU, so that every device draws the same.
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+            numbers = torch.rand(count, generator=generator, device="cpu")
+            drawn.append(numbers.to(torch.get_default_device()))
         if not drawn:
             return torch.empty(self.shape)
         start = self.offset - first * DRAWN_AT_ONCE
@@ -210,13 +215,6 @@ class Deltas(Sequence[Tensor]):
         for delta, weight in zip(self, self.weights, strict=True):
             total.add_(delta, alpha=weight)
         return total
-
-
-def _drawn(count: int, *key: object) -> Tensor:
-    # A generator of its own: the global one is the caller's. On the CPU, so that every device merges the same entries.
-    digest = blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-    return torch.rand(count, generator=generator, device="cpu").to(torch.get_default_device())
 
 
 def per_task(value: float | Sequence[float], num_tasks: int) -> tuple[float, ...]:

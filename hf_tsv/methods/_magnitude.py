@@ -95,7 +95,9 @@ class MagnitudeThresholds:
         """Count one tensor's entries, or some rows' of it."""
         if self._patterns[task] is not None:
             return
-        counts = self._brackets[task].counts(delta.abs().to(self._dtype).view(_BITS[self._dtype]).flatten())
+        magnitudes = delta.abs().to(self._dtype)
+        bits = magnitudes.view(_BITS[self._dtype]).flatten()  # (numel,)
+        counts = self._brackets[task].counts(bits)
         with self._lock:
             self._counts[task] += counts
 
@@ -114,15 +116,17 @@ class MagnitudeThresholds:
         seen = int(below[-1])
         rank, margin = self._rank(task, seen), _MARGIN * seen
         bracket = self._brackets[task]
-        first, last = (_place(below, r, bracket) for r in (int(rank - margin), int(rank + margin)))
+        first = _place(below, int(rank - margin), bracket)
+        last = _place(below, int(rank + margin), bracket)
         self._brackets[task] = _Bracket(bracket.bin(first).low, bracket.bin(last).high)
 
     def _narrow(self, task: int) -> None:
         """The one bin that holds the threshold, or the side where it lies."""
-        bracket, below = self._brackets[task], self._counts[task].cumsum(0)
+        bracket = self._brackets[task]
+        below = self._counts[task].cumsum(0)  # (bins + 2,): entries up to the end of each bin
         rank = self._rank(task, int(below[-1]))
         if not below[-1]:
-            self._brackets[task] = _Bracket(0, 1)
+            self._brackets[task] = _Bracket(0, 1)  # without any entry the threshold is 0
         elif rank < int(below[0]):
             self._brackets[task] = _Bracket(0, bracket.low)
         elif rank >= int(below[-2]):
@@ -143,7 +147,8 @@ class MagnitudeThresholds:
 
 def _place(below: Tensor, rank: int, bracket: _Bracket) -> int:
     """The bin that holds the entry of this rank, among those there are."""
-    return min(max(int(torch.searchsorted(below, rank + 1)) - 1, 0), bracket.bins - 1)
+    place = int(torch.searchsorted(below, rank + 1)) - 1  # the first count is of what lies below all bins
+    return min(max(place, 0), bracket.bins - 1)
 
 
 def trimmed(delta: Tensor, threshold: float) -> Tensor:
@@ -151,7 +156,8 @@ def trimmed(delta: Tensor, threshold: float) -> Tensor:
     if not threshold:
         return delta
     exact = torch.tensor(threshold, dtype=delta.dtype)
-    return torch.nn.functional.hardshrink(delta, float(exact.nextafter(torch.zeros_like(exact))))
+    just_below = float(exact.nextafter(torch.zeros_like(exact)))  # hardshrink drops what equals its bound
+    return torch.nn.functional.hardshrink(delta, just_below)
 
 
 def surveyed(deltas: Deltas, thresholds: MagnitudeThresholds) -> MagnitudeThresholds:

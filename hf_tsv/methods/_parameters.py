@@ -66,8 +66,24 @@ class Parameter:
 def parameters_of(fn: Callable[..., Any]) -> dict[str, Parameter]:
     """The keyword-only parameters of a method's function, by name."""
     hints = typing.get_type_hints(fn, include_extras=True)
-    keywords = inspect.signature(fn).parameters.values()
-    return {p.name: _parameter(p, hints[p.name]) for p in keywords if p.kind is p.KEYWORD_ONLY}
+    parameters: dict[str, Parameter] = {}
+    for p in inspect.signature(fn).parameters.values():
+        if p.kind is not p.KEYWORD_ONLY:
+            continue
+        annotation = hints[p.name]
+        metadata = getattr(annotation, "__metadata__", ())
+        marks = {type(mark) for mark in metadata}
+        if PerTask in marks:
+            annotation = float  # a recipe gives one task's number at a time; the method gets them together
+        elif metadata:
+            annotation = typing.get_args(annotation)[0]
+        # The marks are this package's; what is left, such as a range, is pydantic's.
+        rest = tuple(mark for mark in metadata if not isinstance(mark, PerTask | Factor))
+        if rest:
+            annotation = Annotated[(annotation, *rest)]
+        is_factor = Factor in marks
+        parameters[p.name] = Parameter(p.name, annotation, p.default, per_task=PerTask in marks, is_factor=is_factor)
+    return parameters
 
 
 def taken_by(fn: Callable[..., Any], given: Mapping[str, Any], declared: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -89,19 +105,6 @@ def range_of(adapter: TypeAdapter[Any]) -> str:
         "exclusiveMaximum": "below",
     }
     return ", ".join(f"{word} {bounds[key]:g}" for key, word in words.items() if key in bounds)
-
-
-def _parameter(p: inspect.Parameter, hint: Any) -> Parameter:
-    metadata = getattr(hint, "__metadata__", ())
-    marks = {type(mark) for mark in metadata}
-    if PerTask in marks:
-        hint = float  # a recipe gives one task's number at a time; the method gets them together
-    elif metadata:
-        hint = typing.get_args(hint)[0]
-    rest = tuple(mark for mark in metadata if not isinstance(mark, PerTask | Factor))
-    if rest:
-        hint = Annotated[(hint, *rest)]
-    return Parameter(p.name, hint, p.default, per_task=PerTask in marks, is_factor=Factor in marks)
 
 
 def _type_name(hint: Any) -> str:

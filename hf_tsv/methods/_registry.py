@@ -50,7 +50,8 @@ class MergeMethod:
     mask: Mask | None = None
 
     def __call__(self, deltas: Tensor | Sequence[Tensor], **parameters: Any) -> Tensor:
-        return self.fn(deltas if isinstance(deltas, Deltas) else Deltas.of(deltas), **parameters)
+        given = deltas if isinstance(deltas, Deltas) else Deltas.of(deltas)
+        return self.fn(given, **parameters)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
@@ -126,6 +127,7 @@ class MergeMethod:
             raise TypeError(f"{self.name} keeps no masks")
         own = taken_by(self.mask.build, parameters, self.parameters)
         for name, value in own.items():
+            # A mask is one task's: it needs that task's number alone.
             if self.parameters[name].per_task and isinstance(value, Sequence):
                 own[name] = value[task.task]
         return self.mask.build(task, merged, **own)
@@ -145,7 +147,8 @@ class MergeMethod:
             "model": "no base model; where it is listed among them it counts as one of them",
             "either": "the base model they were fine-tuned from; or none, and one of them stands in for it",
         }
-        return f"{number} fine-tuned model{'s' * (most != 1)}; {of_base[self.base]}. No data."
+        models = "fine-tuned model" if most == 1 else "fine-tuned models"
+        return f"{number} {models}; {of_base[self.base]}. No data."
 
     @property
     def summary(self) -> str:
@@ -154,7 +157,10 @@ class MergeMethod:
     def _made(
         self, maker: SurveyMaker | None, dtype: torch.dtype, num_tasks: int, parameters: Mapping[str, Any]
     ) -> Survey | None:
-        return maker(dtype, num_tasks, **taken_by(maker, parameters, self.parameters)) if maker else None
+        if maker is None:
+            return None
+        own = taken_by(maker, parameters, self.parameters)
+        return maker(dtype, num_tasks, **own)
 
 
 class Registry(MutableMapping[str, MergeMethod]):

@@ -31,7 +31,8 @@ def dropped(deltas: Deltas, density: PerTaskShare, rescale: Rescale, seed: int) 
         delta = deltas[t]
         if densities[t] >= 1:
             return delta
-        return _thinned(delta, deltas.uniform(t, seed) < densities[t], densities[t], rescale)
+        stays = deltas.uniform(t, seed) < densities[t]
+        return _thinned(delta, stays, densities[t], rescale)
 
     return sparse
 
@@ -41,23 +42,25 @@ def magnitude_dropped(
 ) -> Sparse:
     """DELLA's step: larger entries of a row stay with a higher probability, `density` on average."""
     densities, epsilons = per_task(density, len(deltas)), per_task(epsilon, len(deltas))
-    return lambda t: _magnitude_dropped(deltas, t, densities[t], epsilons[t], rescale, seed)
+
+    def sparse(t: int) -> Tensor:
+        delta = deltas[t]
+        if densities[t] >= 1:
+            return delta
+        if densities[t] <= 0:
+            return delta.zero_()
+        # The probability rises with the rank from density - epsilon to density + epsilon.
+        keep = rank_in_row(delta).mul_(2 * epsilons[t]).add_(densities[t] - epsilons[t]).clamp_(0, 1)
+        stays = deltas.uniform(t, seed) < keep
+        return _thinned(delta, stays, keep, rescale)
+
+    return sparse
 
 
 def inner_entries(deltas: Deltas, density: PerTaskShare, gamma: PerTaskShare, *, rescale: bool) -> Sparse:
     """Breadcrumbs' step, as `without_outliers` takes it in one delta."""
     densities, gammas = per_task(density, len(deltas)), per_task(gamma, len(deltas))
     return lambda t: without_outliers(deltas[t], densities[t], gammas[t], rescale=rescale)
-
-
-def _magnitude_dropped(deltas: Deltas, t: int, density: float, epsilon: float, rescale: Rescale, seed: int) -> Tensor:
-    delta = deltas[t]
-    if density >= 1:
-        return delta
-    if density <= 0:
-        return delta.zero_()
-    keep = rank_in_row(delta).mul_(2 * epsilon).add_(density - epsilon).clamp_(0, 1)
-    return _thinned(delta, deltas.uniform(t, seed) < keep, keep, rescale)
 
 
 def without_outliers(delta: Tensor, density: float, gamma: float, *, rescale: bool) -> Tensor:
@@ -100,15 +103,12 @@ def rank_in_row(delta: Tensor) -> Tensor:
     # Some rows at a time: the sort's own memory is several times theirs.
     at_once = max(1, RANKED_AT_ONCE * len(rows) // max(1, rows.numel()))
     for start in range(0, len(rows), at_once):
-        _rank(rows[start : start + at_once].abs(), ranks[start : start + at_once])
+        some = slice(start, start + at_once)
+        order = rows[some].abs().argsort(dim=1, stable=True)  # equals have the ranks of their places
+        places = torch.arange(order.shape[1], dtype=ranks.dtype)
+        places = places.reshape(-1, *[1] * (order.ndim - 2))  # along dimension 1
+        ranks[some].scatter_(1, order, places.expand_as(order))
     return ranks.div_(max(1, rows.shape[1] - 1)).reshape(delta.shape)
-
-
-def _rank(magnitudes: Tensor, ranks: Tensor) -> None:
-    """Fill in the ranks along dimension 1; equals have those of their places."""
-    order = magnitudes.argsort(dim=1, stable=True)
-    places = torch.arange(order.shape[1], dtype=ranks.dtype).reshape(-1, *[1] * (order.ndim - 2))
-    ranks.scatter_(1, order, places.expand_as(ranks))
 
 
 def _thinned(delta: Tensor, stays: Tensor, probability: float | Tensor, rescale: Rescale) -> Tensor:

@@ -43,7 +43,10 @@ def iso_cts(
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
-    common_rank, own_rank = _ranks(min(deltas.shape), len(deltas), common_space_fraction)
+    side, num_tasks = min(deltas.shape), len(deltas)
+    # The authors' round() may give the tasks more than there is, all together.
+    own_rank = min(round((side - int(side * common_space_fraction)) / num_tasks), side // num_tasks)
+    common_rank = side - own_rank * num_tasks
     common = truncated_svd(deltas.weighted_sum(), common_rank, rtol=tolerance)
     parts = [_own(deltas, t, common.u, own_rank, tolerance) for t in deltas.active]
     parts.append(common)  # last, as in the paper: the order matters to nobody but rounding
@@ -56,16 +59,10 @@ def iso_cts(
     return left.mul_(scale * s.mean()) @ right
 
 
-def _ranks(side: int, num_tasks: int, fraction: float) -> tuple[int, int]:
-    """How many vectors the sum gets, and each task; all of the rank together."""
-    # The authors' round() may give the tasks more than there is, all together.
-    own = min(round((side - int(side * fraction)) / num_tasks), side // num_tasks)
-    return side - own * num_tasks, own
-
-
 def _own(deltas: Deltas, t: int, common: Tensor, rank: int, tolerance: float) -> Factors:
     """A task's leading triplets outside the common space, as far as they stand above what subtracting it left."""
     delta = deltas.scaled(t)
     floor = tolerance * float(torch.linalg.vector_norm(delta, dtype=torch.float64))
     with deltas.naming(t):
-        return truncated_svd(delta - common @ (common.T @ delta), rank, rtol=tolerance, floor=floor)
+        outside = delta - common @ (common.T @ delta)  # (m, n)
+        return truncated_svd(outside, rank, rtol=tolerance, floor=floor)

@@ -37,7 +37,13 @@ def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annota
         raise MethodError("the weights sum to 0, so there is no mean. Leave them out, or make them positive")
     models = [model for model, weight in enumerate(weights) if weight]
     weights = weights[models] / weights.sum()
-    gram = _gram(deltas, models)  # (M, M) for M models with a weight
+    gram = torch.zeros(len(models), len(models), dtype=torch.float64)  # (M, M) for M models with a weight
+    for i, model in enumerate(models):
+        tensor = _model(deltas, model)
+        gram[i, i] = inner(tensor, tensor)
+        for j in range(i):  # two tensors are held at a time
+            gram[i, j] = gram[j, i] = inner(tensor, _model(deltas, models[j]))
+    del tensor  # as large as what is merged below
     norms = gram.diag().sqrt()
     on_sphere = norms > 0  # a tensor of zeros has no direction; its norm still counts in the mean of the norms
     if not on_sphere.any():
@@ -45,7 +51,13 @@ def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annota
     factors = torch.zeros_like(norms)
     unit = gram[on_sphere][:, on_sphere] / torch.outer(norms[on_sphere], norms[on_sphere])
     factors[on_sphere] = _mean(unit, weights[on_sphere], max_iter, tol) / norms[on_sphere]
-    return _combined(deltas, models, factors.mul_(weights @ norms))
+    factors.mul_(weights @ norms)
+    # sum_i f_i theta_i - theta_0, from the deltas.
+    merged = deltas.base.mul_(float(factors.sum()) - 1)
+    for model, factor in zip(models, factors, strict=True):
+        if model:
+            merged.add_(deltas[model - 1], alpha=float(factor))
+    return merged
 
 
 def _mean(gram: Tensor, weights: Tensor, max_iter: int, tol: float) -> Tensor:
@@ -74,23 +86,3 @@ def _mean(gram: Tensor, weights: Tensor, max_iter: int, tol: float) -> Tensor:
 def _model(deltas: Deltas, model: int) -> Tensor:
     """Model 0 is the base, model t + 1 task t's."""
     return deltas.base if model == 0 else deltas[model - 1].add_(deltas.base)
-
-
-def _gram(deltas: Deltas, models: list[int]) -> Tensor:
-    """Inner products of the models' tensors, two of which are held at a time."""
-    gram = torch.zeros(len(models), len(models), dtype=torch.float64)
-    for i, model in enumerate(models):
-        tensor = _model(deltas, model)
-        gram[i, i] = inner(tensor, tensor)
-        for j in range(i):
-            gram[i, j] = gram[j, i] = inner(tensor, _model(deltas, models[j]))
-    return gram
-
-
-def _combined(deltas: Deltas, models: list[int], factors: Tensor) -> Tensor:
-    """sum_i f_i theta_i - theta_0, from the deltas."""
-    merged = deltas.base.mul_(float(factors.sum()) - 1)
-    for model, factor in zip(models, factors, strict=True):
-        if model:
-            merged.add_(deltas[model - 1], alpha=float(factor))
-    return merged

@@ -88,15 +88,22 @@ def _by_rows(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
         wide = deltas[t].double()
         gram.addmm_(wide, wide.T)
     s, u = _leading(gram, tolerance)
-    u = u.to(deltas.dtype)
-    inverse = (1 / s).to(deltas.dtype)[:, None]
-    return Shared(s, lambda i: inverse * (u.T @ deltas[tasks[i]]), lambda x: (u * s.to(u.dtype)) @ x)
+    u = u.to(deltas.dtype)  # (m, k)
+    inverse = (1 / s).to(deltas.dtype)[:, None]  # (k, 1)
+
+    def vh(i: int) -> Tensor:
+        return inverse * (u.T @ deltas[tasks[i]])
+
+    def times(x: Tensor) -> Tensor:
+        return (u * s.to(u.dtype)) @ x
+
+    return Shared(s, vh, times)
 
 
 def _by_columns(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
     """By the blocks Delta_i^T Delta_j (n, n), whose eigenvectors are all Vh_t^T one below the other."""
     (_, n), num_tasks = deltas.shape, len(tasks)
-    gram = torch.zeros(num_tasks, n, num_tasks, n, dtype=torch.float64)
+    gram = torch.zeros(num_tasks, n, num_tasks, n, dtype=torch.float64)  # one matrix of side T n, by blocks
     for i in range(num_tasks):
         tall = deltas[tasks[i]].double()
         for j in range(i + 1):

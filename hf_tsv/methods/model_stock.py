@@ -29,12 +29,19 @@ def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
     mean = deltas.zeros()
     for t in tasks:
         mean.add_(deltas.scaled(t), alpha=1 / len(tasks))
-    if len(tasks) > 1:
-        mean.mul_(_ratio(_mean_cosine(deltas, tasks, filter_wise and bool(deltas.shape)), len(tasks)))
-    return mean
+    if len(tasks) == 1:
+        return mean  # no angle to go by
+    by_row = filter_wise and bool(deltas.shape)
+    cos = _mean_cosine(deltas, tasks, by_row)
+    denominator = 1 + (len(tasks) - 1) * cos
+    is_singular = denominator.abs() < 1e-6  # the deltas cancel, and there is no answer: the base stays
+    ratio = torch.where(is_singular, 0.0, len(tasks) * cos / denominator.masked_fill(is_singular, 1.0))
+    return mean.mul_(ratio)
 
 
 def _mean_cosine(deltas: Deltas, tasks: list[int], by_row: bool) -> Tensor:
+    """The mean cosine over all pairs of tasks, of the whole deltas or of each vector along the last dimension."""
+
     def product(a: Tensor, b: Tensor) -> Tensor:
         return inner_along(a, b, -1) if by_row else inner(a, b)
 
@@ -49,10 +56,3 @@ def _mean_cosine(deltas: Deltas, tasks: list[int], by_row: bool) -> Tensor:
             total = total + cosine(product(delta, deltas.scaled(other)), squares[t], squares[other])
             pairs += 1
     return total / pairs
-
-
-def _ratio(cos: Tensor, num_tasks: int) -> Tensor:
-    """How far towards the mean; 0 where the deltas cancel and there is no answer."""
-    denominator = 1 + (num_tasks - 1) * cos
-    is_singular = denominator.abs() < 1e-6
-    return torch.where(is_singular, 0.0, num_tasks * cos / denominator.masked_fill(is_singular, 1.0))

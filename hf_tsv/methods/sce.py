@@ -43,10 +43,12 @@ def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, sc
 
 
 def _selected(deltas: Deltas, share: float) -> Tensor:
-    """Mask of the share of the entries that aren't the same for all tasks that varies most."""
-    mean, variance = deltas.zeros(), deltas.zeros().double()  # squares of what float32 holds need its exponents
+    """Mask of the entries that vary most: a share of those that aren't the same for all tasks."""
+    mean = deltas.zeros()
     for t in deltas.active:
         mean.add_(deltas.scaled(t), alpha=1 / len(deltas.active))
+    variance = deltas.zeros().double()  # squares of what float32 holds need its exponents
     for t in deltas.active:
         variance.add_(deltas.scaled(t).sub_(mean).double().square_())
-    return largest(variance, int(int(variance.count_nonzero()) * share))
+    varying = int(variance.count_nonzero())
+    return largest(variance, int(varying * share))

@@ -44,13 +44,13 @@ def svc(
     if not svd.s.numel():
         return merged
     counts = [_projections(svd, delta).clamp(min=alpha) for delta in scaled_deltas(deltas)]  # (k,) each
-    factors = scale * len(counts) / torch.stack(counts).sum(0)
+    factors = scale * len(counts) / torch.stack(counts).sum(0)  # (k,)
     return (svd.u * (svd.s * factors.to(svd.s.dtype))) @ svd.vh
 
 
 def _projections(merged: Factors, delta: Tensor) -> Tensor:
     """p_r of one task for every direction r, (k,) float64; 0 where the task has nothing there."""
     response = merged.u.T @ delta  # (k, n)
-    squares = torch.linalg.vector_norm(response, dim=1, dtype=torch.float64).square()
-    products = merged.s * (merged.vh * response).sum(1, dtype=torch.float64)
+    squares = torch.linalg.vector_norm(response, dim=1, dtype=torch.float64).square()  # (k,)
+    products = merged.s * (merged.vh * response).sum(1, dtype=torch.float64)  # (k,)
     return torch.where(squares > 0, products / squares.masked_fill(squares == 0, 1.0), 0.0)

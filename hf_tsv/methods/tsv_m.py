@@ -1,6 +1,6 @@
 """TSV-Merge: join every task's leading singular vectors, then undo their interference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -63,8 +63,7 @@ def tsv_m(
     if rank is None:
         # The authors' product of floats is now and then one below the quotient of integers.
         rank = int(side * (1 / num_tasks)) if parity == "paper" else max(1, side // num_tasks)
-    tasks, u, s, vh = _joined(deltas, rank, cut)
-    deltas.notes |= _notes(tasks)
+    u, s, vh = _joined(deltas, rank, cut)
     if not s.numel():
         return deltas.zeros()
     polar = partial(nearest_orthogonal, tolerance=tolerance, sketch=deltas.svd == "sketch")
@@ -74,10 +73,11 @@ def tsv_m(
     return merged.mul_(scale)
 
 
-def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[list[Factors], Tensor, Tensor, Tensor]:
-    """What is known of each task's triplets, and all K of them side by side: u (m, K), s (K,), vh (K, n).
+def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[Tensor, Tensor, Tensor]:
+    """All K triplets of all tasks side by side: u (m, K), s (K,), vh (K, n).
 
-    Filled in place, because a tall matrix's u is as large as the matrix.
+    Filled in place, because a tall matrix's u is as large as the matrix. Notes per task the rank kept and the share of
+    the squared norm in it.
     """
     m, n = deltas.shape
     room = len(deltas) * min(rank, m, n)
@@ -85,14 +85,17 @@ def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[list[Factors], Tensor,
     s = torch.empty(room, dtype=deltas.dtype)
     vh = torch.empty((room, n), dtype=deltas.dtype)
     used = 0
-    tasks = []
+    ranks, energies = [], []
     for t, weight in enumerate(deltas.weights):
         task = _triplets(deltas, t, rank if weight else 0, cut)  # a task without weight adds no directions either
         end = used + task.s.numel()
         u[:, used:end], s[used:end], vh[used:end] = task.u, weight * task.s, task.vh
         used = end
-        tasks.append(replace(task, u=u[:, :0], vh=vh[:0]))  # without the vectors, which are in u and vh now
-    return tasks, u[:, :used], s[:used], vh[:used]
+        of_kept = float(task.s.double().square().sum())
+        ranks.append(task.s.numel())
+        energies.append(round(of_kept / task.energy, 4) if task.energy else 1.0)
+    deltas.notes |= {"rank": ranks, "energy": energies}
+    return u[:, :used], s[:used], vh[:used]
 
 
 def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut) -> Factors:
@@ -106,12 +109,3 @@ def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut) -> Factors:
     delta = deltas[t]
     with deltas.naming(t):
         return truncated_svd(delta, rank, mode=deltas.svd, rtol=rtol, floor=floor)
-
-
-def _notes(tasks: Sequence[Factors]) -> dict[str, Any]:
-    """For the record: per task the rank kept and the share of the squared norm in it."""
-    energies = []
-    for task in tasks:
-        of_kept = float(task.s.double().square().sum())
-        energies.append(round(of_kept / task.energy, 4) if task.energy else 1.0)
-    return {"rank": [task.s.numel() for task in tasks], "energy": energies}

@@ -104,20 +104,17 @@ def most_common_template(folders: Sequence[Path]) -> str | None:
     """The chat template that most of these models have, the first among equals; None when none has one."""
     counts: Counter[str] = Counter()
     for folder in folders:
-        template = _template(folder)
-        if template:
+        file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+        template: object = None
+        if file.is_file():
+            template = file.read_text("utf-8")
+        elif config.is_file():
+            # Older models have it as a string in the tokenizer's configuration.
+            data = _read_json(config)
+            template = data.get("chat_template") if isinstance(data, dict) else None
+        if template and isinstance(template, str):
             counts[template] += 1
     return max(counts, key=lambda template: counts[template], default=None)
-
-
-def _template(folder: Path) -> str | None:
-    """A model's chat template: a file of its own, or in older models a string in the tokenizer's configuration."""
-    beside, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if beside.is_file():
-        return beside.read_text("utf-8")
-    data = _read_json(config) if config.is_file() else None
-    template = data.get("chat_template") if isinstance(data, dict) else None
-    return template if isinstance(template, str) else None
 
 
 def _read_json(path: Path) -> Any:
@@ -167,7 +164,7 @@ def _rewrite(config: Path, other: Path | None, dtype: str | None, rows: Mapping[
 
 
 def _declared(config: Any, dtype: str | None, rows: Mapping[int, int]) -> Any:
-    """With the dtype in which transformers loads it, and the vocabulary's new size; in nested configurations too."""
+    """A configuration with the dtype to load it in and the vocabulary's new size, also in configurations inside it."""
     if not isinstance(config, dict):
         return config
     declared: dict[str, Any] = {}
@@ -182,10 +179,13 @@ def _declared(config: Any, dtype: str | None, rows: Mapping[int, int]) -> Any:
 
 
 def _with_ids_of(config: Any, other: Any) -> Any:
-    """With the token ids of another configuration, such as `eos_token_id`, in place of its own."""
+    """A configuration with the token ids of another configuration, such as `eos_token_id`, in place of its own."""
     if not (isinstance(config, dict) and isinstance(other, dict)):
         return config
-    own = {key: _with_ids_of(value, other.get(key)) for key, value in config.items() if not key.endswith("_token_id")}
+    own: dict[str, Any] = {}
+    for key, value in config.items():
+        if not key.endswith("_token_id"):
+            own[key] = _with_ids_of(value, other.get(key))
     ids = {key: value for key, value in other.items() if key.endswith("_token_id")}
     return own | ids
 

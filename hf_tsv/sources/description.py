@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_tsv.hub import Hub, Pinned, facts_of_folder
+from hf_tsv.hub import Hub, facts_of_folder
 from hf_tsv.recipe import Recipe, pinned_text
 from hf_tsv.record import SourceEntry, Terms
 from hf_tsv.sources.models import Source
@@ -16,23 +16,22 @@ def described(sources: Sequence[Source], hub: Hub) -> list[SourceEntry]:
         places = [(source.ref.path, source.pin)]
         if source.ref.adapter:
             places.append((source.ref.adapter, source.parts.adapter_pin))
-        terms = tuple(_terms(path, pin, hub) for path, pin in places)
-        entries.append(source.describe().model_copy(update={"terms": terms}))
+        terms = []
+        for path, pin in places:
+            facts = hub.facts(pin) if pin else facts_of_folder(Path(path).expanduser())
+            of_place = Terms(
+                license=_text(facts.license),
+                license_name=_text(facts.license_name),
+                license_link=_text(facts.license_link),
+                language=facts.languages,
+                datasets=facts.datasets,
+                # Who may see a model is the Hub's to say; None where it isn't known offline.
+                private=facts.private if pin else False,
+                gated=facts.gated if pin else False,
+            )
+            terms.append(of_place)
+        entries.append(source.describe().model_copy(update={"terms": tuple(terms)}))
     return entries
-
-
-def _terms(path: str, pin: Pinned | None, hub: Hub) -> Terms:
-    """Licence, languages, datasets; for a model on the Hub, also who may see it (None: not known offline)."""
-    facts = hub.facts(pin) if pin else facts_of_folder(Path(path).expanduser())
-    return Terms(
-        license=_text(facts.license),
-        license_name=_text(facts.license_name),
-        license_link=_text(facts.license_link),
-        language=facts.languages,
-        datasets=facts.datasets,
-        private=facts.private if pin else False,
-        gated=facts.gated if pin else False,
-    )
 
 
 def _text(field: object) -> str | None:

@@ -78,7 +78,10 @@ class Source:
         if not self.pin and not self.parts.adapter_pin:
             return self.ref.text
         model = pinned_path(self.ref.path, self.pin)
-        return f"{model}+{pinned_path(self.ref.adapter, self.parts.adapter_pin)}" if self.ref.adapter else model
+        if not self.ref.adapter:
+            return model
+        adapter = pinned_path(self.ref.adapter, self.parts.adapter_pin)
+        return f"{model}+{adapter}"
 
     def describe(self) -> SourceEntry:
         """What the record says of it, without its terms."""
@@ -121,7 +124,11 @@ def open_parts(named: Sequence[tuple[ModelRef, str | None]], hub: Hub) -> dict[M
         HfTsvError: models that can't be read, all of them in one error.
     """
     refs = list(dict.fromkeys(ref for ref, _ in named))
-    pins = _pins(refs, hub)
+    addresses = [(ref.path, ref.revision) for ref in refs]
+    addresses += [(ref.adapter, ref.adapter_revision) for ref in refs if ref.adapter]
+    on_hub = [address for address in dict.fromkeys(addresses) if not is_local(address[0])]
+    # All in one call, so that it reports every model without access.
+    pins = dict(zip(on_hub, hub.preflight(on_hub), strict=True))
     opened: dict[ModelRef, Parts] = {}
     problems: list[str] = []
     for ref in refs:
@@ -132,14 +139,6 @@ def open_parts(named: Sequence[tuple[ModelRef, str | None]], hub: Hub) -> dict[M
     if problems:
         raise CheckpointError(problems)
     return opened
-
-
-def _pins(refs: Sequence[ModelRef], hub: Hub) -> dict[tuple[str, str | None], Pinned]:
-    """The commits of all models and adapters that are on the Hub, by path and revision."""
-    addresses = [(ref.path, ref.revision) for ref in refs]
-    addresses += [(ref.adapter, ref.adapter_revision) for ref in refs if ref.adapter]
-    remote = [address for address in dict.fromkeys(addresses) if not is_local(address[0])]
-    return dict(zip(remote, hub.preflight(remote), strict=True))
 
 
 def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]) -> Parts:
@@ -194,7 +193,15 @@ def join(named: Sequence[tuple[ModelRef, str | None]], opened: Mapping[ModelRef,
             is_on_base = not base_parts.adapter and _is_same(ref, parts, base_ref, base_parts)
             if parts.adapter and (is_on_base or not parts.model):
                 # On the merge's own base its change is known as factors: no full delta is ever made.
-                notes = _note_on_base(parts.adapter, ref.path if ref.adapter else base_ref.path)
+                put_on = ref.path if ref.adapter else base_ref.path
+                made_for = parts.adapter.config.base_model_name_or_path
+                notes = []
+                # Copies of one model, here and on the Hub, share the last part of their names.
+                if made_for and Path(made_for).name.lower() != Path(put_on).name.lower():
+                    notes.append(
+                        f"its adapter_config.json names {made_for[:100]!r} as its base, here it is put on {put_on!r}."
+                        " The shapes fit"
+                    )
                 places = _places(base, base_parts, hub)
                 checkpoints[ref] = parts.adapter.on(base, notes=notes, places=places)
             elif parts.model and ref != base_ref:
@@ -251,15 +258,6 @@ def _places(model: Checkpoint, parts: Parts, hub: Hub) -> Callable[[], Places]:
         return places
 
     return find
-
-
-def _note_on_base(adapter: Adapter, base: str) -> list[str]:
-    """A note where an adapter names another model as its base."""
-    named = adapter.config.base_model_name_or_path
-    # Copies of one model, here and on the Hub, share the last part of their names.
-    if not named or Path(named).name.lower() == Path(base).name.lower():
-        return []
-    return [f"its adapter_config.json names {named[:100]!r} as its base, here it is put on {base!r}. The shapes fit"]
 
 
 def folders_of(sources: Sequence[Source]) -> dict[str | None, Path]:

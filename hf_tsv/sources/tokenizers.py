@@ -33,22 +33,21 @@ def tokenizers_look_alike(sources: Sequence[Source], hub: Hub) -> bool:
 
     False wherever that can't be seen without a download, or where a tokenizer lies on this machine and can be read.
     """
-    base, *tasks = sources
+    base = sources[0]
     if base.folder or base.pin is None:
         return False
     base_sizes = _vocabulary_sizes(base.pin, hub)
-    return all(_looks_like(source, base.pin, base_sizes, hub) for source in (base, *tasks))
-
-
-def _looks_like(source: Source, base: Pinned, base_sizes: dict[str, int], hub: Hub) -> bool:
-    on_this_machine = source.parts.adapter_folder or source.folder
-    if on_this_machine and has_tokenizer(on_this_machine):
-        return False
-    if source.parts.model is None:  # an adapter without a tokenizer: it has the base's
-        return True
-    if source.folder or source.pin is None:
-        return False
-    return source.pin == base or _vocabulary_sizes(source.pin, hub) == base_sizes
+    for source in sources:
+        on_this_machine = source.parts.adapter_folder or source.folder
+        if on_this_machine and has_tokenizer(on_this_machine):
+            return False
+        if source.parts.model is None:
+            continue  # an adapter without a tokenizer has the base's
+        if source.folder or source.pin is None:
+            return False
+        if source.pin != base.pin and _vocabulary_sizes(source.pin, hub) != base_sizes:
+            return False
+    return True
 
 
 def _vocabulary_sizes(pin: Pinned, hub: Hub) -> dict[str, int]:

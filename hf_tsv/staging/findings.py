@@ -1,4 +1,4 @@
-"""What a stage of a run has found: tensors on the disk while the run lasts, so that one that was stopped goes on."""
+"""What a stage of a run has computed: tensors on the disk while the run lasts, so that a stopped one can resume."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ Notes = TypeVar("Notes", bound=BaseModel)
 
 
 class Findings:
-    """Tensors found in one stage of a run, in a file that is filled in any order and noted in the run's journal.
+    """Tensors of one stage of a run, in a file that is filled in any order and noted in the run's journal.
 
-    What was found by an earlier start of the run is there from the beginning. Safe to use from several threads.
+    What an earlier start of the run left is there from the beginning. Safe to use from several threads.
     """
 
     def __init__(self, staging: Staging, identity: Mapping[str, str], stage: str, infos: Sequence[TensorInfo]) -> None:
@@ -32,7 +32,7 @@ class Findings:
             staging: The run's working folder.
             identity: What the run is, for its journal.
             stage: Names the file, and the lines in the journal.
-            infos: What may be found, at most so large.
+            infos: The tensors that may be put, at most so large.
 
         Raises:
             OutputError: the folder can't be written, or the journal not be read.
@@ -47,7 +47,7 @@ class Findings:
         self._file = SafetensorsCheckpoint([path], label=str(path))
 
     def __contains__(self, name: str) -> bool:
-        """Whether this was looked for already, be it that there is a tensor or none."""
+        """Whether this was looked for already, whether or not there is a tensor."""
         return name in self._journal.done
 
     def put(self, name: str, tensor: Tensor | None, notes: BaseModel) -> None:
@@ -89,7 +89,7 @@ class Findings:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            self._journal.__exit__()
+            self._journal.__exit__()  # syncs by way of the writer, which must still be open
         finally:
             self._writer.__exit__()
 
@@ -103,7 +103,7 @@ def packed(matrices: Sequence[Factors], rank: int) -> Tensor:
     for factors in matrices:
         triplets = torch.cat([factors.u.T, factors.s[:, None], factors.vh], dim=1)  # (k, m + 1 + n)
         zeros = triplets.new_zeros(rank - len(triplets), triplets.shape[1])
-        padded.append(torch.cat([triplets, zeros]))
+        padded.append(torch.cat([triplets, zeros]))  # (rank, m + 1 + n)
     return torch.stack(padded)
 
 
@@ -119,6 +119,8 @@ def unpacked(rows: Tensor, m: int, counts: Sequence[int], energies: Sequence[flo
     factors = []
     for matrix, count, energy in zip(rows, counts, energies, strict=True):
         triplets = matrix[:count]  # (k, m + 1 + n)
-        u, s, vh = triplets[:, :m].T, triplets[:, m], triplets[:, m + 1 :]
+        u = triplets[:, :m].T  # (m, k)
+        s = triplets[:, m]  # (k,)
+        vh = triplets[:, m + 1 :]  # (k, n)
         factors.append(Factors(u.contiguous(), s.contiguous(), vh.contiguous(), energy))
     return factors

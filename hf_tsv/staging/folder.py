@@ -88,6 +88,7 @@ class Staging:
             shutil.rmtree(old, ignore_errors=True)
             sync_folder(self.out)
             if self.final.exists():
+                # A folder can't be renamed onto one that isn't empty.
                 self.final.rename(old)
             self.out.rename(self.final)
             sync_folder(self.final.parent)

@@ -1,4 +1,4 @@
-"""What of a run is complete: one line of JSON a tensor, which a run that was stopped goes on from.
+"""What of a run is complete: one line of JSON a tensor, from which a run that was stopped is resumed.
 
 The first line says what the run is, each other one that a tensor's bytes are on the disk. Only whole lines count: a
 process that is killed may leave half of one at the end.
@@ -29,7 +29,7 @@ class RunLine(BaseModel):
 
     Attributes:
         format: Of the journal. Another version of this package may write another one.
-        identity: What has to be the same for the run to be gone on with, by what a message calls it.
+        identity: What has to be the same for the run to be resumed, by what a message calls it.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -44,7 +44,7 @@ class TensorLine(BaseModel):
     Attributes:
         name: The tensor's, within its stage.
         stage: What part of the run made it.
-        sha256: Of its bytes; None where it was found that there is no tensor to keep.
+        sha256: Of its bytes; None where there turned out to be no tensor to keep.
         seconds: How long it took.
         notes: What the method, or the stage, noted about it.
     """
@@ -103,13 +103,17 @@ class Journal:
         self._pending_bytes = 0
         self._synced = time.monotonic()
         self._lock = Lock()
-        _cut_torn_line(self._path)
+        if self._path.exists():
+            # Half a line at the end is removed, which the next one would be added to.
+            whole_bytes = sum(len(line) + 1 for line in _complete_lines(self._path))
+            os.truncate(self._path, whole_bytes)
         self.done = _lines_of(self._path, stage, but=writer.made_anew)
         with full_disk_told(self._path):
             self._file = self._path.open("ab", buffering=0)
         if not self._path.stat().st_size:
             sync_folder(staging.out)
             self._append([RunLine(identity=dict(identity))])
+        # Journals are left by the other processes of a run that was stopped before the first took them in.
         if not rank:
             self.take_in(but=writer.made_anew)
 
@@ -119,7 +123,7 @@ class Journal:
             lines = _lines_of(path, self._stage, but)
             self._append(list(lines.values()))
             self.done |= lines
-            path.unlink()
+            path.unlink()  # only now: its lines stand on the disk in this journal
 
     @staticmethod
     def read_identity(staging: Staging) -> dict[str, str] | None:
@@ -168,6 +172,7 @@ class Journal:
 
     def sync(self) -> None:
         """Data first, then the lines that say it is there."""
+        # Under the lock, so that no line is added of which the data is not yet on the disk.
         with self._lock:
             self._synced = time.monotonic()
             if self._pending:
@@ -187,10 +192,11 @@ class Journal:
     def _append(self, lines: Sequence[RunLine | TensorLine]) -> None:
         """All of the lines, or, where the disk is full, none: half a line would spoil the next one."""
         text = "".join(json.dumps(line.model_dump()) + "\n" for line in lines)
-        data, end = memoryview(text.encode()), self._file.seek(0, os.SEEK_END)
+        data = memoryview(text.encode())
+        end = self._file.seek(0, os.SEEK_END)
         with full_disk_told(self._path):
             try:
-                while data:
+                while data:  # one write may take less than it was given
                     data = data[self._file.write(data) :]
                 os.fsync(self._file.fileno())
             except OSError:
@@ -241,10 +247,6 @@ def _parsed(path: Path, number: int, line: bytes, model: type[Line]) -> Line:
 
 
 def _complete_lines(path: Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Remove half a line at the end, which the next one would be added to."""
-    if path.exists():
-        os.truncate(path, sum(len(line) + 1 for line in _complete_lines(path)))
+    if not path.exists():
+        return []
+    return path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or torn

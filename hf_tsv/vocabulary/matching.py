@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from hf_tsv.checkpoints.modules import vocabulary_axes
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint
@@ -16,7 +15,7 @@ from hf_tsv.recipe import UNION, ModelRef, Recipe
 from hf_tsv.vocabulary.rows import ABSENT, OfAdapter, OfBase, OfTask, Vocabulary
 from hf_tsv.vocabulary.tokenizer import Tokenizer, read_tokenizer, same_files
 
-MULTIPLE = 128  # the most that rows are padded to without being told
+MULTIPLE = 128  # the most that rows are padded to unless the recipe says otherwise
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,10 @@ class _Matcher:
             try:
                 if place is None and (model == 0 or self._rows_differ(model)):
                     raise CheckpointError(f"{self._models[model].label}: no tokenizer in it")
-                is_bases = model > 0 and (place is None or (places[0] is not None and same_files(place, places[0])))
-                read.append(read[0] if is_bases or place is None else read_tokenizer(place))
+                if place is None or (model > 0 and places[0] is not None and same_files(place, places[0])):
+                    read.append(read[0])  # the base's: read once, and the same object
+                else:
+                    read.append(read_tokenizer(place))
             except CheckpointError as error:
                 problems.append(self._unreadable(str(error)))
                 if model == 0:
@@ -141,16 +142,15 @@ class _Matcher:
             return [], ""
         if self._choice.source:
             raise PlanError(problems)
-        return [], "; ".join([*self._other_rows(), *problems])
-
-    def _other_rows(self) -> Iterator[str]:
-        """One statement a model that has other numbers of rows than the base."""
+        # The clash is that of the rows' numbers; why they can't be matched comes after it.
+        reasons = []
         for model in range(1, len(self._models)):
             for name in self._axes:
                 rows, base = self._rows(model, name), self._rows(0, name)
                 if rows not in (0, base):
-                    yield f"{self._words[model]} has {rows} rows, the base has {base}"
-                    break
+                    reasons.append(f"{self._words[model]} has {rows} rows, the base has {base}")
+                    break  # one statement a model
+        return [], "; ".join([*reasons, *problems])
 
     def _unreadable(self, problem: str) -> str:
         also = ", without tokenizer_source" if self._choice.source else ""
@@ -207,7 +207,14 @@ class _Matcher:
             PlanError: the models' tokenizers have no union.
         """
         known = [self._ids_with_rows(model, tokenizer) for model, tokenizer in enumerate(tokenizers)]
-        source, owner = self._source()
+        # What the vocabulary is called, and the model that it belongs to: for a union the base, whose ids it keeps.
+        source, owner = "base", 0
+        choice = self._choice.source
+        if choice == UNION:
+            source = UNION
+        elif isinstance(choice, ModelRef) and choice != self._recipe.base:
+            owner = next(i for i, model in enumerate(self._recipe.models, start=1) if model.ref == choice)
+            source = self._recipe.models[owner - 1].name
         added: dict[str, int] = {}
         if source == UNION:
             added = self._new_tokens(tokenizers, known)
@@ -216,22 +223,24 @@ class _Matcher:
             ids = dict(tokenizers[owner].ids)
         rows = {name: self._out_rows(name, source, owner, ids, tokenizers[0]) for name in self._axes}
         length = max(rows.values())
-        own = [_positions(ids, theirs, length) for theirs in known]
+        own = []  # by model the place of each token with a row
+        for theirs in known:
+            positions = torch.full((length,), ABSENT, dtype=torch.int64)
+            shared = [(i, theirs[token]) for token, i in ids.items() if token in theirs and i < length]
+            if shared:
+                at, their_ids = torch.tensor(shared).T
+                positions[at] = their_ids
+            own.append(positions)
         if owner == 0:
-            own[0] = _with_padding(own[0], ids, self._largest(0))
+            # The base's rows that are no token's stay where they are, as far as no token has come into their place.
+            is_token = torch.zeros(length, dtype=torch.bool)
+            is_token[[i for i in ids.values() if i < length]] = True
+            same_place = torch.arange(length)
+            is_padding = ~is_token & (same_place < self._largest(0))
+            own[0] = torch.where(is_padding, same_place, own[0])
         notes = tuple(self._notes(source, ids, added, known, rows))
         base_rows = {name: self._rows(0, name) for name in self._axes}
         return Vocabulary(source, ids, tuple(own), rows, base_rows, added, tuple(tokenizers), notes)
-
-    def _source(self) -> tuple[str, int]:
-        """What the vocabulary is called, and the model that it belongs to: for a union the base, whose ids it keeps."""
-        source = self._choice.source
-        if source == UNION:
-            return UNION, 0
-        if not isinstance(source, ModelRef) or source == self._recipe.base:
-            return "base", 0
-        owner = next(i for i, model in enumerate(self._recipe.models, start=1) if model.ref == source)
-        return self._recipe.models[owner - 1].name, owner
 
     def _new_tokens(self, tokenizers: Sequence[Tokenizer], known: Sequence[Mapping[str, int]]) -> dict[str, int]:
         """The fine-tuned models' own tokens and their new ids: model by model in the recipe's order, by ids there.
@@ -302,45 +311,19 @@ class _Matcher:
             yield f"added to the base's: {_counted(list(added))}"
         length = max(rows.values())
         new = [token for token, i in ids.items() if token not in known[0] and i < length]
-        owners = Counter(token for theirs in known[1:] for token in theirs)  # how many tasks have a token
-        if several := [token for token in new if owners[token] > 1]:
+        owners: Counter[str] = Counter()  # how many tasks have a token
+        for theirs in known[1:]:
+            owners.update(theirs.keys())
+        several = [token for token in new if owners[token] > 1]
+        if several:
             yield f"the mean of the rows of the tasks that have it, for what the base lacks: {_counted(several)}"
-        if orphans := [token for token in new if not owners[token]]:
+        orphans = [token for token in new if not owners[token]]
+        if orphans:
             yield f"the mean of the base's rows, for what has a row in no model: {_counted(orphans)}"
         for words, theirs in zip(self._words, known, strict=True):
-            if lost := [token for token in theirs if token not in ids]:
+            lost = [token for token in theirs if token not in ids]
+            if lost:
                 yield f"left out of what {words} has: {_counted(lost)}"
-
-
-def _positions(ids: Mapping[str, int], theirs: Mapping[str, int], length: int) -> Tensor:
-    """Where a model has the token of each id, (length,) int64; ABSENT where it has none.
-
-    Args:
-        ids: The output's tokens.
-        theirs: The model's.
-        length: How many of the output's ids have a row.
-    """
-    positions = torch.full((length,), ABSENT, dtype=torch.int64)
-    shared = [(i, theirs[token]) for token, i in ids.items() if token in theirs and i < length]
-    if shared:
-        at, their_ids = torch.tensor(shared).T
-        positions[at] = their_ids
-    return positions
-
-
-def _with_padding(positions: Tensor, ids: Mapping[str, int], base_rows: int) -> Tensor:
-    """The base's positions, with its rows that are no token's where they are: where no token has come into their place.
-
-    Args:
-        positions: The base's, (length,) int64.
-        ids: The output's tokens.
-        base_rows: Rows of the base.
-    """
-    length = len(positions)
-    is_token = torch.zeros(length, dtype=torch.bool)
-    is_token[[i for i in ids.values() if i < length]] = True
-    same_place = torch.arange(length)
-    return torch.where(is_token | (same_place >= base_rows), positions, same_place)
 
 
 def _padded(number: int, multiple: int) -> int:

@@ -65,7 +65,8 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all that the merged bytes and the written tokenizer depend on."""
-        digest = hashlib.sha256(json.dumps([self.source, self.ids, self.rows], sort_keys=True).encode())
+        text = json.dumps([self.source, self.ids, self.rows], sort_keys=True)
+        digest = hashlib.sha256(text.encode())
         for own in self.own:
             digest.update(own.numpy().tobytes())
         return digest.hexdigest()
@@ -175,8 +176,8 @@ class OfBase(View):
             if has.any():
                 total[has] += gathered(checkpoint, name, self.axes[name], ids[has]).to(dtype)
                 count[has] += 1
-        per_row = [1] * (total.dim() - 1)
-        mean = total / count.clamp(min=1).reshape(-1, *per_row)
+        per_row = (len(total), *[1] * (total.dim() - 1))
+        mean = total / count.clamp(min=1).reshape(per_row)
         if (count == 0).any():
             mean[count == 0] = self._mean_of_base(name).to(dtype)
         return mean
@@ -192,6 +193,7 @@ class OfBase(View):
             tokens = sorted({i for i in self.vocabulary.tokenizers[0].ids.values() if i < rows})
             ids = torch.tensor(tokens, dtype=torch.int64)
             rows_at_once = max(1, PIECE * rows // info.numel)
+            # The rows have no name, so that one piece is given back before the next is read.
             sums = [
                 gathered(self.inner, name, self.axes[name], piece).double().sum(dim=0)
                 for piece in torch.split(ids, rows_at_once)
@@ -253,32 +255,20 @@ class OfAdapter(OfTask):
         self.notes = adapter.notes
 
     def is_changed(self, name: str) -> bool:
-        return self._adapter.is_changed(name) or (self._is_by_token(name) and self._is_resized(name))
+        # With other rows than the base's a tensor is another one, whatever the adapter says of its change.
+        is_resized = self._is_by_token(name) and self._is_resized(name)
+        return is_resized or self._adapter.is_changed(name)
 
     def delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: Rows = None) -> Tensor:
         if not self._is_by_token(name):
             return self._adapter.delta(name, base, dtype, rows)
         first, end = self._base.span(name, rows)
-        own = self._shared_positions(name, first, end)
+        ids = self._shared_positions(name, first, end)
         in_base = self._base.positions(0, self._base.inner, name, first, end)
         # The adapter's own delta is one of the base's tensor, row by row. It can be used only where both number the
         # tokens alike.
-        if self._is_resized(name) or not torch.equal(own[own >= 0], in_base[own >= 0]):
+        if self._is_resized(name) or not torch.equal(ids[ids >= 0], in_base[ids >= 0]):
             return self.read(name, rows).to(dtype).sub_(base)
-        return self._delta_by_token(name, base, dtype, own)
-
-    def low_rank(self, name: str, row: int | None = None) -> LowRank | None:
-        return None if self._is_by_token(name) else self._adapter.low_rank(name, row)
-
-    def nbytes(self, name: str) -> int:
-        return self._adapter.nbytes(name)
-
-    def _is_resized(self, name: str) -> bool:
-        """Whether the adapter has another number of rows than the base."""
-        return self._adapter.info(name).shape != self._base.inner.info(name).shape
-
-    def _delta_by_token(self, name: str, base: Tensor, dtype: torch.dtype, ids: Tensor) -> Tensor:
-        """The adapter's delta in the shape of `base`, whose tokens have the rows `ids` in the adapter's base."""
         axis = self._base.axes[name]
         delta = torch.zeros_like(base, dtype=dtype)
         by_token = delta[0] if axis else delta  # (tokens, *rest)
@@ -292,6 +282,16 @@ class OfAdapter(OfTask):
             change = self._adapter.delta(name, stored, dtype, read)
             by_token[known[piece]] = change[0, slice(*run)] if axis else change
         return delta
+
+    def low_rank(self, name: str, row: int | None = None) -> LowRank | None:
+        return None if self._is_by_token(name) else self._adapter.low_rank(name, row)
+
+    def nbytes(self, name: str) -> int:
+        return self._adapter.nbytes(name)
+
+    def _is_resized(self, name: str) -> bool:
+        """Whether the adapter has another number of rows than the base."""
+        return self._adapter.info(name).shape != self._base.inner.info(name).shape
 
 
 def gathered(checkpoint: Checkpoint, name: str, axis: int, ids: Tensor) -> Tensor:
@@ -320,7 +320,9 @@ def _consecutive(ids: Tensor) -> Iterator[slice]:
     """The longest slices of ids in which each follows the one before it by one."""
     breaks = (ids.diff() != 1).nonzero().flatten() + 1
     ends = [0, *breaks.tolist(), len(ids)]
-    return (slice(first, end) for first, end in pairwise(ends) if end > first)
+    for first, end in pairwise(ends):
+        if end > first:  # without ids there is one empty slice
+            yield slice(first, end)
 
 
 def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:

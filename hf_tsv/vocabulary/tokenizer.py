@@ -1,7 +1,7 @@
 """A model's tokenizer as its files have it: which token has which id. And the base's with tokens of others added."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
@@ -140,9 +140,14 @@ def write_with_tokens(folder: Path, base: Tokenizer, ids: Mapping[str, int], don
         donors: Who has them; the first that has a token says how it is looked for.
     """
     assert base.data is not None, "checked when the vocabularies were matched"
-    added = _flags_of(ids, donors)
+    added: dict[str, Mapping[str, bool]] = {}
+    for token in ids:
+        for donor in donors:
+            if token in donor.added:
+                added[token] = donor.added[token]
+                break
     plain = [token for token in ids if token not in added]
-    data: dict[str, Any] = deepcopy(dict(base.data))
+    data: dict[str, Any] = deepcopy(dict(base.data))  # the base's tokenizer itself stays as it was read
     new_entries = [{"id": ids[token], "content": token, **flags} for token, flags in added.items()]
     data["added_tokens"] = [*(data.get("added_tokens") or ()), *new_entries]
     every = {**base.ids, **ids}
@@ -162,17 +167,6 @@ def write_with_tokens(folder: Path, base: Tokenizer, ids: Mapping[str, int], don
     if (folder / ADDED_FILE).is_file():
         new_ids = {token: ids[token] for token in added}
         _write(folder / ADDED_FILE, _read(folder / ADDED_FILE) | new_ids)
-
-
-def _flags_of(tokens: Iterable[str], donors: Sequence[Tokenizer]) -> dict[str, Mapping[str, bool]]:
-    """How tokens are looked for, as the first tokenizer says that adds them; without those that none adds."""
-    added: dict[str, Mapping[str, bool]] = {}
-    for token in tokens:
-        for donor in donors:
-            if token in donor.added:
-                added[token] = donor.added[token]
-                break
-    return added
 
 
 def _put_into_model(
@@ -198,7 +192,8 @@ def _put_into_model(
     for donor in donors:
         merges = (donor.data or {}).get("model", {}).get("merges") or ()
         for pair in map(_pair, merges):
-            if pair not in known and "".join(pair) in new and all(part in ids for part in pair):
+            makes_new_token = "".join(pair) in new and all(part in ids for part in pair)
+            if makes_new_token and pair not in known:
                 known.add(pair)
                 model["merges"].append(" ".join(pair) if as_text else list(pair))
 

@@ -385,12 +385,12 @@ def test_hostile_tokenizers_are_told(zoo: Path, content: str) -> None:
 
 @pytest.mark.parametrize("method", ["tall_mask", "emr", "tsv_c"])
 def test_what_tasks_keep_needs_the_bases_rows(zoo: Path, method: str) -> None:
-    assert f"{method} keep what is a task's own by the base's rows" in told(zoo, "union", method)
+    assert f"{method} keeps what is a task's own by the base's rows" in told(zoo, "union", method)
     assert hf_tsv.plan(recipe(zoo, "base", method)).vocabulary is not None
 
 
 def test_adapters_of_tasks_are_on_the_bases_rows(zoo: Path) -> None:
-    with pytest.raises(PlanError, match="adapters are put on the base model's rows"):
+    with pytest.raises(PlanError, match="tsv_c keeps what is a task's own by the base's rows"):
         hf_tsv.compress(recipe(zoo, "union"), zoo / "no", "rank=2")
     record = hf_tsv.compress(recipe(zoo, "base"), zoo / "out", "rank=2")
     assert any("left out of what 't1' has: 6 tokens" in warning for warning in record.warnings)
