@@ -5,7 +5,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -29,7 +29,8 @@ def with_flags(command: Callable[P, R]) -> Callable[..., R]:
         hint = hints[parameter.name]
         if isinstance(hint, type) and is_dataclass(hint):
             classes[parameter.name] = hint
-            flags |= {flag.name: flag for flag in _flags_of(hint)}
+            # A field that another class also has comes twice, and the second flag replaces the first.
+            flags |= _flags_of(hint)
         else:
             plain.append(parameter.replace(annotation=hint))
 
@@ -37,10 +38,12 @@ def with_flags(command: Callable[P, R]) -> Callable[..., R]:
     def run(*args: Any, **values: Any) -> R:
         filled = {}
         for name, options in classes.items():
-            filled[name] = options(**{field.name: values[field.name] for field in fields(options)})
+            field_values = {field.name: values[field.name] for field in fields(options)}
+            filled[name] = options(**field_values)
         own = {name: value for name, value in values.items() if name not in flags}
         return command(*args, **own, **filled)
 
+    # By keyword only, so that a parameter without a default may follow one that has a default.
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*plain, *flags.values())]
     # Typer reads the signature and the annotations of what it is given.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions have it at run time
@@ -54,25 +57,24 @@ def flag_of(options: type, name: str) -> Any:
     return dataclasses.field(default=original.default, metadata=original.metadata)
 
 
-def _flags_of(options: type) -> list[inspect.Parameter]:
+def _flags_of(options: type) -> dict[str, inspect.Parameter]:
+    """One parameter for each field of an option class, by the field's name, annotated as Typer reads it."""
     hints = typing.get_type_hints(options)
-    return [_flag(field, hints[field.name]) for field in fields(options)]
-
-
-def _flag(field: "Field[Any]", hint: Any) -> inspect.Parameter:
-    assert field.default is not MISSING, f"{field.name}: a flag needs a default"
-    spelling = field.metadata.get("flag", f"--{field.name.replace('_', '-')}")
-    names = spelling if isinstance(spelling, tuple) else (spelling,)
-    details = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar")}
-    if "least" in field.metadata:
-        details["min"] = field.metadata["least"]
-    annotation: Any = Annotated[_as_text(hint), typer.Option(*names, **details)]
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
-
-
-def _as_text(hint: Any) -> Any:
-    """The type that a flag's value is read as: sizes, which are numbers or text such as 4GB, come as text."""
-    members = typing.get_args(hint)
-    if int in members and str in members:
-        return str | None if type(None) in members else str
-    return hint
+    flags = {}
+    for field in fields(options):
+        assert field.default is not MISSING, f"{field.name}: a flag needs a default"
+        spelling = field.metadata.get("flag", f"--{field.name.replace('_', '-')}")
+        names = spelling if isinstance(spelling, tuple) else (spelling,)
+        details = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar")}
+        if "least" in field.metadata:
+            details["min"] = field.metadata["least"]
+        hint = hints[field.name]
+        members = typing.get_args(hint)
+        # Typer takes no union of types. Sizes, which are numbers or text such as 4GB, come as text.
+        if int in members and str in members:
+            hint = str | None if type(None) in members else str
+        annotation: Any = Annotated[hint, typer.Option(*names, **details)]
+        flags[field.name] = inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
+        )
+    return flags
