@@ -76,14 +76,12 @@ def kept_when_interrupted(out: Path, *, pushes: bool = False) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         staging = out.parent / f".{out.name}.hf_tsv"
-        tensors = 0
+        count = 0
         for journal in staging.glob("journal*.jsonl"):
             lines = journal.read_bytes().count(b"\n")
-            tensors += max(0, lines - 1)  # the first line says what the job is
-        if tensors:
-            kept = (
-                f"Interrupted. {tensors} complete tensors are kept in {staging}; the same command goes on from there."
-            )
+            count += max(0, lines - 1)  # the first line says what the job is
+        if count:
+            kept = f"Interrupted. {count} complete tensors are kept in {staging}; the same command goes on from there."
         elif pushes and (out / RECORD_FILE).is_file():
             kept = f"Interrupted. {out} is complete; the same command goes on with the push."
         else:

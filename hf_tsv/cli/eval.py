@@ -75,7 +75,7 @@ def show(evaluation: "Evaluation") -> None:
 
 
 def _cell(score: float | None, relative: float | None) -> str:
-    """A score and its share; either may be missing, as the mean of scores in different metrics is."""
+    """A score and its share of the fine-tuned model's; scores in different metrics have no mean."""
     shown = "" if score is None else f"{score:.4g}"
     if relative is not None:
         shown = f"{shown} ({relative:.1%})"

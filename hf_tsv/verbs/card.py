@@ -22,7 +22,8 @@ def card(out: str | Path, *, license: str | None = None) -> Path:
         PublishError: there is no such licence.
     """
     out = Path(out)
-    record, path = read_record(out), out / CARD_FILE
+    record = read_record(out)
+    path = out / CARD_FILE
     old = path.read_text("utf-8") if path.is_file() else ""
     licence = licence_of_card(license, all_terms(record), old)
     write_card(record, out, licence=licence, keep=[old] if old else [])
