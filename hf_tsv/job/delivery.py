@@ -45,7 +45,8 @@ def targets(
     for repo, chosen in pushing.repositories(tasks).items():
         check_replaces_no_source(pushing, repo, source_ids)
         # Only the base and the chosen tasks are in what goes there.
-        terms = named_terms([s for s in entries if chosen is None or s.task in (None, *chosen)])
+        own_entries = [entry for entry in entries if chosen is None or entry.task in (None, *chosen)]
+        terms = named_terms(own_entries)
         contents = Contents(terms, named, tasks=chosen)
         checked.append((terms, check(pushing, repo, contents, hub)))
     return checked
@@ -59,7 +60,7 @@ def delivered(out: Path, destinations: Sequence[Destination], progress: Progress
     """
     if not destinations:
         return []
-    progress.advance(0.0, UPLOADING)
+    progress.advance(0.0, UPLOADING)  # no work is done by it; it only says what is going on
     try:
         pushed = [deliver(parcel(out, to.tasks), to) for to in destinations]
     except (HubError, PublishError) as error:

@@ -91,6 +91,7 @@ class Job:
         stamp_before = stamp(self.out / RECORD_FILE)
         with Staging(self.out, leads=not process.rank) as staging, Team(staging.root, process) as team:
             opened = self.open()
+            # Checked before any work: a push that would be refused at the end is refused now.
             destinations = [destination for _, destination in self.targets(opened)]
             if not destinations or not is_made(self.out, opened.plan, opened.sources):
                 self._check(opened, resources)
@@ -105,6 +106,7 @@ class Job:
                     in_order=self.options.stream or bool(destinations),
                 )
                 if process.rank:
+                    # Only the shared model's tensors are divided; of adapters the first process makes all.
                     if fetched.plan.makes_model:
                         help_to_write_shared(fetched.plan, work, team)
                     team.await_output(self.out / RECORD_FILE, stamp_before)
@@ -113,6 +115,7 @@ class Job:
         record = self._record()
         if process.rank:
             return record
+        # Outside of the working folder's lock: OUT is complete, and an upload may take hours.
         return record.with_pushed(delivered(self.out, destinations, self.progress))
 
     def _record(self) -> MergeRecord | AdaptersRecord:
@@ -148,7 +151,7 @@ class Job:
         if leaves_residuals(plan):
             from hf_tsv.kept.settings import read_rules
 
-            read_rules(plan)
+            read_rules(plan)  # raises for budgets that contradict each other
 
     def _make(self, opened: Opened, work: Workplace, team: Team, destinations: Sequence[Destination]) -> None:
         """Write everything into the working folder, and make it the output."""
@@ -163,10 +166,12 @@ class Job:
             known_files = ()
         write_text(work.out / RECIPE_FILE, self.recipe.text)
         write_text(work.out / LOCK_FILE, lock_text(self.recipe, opened.sources))
+        # The weight files' tensors have checksums of their own; all other files get theirs now.
         record = record.with_checksums(checksums(work.out, known_files))
         record = record.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         write_record(record, work.out)
-        write_card(record, work.out, licence=destinations[0].licence if destinations else None)
+        licence = destinations[0].licence if destinations else None  # a person's choice, the same for all
+        write_card(record, work.out, licence=licence)
         work.staging.publish()
 
     def _make_model(
@@ -174,11 +179,13 @@ class Job:
     ) -> MergeRecord:
         """The shared model, and what single tasks keep beside it; the record."""
         plan, sources = opened.plan, opened.sources
+        destination = destinations[0] if destinations else None  # a merged model goes into one repository
         await_uploads = partial(self.progress.advance, 0.0, UPLOADING)
         with discarded_if_wrong(work.staging):
-            with sending(destinations[0] if destinations else None, await_uploads) as send:
+            with sending(destination, await_uploads) as send:
                 tensors = write_shared(plan, work, team, lambda file: send(file, work.out / file))
             parts = write_parts(plan, work.out)
+            # After the last reading of weights, so that a change at any time before it is noticed.
             check_unchanged(plan, sources, work.identity)
         copy_companions_of(plan, sources, self.hub, work.out)
         kept = write_kept(plan, work, parts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_tsv.errors import OutputError, parse_bytes
 from hf_tsv.lora.formats import FORMATS
 
-if TYPE_CHECKING:  # --help shall not wait for torch
+if TYPE_CHECKING:  # --help must not wait for torch
     from hf_tsv.merging.resources import Resources
 
 

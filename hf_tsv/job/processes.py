@@ -207,7 +207,7 @@ class Team:
     def await_output(self, record: Path, before: object) -> None:
         """Wait until process 0 has published the record; `before` is what `stamp` said of it at the start."""
         self.leave()
-        # Publishing moves the working folder away, with the lock in it.
+        # Publishing removes the working folder, and the lock with it.
         while self._root.exists() and is_locked(self._root / "lock"):
             time.sleep(POLL_SECONDS)
         list(record.parent.parent.iterdir())  # a network file system then looks again at what is there

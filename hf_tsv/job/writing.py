@@ -119,7 +119,7 @@ def copy_companions_of(plan: Plan, sources: Sequence[Source], hub: Hub, out: Pat
         tokenizer = tokenizer_companions(by_ref[recipe.tokenizer_model], hub)
     rows = None
     if vocabulary:
-        # Configurations name tokens by their rows, such as the end of a text; these may have moved.
+        # The configuration states the vocabulary's size, for which there is a new one.
         rows = {vocabulary.base_rows[name]: new_rows for name, new_rows in vocabulary.rows.items()}
     copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template, rows=rows)
     if vocabulary:
