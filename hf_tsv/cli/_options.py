@@ -64,6 +64,7 @@ class PushOptions:
             if without_effect:
                 raise typer.BadParameter("has no effect without --push-to-hub", param_hint=" / ".join(without_effect))
             return None
+        # Here and not above, because --help must not wait for it.
         from hf_tsv.publish.check import Pushing
 
         return Pushing(self.push_to_hub, self.create_pr, self.private, self.license, self.commit_message)

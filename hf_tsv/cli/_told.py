@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 and the signal's number, as shells have it
 SECONDS_BETWEEN_LINES = 15.0
-WIDTH_IN_FILES = 160
+WIDTH_IN_FILES = 160  # columns; without a terminal rich would squeeze tables into 80
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -102,6 +102,7 @@ class WorkProgress:
         self._started = self._spoken = time.monotonic()
 
     def begin(self, total: float) -> None:
+        # Called for each stage, such as the download and the merge, and each is counted from nothing.
         self._total, self._done, self._steps = total, 0.0, 0
         self._started = self._spoken = time.monotonic()
         self._stop()
@@ -125,7 +126,7 @@ class WorkProgress:
 
     def _rate(self, name: str) -> str:
         """Steps a second, or a minute where they are slow; bytes where they are downloaded."""
-        seconds = max(1e-3, time.monotonic() - self._started)
+        seconds = max(1e-3, time.monotonic() - self._started)  # never 0, which would be divided by
         if name == DOWNLOADING:
             return f"downloads {size(int(self._done / seconds))}/s"
         rate = self._steps / seconds

@@ -64,13 +64,14 @@ def run_job(
     pushing = push.pushing
     leads = not Process.launched().rank
     with (
+        # Outermost, so that the bar has stopped when a message is printed.
         kept_when_interrupted(out, pushes=pushing is not None),
         WorkProgress(label, quiet=talk.quiet or not leads) as progress,
     ):
         job = Job(recipe, out, options, pushing, Hub(token=access.token, cache_dir=access.cache_dir), progress)
         if options.dry_run:
             return show_preview(preview(job))
-        disable_progress_bars()
+        disable_progress_bars()  # huggingface_hub's own would be drawn into ours
         record = job.run()
     if not leads:  # the first process speaks for all
         return None
@@ -94,6 +95,7 @@ def as_data(record: "MergeRecord | AdaptersRecord", folder: Path) -> dict[str, A
     from hf_tsv.record import to_data
 
     data = {"out": str(folder), **to_data(record)}
+    # The file doesn't say it: it was complete before the push.
     if record.pushed:
         data["pushed"] = [asdict(one) for one in record.pushed]
     return data
@@ -112,6 +114,7 @@ def _show_model(record: "MergeRecord") -> None:
         sizes = []
         for profiles in record.adapters.values():
             sizes.append(sum(report.bytes for report in profiles.values()))
+    # What a checkpoint for each task would take is what masks and adapters save.
     if sizes:
         beside = sum(sizes)
         err.print(
@@ -137,6 +140,7 @@ def show_adapters(record: "AdaptersRecord") -> None:
             if FORMATS[profile].is_complete:
                 for name, why in report.left_out.items():
                     left_out.setdefault(why, set()).add(name)
+            # The matrix of which the least is kept tells more than a mean.
             tensor, error = max(report.errors.items(), key=lambda item: item[1], default=("", 0.0))
             cells = (
                 task,

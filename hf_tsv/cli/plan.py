@@ -41,11 +41,12 @@ def show(planned: "Plan") -> None:
     table = Table("", "tensor", "shape", "kind", "method", box=None, pad_edge=False, header_style="bold")
     table.columns[0].justify = "right"
     table.columns[1].overflow = "fold"
+    # A row for each group of tensors alike, as a model has hundreds, the same in every layer.
     for group in planned.groups():
         first, count = group.steps[0], len(group.steps)
         name = group.name if count > 1 else first.name
         shape = "x".join(map(str, first.info.shape))
-        if first.why:
+        if first.why:  # the reason why the base's tensor stays
             method = f"base ({first.why})"
         else:
             parameters = ", ".join(f"{key}={value}" for key, value in first.parameters.items())
@@ -79,6 +80,7 @@ def _output_size(planned: "Plan") -> str:
     parts = []
     if planned.makes_model:
         parts.append(f"{size(planned.bytes_out)} in {counted(len(planned.shards), 'file')}")
+    # Sizes of adapters follow from singular values, which headers don't tell.
     if planned.makes_one_adapter:
         parts.append("an adapter on the base")
     elif leaves_residuals(planned):

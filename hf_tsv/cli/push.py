@@ -54,6 +54,7 @@ def push(
     from hf_tsv.publish.send import deliver
     from hf_tsv.verbs.push import prepare_push
 
+    # On a terminal, huggingface_hub's bars show the upload; elsewhere each would be hundreds of lines.
     if talk.quiet or not err.is_terminal:
         disable_progress_bars()
     pushing = Pushing(repo, how.create_pr, how.private, how.license, how.commit_message)

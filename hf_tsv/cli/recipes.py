@@ -25,6 +25,7 @@ def recipes(
             summary = first_line.removeprefix("#").strip() if first_line.startswith("#") else ""
             out.print(f"{stem:{width}}  {summary}", markup=False)
     elif name in found:
+        # Not by rich, which would wrap lines: the output is a recipe to save.
         print(found[name].read_text("utf-8"), end="")
     else:
         raise RecipeError(f"no bundled recipe '{name}'. There are: {', '.join(found)}")

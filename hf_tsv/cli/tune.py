@@ -60,7 +60,7 @@ def tune(
             )
     except KeyboardInterrupt:
         interrupted("Interrupted. Complete scores are saved; run the same command again to resume.")
-    write_text(tuned, outcome.text)
+    write_text(tuned, outcome.text)  # the recipe as it was written, comments and all, with the chosen values
     if talk.json:
         print(json.dumps({"out": str(tuned), **asdict(outcome)}))
         return

@@ -38,6 +38,7 @@ def verify(
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.verify import verify
 
+    # Differences are results and not errors: all of them are shown, and the exit code says that there are some.
     with WorkProgress("Verifying", quiet=talk.quiet) as progress:
         result = verify(
             out,

@@ -23,7 +23,7 @@ UPLOADING = "uploading"
 def targets(
     pushing: Pushing | str | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
 ) -> list[tuple[list[NamedTerms], Destination]]:
-    """Where an output of these sources is to go, checked, each with what its sources say of themselves.
+    """The checked destinations of an output of these sources, each with its sources' terms.
 
     Args:
         pushing: What was asked for; None for an output that stays here.
@@ -53,7 +53,7 @@ def targets(
 
 
 def delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> list[PushedTo]:
-    """Push a finished output to each destination; where it is now.
+    """Push a finished output to each destination; returns where it is now.
 
     Raises:
         HubError, PublishError: as `deliver`, adding how to go on.

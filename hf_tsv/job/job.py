@@ -46,7 +46,7 @@ from hf_tsv.staging.folder import Staging
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be made of a recipe, and where.
+    """A recipe to carry out, and where its output goes.
 
     Started as several processes by a launcher that sets RANK and WORLD_SIZE, with OUT on a file system that all of them
     share, each process merges its part of the shared model's tensors; the first does everything else.
@@ -57,7 +57,7 @@ class Job:
         options: How to do it.
         push: Where the output goes on the Hub; None if it stays here.
         hub: How to reach the Hub.
-        progress: Told of the work done.
+        progress: Notified of the work done.
     """
 
     recipe: Recipe
@@ -68,7 +68,7 @@ class Job:
     progress: Progress = field(default_factory=Silent)
 
     def open(self) -> Opened:
-        """The recipe's models, opened, and the plan."""
+        """Open the recipe's models, and plan."""
         return open_recipe(
             self.recipe, self.hub, max_shard_size=self.options.max_shard_size, stream=self.options.stream
         )
@@ -82,7 +82,7 @@ class Job:
             The record.
 
         Raises:
-            HfTsvError: anything a person can mend, and the end of another process of the job; no work is lost by it.
+            HfTsvError: anything a person can correct, and the end of another process of the job; no work is lost by it.
         """
         process = Process.launched()
         resources = self.options.resources(
@@ -119,6 +119,7 @@ class Job:
         return record.with_pushed(delivered(self.out, destinations, self.progress))
 
     def _record(self) -> MergeRecord | AdaptersRecord:
+        """The record of the finished output, read from its file."""
         record = read_record(self.out)
         assert not isinstance(record, RestoredRecord), "a job makes models and adapters"
         return record
@@ -133,7 +134,7 @@ class Job:
         return targets(self.push, opened.sources, tasks, self.hub)
 
     def check_disks(self, opened: Opened) -> None:
-        """Whether output and downloads find room, as far as headers tell.
+        """Check that output and downloads fit on their disks, as far as headers tell.
 
         Raises:
             ResourceError: a disk is too full.
@@ -141,7 +142,7 @@ class Job:
         check_disks([(self.out.parent, opened.plan.bytes_out), (self.hub.cache_dir, opened.download_bytes)])
 
     def _check(self, opened: Opened, resources: Resources) -> None:
-        """Everything that can be known to be wrong before any weights move."""
+        """Raise for everything that can be known to be wrong before any weights are read."""
         plan = opened.plan
         check_place(self.out, opened.sources, overwrite=self.options.overwrite)
         check_memory(plan, resources)
@@ -177,7 +178,7 @@ class Job:
     def _make_model(
         self, opened: Opened, work: Workplace, team: Team, destinations: Sequence[Destination]
     ) -> MergeRecord:
-        """The shared model, and what single tasks keep beside it; the record."""
+        """Write the shared model, and what single tasks keep beside it; returns the record."""
         plan, sources = opened.plan, opened.sources
         destination = destinations[0] if destinations else None  # a merged model goes into one repository
         await_uploads = partial(self.progress.advance, 0.0, UPLOADING)
@@ -192,7 +193,7 @@ class Job:
         return make_record(plan, described(sources, self.hub), tensors, kept, seconds=0.0, device=work.resources.device)
 
     def _make_adapters(self, opened: Opened, work: Workplace) -> AdaptersRecord:
-        """Adapters on the base, one a task or one for the merge; the record."""
+        """Write adapters on the base, one a task or one for the merge; returns the record."""
         from hf_tsv.kept.on_base import write_on_base
 
         plan, sources = opened.plan, opened.sources

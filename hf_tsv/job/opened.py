@@ -59,7 +59,7 @@ class Opened:
         """The same with the models' files on this machine, except for weights that are streamed.
 
         Raises:
-            HfTsvError: a model can't be downloaded, or is another one than its headers said.
+            HfTsvError: a model can't be downloaded, or isn't the one whose headers were read.
         """
         total = self.download_bytes
         if total:
@@ -90,7 +90,7 @@ def open_recipe(
     """Open every model of a recipe and plan what is done with them. Only headers, and adapters, are downloaded.
 
     Raises:
-        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is told.
+        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is reported.
     """
     recipe = load(recipe)
     sources = open_sources(recipe, hub)

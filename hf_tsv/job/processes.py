@@ -145,19 +145,19 @@ class Team:
         self.leave()
 
     def leave(self) -> None:
-        """Say that this process is through with its work."""
+        """Let the others know that this process has finished its work."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def deal(self, items: Sequence[T], work: Callable[[T], float], name: Callable[[T], str], run: object) -> list[T]:
-        """Process 0 deals out the work; its own share.
+        """Deal out the work, as process 0 does; returns its own share.
 
         Args:
             items: What is to be made.
             work: How much work an item is.
             name: What an item is called.
-            run: What the others compare with what they were asked for.
+            run: What the run is; the others compare it with their own.
         """
         shares = deal_out(items, work, self.process.count)
         self._shares = [list(map(name, share)) for share in shares]
@@ -174,7 +174,7 @@ class Team:
         return shares[0]
 
     def await_deal(self, run: object) -> list[str]:
-        """What is for this process to make, once process 0 has said so."""
+        """The names of the items that this process makes, once process 0 has dealt them out."""
         deal = self._deal()
         while deal is None:
             self._check_leader()
@@ -200,12 +200,12 @@ class Team:
             self._is_through(rank)
 
     def await_all(self) -> None:
-        """Process 0 waits until the others have made all that was dealt to them."""
+        """Wait, as process 0, until the others have made all that was dealt to them."""
         while not all(map(self._is_through, self._crew)):
             time.sleep(POLL_SECONDS)
 
     def await_output(self, record: Path, before: object) -> None:
-        """Wait until process 0 has published the record; `before` is what `stamp` said of it at the start."""
+        """Wait until process 0 has published the record. `before`: its `stamp` at the start."""
         self.leave()
         # Publishing removes the working folder, and the lock with it.
         while self._root.exists() and is_locked(self._root / "lock"):
@@ -215,7 +215,7 @@ class Team:
             raise OutputError(self._ended("process 0", ""))
 
     def _wait_for(self, rank: int, deadline: float) -> None:
-        """Wait a moment for a process to come; raises when it is late."""
+        """Wait a moment for a process to come. Raises OutputError when it is late."""
         if time.monotonic() > deadline:
             raise OutputError(
                 f"{self._root}: process {rank} of {self.process.count} has not come there within"
@@ -228,7 +228,7 @@ class Team:
             raise OutputError(self._ended("process 0", ""))
 
     def _start_of(self, rank: int) -> str | None:
-        """The start of a worker that is there now; None when none is. Files of earlier starts may lie there, too."""
+        """The start of a worker that is running now; None if it isn't. Files of earlier starts may lie there, too."""
         prefix = f"lock-{rank}-"
         for path in self._root.glob(f"{prefix}*"):
             if is_locked(path):
@@ -236,7 +236,7 @@ class Team:
         return None
 
     def _is_through(self, rank: int) -> bool:
-        """Whether a worker has made its share and left; raises when it left before."""
+        """Whether a worker has made its share and left. Raises OutputError when it left before."""
         start = self._crew[rank]
         # The lock first: once it is free, nothing is added to the journal any more.
         if is_locked(self._root / f"lock-{rank}-{start}"):
@@ -256,7 +256,7 @@ class Team:
         )
 
     def _deal(self) -> dict[str, Any] | None:
-        """What process 0 has dealt out to this very start of this process."""
+        """The shares that process 0 has dealt out to this very start of this process; None until then."""
         try:
             deal: dict[str, Any] = json.loads((self._root / "deal.json").read_text("utf-8"))
         except (OSError, ValueError):

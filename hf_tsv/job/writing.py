@@ -73,11 +73,11 @@ def help_to_write_shared(plan: Plan, work: Workplace, team: Team) -> None:
 
 
 def write_parts(plan: Plan, out: Path) -> dict[str, str]:
-    """Write what belongs to single tasks alone, one file a task, as the fine-tuned model stores it; files by task."""
+    """Write what belongs to single tasks alone, as their models store it, one file a task; returns the files."""
     files: dict[str, str] = {}
     for task, checkpoint in zip(plan.tasks, plan.finetuned, strict=True):
         infos = [part.info for part in plan.parts if part.task == task]
-        if not infos:
+        if not infos:  # most tasks have no tensors of their own, such as a head with other labels
             continue
         files[task] = f"{PARTS}/{task}.safetensors"
         with full_disk_told(out / PARTS):

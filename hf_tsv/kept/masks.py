@@ -140,11 +140,11 @@ def open_masked(out: Path, task: str, base: Checkpoint, record: Record) -> Maske
     """A task's model from a merge's folder and record.
 
     Raises:
-        OutputError: the record tells of no mask of this task.
+        OutputError: the record lists no mask of this task.
         CheckpointError: a file can't be read.
     """
     if not isinstance(record, MergeRecord) or not record.masks or task not in record.masks.tasks:
-        raise OutputError(f"{out / RECORD_FILE}: tells of no mask of '{task}'. Make the output again")
+        raise OutputError(f"{out / RECORD_FILE}: lists no mask of '{task}'. Make the output again")
     mask = record.masks.tasks[task]
     part = record.task_parts.get(task)
     masks = SafetensorsCheckpoint([out / mask.file], label=f"{out}: {mask.file}")

@@ -133,10 +133,10 @@ def _parcel_of_task(root: Path, record: AdaptersRecord, task: str, places: Mappi
     """Adapters of one task, by profile, with where each lies in the repository.
 
     Raises:
-        OutputError: the record tells of no such task.
+        OutputError: the record lists no such task.
     """
     if task not in record.adapters:
-        raise OutputError(f"{root / RECORD_FILE}: tells of no adapter of '{task}'. Make the output again")
+        raise OutputError(f"{root / RECORD_FILE}: lists no adapter of '{task}'. Make the output again")
     part = of_task(record, task)
     files = {name: root / name for name in (RECORD_FILE, RECIPE_FILE, LOCK_FILE)}
     for profile, place in places.items():

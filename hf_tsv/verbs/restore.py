@@ -39,7 +39,7 @@ def restore(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> RestoredRecord:
-    """Write one task's checkpoint, from its adapter or its mask; the record.
+    """Write one task's checkpoint, from its adapter or its mask; returns its record.
 
     Each tensor has the model's dtype, or the task's own where the model has no such tensor. What PEFT can't load of an
     adapter is in it as well.
@@ -51,10 +51,10 @@ def restore(
         options: How to do it; of these, `overwrite` and `max_shard_size` have an effect here.
         base: The base model, a Hub id or a folder, where it isn't found as it was.
         hub: How to reach the Hub.
-        progress: Told of the bytes written.
+        progress: Notified of the bytes written.
 
     Raises:
-        HfTsvError: no such task, or anything else a person can mend.
+        HfTsvError: no such task, or anything else a person can correct.
     """
     to, hub = Path(to), hub or Hub()
     check_alone(to)
@@ -64,7 +64,7 @@ def restore(
     shards = plan_shards([model.info(name) for name in model.names()], options.max_shard_size)
     check_disk(to, sum(shard.nbytes for shard in shards))
     with Staging(to) as staging:
-        staging.discard()
+        staging.discard()  # what an interrupted start has left
         try:
             digests = _write_model(model, shards, staging.out, progress or Silent())
             own_companions = companions(source, hub)
@@ -121,7 +121,7 @@ def load_task(out: str | Path, task: str, *, base: str | None = None, hub: Hub |
         A `transformers.PreTrainedModel` of the class that the configuration names, in evaluation mode.
 
     Raises:
-        HfTsvError: no such task, or anything else a person can mend.
+        HfTsvError: no such task, or anything else a person can correct.
     """
     from hf_tsv.lora.skeleton import model_class_of
 
@@ -131,6 +131,7 @@ def load_task(out: str | Path, task: str, *, base: str | None = None, hub: Hub |
     folder = own_config.parent if own_config else source.folder
     assert folder is not None, "it was fetched"
     config, model_class = model_class_of(folder)
+    # From memory, as if a restored checkpoint were read; nothing is written.
     state = {name: source.checkpoint.read(name) for name in source.checkpoint.names()}
     model = model_class.from_pretrained(None, config=config, state_dict=state)
     return model.eval()
@@ -147,7 +148,7 @@ def tasks_of(out: Path) -> list[str]:
 def _base_in_lock(out: Path) -> ModelRef:
     """The base of the recipe that made an output, at the commit that was read."""
     if not (out / LOCK_FILE).is_file():
-        raise OutputError(f"{out}: no {LOCK_FILE} in it tells what it was made from. Pass --base")
+        raise OutputError(f"{out}: has no {LOCK_FILE} that says what it was made from. Pass --base")
     return load_recipe(out / LOCK_FILE).base
 
 

@@ -75,7 +75,7 @@ def verify(
         seed: Chooses these tensors.
         recipe: A copy of the lock file that names the sources where they are now, should they have moved.
         hub: How to reach the Hub.
-        progress: Told of the work done, of the reading and of the merging in turn.
+        progress: Notified of the work done, of the reading and of the merging in turn.
 
     Raises:
         OutputError: the record is missing or malformed, so that there is nothing to compare with.
@@ -112,7 +112,7 @@ def _files_of(record: Record) -> Sequence[str]:
 
 
 def _compare_tensors(out: Path, record: Record, result: Verification, progress: Progress) -> None:
-    """Every byte of the weight files: headers against what they must be, tensors against their checksums."""
+    """Compare every byte of the weight files: headers with what they must be, tensors with their checksums."""
     entries: Mapping[str, TensorEntry | TensorSum] = {}
     if isinstance(record, MergeRecord | RestoredRecord):
         entries = record.tensors
@@ -161,14 +161,14 @@ def _digest(located: Located) -> str:
 
 
 def _compare_files(out: Path, record: Record, result: Verification) -> None:
-    """What lies beside the weights."""
+    """Compare the files beside the weights with their checksums, and look for files that have none."""
     for file, digest in record.checksums.items():
         if not (out / file).is_file():
             result.differs.append(f"{out / file}: is gone")
         elif sha256_of(out / file) != digest:
             result.differs.append(f"{out / file}: has other bytes than were written")
     result.files = len(record.checksums)
-    # What nobody recorded may be a person's own file, so it is told but not counted as a difference.
+    # What nobody recorded may be a person's own file, so it is reported but not counted as a difference.
     present = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     known = {*record.checksums, *_files_of(record)}
     extra = sorted(file for file in present - known if Path(file).name not in OWN_WORDS)
