@@ -16,9 +16,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Results go to stdout, talk to stderr. Exit codes: 0 done, 1 a told error, 2 usage, 3 the Hub or the"
-    " network, 4 disk or memory, 130 interrupted.",
+    epilog="Results go to stdout, messages to stderr. Exit codes: 0 done, 1 an error with a message, 2 usage, 3 the Hub"
+    " or the network, 4 disk or memory, 130 interrupted.",
 )
+# In this order --help lists them: the usual way from a recipe to the Hub first.
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
@@ -43,7 +44,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None: ...
 

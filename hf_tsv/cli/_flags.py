@@ -5,7 +5,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -31,7 +31,8 @@ def with_flags(command: Callable[P, R]) -> Callable[..., R]:
         hint = hints[parameter.name]
         if isinstance(hint, type) and is_dataclass(hint):
             classes[parameter.name] = hint
-            flags |= {flag.name: flag for flag in _flags_of(hint)}
+            # A field that another class also has comes twice, and the second flag replaces the first.
+            flags |= _flags_of(hint)
         else:
             plain.append(parameter.replace(annotation=hint))
 
@@ -39,10 +40,12 @@ def with_flags(command: Callable[P, R]) -> Callable[..., R]:
     def run(*args: Any, **values: Any) -> R:
         filled = {}
         for name, options in classes.items():
-            filled[name] = options(**{field.name: values[field.name] for field in fields(options)})
+            field_values = {field.name: values[field.name] for field in fields(options)}
+            filled[name] = options(**field_values)
         own = {name: value for name, value in values.items() if name not in flags}
         return command(*args, **own, **filled)
 
+    # By keyword only, so that a parameter without a default may follow one that has a default.
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*plain, *flags.values())]
     # Typer reads the signature and the annotations of what it is given.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions have it at run time
@@ -56,33 +59,32 @@ def flag_of(options: type, name: str) -> Any:
     return dataclasses.field(default=original.default, metadata=original.metadata)
 
 
-def _flags_of(options: type) -> list[inspect.Parameter]:
+def _flags_of(options: type) -> dict[str, inspect.Parameter]:
+    """One parameter for each field of an option class, by the field's name, annotated as Typer reads it."""
     hints = typing.get_type_hints(options)
-    return [_flag(field, hints[field.name]) for field in fields(options)]
-
-
-def _flag(field: "Field[Any]", hint: Any) -> inspect.Parameter:
-    assert field.default is not MISSING, f"{field.name}: a flag needs a default"
-    spelling = field.metadata.get("flag", f"--{field.name.replace('_', '-')}")
-    names = spelling if isinstance(spelling, tuple) else (spelling,)
-    details: dict[str, Any] = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar")}
-    if "least" in field.metadata:
-        details["min"] = field.metadata["least"]
-    if _is_size(hint):
-        # A size is a number of bytes or text such as 4GB, so it is read as text, and checked before anything is loaded.
-        details["callback"] = _checked_size
-        hint = str | None if type(None) in typing.get_args(hint) else str
-    annotation: Any = Annotated[hint, typer.Option(*names, **details)]
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation)
-
-
-def _is_size(hint: Any) -> bool:
-    members = typing.get_args(hint)
-    return int in members and str in members
+    flags = {}
+    for field in fields(options):
+        assert field.default is not MISSING, f"{field.name}: a flag needs a default"
+        spelling = field.metadata.get("flag", f"--{field.name.replace('_', '-')}")
+        names = spelling if isinstance(spelling, tuple) else (spelling,)
+        details: dict[str, Any] = {"help": field.metadata["help"], "metavar": field.metadata.get("metavar")}
+        if "least" in field.metadata:
+            details["min"] = field.metadata["least"]
+        hint = hints[field.name]
+        members = typing.get_args(hint)
+        if int in members and str in members:
+            # A size is a number or text such as 4GB. Typer takes no union of types, so it is read as text.
+            hint = str | None if type(None) in members else str
+            details["callback"] = _checked_size
+        annotation: Any = Annotated[hint, typer.Option(*names, **details)]
+        flags[field.name] = inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
+        )
+    return flags
 
 
 def _checked_size(text: str | None) -> str | None:
-    """A size as it was given; typer reports a wrong one as a usage error."""
+    """A size as it was given; typer reports a wrong one as a usage error, before anything is loaded."""
     if text is not None:
         try:
             parse_bytes(text)

@@ -14,7 +14,9 @@ def reuse_freed_memory() -> None:
     """
     if os.name != "posix":
         return  # Windows can't open "this program" as a library
+    # None names this process itself, with the C library that it has loaded.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
+        # Setting one of them also stops glibc from adjusting both as it goes.
         mallopt(_M_MMAP_THRESHOLD, 8 << 20)
         mallopt(_M_TRIM_THRESHOLD, 64 << 20)

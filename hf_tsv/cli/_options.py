@@ -54,15 +54,17 @@ class PushOptions:
         """
         if self.push_to_hub is None:
             given = {
+                # The default, False, can't be told from nothing.
                 "--create-pr": self.create_pr or None,
                 "--private/--public": self.private,
                 "--license": self.license,
                 "--commit-message": self.commit_message,
             }
-            idle = [flag for flag, value in given.items() if value is not None]
-            if idle:
-                raise typer.BadParameter("has no effect without --push-to-hub", param_hint=" / ".join(idle))
+            without_effect = [flag for flag, value in given.items() if value is not None]
+            if without_effect:
+                raise typer.BadParameter("has no effect without --push-to-hub", param_hint=" / ".join(without_effect))
             return None
+        # Here and not above, because --help must not wait for it.
         from hf_tsv.publish.check import Pushing
 
         return Pushing(self.push_to_hub, self.create_pr, self.private, self.license, self.commit_message)
@@ -73,7 +75,9 @@ class PushOptions:
             return out
         if self.push_to_hub is None:
             raise typer.BadParameter("expected a folder, or --push-to-hub", param_hint="OUT")
-        name = self.push_to_hub.rpartition("/")[2].replace("{task}", "").strip("-_.")
+        _, _, name = self.push_to_hub.rpartition("/")
+        # Of user/name-{task} the dash goes as well. Nothing is left of user/{task}.
+        name = name.replace("{task}", "").strip("-_.")
         return Path(name or "out")
 
 

@@ -22,18 +22,21 @@ R = TypeVar("R")
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 and the signal's number, as shells have it
 SECONDS_BETWEEN_LINES = 15.0
-WIDTH_IN_FILES = 160
+WIDTH_IN_FILES = 160  # columns; without a terminal rich would squeeze tables into 80
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def told(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn told errors into lines on stderr and an exit code; everything else is a bug and shows its traceback."""
+    """Turn our own errors into lines on stderr and an exit code; everything else is a bug and shows its traceback."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        signal.signal(signal.SIGTERM, _terminate)
+        def terminate(number: int, frame: object) -> NoReturn:
+            raise Terminated
+
+        signal.signal(signal.SIGTERM, terminate)
         try:
             return command(*args, **kwargs)
         except HfTsvError as error:
@@ -43,7 +46,7 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             interrupted("Interrupted.")
         except BrokenPipeError:  # whoever read our output has seen enough
-            sys.stdout = None
+            sys.stdout = None  # or Python would flush it at exit, and fail again
             raise typer.Exit(0) from None
 
     return run
@@ -53,10 +56,6 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came: what a scheduler sends before it kills. Treated as Ctrl-C, but for the exit code."""
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated
-
-
 def interrupted(message: str) -> NoReturn:
     """Leave at once: a worker may be in the middle of a factorisation that nobody waits for any more.
 
@@ -64,6 +63,7 @@ def interrupted(message: str) -> NoReturn:
     """
     code = TERMINATED if isinstance(sys.exception(), Terminated) else INTERRUPTED
     err.print(message, markup=False)
+    # os._exit flushes nothing.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -75,17 +75,18 @@ def kept_when_interrupted(out: Path, *, pushes: bool = False) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        interrupted(_kept(out, pushes=pushes))
-
-
-def _kept(out: Path, *, pushes: bool) -> str:
-    staging = out.parent / f".{out.name}.hf_tsv"
-    done = sum(max(0, journal.read_bytes().count(b"\n") - 1) for journal in staging.glob("journal*.jsonl"))
-    if done:
-        return f"Interrupted. {done} complete tensors are kept in {staging}; the same command goes on from there."
-    if pushes and (out / RECORD_FILE).is_file():
-        return f"Interrupted. {out} is complete; the same command goes on with the push."
-    return "Interrupted before a tensor was complete. The same command starts again."
+        staging = out.parent / f".{out.name}.hf_tsv"
+        count = 0
+        for journal in staging.glob("journal*.jsonl"):
+            lines = journal.read_bytes().count(b"\n")
+            count += max(0, lines - 1)  # the first line says what the job is
+        if count:
+            kept = f"Interrupted. {count} complete tensors are kept in {staging}; the same command goes on from there."
+        elif pushes and (out / RECORD_FILE).is_file():
+            kept = f"Interrupted. {out} is complete; the same command goes on with the push."
+        else:
+            kept = "Interrupted before a tensor was complete. The same command starts again."
+        interrupted(kept)
 
 
 class WorkProgress:
@@ -101,6 +102,7 @@ class WorkProgress:
         self._started = self._spoken = time.monotonic()
 
     def begin(self, total: float) -> None:
+        # Called for each stage, such as the download and the merge, and each is counted from nothing.
         self._total, self._done, self._steps = total, 0.0, 0
         self._started = self._spoken = time.monotonic()
         self._stop()
@@ -112,18 +114,19 @@ class WorkProgress:
 
     def advance(self, work: float, name: str) -> None:
         self._done += work
-        self._steps += work > 0
+        self._steps += work > 0  # a call without work only says what is going on
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, now=f"{self._rate(name)}  {name}")
         elif not self._quiet and self._done and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
             self._spoken = time.monotonic()
-            left = (self._spoken - self._started) * (self._total / self._done - 1)
+            elapsed = self._spoken - self._started
+            left = elapsed * (self._total / self._done - 1)
             share = f"{self._done / self._total:.0%}"
             err.print(f"{self._label}: {share}, {self._rate(name)}, about {left:.0f} s left", markup=False)
 
     def _rate(self, name: str) -> str:
         """Steps a second, or a minute where they are slow; bytes where they are downloaded."""
-        seconds = max(1e-3, time.monotonic() - self._started)
+        seconds = max(1e-3, time.monotonic() - self._started)  # never 0, which would be divided by
         if name == DOWNLOADING:
             return f"downloads {size(int(self._done / seconds))}/s"
         rate = self._steps / seconds

@@ -65,14 +65,18 @@ def show(evaluation: "Evaluation") -> None:
         table.add_column(label, justify="right")
     for task, row in evaluation.tasks.items():
         metric = row.metric + ("" if row.higher_is_better else " (lower is better)")
-        cells = (_cell(row.scores.get(label), row.relative.get(label)) for label in labels)
+        cells = [_cell(row.scores.get(label), row.relative.get(label)) for label in labels]
         table.add_row(escape(task), escape(metric), *cells)
     mean = evaluation.mean
+    mean_cells = [_cell(mean.scores.get(label), mean.relative.get(label)) for label in labels]
     table.add_section()
-    table.add_row("mean", "", *(_cell(mean.scores.get(label), mean.relative.get(label)) for label in labels))
+    table.add_row("mean", "", *mean_cells)
     out.print(table)
 
 
 def _cell(score: float | None, relative: float | None) -> str:
+    """A score and its share of the fine-tuned model's; scores in different metrics have no mean."""
     shown = "" if score is None else f"{score:.4g}"
-    return shown if relative is None else f"{shown} ({relative:.1%})".strip()
+    if relative is not None:
+        shown = f"{shown} ({relative:.1%})"
+    return shown.strip()

@@ -44,6 +44,7 @@ def inspect(recipe: RecipeFile, reports: Reports, limits: CpuLimits, access: Acc
         files.append(reports.html)
     if reports.plots:
         files += write_plots(summary, reports.plots)
+    # Lines about files go to stderr, so that stdout holds the report alone.
     if talk.json:
         print(json.dumps(summary.plain()))
     else:

@@ -65,34 +65,30 @@ def run_job(
     pushing = push.pushing
     leads = not Process.launched().rank
     with (
+        # Outermost, so that the bar has stopped when a message is printed.
         kept_when_interrupted(out, pushes=pushing is not None),
         WorkProgress(label, quiet=talk.quiet or not leads) as progress,
     ):
         job = Job(recipe, out, options, pushing, Hub(token=access.token, cache_dir=access.cache_dir), progress)
         if options.dry_run:
             return show_preview(preview(job))
-        disable_progress_bars()
+        disable_progress_bars()  # huggingface_hub's own would be drawn into ours
         record = job.run()
-    if leads:  # the first process speaks for all
-        _show(record, out, talk)
-    return None
-
-
-def _show(record: "MergeRecord | AdaptersRecord", out: Path, talk: Talk) -> None:
-    from hf_tsv.record import AdaptersRecord
-
+    if not leads:  # the first process speaks for all
+        return None
     if talk.json:
         print(json.dumps(as_data(record, out)))
-        return
+        return None
     for warning in record.warnings:
         err.print(f"Note: {warning}", style="yellow", markup=False)
-    if isinstance(record, AdaptersRecord):
+    if record.kind == "adapters":
         show_adapters(record)
     elif not talk.quiet:
         _show_model(record)
     for pushed in record.pushed:
         err.print(f"Pushed to {pushed.url}", markup=False)
     print(out)
+    return None
 
 
 def as_data(record: "MergeRecord | AdaptersRecord", folder: Path) -> dict[str, Any]:
@@ -100,6 +96,7 @@ def as_data(record: "MergeRecord | AdaptersRecord", folder: Path) -> dict[str, A
     from hf_tsv.record import to_data
 
     data = {"out": str(folder), **to_data(record)}
+    # The file doesn't say it: it was complete before the push.
     if record.pushed:
         data["pushed"] = [asdict(one) for one in record.pushed]
     return data
@@ -115,7 +112,10 @@ def _show_model(record: "MergeRecord") -> None:
         sizes = [mask.bytes for mask in record.masks.tasks.values()]
     else:
         what = "adapters"
-        sizes = [sum(report.bytes for report in profiles.values()) for profiles in record.adapters.values()]
+        sizes = []
+        for profiles in record.adapters.values():
+            sizes.append(sum(report.bytes for report in profiles.values()))
+    # What a checkpoint for each task would take is what masks and adapters save.
     if sizes:
         beside = sum(sizes)
         err.print(
@@ -134,8 +134,14 @@ def show_adapters(record: "AdaptersRecord") -> None:
     table.add_column("adapter")
     for column in ("bytes", "of the checkpoint", "energy kept", "largest error", "left out"):
         table.add_column(column, justify="right")
+    left_out: dict[str, set[str]] = {}  # by reason, the tensors, those of every task together
     for task, profiles in record.adapters.items():
         for profile, report in profiles.items():
+            # Formats that leave out kinds of module by design need no note on each tensor.
+            if FORMATS[profile].is_complete:
+                for name, why in report.left_out.items():
+                    left_out.setdefault(why, set()).add(name)
+            # The matrix of which the least is kept tells more than a mean.
             tensor, error = max(report.errors.items(), key=lambda item: item[1], default=("", 0.0))
             cells = (
                 task,
@@ -148,16 +154,5 @@ def show_adapters(record: "AdaptersRecord") -> None:
             )
             table.add_row(*map(escape, cells))
     stdout.print(table)
-    for why, names in _left_out(record).items():
+    for why, names in left_out.items():
         err.print(f"Note: PEFT doesn't load {some(sorted(names))}: {why}", style="yellow", markup=False)
-
-
-def _left_out(record: "AdaptersRecord") -> dict[str, set[str]]:
-    """By reason, the tensors that PEFT doesn't load of formats that are meant to hold all; of every task together."""
-    names: dict[str, set[str]] = {}
-    for profiles in record.adapters.values():
-        for profile, report in profiles.items():
-            if FORMATS[profile].is_complete:
-                for name, why in report.left_out.items():
-                    names.setdefault(why, set()).add(name)
-    return names

@@ -31,20 +31,41 @@ def plan(recipe: RecipeFile, shards: Shards, svd: Svd, access: Access, talk: Tal
 
 def show(planned: "Plan") -> None:
     """The plan as a table by module type, and what it costs."""
+    from rich.markup import escape
+    from rich.table import Table
+
     from hf_tsv.merging.cost import largest_bytes
     from hf_tsv.merging.engine import estimated_seconds
     from hf_tsv.merging.resources import usable_cores
 
-    _show_tensors(planned)
+    table = Table("", "tensor", "shape", "kind", "method", box=None, pad_edge=False, header_style="bold")
+    table.columns[0].justify = "right"
+    table.columns[1].overflow = "fold"
+    # A row for each group of tensors alike, as a model has hundreds, the same in every layer.
+    for group in planned.groups():
+        first, count = group.steps[0], len(group.steps)
+        name = group.name if count > 1 else first.name
+        shape = "x".join(map(str, first.info.shape))
+        if first.why:  # the reason why the base's tensor stays
+            method = f"base ({first.why})"
+        else:
+            parameters = ", ".join(f"{key}={value}" for key, value in first.parameters.items())
+            method = f"{first.method}({parameters})" if parameters else first.method
+        cells = (f"{count} x", name, shape, first.kind, method)
+        table.add_row(*map(escape, cells))
+    out.print(table)
+    for part in planned.parts:
+        out.print(f"task part of {part.task}: {part.info.name} {part.info.shape}", markup=False)
     counts = Counter(step.method for step in planned.merged)
     copied = len(planned.steps) - len(planned.merged)
     methods = ", ".join(f"{number} by {method}" for method, number in counts.most_common())
     out.print(f"\n{len(planned.steps)} tensors: {methods}, {copied} kept from the base.", markup=False)
     cores = usable_cores()
+    memory = size(largest_bytes(planned))
+    time_needed = duration(estimated_seconds(planned, cores))
     out.print(
-        f"Reads {size(planned.bytes_in)}, writes {_output_size(planned)}; the largest tensor takes"
-        f" {size(largest_bytes(planned))} of memory at work. About"
-        f" {duration(estimated_seconds(planned, cores))} of merging on this machine's {counted(cores, 'core')}.",
+        f"Reads {size(planned.bytes_in)}, writes {_output_size(planned)}; the largest tensor takes {memory} of memory"
+        f" at work. About {time_needed} of merging on this machine's {counted(cores, 'core')}.",
         markup=False,
     )
     for warning in planned.warnings:
@@ -59,28 +80,13 @@ def _output_size(planned: "Plan") -> str:
     parts = []
     if planned.makes_model:
         parts.append(f"{size(planned.bytes_out)} in {counted(len(planned.shards), 'file')}")
+    # Sizes of adapters follow from singular values, which headers don't tell.
     if planned.makes_one_adapter:
         parts.append("an adapter on the base")
     elif leaves_residuals(planned):
         each = size(largest_adapter_bytes(planned))
         parts.append(f"{counted(len(planned.tasks), 'adapter')} of at most {each} in each profile")
     return " and ".join(parts)
-
-
-def _show_tensors(planned: "Plan") -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("", "tensor", "shape", "kind", "method", box=None, pad_edge=False, header_style="bold")
-    table.columns[0].justify = "right"
-    table.columns[1].overflow = "fold"
-    for group in planned.groups():
-        first, count = group.steps[0], len(group.steps)
-        name, shape = group.name if count > 1 else first.name, "x".join(map(str, first.info.shape))
-        table.add_row(*map(escape, (f"{count} x", name, shape, first.kind, _method(first))))
-    out.print(table)
-    for part in planned.parts:
-        out.print(f"task part of {part.task}: {part.info.name} {part.info.shape}", markup=False)
 
 
 def as_data(planned: "Plan") -> dict[str, Any]:
@@ -114,10 +120,3 @@ def as_data(planned: "Plan") -> dict[str, Any]:
         "vocabulary": planned.vocabulary and planned.vocabulary.describe(),
         "warnings": planned.warnings,
     }
-
-
-def _method(step: Any) -> str:
-    if step.why:
-        return f"base ({step.why})"
-    shown = ", ".join(f"{key}={value}" for key, value in step.parameters.items())
-    return f"{step.method}({shown})" if shown else step.method

@@ -54,14 +54,17 @@ def push(
     from hf_tsv.publish.send import deliver
     from hf_tsv.verbs.push import prepare_push
 
+    # On a terminal, huggingface_hub's bars show the upload; elsewhere each would be hundreds of lines.
     if talk.quiet or not err.is_terminal:
         disable_progress_bars()
     pushing = Pushing(repo, how.create_pr, how.private, how.license, how.commit_message)
     prepared = prepare_push(folder, pushing, Hub(token=access.token, cache_dir=access.cache_dir))
     if not talk.quiet:
         for parcel, to in prepared:
-            show(all_terms(parcel.record), to, f": {len(parcel.files) + 1} files, {size(parcel.nbytes)}")
+            num_files = len(parcel.files) + 1  # the card comes to them
+            show(all_terms(parcel.record), to, f": {num_files} files, {size(parcel.nbytes)}")
     if not how.dry_run:
+        # Lazily, so that each address is printed before the next upload begins.
         report((deliver(*one) for one in prepared), json_=talk.json)
 
 
@@ -74,8 +77,9 @@ def show_preview(run: "Preview") -> None:
         err.print(f"Downloads {size(run.download_bytes)}.", markup=False)
     if run.stream_bytes:
         err.print(f"Reads {size(run.stream_bytes)} of weights from the Hub, none of which is kept.", markup=False)
-    uploads = f": {size(run.plan.bytes_out)} of weights" if run.targets and run.targets[0][1].tasks is None else ""
     for terms, to in run.targets:
+        # How large the adapters of tasks get is known only once they are made.
+        uploads = f": {size(run.plan.bytes_out)} of weights" if to.tasks is None else ""
         show(terms, to, uploads)
 
 
@@ -86,9 +90,12 @@ def show(terms: "list[NamedTerms]", to: "Destination", sizes: str = "") -> None:
 
     from hf_tsv.cards import inherited
 
-    hidden = to.target.private if to.target.exists else to.private
+    if to.target.exists:
+        newness, hidden = "", to.target.private
+    else:
+        newness, hidden = "new, ", to.private
     how = {True: "private", False: "public", None: "as your settings say"}[hidden]
-    err.print(f"{to.target.repo_id} ({'' if to.target.exists else 'new, '}{how}){sizes}", markup=False)
+    err.print(f"{to.target.repo_id} ({newness}{how}){sizes}", markup=False)
     table = Table("source", "licence", "seen by", box=None, pad_edge=False, header_style="bold")
     for named in terms:
         seen = ""
@@ -97,7 +104,7 @@ def show(terms: "list[NamedTerms]", to: "Destination", sizes: str = "") -> None:
         elif named.terms.gated:
             seen = "whom it lets in"
         licence_label = named.terms.license_label or "none named"
-        table.add_row(*map(escape, (named.name, licence_label, seen)))
+        table.add_row(escape(named.name), escape(licence_label), escape(seen))
     err.print(table)
     following = inherited([named.terms for named in terms])
     licence = to.licence or following.licence
@@ -111,8 +118,8 @@ def report(pushed: "Iterable[Pushed]", *, json_: bool) -> None:
     for one in pushed:
         found.append({"repo_id": one.repo_id, "url": one.url, "changed": list(one.changed)})
         if not json_:
-            told_ = f"{some(one.changed)} changed" if one.changed else "everything was there already"
-            err.print(f"{one.repo_id}: {told_}.", markup=False)
+            outcome = f"{some(one.changed)} changed" if one.changed else "everything was there already"
+            err.print(f"{one.repo_id}: {outcome}.", markup=False)
             out.print(one.url, markup=False)
     if json_:
         print(json.dumps(found))

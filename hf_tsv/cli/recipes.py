@@ -20,13 +20,12 @@ def recipes(
     if name is None:
         width = max(map(len, found), default=0)
         for stem, path in found.items():
-            out.print(f"{stem:{width}}  {_summary(path.read_text('utf-8'))}", markup=False)
+            first_line = path.read_text("utf-8").split("\n", 1)[0]
+            # A recipe says in a comment at its top what it is for.
+            summary = first_line.removeprefix("#").strip() if first_line.startswith("#") else ""
+            out.print(f"{stem:{width}}  {summary}", markup=False)
     elif name in found:
+        # Not by rich, which would wrap lines: the output is a recipe to save.
         print(found[name].read_text("utf-8"), end="")
     else:
         raise RecipeError(f"no bundled recipe '{name}'. There are: {', '.join(found)}")
-
-
-def _summary(text: str) -> str:
-    first = text.split("\n", 1)[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -37,6 +37,7 @@ def restore(
     from hf_tsv.record import to_data
     from hf_tsv.verbs.restore import restore
 
+    # Of a job's options, only these two have an effect here.
     options = Options(overwrite=writing.overwrite, max_shard_size=writing.max_shard_size)
     hub = Hub(token=access.token, cache_dir=access.cache_dir)
     with WorkProgress("Restoring", quiet=talk.quiet) as progress:

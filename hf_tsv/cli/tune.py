@@ -38,7 +38,9 @@ def tune(
     """Choose the scales of a merge, or the lambdas of tall_mask, by a suite's scores, and write the recipe with them.
     The merge is computed once. Scores go into TUNED.jsonl: an interrupted search resumes where it was.
     """
-    scales, lambdas = _numbers(choices.scales, "--scales"), _numbers(choices.lambdas, "--lambdas")
+    # Before the imports, which take seconds: a typing mistake is answered at once.
+    scales = _numbers(choices.scales, "--scales")
+    lambdas = _numbers(choices.lambdas, "--lambdas")
     from hf_tsv.evaluation.options import Search
     from hf_tsv.files.disk import write_text
     from hf_tsv.hub import Hub
@@ -58,7 +60,7 @@ def tune(
             )
     except KeyboardInterrupt:
         interrupted("Interrupted. Complete scores are saved; run the same command again to resume.")
-    write_text(tuned, outcome.text)
+    write_text(tuned, outcome.text)  # the recipe as it was written, comments and all, with the chosen values
     if talk.json:
         print(json.dumps({"out": str(tuned), **asdict(outcome)}))
         return

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from hf_tsv.cli._flags import with_flags
 from hf_tsv.cli._options import Talk
 from hf_tsv.cli._told import WorkProgress, err, told
 from hf_tsv.job.options import Access, Limits, option
-
-if TYPE_CHECKING:
-    from hf_tsv.verbs.verify import Verification
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ def verify(
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.verify import verify
 
+    # Differences are results and not errors: all of them are shown, and the exit code says that there are some.
     with WorkProgress("Verifying", quiet=talk.quiet) as progress:
         result = verify(
             out,
@@ -53,12 +51,7 @@ def verify(
         )
     if talk.json:
         print(json.dumps({"out": str(out), **asdict(result)}))
-    else:
-        _show(out, result)
-    raise typer.Exit(result.exit_code)
-
-
-def _show(out: Path, result: "Verification") -> None:
+        raise typer.Exit(result.exit_code)
     for line in result.notes:
         err.print(f"Note: {line}", style="yellow", markup=False)
     for line in result.not_checked:
@@ -70,3 +63,4 @@ def _show(out: Path, result: "Verification") -> None:
         f"{out}: {result.tensors} tensors and {result.files} other files read,"
         f" {len(result.recomputed)} tensors merged again: {outcome}"
     )
+    raise typer.Exit(result.exit_code)

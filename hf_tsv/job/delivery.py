@@ -23,7 +23,7 @@ UPLOADING = "uploading"
 def targets(
     pushing: Pushing | str | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
 ) -> list[tuple[list[NamedTerms], Destination]]:
-    """Where an output of these sources is to go, checked, each with what its sources say of themselves.
+    """The checked destinations of an output of these sources, each with its sources' terms.
 
     Args:
         pushing: What was asked for; None for an output that stays here.
@@ -45,21 +45,22 @@ def targets(
     for repo, chosen in pushing.repositories(tasks).items():
         check_replaces_no_source(pushing, repo, source_ids)
         # Only the base and the chosen tasks are in what goes there.
-        terms = named_terms([s for s in entries if chosen is None or s.task in (None, *chosen)])
+        own_entries = [entry for entry in entries if chosen is None or entry.task in (None, *chosen)]
+        terms = named_terms(own_entries)
         contents = Contents(terms, named, tasks=chosen)
         checked.append((terms, check(pushing, repo, contents, hub)))
     return checked
 
 
 def delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> list[PushedTo]:
-    """Push a finished output to each destination; where it is now.
+    """Push a finished output to each destination; returns where it is now.
 
     Raises:
         HubError, PublishError: as `deliver`, adding how to go on.
     """
     if not destinations:
         return []
-    progress.advance(0.0, UPLOADING)
+    progress.advance(0.0, UPLOADING)  # no work is done by it; it only says what is going on
     try:
         pushed = [deliver(parcel(out, to.tasks), to) for to in destinations]
     except (HubError, PublishError) as error:

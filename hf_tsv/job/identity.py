@@ -33,8 +33,8 @@ def identity_on(device: torch.device, plan: Plan, sources: Sequence[Source]) -> 
 
     Processors of one kind round alike, and so do GPUs of one model.
     """
-    device_is = "cpu" if device == CPU else device_name(device)
-    return _identity(plan, sources) | {"device": device_is}
+    kind = "cpu" if device == CPU else device_name(device)
+    return _identity(plan, sources) | {"device": kind}
 
 
 def check_unchanged(plan: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
@@ -61,6 +61,7 @@ def go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bo
     if before is None:
         staging.discard()
         return
+    # Each once, in the order of messages; an earlier version may have noted other things.
     keys = dict.fromkeys((*before, *identity))
     changed = [key for key in keys if before.get(key) != identity.get(key)]
     if changed:
@@ -82,6 +83,7 @@ def discarded_if_wrong(staging: Staging) -> Iterator[None]:
 
 def _identity(plan: Plan, sources: Sequence[Source]) -> dict[str, str]:
     """What the bytes of the output depend on, except for the device."""
+    # Other sizes of files put the same tensors at other places, so what is written would be of no use.
     layout = repr([(shard.file, shard.tensors) for shard in plan.shards])
     identity = {"recipe": _sha256(plan.recipe.text)}
     for source in sources:

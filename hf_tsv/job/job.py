@@ -46,7 +46,7 @@ from hf_tsv.staging.folder import Staging
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be made of a recipe, and where.
+    """A recipe to carry out, and where its output goes.
 
     Started as several processes by a launcher that sets RANK and WORLD_SIZE, with OUT on a file system that all of them
     share, each process merges its part of the shared model's tensors; the first does everything else.
@@ -57,7 +57,7 @@ class Job:
         options: How to do it.
         push: Where the output goes on the Hub; None if it stays here.
         hub: How to reach the Hub.
-        progress: Told of the work done.
+        progress: Notified of the work done.
     """
 
     recipe: Recipe
@@ -68,7 +68,7 @@ class Job:
     progress: Progress = field(default_factory=Silent)
 
     def open(self) -> Opened:
-        """The recipe's models, opened, and the plan."""
+        """Open the recipe's models, and plan."""
         return open_recipe(
             self.recipe, self.hub, max_shard_size=self.options.max_shard_size, stream=self.options.stream
         )
@@ -82,7 +82,7 @@ class Job:
             The record.
 
         Raises:
-            HfTsvError: anything a person can mend, and the end of another process of the job; no work is lost by it.
+            HfTsvError: anything a person can correct, and the end of another process of the job; no work is lost by it.
         """
         process = Process.launched()
         resources = self.options.resources(
@@ -91,6 +91,7 @@ class Job:
         stamp_before = stamp(self.out / RECORD_FILE)
         with Staging(self.out, leads=not process.rank) as staging, Team(staging.root, process) as team:
             opened = self.open()
+            # Checked before any work: a push that would be refused at the end is refused now.
             destinations = [destination for _, destination in self.targets(opened)]
             if not destinations or not is_made(self.out, opened.plan, opened.sources):
                 self._check(opened, resources)
@@ -105,6 +106,7 @@ class Job:
                     in_order=self.options.stream or bool(destinations),
                 )
                 if process.rank:
+                    # Only the shared model's tensors are divided; of adapters the first process makes all.
                     if fetched.plan.makes_model:
                         help_to_write_shared(fetched.plan, work, team)
                     team.await_output(self.out / RECORD_FILE, stamp_before)
@@ -113,9 +115,11 @@ class Job:
         record = self._record()
         if process.rank:
             return record
+        # Outside of the working folder's lock: OUT is complete, and an upload may take hours.
         return record.with_pushed(delivered(self.out, destinations, self.progress))
 
     def _record(self) -> MergeRecord | AdaptersRecord:
+        """The record of the finished output, read from its file."""
         record = read_record(self.out)
         assert not isinstance(record, RestoredRecord), "a job makes models and adapters"
         return record
@@ -130,7 +134,7 @@ class Job:
         return targets(self.push, opened.sources, tasks, self.hub)
 
     def check_disks(self, opened: Opened) -> None:
-        """Whether output and downloads find room, as far as headers tell.
+        """Check that output and downloads fit on their disks, as far as headers tell.
 
         Raises:
             ResourceError: a disk is too full.
@@ -138,7 +142,7 @@ class Job:
         check_disks([(self.out.parent, opened.plan.bytes_out), (self.hub.cache_dir, opened.download_bytes)])
 
     def _check(self, opened: Opened, resources: Resources) -> None:
-        """Everything that can be known to be wrong before any weights move."""
+        """Raise for everything that can be known to be wrong before any weights are read."""
         plan = opened.plan
         check_place(self.out, opened.sources, overwrite=self.options.overwrite)
         check_memory(plan, resources)
@@ -148,7 +152,7 @@ class Job:
         if leaves_residuals(plan):
             from hf_tsv.kept.settings import read_rules
 
-            read_rules(plan)
+            read_rules(plan)  # raises for budgets that contradict each other
 
     def _make(self, opened: Opened, work: Workplace, team: Team, destinations: Sequence[Destination]) -> None:
         """Write everything into the working folder, and make it the output."""
@@ -163,29 +167,33 @@ class Job:
             known_files = ()
         write_text(work.out / RECIPE_FILE, self.recipe.text)
         write_text(work.out / LOCK_FILE, lock_text(self.recipe, opened.sources))
+        # The weight files' tensors have checksums of their own; all other files get theirs now.
         record = record.with_checksums(checksums(work.out, known_files))
         record = record.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         write_record(record, work.out)
-        write_card(record, work.out, licence=destinations[0].licence if destinations else None)
+        licence = destinations[0].licence if destinations else None  # a person's choice, the same for all
+        write_card(record, work.out, licence=licence)
         work.staging.publish()
 
     def _make_model(
         self, opened: Opened, work: Workplace, team: Team, destinations: Sequence[Destination]
     ) -> MergeRecord:
-        """The shared model, and what single tasks keep beside it; the record."""
+        """Write the shared model, and what single tasks keep beside it; returns the record."""
         plan, sources = opened.plan, opened.sources
+        destination = destinations[0] if destinations else None  # a merged model goes into one repository
         await_uploads = partial(self.progress.advance, 0.0, UPLOADING)
         with discarded_if_wrong(work.staging):
-            with sending(destinations[0] if destinations else None, await_uploads) as send:
+            with sending(destination, await_uploads) as send:
                 tensors = write_shared(plan, work, team, lambda file: send(file, work.out / file))
             parts = write_parts(plan, work.out)
+            # After the last reading of weights, so that a change at any time before it is noticed.
             check_unchanged(plan, sources, work.identity)
         copy_companions_of(plan, sources, self.hub, work.out)
         kept = write_kept(plan, work, parts)
         return make_record(plan, described(sources, self.hub), tensors, kept, seconds=0.0, device=work.resources.device)
 
     def _make_adapters(self, opened: Opened, work: Workplace) -> AdaptersRecord:
-        """Adapters on the base, one a task or one for the merge; the record."""
+        """Write adapters on the base, one a task or one for the merge; returns the record."""
         from hf_tsv.kept.on_base import write_on_base
 
         plan, sources = opened.plan, opened.sources

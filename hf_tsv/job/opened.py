@@ -59,17 +59,18 @@ class Opened:
         """The same with the models' files on this machine, except for weights that are streamed.
 
         Raises:
-            HfTsvError: a model can't be downloaded, or is another one than its headers said.
+            HfTsvError: a model can't be downloaded, or isn't the one whose headers were read.
         """
-        nbytes = self.download_bytes
-        if nbytes:
-            progress.begin(nbytes)
+        total = self.download_bytes
+        if total:
+            progress.begin(total)
         sources = fetch(
             self.sources,
             self.hub,
             stream=self.streamed,
             progress=lambda nbytes: progress.advance(nbytes, DOWNLOADING),
         )
+        # Planned again, for the plan reads tensors by the checkpoints that it was made of.
         plan = _plan_of(self.recipe, sources, self.max_shard_size, self.hub)
         return Opened(self.recipe, sources, plan, self.hub, self.max_shard_size, self.stream)
 
@@ -89,7 +90,7 @@ def open_recipe(
     """Open every model of a recipe and plan what is done with them. Only headers, and adapters, are downloaded.
 
     Raises:
-        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is told.
+        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is reported.
     """
     recipe = load(recipe)
     sources = open_sources(recipe, hub)
@@ -99,9 +100,12 @@ def open_recipe(
 
 def _plan_of(recipe: Recipe, sources: Sequence[Source], max_shard_size: int | str, hub: Hub) -> Plan:
     """The plan of opened models, their rows matched by token where their vocabularies differ."""
-    base, *tasks = (source.checkpoint for source in sources)
+    base = sources[0].checkpoint
+    tasks = [source.checkpoint for source in sources[1:]]
+    # Functions, as a tokenizer is downloaded only where vocabularies differ.
     folders: list[Callable[[], Path | None]] = [partial(tokenizer_folder, source, hub) for source in sources]
-    matched = match_vocabularies(recipe, base, tasks, folders, look_alike=partial(tokenizers_look_alike, sources, hub))
+    look_alike = partial(tokenizers_look_alike, sources, hub)
+    matched = match_vocabularies(recipe, base, tasks, folders, look_alike=look_alike)
     return make_plan(
         recipe,
         matched.base,

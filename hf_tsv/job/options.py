@@ -1,4 +1,4 @@
-"""What a person may say of a job besides the recipe. The command line's flags are made from these classes.
+"""What a person may choose for a job besides the recipe. The command line's flags are made from these classes.
 
 A field's metadata has `help` for the flag's description, and where needed `metavar`, `flag` (its spelling) and `least`.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_tsv.errors import OutputError, parse_bytes
 from hf_tsv.lora.formats import FORMATS
 
-if TYPE_CHECKING:  # --help shall not wait for torch
+if TYPE_CHECKING:  # --help must not wait for torch
     from hf_tsv.merging.resources import Resources
 
 
@@ -50,7 +50,7 @@ class Limits:
             raise OutputError(f"max_memory: {error}. Write a size such as 4GB") from None
 
     def resources(self, *, local_rank: int = 0, local_count: int = 1) -> "Resources":
-        """The share of one process of a machine, with everything decided that was left open."""
+        """What one process of a machine may use, with everything decided that was left open."""
         from hf_tsv.merging.resources import Resources, device_named
 
         return Resources.of(self.workers, self.max_bytes, local_count, device_named(self.device, local_rank))
@@ -102,6 +102,7 @@ class AdapterOptions:
             `forward` pass.
     """
 
+    # Every default is None, which is nobody's choice: an option that isn't given must not overrule the recipe.
     profile: str | None = option(
         None,
         "Formats to write. faithful: all that PEFT holds; serving: what vLLM and other servers read.",
@@ -118,7 +119,7 @@ class AdapterOptions:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is given, in the words of a recipe's `adapters`."""
+        """The options that were given, under the names that a recipe's `adapters` has for them."""
         settings = {
             "profiles": self.profile.split(",") if self.profile else None,
             "rank": self.serving_rank,

@@ -18,7 +18,7 @@ import platform
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,8 @@ def check_alone(out: Path) -> None:
     Raises:
         OutputError: a launcher has started more than one.
     """
-    if (count := Process.launched().count) > 1:
+    count = Process.launched().count
+    if count > 1:
         raise OutputError(f"{out}: this is made by a single process, but WORLD_SIZE={count}. Run it without a launcher")
 
 
@@ -109,57 +110,76 @@ class Team:
     def __init__(self, root: Path, process: Process) -> None:
         self.process = process
         self._root = root
-        self._checked = time.monotonic()
+        self._checked = time.monotonic()  # when `check` last looked
         self._crew: dict[int, str] = {}  # the start of each worker, by rank; known to process 0
         self._shares: Sequence[Sequence[str]] = ()
         self._lock: int | None = None
-        self._start = f"{re.sub(r'[^A-Za-z0-9._-]', '_', platform.node())}-{uuid.uuid4().hex}"
+        # Part of file names; the host says where to look, the rest tells one start from another.
+        host = re.sub(r"[^A-Za-z0-9._-]", "_", platform.node())
+        self._start = f"{host}-{uuid.uuid4().hex}"
 
     def __enter__(self) -> "Team":
         deadline = time.monotonic() + MEETING_SECONDS
         if self.process.rank:
-            self._sign_in()
+            # The locked file bears this start's name, so that nobody takes an earlier start's for it.
+            if self._start_of(self.process.rank) is None:
+                self._lock = lock(self._root / f"lock-{self.process.rank}-{self._start}")
+            if self._lock is None:
+                raise OutputError(f"{self._root}: another run is writing there. Wait for it, or choose another folder")
             while not is_locked(self._root / "lock"):
                 self._wait_for(0, deadline)
             return self
         for rank in range(1, self.process.count):
-            while (start := self._start_of(rank)) is None:
+            start = self._start_of(rank)
+            while start is None:
                 self._wait_for(rank, deadline)
+                start = self._start_of(rank)
             self._crew[rank] = start
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.process.rank and error is not None:
+            # Where the folder is gone or the disk full, the others learn that this process ended, but not why.
             with suppress(OSError):
                 (self._root / f"reason-{self._start}").write_text(str(error), encoding="utf-8")
         self.leave()
 
     def leave(self) -> None:
-        """Say that this process is through with its work."""
+        """Let the others know that this process has finished its work."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def deal(self, items: Sequence[T], work: Callable[[T], float], name: Callable[[T], str], run: object) -> list[T]:
-        """Process 0 deals out the work; its own share.
+        """Deal out the work, as process 0 does; returns its own share.
 
         Args:
             items: What is to be made.
             work: How much work an item is.
             name: What an item is called.
-            run: What the others compare with what they were asked for.
+            run: What the run is; the others compare it with their own.
         """
         shares = deal_out(items, work, self.process.count)
         self._shares = [list(map(name, share)) for share in shares]
         if self.process.count > 1:
-            _write_whole(self._root / "deal.json", {"starts": self._crew, "run": run, "shares": self._shares})
+            deal = {"starts": self._crew, "run": run, "shares": self._shares}
+            path = self._root / "deal.json"
+            new = path.with_suffix(".new")
+            with full_disk_told(path), new.open("w", encoding="utf-8") as file:
+                json.dump(deal, file)
+                file.flush()
+                os.fsync(file.fileno())
+            # Renamed into place, so that nobody reads half of it.
+            new.replace(path)
         return shares[0]
 
     def await_deal(self, run: object) -> list[str]:
-        """What is for this process to make, once process 0 has said so."""
-        while (deal := self._deal()) is None:
+        """The names of the items that this process makes, once process 0 has dealt them out."""
+        deal = self._deal()
+        while deal is None:
             self._check_leader()
             time.sleep(POLL_SECONDS)
+            deal = self._deal()
         if deal["run"] != run:
             raise OutputError(
                 f"{self._root}: process {self.process.rank} on {_host(self._start)} sees another recipe, other models"
@@ -180,28 +200,22 @@ class Team:
             self._is_through(rank)
 
     def await_all(self) -> None:
-        """Process 0 waits until the others have made all that was dealt to them."""
+        """Wait, as process 0, until the others have made all that was dealt to them."""
         while not all(map(self._is_through, self._crew)):
             time.sleep(POLL_SECONDS)
 
     def await_output(self, record: Path, before: object) -> None:
-        """Wait until process 0 has published the record; `before` is what `stamp` said of it at the start."""
+        """Wait until process 0 has published the record. `before`: its `stamp` at the start."""
         self.leave()
+        # Publishing removes the working folder, and the lock with it.
         while self._root.exists() and is_locked(self._root / "lock"):
             time.sleep(POLL_SECONDS)
         list(record.parent.parent.iterdir())  # a network file system then looks again at what is there
         if stamp(record) == before:
             raise OutputError(self._ended("process 0", ""))
 
-    def _sign_in(self) -> None:
-        """Lock a file that bears this start's name, so that nobody takes an earlier start's for it."""
-        if self._start_of(self.process.rank) is None:
-            self._lock = lock(self._root / f"lock-{self.process.rank}-{self._start}")
-        if self._lock is None:
-            raise OutputError(f"{self._root}: another run is writing there. Wait for it, or choose another folder")
-
     def _wait_for(self, rank: int, deadline: float) -> None:
-        """Wait a moment for a process to come; raises when it is late."""
+        """Wait a moment for a process to come. Raises OutputError when it is late."""
         if time.monotonic() > deadline:
             raise OutputError(
                 f"{self._root}: process {rank} of {self.process.count} has not come there within"
@@ -214,7 +228,7 @@ class Team:
             raise OutputError(self._ended("process 0", ""))
 
     def _start_of(self, rank: int) -> str | None:
-        """The start of a worker that is there now; None when none is. Files of earlier starts may lie there, too."""
+        """The start of a worker that is running now; None if it isn't. Files of earlier starts may lie there, too."""
         prefix = f"lock-{rank}-"
         for path in self._root.glob(f"{prefix}*"):
             if is_locked(path):
@@ -222,8 +236,9 @@ class Team:
         return None
 
     def _is_through(self, rank: int) -> bool:
-        """Whether a worker has made its share and left; raises when it left before."""
+        """Whether a worker has made its share and left. Raises OutputError when it left before."""
         start = self._crew[rank]
+        # The lock first: once it is free, nothing is added to the journal any more.
         if is_locked(self._root / f"lock-{rank}-{start}"):
             return False
         made = names_in(self._root / f"journal-{rank}.jsonl")
@@ -241,11 +256,12 @@ class Team:
         )
 
     def _deal(self) -> dict[str, Any] | None:
-        """What process 0 has dealt out to this very start of this process."""
+        """The shares that process 0 has dealt out to this very start of this process; None until then."""
         try:
             deal: dict[str, Any] = json.loads((self._root / "deal.json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
+        # An earlier run's deal may still lie there.
         return deal if deal["starts"].get(str(self.process.rank)) == self._start else None
 
 
@@ -259,14 +275,5 @@ def stamp(path: Path) -> object:
 
 
 def _host(start: str) -> str:
-    return start.rpartition("-")[0]
-
-
-def _write_whole(path: Path, data: Mapping[str, object]) -> None:
-    """Whoever reads it reads all of it or what was there before."""
-    new = path.with_suffix(".new")
-    with full_disk_told(path), new.open("w", encoding="utf-8") as file:
-        json.dump(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    host, _, _ = start.rpartition("-")
+    return host

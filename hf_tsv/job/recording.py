@@ -9,7 +9,6 @@ import torch
 from pydantic_core import to_jsonable_python
 
 from hf_tsv._version import __version__
-from hf_tsv.checkpoints.protocol import Checkpoint
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.resources import CPU, device_name
 from hf_tsv.methods import METHODS
@@ -112,8 +111,11 @@ def make_compression_record(
         seconds: Wall time.
     """
     checkpoints = dict(zip(plan.tasks, plan.finetuned, strict=True))
-    # Several tasks in one adapter have no checkpoint of their own; their merge would be as large as the base.
-    sizes = {task: _nbytes(checkpoints.get(task, plan.base)) for task in adapters}
+    sizes = {}
+    for task in adapters:
+        # Several tasks in one adapter have no checkpoint of their own; their merge would be as large as the base.
+        checkpoint = checkpoints.get(task, plan.base)
+        sizes[task] = sum(checkpoint.info(name).nbytes for name in checkpoint.names())
     return AdaptersRecord(
         format=2,
         kind="adapters",
@@ -154,11 +156,8 @@ def versions(device: torch.device = CPU) -> Versions:
     )
 
 
-def _nbytes(checkpoint: Checkpoint) -> int:
-    return sum(checkpoint.info(name).nbytes for name in checkpoint.names())
-
-
 def _tensor_entry(step: Step, facts: Mapping[str, Any]) -> TensorEntry:
+    """What the record says of one output tensor. `facts`: what the run noted of it."""
     notes = {key: value for key, value in facts.items() if key not in ENGINES_FACTS}
     return TensorEntry(
         kind=step.kind,

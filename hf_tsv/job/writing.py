@@ -44,15 +44,17 @@ def write_shared(
         CheckpointWriter(work.out, plan.shards, is_shared=team.process.count > 1) as writer,
         Journal(work.staging, writer, work.identity) as journal,
     ):
+        # The files are laid out before the work is dealt, as the other processes open them.
         writer.sync()
         sink = _ShardSink(writer, journal, team, plan.shards, file_is_complete)
         steps_left = [step for step in _steps_by_file(plan) if step.name not in journal.done]
         own_share = team.deal(steps_left, partial(step_work, plan), lambda step: step.name, work.identity)
         own_names = {step.name for step in own_share}
+        # A share is dealt by work; the files' order is that of `steps_left`.
         own_steps = [step for step in steps_left if step.name in own_names]
         run(plan, own_steps, sink, work.resources, work.progress, in_order=work.in_order)
         team.await_all()
-        journal.take_in()
+        journal.take_in()  # the other processes' journals
     if plan.shards:
         writer.write_index()
     return {name: line.facts() for name, line in journal.done.items()}
@@ -71,11 +73,11 @@ def help_to_write_shared(plan: Plan, work: Workplace, team: Team) -> None:
 
 
 def write_parts(plan: Plan, out: Path) -> dict[str, str]:
-    """Write what belongs to single tasks alone, one file a task, as the fine-tuned model stores it; files by task."""
+    """Write what belongs to single tasks alone, as their models store it, one file a task; returns the files."""
     files: dict[str, str] = {}
     for task, checkpoint in zip(plan.tasks, plan.finetuned, strict=True):
         infos = [part.info for part in plan.parts if part.task == task]
-        if not infos:
+        if not infos:  # most tasks have no tensors of their own, such as a head with other labels
             continue
         files[task] = f"{PARTS}/{task}.safetensors"
         with full_disk_told(out / PARTS):
@@ -109,24 +111,35 @@ def copy_companions_of(plan: Plan, sources: Sequence[Source], hub: Hub, out: Pat
     by_ref = {source.ref: source for source in sources}
     template = recipe.chat_template
     if template == "auto":
+        # By reference, so that a model which the recipe names twice has one vote.
         template = most_common_template([source.folder for source in by_ref.values() if source.folder])
-    base = tokenizer = companions(by_ref[recipe.base], hub)
+    base = companions(by_ref[recipe.base], hub)
+    tokenizer = base
     if recipe.tokenizer_model != recipe.base:
         tokenizer = tokenizer_companions(by_ref[recipe.tokenizer_model], hub)
     rows = None
     if vocabulary:
+        # The configuration states the vocabulary's size, for which there is a new one.
         rows = {vocabulary.base_rows[name]: new_rows for name, new_rows in vocabulary.rows.items()}
     copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template, rows=rows)
     if vocabulary:
         vocabulary.write(out)
     # A folder of the Hub's cache is called by a commit, so its model's id names the licence.
-    folders = {s.ref.path if s.pin else s.folder.name: s.folder for s in sources if s.folder}
+    folders = {}
+    for source in sources:
+        if source.folder:
+            name = source.ref.path if source.pin else source.folder.name
+            folders[name] = source.folder
     copy_licences(folders, out)
 
 
 def _steps_by_file(plan: Plan) -> list[Step]:
+    """The steps in the order in which their tensors lie in the output's files."""
     by_name = {step.name: step for step in plan.steps}
-    return [by_name[info.name] for shard in plan.shards for info in shard.tensors]
+    steps = []
+    for shard in plan.shards:
+        steps += [by_name[info.name] for info in shard.tensors]
+    return steps
 
 
 class _ShardSink:
@@ -144,9 +157,14 @@ class _ShardSink:
         self._journal = journal
         self._team = team
         self._file_is_complete = file_is_complete
-        self._file_of = {info.name: shard.file for shard in shards for info in shard.tensors}
-        self._names_left = {shard.file: {info.name for info in shard.tensors} - journal.done.keys() for shard in shards}
-        self._lock = Lock()
+        self._file_of: dict[str, str] = {}  # by tensor
+        self._names_left: dict[str, set[str]] = {}  # tensors still to be written, by file
+        for shard in shards:
+            names = {info.name for info in shard.tensors}
+            self._file_of |= dict.fromkeys(names, shard.file)
+            self._names_left[shard.file] = names - journal.done.keys()
+        self._lock = Lock()  # tensors come from several threads
+        # An earlier start of the job may have completed files, which are to be uploaded all the same.
         for file, names_left in self._names_left.items():
             if not names_left:
                 file_is_complete(file)

@@ -6,7 +6,7 @@ that was stopped goes on. The adapters are written from it, and PEFT's reading o
 """
 
 import shutil
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from hf_tsv.kept.spectra import find_spectra
 from hf_tsv.kept.task import TaskAdapters
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.linalg.ranks import Compression, Dense, summarize
-from hf_tsv.lora.architecture import Architecture, read_architecture
+from hf_tsv.lora.architecture import read_architecture
 from hf_tsv.lora.check.verify import verify_adapter
 from hf_tsv.lora.formats import ADAPTERS, FORMATS
 from hf_tsv.lora.write.changes import WholeChange
@@ -61,35 +61,41 @@ def compress_tasks(plan: Plan, base: BaseRef, settings: AdapterSettings, work: W
             than it was meant; names the modules.
         OutputError, ResourceError: the working folder can't be written.
     """
-    tasks = [TaskAdapters(name, t, _architecture(plan, name, work)) for t, name in enumerate(plan.tasks)]
-    stages = (spectra.STAGE, factors.STAGE)
-    work.progress.begin(sum(_work_left(plan, Journal.read_done(work.staging, stage)) for stage in stages))
+    headers = {name: plan.base.info(name) for name in plan.base.names()}
+    tasks = []
+    for t, name in enumerate(plan.tasks):
+        own_parts = {part.info.name: part.info for part in plan.parts if part.task == name}
+        # A task with a head of its own is a model of its own configuration, for example with other labels.
+        own_config = work.folders[name] if own_parts else None
+        architecture = read_architecture(headers | own_parts, work.folders[None], config_folder=own_config)
+        tasks.append(TaskAdapters(name, t, architecture))
+    work_left = 0.0
+    for stage in (spectra.STAGE, factors.STAGE):
+        # The journal has a line for each task and tensor; what is done of a tensor is done for all tasks together.
+        done_steps = {key.partition("/")[2] for key in Journal.read_done(work.staging, stage)}
+        work_left += total_work(plan, (step for step in plan.merged if step.name not in done_steps))
+    work.progress.begin(work_left)
     with one_thread_each():
         find_spectra(plan, tasks, settings, work)
-        for sharers in [tasks] if settings.together else [[task] for task in tasks]:
+        sharing_tasks = [tasks] if settings.together else [[task] for task in tasks]
+        for sharers in sharing_tasks:
             choose_adapters(sharers, base, settings)
         # The sizes are known now, before any factor is computed.
-        check_disk(work.out, sum(planned.nbytes for task in tasks for planned in task.plans.values()))
+        nbytes = 0
+        for task in tasks:
+            nbytes += sum(planned.nbytes for planned in task.plans.values())
+        check_disk(work.out, nbytes)
         with work.open_findings(factors.STAGE, factor_infos(plan, tasks)) as findings:
             find_factors(plan, tasks, findings, work)
             reports = _write_adapters(plan, tasks, findings, work)
-            _copy_configs(plan, tasks, work)
+            # The configuration of a task with a head of its own is needed to restore the task.
+            tasks_with_parts = {part.task for part in plan.parts}
+            for task in tasks:
+                if task.name in tasks_with_parts:
+                    for profile in task.plans:
+                        copy_config(work.folders[task.name], work.out / ADAPTERS[profile] / task.name)
             _verify_adapters(plan, tasks, findings, settings, reports, work.out)
     return reports
-
-
-def _architecture(plan: Plan, task: str, work: Workplace) -> Architecture:
-    headers = {name: plan.base.info(name) for name in plan.base.names()}
-    own_parts = {part.info.name: part.info for part in plan.parts if part.task == task}
-    # A task with a head of its own is a model of its own configuration, for example with other labels.
-    own_config = work.folders[task] if own_parts else None
-    return read_architecture(headers | own_parts, work.folders[None], config_folder=own_config)
-
-
-def _work_left(plan: Plan, done: Set[str]) -> float:
-    """The work of the steps of a stage that is not done; what is done is done for all tasks together."""
-    done_steps = {key.partition("/")[2] for key in done}
-    return total_work(plan, (step for step in plan.merged if step.name not in done_steps))
 
 
 def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, work: Workplace) -> AdapterReports:
@@ -121,9 +127,11 @@ def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Finding
 
 
 def _report(task: TaskAdapters, profile: Profile, writer: AdapterWriter) -> AdapterReport:
+    """Finish an adapter, and say what it holds and how near it comes to the task's change."""
     written = writer.finish()
     ranks = task.ranks_in(profile)
-    summary: Compression[str] = summarize(task.spectra, {name: ranks.get(name, 0) for name in task.spectra})
+    ranks_of_matrices = {name: ranks.get(name, 0) for name in task.spectra}
+    summary: Compression[str] = summarize(task.spectra, ranks_of_matrices)
     # A format that leaves out kinds of module by design is judged by what it holds.
     is_complete = FORMATS[profile].is_complete
     errors = {name: error for name, error in summary.errors.items() if is_complete or name in ranks}
@@ -140,15 +148,6 @@ def _report(task: TaskAdapters, profile: Profile, writer: AdapterWriter) -> Adap
         errors=errors,
         ranks=plain_ranks,
     )
-
-
-def _copy_configs(plan: Plan, tasks: Sequence[TaskAdapters], work: Workplace) -> None:
-    """Copy the configuration of every task with a head of its own: it is needed to restore the task."""
-    tasks_with_parts = {part.task for part in plan.parts}
-    for task in tasks:
-        if task.name in tasks_with_parts:
-            for profile in task.plans:
-                copy_config(work.folders[task.name], work.out / ADAPTERS[profile] / task.name)
 
 
 def _verify_adapters(
@@ -186,9 +185,13 @@ def _expected_value(plan: Plan, task: TaskAdapters, profile: Profile, findings: 
     change = change_of(plan, task, profile, findings, step)
     if isinstance(change, WholeChange):
         return change.value
+    # u (m, r), s (r), vh (r, n)
     deltas = [(f.u * f.s) @ f.vh for f in change.matrices]  # (m, n) each
-    return base.float() + torch.stack(deltas).reshape(base.shape)
+    delta = torch.stack(deltas).reshape(base.shape)  # of a single matrix, or of a stack of them
+    return base.float() + delta
 
 
 def _part_value(plan: Plan, part: TaskPart) -> Tensor:
-    return plan.finetuned[plan.tasks.index(part.task)].read(part.info.name)
+    """A tensor that only one task has, as its model stores it."""
+    finetuned = plan.finetuned[plan.tasks.index(part.task)]
+    return finetuned.read(part.info.name)

@@ -38,6 +38,7 @@ def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplac
     Returns:
         As `compress_tasks`, whose errors these are too; the one task is called `merged`.
     """
+    # The merged model is taken for the fine-tune of a single task, and every change of it is compressed.
     steps = []
     for step in plan.steps:
         if step.is_merged:
@@ -77,15 +78,19 @@ class _Merged(View):
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         whole = self._whole(name)
-        return (whole[slice(*rows)] if rows else whole).clone()
+        part = whole[rows[0] : rows[1]] if rows else whole
+        # A caller may change what it reads, but not what the cache holds.
+        return part.clone()
 
     def will_need(self, name: str) -> None:
         for checkpoint in self._plan.finetuned:
             checkpoint.will_need(name)
 
     def fingerprint(self) -> str:
-        return "\0".join(checkpoint.fingerprint() for checkpoint in (self._plan.base, *self._plan.finetuned))
+        checkpoints = (self._plan.base, *self._plan.finetuned)
+        return "\0".join(checkpoint.fingerprint() for checkpoint in checkpoints)
 
     def _merge(self, name: str) -> Tensor:
         step = self._steps[name]
-        return merge_step(self._plan, step, self._surveys.of(step))[0]
+        merged, _ = merge_step(self._plan, step, self._surveys.of(step))
+        return merged

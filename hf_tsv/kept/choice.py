@@ -25,7 +25,24 @@ def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: Adap
         MethodError: the budget is smaller than what has to be stored whole.
     """
     request = AdapterRequest(base, settings.dtype_of_factors, settings.serving_rank, settings.budget)
-    fitting = _fitting_plans(tasks, request, settings)
+    budget = None if settings.budget is None else settings.budget * len(tasks)
+    fixed_bytes = sum(sum(task.whole.values()) for task in tasks)
+    fitting: dict[str, AdapterPlan] = {}  # in the default format, by task
+    for attempt in range(ATTEMPTS):
+        _choose_ranks(tasks, settings, fixed_bytes)
+        for task in tasks:
+            fitting[task.name] = FORMATS[DEFAULT].plan(task.architecture, task.ranks, request)
+        nbytes = sum(plan.nbytes for plan in fitting.values())
+        if budget is None or nbytes <= budget:
+            break
+        # The overshoot is set aside for the next attempt, more each time: other ranks may need a longer header.
+        fixed_bytes += (nbytes - budget) << attempt
+    else:
+        names = some([task.name for task in tasks])
+        raise MethodError(
+            f"{names}: a budget of {budget} bytes is too small: {nbytes} are needed, most of them for what is stored"
+            " whole. Raise the budget"
+        )
     for task in tasks:
         # Formats with one rank for all have room to fill, so they also want to know of changes that got rank 0.
         ranks = {**dict.fromkeys(task.spectra, 0), **task.ranks}
@@ -36,31 +53,8 @@ def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: Adap
                 task.plans[profile] = FORMATS[profile].plan(task.architecture, ranks, request)
 
 
-def _fitting_plans(
-    tasks: Sequence[TaskAdapters], request: AdapterRequest, settings: AdapterSettings
-) -> dict[str, AdapterPlan]:
-    """Adapters in the default format, by task, that take no more than the budgets together allow."""
-    budget = None if settings.budget is None else settings.budget * len(tasks)
-    fixed_bytes = sum(sum(task.whole.values()) for task in tasks)
-    plans: dict[str, AdapterPlan] = {}
-    nbytes = 0
-    for attempt in range(ATTEMPTS):
-        _choose_ranks(tasks, settings, fixed_bytes)
-        for task in tasks:
-            plans[task.name] = FORMATS[DEFAULT].plan(task.architecture, task.ranks, request)
-        nbytes = sum(plan.nbytes for plan in plans.values())
-        if budget is None or nbytes <= budget:
-            return plans
-        # The overshoot is set aside for the next attempt, more each time: other ranks may need a longer header.
-        fixed_bytes += (nbytes - budget) << attempt
-    names = some([task.name for task in tasks])
-    raise MethodError(
-        f"{names}: a budget of {budget} bytes is too small: {nbytes} are needed, most of them for what is stored whole."
-        " Raise the budget"
-    )
-
-
 def _choose_ranks(tasks: Sequence[TaskAdapters], settings: AdapterSettings, fixed_bytes: int) -> None:
+    """Fill in `ranks` by each tensor's rule. `fixed_bytes`: what the budget doesn't have for factors."""
     spectra: dict[Matrix, Spectrum] = {}
     for task in tasks:
         spectra |= {(task.name, name): spectrum for name, spectrum in task.spectra.items()}
@@ -69,6 +63,7 @@ def _choose_ranks(tasks: Sequence[TaskAdapters], settings: AdapterSettings, fixe
     for rule in settings.distinct_rules:
         own = {matrix: spectrum for matrix, spectrum in spectra.items() if settings.rules[matrix[1]] == rule}
         if isinstance(rule, Budget):
+            # The budget is the last of the rules, so what the others chose is known.
             spent = fixed_bytes + sum(spectra[matrix].bytes_at(rank) for matrix, rank in chosen.items())
             chosen |= _choose_within(Budget(rule.nbytes * len(tasks)), own, by_name, spent)
         else:
@@ -89,13 +84,15 @@ def _choose_within(
     for matrix, spectrum in spectra.items():
         task, name = matrix
         place = tasks[task].architecture.place(name)
-        priced = replace(spectrum, rank_numbers=place.rank_numbers) if place.low_rank else spectrum
-        groups[task, place.group][matrix] = priced
+        if place.low_rank:
+            spectrum = replace(spectrum, rank_numbers=place.rank_numbers)
+        groups[task, place.group][matrix] = spectrum
     sums = {group: pooled(list(members.values())) for group, members in groups.items()}
     rank_of_group = choose_ranks(sums, budget, fixed_bytes=fixed_bytes)
     ranks: dict[Matrix, int | Dense] = {}
     for group, members in groups.items():
         rank = rank_of_group[group]
+        # Some members may have fewer triplets than the group's rank.
         for matrix, spectrum in members.items():
             ranks[matrix] = rank if isinstance(rank, Dense) else min(rank, spectrum.full_rank)
     return ranks

@@ -1,7 +1,6 @@
 """The second pass of a compression: the leading singular triplets of every changed matrix that isn't stored whole."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -55,8 +54,21 @@ def find_factors(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, 
     Raises:
         MethodError: a decomposition fails; names task and tensor.
     """
+
+    def find(step: Step) -> None:
+        matrices = matrices_of(plan, step)
+        for task, rank in _ranks_left(tasks, findings, step):
+            with naming(step, "compress"):
+                factors = [_leading_factors(matrix, task.index, rank) for matrix in matrices]
+            notes = FactorNotes(
+                counts=[len(f.s) for f in factors],  # may be less than the rank, which the rows are filled up to
+                energies=[f.energy for f in factors],
+            )
+            findings.put(task.key(step), packed(factors, rank), notes)
+
     steps_left = [step for step in plan.merged if _ranks_left(tasks, findings, step)]
-    work.run(plan, steps_left, partial(_find_factors_of, plan, tasks, findings))
+    work.run(plan, steps_left, find)
+    # From here on, a later start of the job computes none of them again.
     findings.sync()
 
 
@@ -83,21 +95,11 @@ def _ranks_left(tasks: Sequence[TaskAdapters], findings: Findings, step: Step) -
     return left
 
 
-def _find_factors_of(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, step: Step) -> None:
-    matrices = matrices_of(plan, step)
-    for task, rank in _ranks_left(tasks, findings, step):
-        with naming(step, "compress"):
-            factors = [_leading_factors(matrix, task.index, rank) for matrix in matrices]
-        notes = FactorNotes(
-            counts=[len(f.s) for f in factors],
-            energies=[f.energy for f in factors],
-        )
-        findings.put(task.key(step), packed(factors, rank), notes)
-
-
 def _leading_factors(matrix: StoredTensor, t: int, rank: int) -> Factors:
+    """The first `rank` singular triplets of one task's change of a matrix."""
     deltas = matrix.deltas()
-    if exact := deltas.factors(t):
+    exact = deltas.factors(t)
+    if exact:  # of an adapter among the sources, which has few triplets and all of them
         return Factors(exact.u[:, :rank], exact.s[:rank], exact.vh[:rank], energy=exact.energy)
     delta = deltas[t]  # (m, n)
     with deltas.naming(t):

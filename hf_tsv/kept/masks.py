@@ -3,11 +3,10 @@
 masks/TASK.safetensors holds a tensor's bits under its name, uint8, eight to a byte (`hf_tsv.linalg.masks.pack`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import add
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,7 +49,11 @@ def write_masks(plan: Plan, work: Workplace) -> Masks:
     steps = [step for step in plan.merged if step.is_masked]
     with full_disk_told(work.out):
         (work.out / MASKS).mkdir(exist_ok=True)
-    shards = [Shard(file_of(task), tuple(map(_packed_info, steps))) for task in plan.tasks]
+    packed_infos = []
+    for step in steps:
+        nbytes = -(-step.info.numel // 8)  # eight bits to a byte, rounded up
+        packed_infos.append(TensorInfo(step.name, (nbytes,), "U8"))
+    shards = [Shard(file_of(task), tuple(packed_infos)) for task in plan.tasks]
     surveys = run_surveys(plan, steps, work.resources, Silent(), for_masks=True)
     counts: dict[str, _Counts] = {}
     work.progress.begin(float(sum(map(_entries, steps))))
@@ -60,7 +63,10 @@ def write_masks(plan: Plan, work: Workplace) -> Masks:
         each_step(steps, write, plan, work.resources, work.progress, work=_entries)
         for writer in writers:
             writer.sync()
-    _copy_configs(plan, work.out, work.folders)
+    # A task with a head of its own needs its own configuration to be restored.
+    for task in sorted({part.task for part in plan.parts}):
+        copy_config(work.folders[task], config_of(work.out, task).parent)
+    # Sums of floats depend on their order, so it is the plan's and not that in which workers finished.
     return _report(plan, shards, [counts[step.name] for step in steps])
 
 
@@ -85,7 +91,10 @@ class MaskedCheckpoint(View):
     ) -> None:
         """`own`: tensors that only this task has."""
         super().__init__(merged, label=masks.label)
-        self._base, self._masks, self._own, self._factor = base, masks, own, factor
+        self._base = base
+        self._masks = masks
+        self._own = own
+        self._factor = factor
         self._masked = frozenset(masks.names())
         self._of_task = frozenset(own.names() if own else ())
 
@@ -104,31 +113,40 @@ class MaskedCheckpoint(View):
         merged = super().read(name, rows)
         if name not in self._masked:
             return merged
+        # Packed bits are read whole, since a row may begin within a byte.
         mask = unpack(self._masks.read(name), self.info(name).shape)
+        if rows:
+            mask = mask[slice(*rows)]
         base = self._base.read(name, rows)
         if self._factor != 1:
-            wide = torch.float64 if merged.dtype == torch.float64 else torch.float32
-            merged = merged.to(wide).sub_(base).mul_(self._factor).add_(base).to(merged.dtype)
-        return torch.where(mask[slice(*rows)] if rows else mask, merged, base.to(merged.dtype))
+            dtype = merged.dtype
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            # In place, as what was read is ours; rounded once, at the end.
+            scaled = merged.to(wide)
+            scaled.sub_(base).mul_(self._factor).add_(base)
+            merged = scaled.to(dtype)
+        return torch.where(mask, merged, base.to(merged.dtype))
 
     def will_need(self, name: str) -> None:
         super().will_need(name)
         self._base.will_need(name)
 
     def fingerprint(self) -> str:
-        return "\0".join(c.fingerprint() for c in (self._base, self.inner, self._masks))
+        checkpoints = (self._base, self.inner, self._masks)
+        return "\0".join(checkpoint.fingerprint() for checkpoint in checkpoints)
 
 
 def open_masked(out: Path, task: str, base: Checkpoint, record: Record) -> MaskedCheckpoint:
     """A task's model from a merge's folder and record.
 
     Raises:
-        OutputError: the record tells of no mask of this task.
+        OutputError: the record lists no mask of this task.
         CheckpointError: a file can't be read.
     """
     if not isinstance(record, MergeRecord) or not record.masks or task not in record.masks.tasks:
-        raise OutputError(f"{out / RECORD_FILE}: tells of no mask of '{task}'. Make the output again")
-    mask, part = record.masks.tasks[task], record.task_parts.get(task)
+        raise OutputError(f"{out / RECORD_FILE}: lists no mask of '{task}'. Make the output again")
+    mask = record.masks.tasks[task]
+    part = record.task_parts.get(task)
     masks = SafetensorsCheckpoint([out / mask.file], label=f"{out}: {mask.file}")
     own = SafetensorsCheckpoint([out / part.file], label=f"{out}: {part.file}") if part else None
     return MaskedCheckpoint(base, open_checkpoint(out), masks, own, factor=mask.factor)
@@ -154,6 +172,7 @@ class _Bits:
     def add(self, mask: Tensor) -> None:
         self.ones += int(mask.sum())
         bits = torch.cat([self._rest, mask.flatten()])
+        # Bits beyond the last whole byte wait for the next piece.
         whole = len(bits) // 8 * 8
         self._packed.append(pack(bits[:whole]))
         self._rest = bits[whole:]
@@ -171,7 +190,8 @@ def _write(
     step: Step,
 ) -> None:
     """Write one tensor's masks of all tasks, piece by piece where the merge took it so."""
-    method, num_tasks = METHODS[step.method], len(plan.tasks)
+    method = METHODS[step.method]
+    num_tasks = len(plan.tasks)
     rescaler = method.mask.rescaler if method.mask else None
     bits = [_Bits() for _ in range(num_tasks)]
     rescalers = [rescaler() for _ in range(num_tasks)] if rescaler else []
@@ -181,7 +201,7 @@ def _write(
         deltas = stored.deltas(surveys.of(step))
         # What was merged is read back from the output, as `restore` will: rounded to its dtype.
         moved = change(merged.read(step.name, rows), stored.base, deltas.dtype)
-        count = torch.zeros(moved.shape, dtype=torch.int32)
+        count = torch.zeros(moved.shape, dtype=torch.int32)  # how many tasks use each weight
         for t in range(num_tasks):
             task = TaskDelta(t, deltas[t], deltas.weights[t], deltas.survey)
             mask = method.mask_of(task, moved, step.parameters)
@@ -196,35 +216,25 @@ def _write(
 
 
 def _report(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> Masks:
+    """What the record says of the masks. `counts`: of each masked tensor, in the plan's order."""
     entries = sum(step.info.numel for step in plan.merged if step.is_masked)
     use = Use((0,) * (len(plan.tasks) + 1))
     for found in counts:
         use += found.use
     tasks = {}
     for t, (task, shard) in enumerate(zip(plan.tasks, shards, strict=True)):
-        tasks[task] = MaskReport(
-            file=shard.file,
-            bytes=shard.nbytes,
-            own=sum(found.ones[t] for found in counts) / entries,
-            factor=_factor([found.rescalers[t] for found in counts if found.rescalers]),
-        )
+        ones = sum(found.ones[t] for found in counts)
+        factor = 1.0  # for masks that rescale nothing
+        rescalers = [found.rescalers[t] for found in counts if found.rescalers]
+        if rescalers:
+            # One factor for the whole model, from the sums over its tensors.
+            total = rescalers[0]
+            for rescaler in rescalers[1:]:
+                total = total + rescaler
+            factor = total.value
+        tasks[task] = MaskReport(file=shard.file, bytes=shard.nbytes, own=ones / entries, factor=factor)
     return Masks(tasks=tasks, weights=MaskUse(**use.shares()))
-
-
-def _factor(rescalers: Sequence[Rescaler]) -> float:
-    """The factor on a task's masked change, over the whole model; 1 for masks that rescale nothing."""
-    return reduce(add, rescalers).value if rescalers else 1.0
-
-
-def _packed_info(step: Step) -> TensorInfo:
-    return TensorInfo(step.name, (-(-step.info.numel // 8),), "U8")
 
 
 def _entries(step: Step) -> float:
     return float(step.info.numel)
-
-
-def _copy_configs(plan: Plan, folder: Path, folders: Mapping[str | None, Path]) -> None:
-    """A task with a head of its own needs its own configuration to be restored."""
-    for task in sorted({part.task for part in plan.parts}):
-        copy_config(folders[task], config_of(folder, task).parent)

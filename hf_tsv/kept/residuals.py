@@ -12,7 +12,7 @@ from hf_tsv.kept.adapters import compress_tasks
 from hf_tsv.kept.settings import read_settings
 from hf_tsv.kept.workplace import Workplace
 from hf_tsv.lora.write.plan import BaseRef
-from hf_tsv.merging.plan import KEEP, Plan, Step
+from hf_tsv.merging.plan import KEEP, Plan
 from hf_tsv.record import AdapterReports
 
 
@@ -32,14 +32,16 @@ def write_residuals(plan: Plan, work: Workplace) -> AdapterReports:
     settings = read_settings(plan)
     merged = open_checkpoint(work.out)
 
-    def on_merged(step: Step) -> Step:
+    steps = []
+    for step in plan.steps:
         info = merged.info(step.name)
-        return replace(step, info=info, out=info, method=step.method if step.name in settings.rules else KEEP)
-
+        # A tensor without a rule goes into no adapter.
+        method = step.method if step.name in settings.rules else KEEP
+        steps.append(replace(step, info=info, out=info, method=method))
     # An adapter's change is one of the base model. Here the merged model is the base, so each is seen as a plain one.
-    finetuned = tuple(map(View, plan.finetuned))
-    steps = tuple(on_merged(step) for step in plan.steps)
-    plan_on_merged = replace(plan, base=merged, finetuned=finetuned, steps=steps)
+    finetuned = tuple(View(checkpoint) for checkpoint in plan.finetuned)
+    plan_on_merged = replace(plan, base=merged, finetuned=finetuned, steps=tuple(steps))
+    # The merged model lies on this machine, whatever its sources were read from.
     work_on_merged = replace(work, folders={**work.folders, None: work.out}, in_order=False)
     base = BaseRef(str(work.staging.final))
     return compress_tasks(plan_on_merged, base, settings, work_on_merged)

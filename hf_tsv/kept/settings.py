@@ -42,8 +42,11 @@ class AdapterSettings:
 
     @property
     def dtype_of_factors(self) -> str | None:
+        """What the recipe says or, under a budget, bf16; None for each tensor's own."""
         # Under a budget, bf16 buys twice the rank of float32, which is worth more than the digits.
-        return self.factor_dtype or (None if self.budget is None else "BF16")
+        if self.factor_dtype or self.budget is None:
+            return self.factor_dtype
+        return "BF16"
 
     @property
     def distinct_rules(self) -> list[RankChoice]:
@@ -85,7 +88,7 @@ def read_rules(plan: Plan) -> dict[str, RankChoice]:
     rules: dict[str, RankChoice] = {}
     for step in plan.merged:
         parameters: Mapping[str, Any] | None = plan.recipe.residuals
-        if step.is_in_adapters:
+        if step.is_in_adapters:  # its own parameters say more than `residuals`, which is for all others
             parameters = step.parameters
         if parameters is not None:
             rules[step.name] = rank_choice(parameters, num_tasks=len(plan.tasks), checkpoint_bytes=checkpoint_bytes)

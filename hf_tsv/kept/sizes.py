@@ -3,9 +3,9 @@
 import torch
 
 from hf_tsv.checkpoints.dtypes import DTYPES
-from hf_tsv.kept.settings import AdapterSettings, read_settings
-from hf_tsv.linalg.ranks import Budget, RankChoice, Spectrum, choose_ranks
-from hf_tsv.merging.plan import Plan, Step
+from hf_tsv.kept.settings import read_settings
+from hf_tsv.linalg.ranks import Budget, Spectrum, choose_ranks
+from hf_tsv.merging.plan import Plan
 
 
 def largest_adapter_bytes(plan: Plan) -> int:
@@ -17,27 +17,25 @@ def largest_adapter_bytes(plan: Plan) -> int:
         PlanError: as `read_settings`.
     """
     settings = read_settings(plan)
-    total = 0
+    factor_dtype = settings.dtype_of_factors
+    total = settings.budget or 0  # for all tensors that have it as their rule
     for step in plan.merged:
         rule = settings.rules.get(step.name)
-        if rule is not None and not isinstance(rule, Budget):
-            total += _largest_bytes(step, rule, settings)
-    return total + (settings.budget or 0)
-
-
-def _largest_bytes(step: Step, rule: RankChoice, settings: AdapterSettings) -> int:
-    view = step.view
-    if view is None:
-        return step.info.nbytes
-    item = step.info.nbytes // step.info.numel
-    factor_dtype = settings.dtype_of_factors
-    # A flat spectrum needs the most triplets for any share of the energy.
-    flat = Spectrum(
-        values=torch.ones(min(view.m, view.n), dtype=torch.float64),
-        m=view.m,
-        n=view.n,
-        factor_item=DTYPES[factor_dtype].nbytes if factor_dtype else item,
-        whole_item=item,
-    )
-    rank = choose_ranks({step.name: flat}, rule)[step.name]
-    return view.count * flat.bytes_at(rank)
+        if rule is None or isinstance(rule, Budget):
+            continue
+        view = step.view
+        if view is None:
+            total += step.info.nbytes
+            continue
+        item = step.info.nbytes // step.info.numel  # bytes of one number
+        # A flat spectrum needs the most triplets for any share of the energy.
+        flat = Spectrum(
+            values=torch.ones(min(view.m, view.n), dtype=torch.float64),
+            m=view.m,
+            n=view.n,
+            factor_item=DTYPES[factor_dtype].nbytes if factor_dtype else item,
+            whole_item=item,
+        )
+        rank = choose_ranks({step.name: flat}, rule)[step.name]
+        total += view.count * flat.bytes_at(rank)  # every matrix of a stack has the same rank
+    return total

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from hf_tsv.checkpoints.dtypes import DTYPES
 from hf_tsv.checkpoints.protocol import TensorInfo
@@ -20,7 +19,6 @@ from hf_tsv.linalg.ranks import Spectrum, pooled
 from hf_tsv.merging.plan import Plan, Step
 from hf_tsv.merging.stored import StoredTensor
 from hf_tsv.merging.surveys import naming
-from hf_tsv.methods import Deltas
 from hf_tsv.staging.findings import Findings
 
 STAGE = "spectra"
@@ -62,11 +60,30 @@ def find_spectra(plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSet
     Raises:
         MethodError: NaN or infinity in a change; names task and tensor.
     """
-    with work.open_findings(STAGE, _spectrum_infos(plan, tasks)) as findings:
-        steps_left = [step for step in plan.merged if any(task.key(step) not in findings for task in tasks)]
+    infos = []
+    for step in plan.merged:
+        if step.view:
+            shape = (min(step.view.m, step.view.n),)
+            infos += [TensorInfo(task.key(step), shape, "F64") for task in tasks]
+    with work.open_findings(STAGE, infos) as findings:
+        steps_left = []
+        for step in plan.merged:
+            is_found = [task.key(step) in findings for task in tasks]
+            if not all(is_found):
+                steps_left.append(step)
         work.run(plan, steps_left, partial(_find_spectra_of, plan, tasks, settings, findings))
         for task in tasks:
-            _read_findings(plan, task, findings)
+            # From the files, and so the same bits whether or not this start of the job has found them.
+            for step in plan.merged:
+                notes = findings.notes(task.key(step), SpectrumNotes)
+                if notes.spectrum:
+                    values = findings.read(task.key(step))
+                    task.spectra[step.name] = Spectrum(values, **notes.spectrum.model_dump())
+                elif notes.is_changed:
+                    task.whole[step.name] = step.info.nbytes
+            for part in plan.parts:
+                if part.task == task.name:
+                    task.whole[part.info.name] = part.info.nbytes
 
 
 def matrices_of(plan: Plan, step: Step) -> list[StoredTensor]:
@@ -77,15 +94,6 @@ def matrices_of(plan: Plan, step: Step) -> list[StoredTensor]:
     return [StoredTensor(plan, step, (i, i + 1), as_matrix=True) for i in range(count)]
 
 
-def _spectrum_infos(plan: Plan, tasks: Sequence[TaskAdapters]) -> list[TensorInfo]:
-    infos = []
-    for step in plan.merged:
-        if step.view:
-            shape = (min(step.view.m, step.view.n),)
-            infos += [TensorInfo(task.key(step), shape, "F64") for task in tasks]
-    return infos
-
-
 def _find_spectra_of(
     plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSettings, findings: Findings, step: Step
 ) -> None:
@@ -94,15 +102,16 @@ def _find_spectra_of(
     for task in tasks:
         if task.key(step) in findings:
             continue
-        changed = any(matrix.is_changed(task.index) for matrix in matrices)
+        is_changed = any(matrix.is_changed(task.index) for matrix in matrices)
         spectrum = None
-        if changed and step.view:
+        if is_changed and step.view:
             with naming(step, "compress"):
                 # The matrices of a stack have one rank, so they compete for bytes as one.
                 spectrum = pooled([_spectrum(step, matrix, task.index, settings) for matrix in matrices])
-        if spectrum is None or not spectrum.full_rank:
-            findings.put(task.key(step), None, SpectrumNotes(is_changed=changed))
+        if spectrum is None or not spectrum.full_rank:  # not a matrix, or no more of it than noise
+            findings.put(task.key(step), None, SpectrumNotes(is_changed=is_changed))
             continue
+        # The file has room for all of them; an adapter among the sources has fewer, and zeros fill up.
         values = torch.zeros(min(spectrum.m, spectrum.n), dtype=torch.float64)
         values[: len(spectrum.values)] = spectrum.values
         facts = SpectrumFacts(**{name: getattr(spectrum, name) for name in SpectrumFacts.model_fields})
@@ -110,10 +119,16 @@ def _find_spectra_of(
 
 
 def _spectrum(step: Step, matrix: StoredTensor, t: int, settings: AdapterSettings) -> Spectrum:
+    """The singular values of one task's change of a matrix, and what its triplets cost and are worth."""
     deltas = matrix.deltas()
     factors = deltas.factors(t)
-    values = factors.s.double() if factors else _singular_values(deltas, t)
-    item = step.info.nbytes // step.info.numel
+    if factors:  # of an adapter among the sources: nothing has to be decomposed
+        values = factors.s.double()
+    else:
+        delta = deltas[t]  # (m, n)
+        with deltas.naming(t):
+            values = singular_values(delta)
+    item = step.info.nbytes // step.info.numel  # bytes of one number
     factor_dtype = settings.dtype_of_factors
     m, n = deltas.shape
     largest = float(values[0]) if len(values) else 0.0
@@ -128,21 +143,3 @@ def _spectrum(step: Step, matrix: StoredTensor, t: int, settings: AdapterSetting
         factor_item=DTYPES[factor_dtype].nbytes if factor_dtype else item,
         whole_item=item,
     )
-
-
-def _singular_values(deltas: Deltas, t: int) -> Tensor:
-    delta = deltas[t]  # (m, n)
-    with deltas.naming(t):
-        return singular_values(delta)
-
-
-def _read_findings(plan: Plan, task: TaskAdapters, findings: Findings) -> None:
-    for step in plan.merged:
-        notes = findings.notes(task.key(step), SpectrumNotes)
-        if notes.spectrum:
-            task.spectra[step.name] = Spectrum(findings.read(task.key(step)), **notes.spectrum.model_dump())
-        elif notes.is_changed:
-            task.whole[step.name] = step.info.nbytes
-    for part in plan.parts:
-        if part.task == task.name:
-            task.whole[part.info.name] = part.info.nbytes

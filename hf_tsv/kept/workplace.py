@@ -22,7 +22,7 @@ class Workplace:
         identity: What the job is, for its journal.
         folders: Folders of the models on this machine, by task; the base's under None.
         resources: What may be used of the machine.
-        progress: Told of the work done.
+        progress: Notified of the work done.
         in_order: Whether to take tensors in the order of their files, for sources that are read over a network, instead
             of the largest first.
     """

@@ -102,8 +102,8 @@ def check(pushing: Pushing, repo_id: str, contents: Contents, hub: Hub) -> Desti
     licence = licence_of_card(pushing.license, contents.terms, contents.card)
     following = inherited([named.terms for named in contents.terms])
     if not licence and not following.licence:
-        stated = [f"{named.name}: {named.terms.license_label or 'none named'}" for named in contents.terms]
-        raise PublishError(f"licence: {following.why} ({', '.join(stated)}). Look at their terms, then pass --license")
+        stated = ", ".join(f"{named.name}: {named.terms.license_label or 'none named'}" for named in contents.terms)
+        raise PublishError(f"licence: {following.why} ({stated}). Look at their terms, then pass --license")
     repository = Repository(hub, repo_id, create_pr=pushing.create_pr)
     target = repository.check()
     # A model that is only named by the recipe matters where its mere name is nobody's business.
@@ -137,9 +137,12 @@ def licence_of_card(option: str | None, terms: Sequence[NamedTerms], card: str) 
         raise PublishError(f"--license {option}: not a licence's id on the Hub. Pass one such as apache-2.0")
     if option:
         return Licence(option)
-    following, written = inherited([named.terms for named in terms]).licence, licence_in(card)
+    following = inherited([named.terms for named in terms]).licence
+    written = licence_in(card)
+    if not written.get("license"):
+        return None
     # What follows from the sources was written by us.
-    if not written.get("license") or (following and written["license"] == following.id):
+    if following and written["license"] == following.id:
         return None
     return Licence(written["license"], written.get("license_name"), written.get("license_link"))
 
@@ -166,4 +169,5 @@ def _privacy(target: Target, wish: bool | None, hidden: Sequence[str]) -> bool |
             f"{target.repo_id}: is public, but not everyone may see {some(hidden)}. Pass --public if its owner allows"
             " that, or choose a private repository"
         )
+    # A wish counts for more: --public says that its owner allows it.
     return True if hidden and wish is None else wish

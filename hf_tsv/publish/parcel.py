@@ -64,8 +64,14 @@ class Parcel:
         """The files as they lie in that repository, where adapters on the merged model name it as their base."""
         files = dict(self.files)
         if isinstance(self.record, MergeRecord) and self.record.adapters:
-            for path in [path for path in files if path.endswith("/adapter_config.json")]:
-                files[path] = _with_base(files[path], repo_id)
+            for path, file in self.files.items():
+                if not path.endswith(f"/{ADAPTER_CONFIG}"):
+                    continue
+                content = file.read_bytes() if isinstance(file, Path) else file
+                config = json.loads(content) | {"base_model_name_or_path": repo_id}
+                # Spelt as PEFT spells it.
+                text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+                files[path] = text.encode()
         return files
 
 
@@ -92,17 +98,14 @@ def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
         return _parcel_of_task(root, record, out.resolve().name, {own_profile: "."})
     if isinstance(record, AdaptersRecord) and tasks is not None and len(tasks) == 1:
         # The task's first adapter lies at the root, those of other profiles in the folders that they have here.
-        first, *more = record.adapters[tasks[0]]
-        places = {first: ".", **{profile: f"{ADAPTERS[profile]}/{tasks[0]}" for profile in more}}
-        return _parcel_of_task(root, record, tasks[0], places)
+        task = tasks[0]
+        places: dict[Profile, str] = {}
+        for profile in record.adapters[task]:
+            places[profile] = f"{ADAPTERS[profile]}/{task}" if places else "."
+        return _parcel_of_task(root, record, task, places)
     files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    return Parcel(
-        record,
-        _published_files(files, root, record),
-        partial(render_card, record, root),
-        _text(root / CARD_FILE),
-        all_terms(record),
-    )
+    card = partial(render_card, record, root)
+    return Parcel(record, _published_files(files, root, record), card, _text(root / CARD_FILE), all_terms(record))
 
 
 def tasks_of(out: Path) -> tuple[str, ...] | None:
@@ -130,10 +133,10 @@ def _parcel_of_task(root: Path, record: AdaptersRecord, task: str, places: Mappi
     """Adapters of one task, by profile, with where each lies in the repository.
 
     Raises:
-        OutputError: the record tells of no such task.
+        OutputError: the record lists no such task.
     """
     if task not in record.adapters:
-        raise OutputError(f"{root / RECORD_FILE}: tells of no adapter of '{task}'. Make the output again")
+        raise OutputError(f"{root / RECORD_FILE}: lists no adapter of '{task}'. Make the output again")
     part = of_task(record, task)
     files = {name: root / name for name in (RECORD_FILE, RECIPE_FILE, LOCK_FILE)}
     for profile, place in places.items():
@@ -143,7 +146,8 @@ def _parcel_of_task(root: Path, record: AdaptersRecord, task: str, places: Mappi
             if path.is_file():
                 files[prefix + path.relative_to(folder).as_posix()] = path
     by_task = {(task, profile): place for profile, place in places.items()}
-    old_card = _text(root / ADAPTERS[next(iter(places))] / task / CARD_FILE)
+    first_profile = next(iter(places))
+    old_card = _text(root / ADAPTERS[first_profile] / task / CARD_FILE)
     card = partial(render_adapters, part, root, by_task)
     # The recipe beside one task's adapter names the models of all tasks.
     return Parcel(part, _published_files(files, root, part), card, old_card, all_terms(record))
@@ -154,29 +158,23 @@ def _published_files(files: Mapping[str, Path], root: Path, record: Record) -> d
     shown: dict[str, Path | bytes] = {}
     for path, file in files.items():
         is_hidden = any(part.startswith(".") for part in path.split("/"))
-        if path != CARD_FILE and not is_hidden:
-            shown[path] = _published_file(file)
+        # The card is made when it is sent, around the one on the Hub.
+        if path == CARD_FILE or is_hidden:
+            continue
+        shown[path] = file
+        if file.suffix != ".json" or file.stat().st_size > CONFIG_MAX_BYTES:
+            continue
+        try:
+            text = file.read_text("utf-8")
+            config = published_config(text)
+        except (ValueError, RecursionError):  # not JSON, so not a configuration that we wrote
+            continue
+        if config != text:
+            shown[path] = config.encode()
+    # Record, recipe and lock name models as well, and are published without this machine's folders.
     return shown | published(root, record)
 
 
-def _published_file(file: Path) -> Path | bytes:
-    """A configuration without the folders that it names; any other file as it is."""
-    if file.suffix != ".json" or file.stat().st_size > CONFIG_MAX_BYTES:
-        return file
-    try:
-        text = file.read_text("utf-8")
-        shown = published_config(text)
-    except (ValueError, RecursionError):
-        return file
-    return file if shown == text else shown.encode()
-
-
-def _with_base(config: Path | bytes, repo_id: str) -> bytes:
-    """An adapter's configuration with another base."""
-    content = config.read_bytes() if isinstance(config, Path) else config
-    changed = json.loads(content) | {"base_model_name_or_path": repo_id}
-    return (json.dumps(changed, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
 def _text(path: Path) -> str:
+    """A file's text; empty where there is none."""
     return path.read_text("utf-8") if path.is_file() else ""

@@ -17,7 +17,7 @@ from hf_tsv.lora.format import ADAPTER_CONFIG
 from hf_tsv.lora.formats import ADAPTERS
 from hf_tsv.publish.check import Destination
 from hf_tsv.publish.parcel import Parcel
-from hf_tsv.record import AdaptersRecord, MergeRecord, Record
+from hf_tsv.record import AdaptersRecord
 
 OWN_FOLDERS = (*ADAPTERS.values(), MASKS, PARTS, PICTURES)
 STALE = (
@@ -41,7 +41,8 @@ def sending(to: Destination | None, waiting: Callable[[], None]) -> Iterator[Cal
         yield lambda path, file: None
         return
     # One thread: shards are large, and a second upload would share the first one's bandwidth.
-    pool, sender = ThreadPoolExecutor(1), _Sender(to)
+    pool = ThreadPoolExecutor(1)
+    sender = _Sender(to)
 
     def send(path: str, file: Path) -> None:
         pool.submit(sender, path, file)
@@ -51,6 +52,7 @@ def sending(to: Destination | None, waiting: Callable[[], None]) -> Iterator[Cal
         waiting()
         pool.shutdown()
     finally:
+        # After an error nothing is waited for; after the shutdown above this does nothing.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -78,19 +80,27 @@ def deliver(parcel: Parcel, to: Destination) -> Pushed:
         PublishError: the Hub would refuse the card.
         HubError: the Hub refuses or fails.
     """
-    if problems := check_card(_card(parcel, to, None)):
-        raise PublishError(f"{to.repository.repo_id}: {CARD_FILE}: {problem}. Correct it" for problem in problems)
+    repo_id = to.repository.repo_id
+    problems = check_card(_card(parcel, to, None))
+    if problems:
+        raise PublishError(f"{repo_id}: {CARD_FILE}: {problem}. Correct it" for problem in problems)
     to.prepare()
-    title, _, text = (to.message or _title(parcel.record)).strip().partition("\n")
-    return to.repository.commit(
-        Commit(
-            parcel.files_in(to.repository.repo_id),
-            partial(_card, parcel, to),
-            _is_stale,
-            title,
-            f"{text.strip()}\n\n{_sources(parcel.record)}".strip(),
-        )
-    )
+    record = parcel.record
+    if isinstance(record, AdaptersRecord):
+        done = f"{some(list(record.adapters))}: adapter by hf_tsv ({record.method})"
+    else:
+        num_models = len(record.sources) - 1  # without the base
+        done = f"Merge {counted(num_models, 'model')} with hf_tsv ({record.method})"
+    title, _, text = (to.message or done).strip().partition("\n")
+    # What it was made of: the models at their commits, and a digest for folders, which have none.
+    entries = [source.model_dump(mode="json") for source in record.sources]
+    digest = sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
+    lines = [f"hf_tsv {record.versions.hf_tsv}, sources {digest}"]
+    lines += [f"{source.model}@{source.revision}" for source in record.sources if source.revision]
+    sources = "\n".join(lines)
+    description = f"{text.strip()}\n\n{sources}".strip()
+    commit = Commit(parcel.files_in(repo_id), partial(_card, parcel, to), _is_stale, title, description)
+    return to.repository.commit(commit)
 
 
 def _card(parcel: Parcel, to: Destination, on_hub: str | None) -> str:
@@ -102,18 +112,5 @@ def _card(parcel: Parcel, to: Destination, on_hub: str | None) -> str:
 def _is_stale(path: str) -> bool:
     """Whether a file that isn't pushed now is an earlier model's: its weights, or what would be read with them."""
     folder, _, rest = path.partition("/")
+    # In folders only what lies in those that we write ourselves: others may be a person's.
     return folder in OWN_FOLDERS if rest else matches(STALE, [path])
-
-
-def _title(record: MergeRecord | AdaptersRecord) -> str:
-    if isinstance(record, AdaptersRecord):
-        return f"{some(list(record.adapters))}: adapter by hf_tsv ({record.method})"
-    return f"Merge {counted(len(record.sources) - 1, 'model')} with hf_tsv ({record.method})"
-
-
-def _sources(record: Record) -> str:
-    """What it was made of, each model at its commit; folders have none."""
-    pinned = [f"{source.model}@{source.revision}" for source in record.sources if source.revision]
-    entries = [source.model_dump(mode="json") for source in record.sources]
-    digest = sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
-    return "\n".join([f"hf_tsv {record.versions.hf_tsv}, sources {digest}", *pinned])

@@ -9,7 +9,7 @@ from hf_tsv.record import read_record
 
 
 def card(out: str | Path, *, license: str | None = None) -> Path:
-    """Write the card of an output again, and those of a compression's adapters; the path of the first.
+    """Write the card of an output again, and those of a compression's adapters; returns the path of the first.
 
     What people wrote outside of our marks stays, and so does what they added to the header.
 
@@ -22,7 +22,9 @@ def card(out: str | Path, *, license: str | None = None) -> Path:
         PublishError: there is no such licence.
     """
     out = Path(out)
-    record, path = read_record(out), out / CARD_FILE
+    record = read_record(out)
+    # A licence that a person wrote into the old card's header is kept, so it is read first.
+    path = out / CARD_FILE
     old = path.read_text("utf-8") if path.is_file() else ""
     licence = licence_of_card(license, all_terms(record), old)
     write_card(record, out, licence=licence, keep=[old] if old else [])

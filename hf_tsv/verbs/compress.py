@@ -41,19 +41,20 @@ def compress(
         adapters: How the adapters are written, where it differs from the recipe.
         push_to_hub: Where to push the adapters: `user/name`, or `user/name-{task}` for a repository each.
         hub: How to reach the Hub.
-        progress: Told of the work done.
+        progress: Notified of the work done.
 
     Returns:
         The record of the output; `pushed` says where it was pushed.
 
     Raises:
-        HfTsvError: anything a person can mend.
+        HfTsvError: anything a person can correct.
     """
     recipe = compression_of(recipe, keep, adapters)
     return merge(recipe, out, options, push_to_hub=push_to_hub, hub=hub, progress=progress)
 
 
 def compression_of(recipe: Recipe | str | Path, keep: str | None, adapters: AdapterOptions | None) -> Recipe:
-    """The recipe by which `compress` works. Arguments and errors as there."""
+    """The recipe that `compress` merges by: with `tsv_c`, `keep` and `adapters` in it. Errors as there."""
+    # Written into the recipe, so that the lock shows them and a later run needs no flags.
     rule = parse_keep(keep) if keep else None
     return as_compression(load(recipe), rule, adapters.settings if adapters else None)

@@ -55,11 +55,13 @@ def evaluate(
     progress = progress or Silent()
     opened = open_recipe(out / LOCK_FILE, hub).fetched(progress)
 
+    # Where PEFT loads less than an adapter's folder holds, and of masks, the restored checkpoint is scored too.
     def restored(task: str) -> Checkpoint:
         return open_task(out, task, base=None, hub=hub).checkpoint
 
     prepared = prepare(tasks, opened.sources, partial(made, out, record, restored))
     scores = Results(Path(results) if results else out / "evaluation.jsonl")
+    # Each score goes into the file as soon as it is known, so an interruption loses no more than one.
     score_all(tasks, prepared, scores, device or default_device(), progress)
     evaluation = summarize(tasks, prepared, scores)
     write_record(record.with_evaluation(evaluation), out)

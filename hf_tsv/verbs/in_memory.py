@@ -1,7 +1,7 @@
 """Merges of models that are held in memory."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from hf_tsv.merging.plan import Step, leaves_masks, leaves_residuals
 from hf_tsv.merging.planner import make_plan
 from hf_tsv.merging.progress import Silent
 from hf_tsv.merging.resources import Resources, usable_cores
-from hf_tsv.recipe import Recipe, parse_recipe, to_yaml
+from hf_tsv.recipe import parse_recipe, to_yaml
 
 
 def merge_state_dicts(
@@ -48,13 +48,30 @@ def merge_state_dicts(
         PlanError: names or shapes that don't fit.
         MethodError: NaN or infinity.
     """
-    if strange := sorted(set(weights or {}) - set(finetuned)):
-        raise RecipeError(f"weights: no task {strange[0]!r}, expected {', '.join(map(repr, finetuned))}")
+    unknown_tasks = sorted(set(weights or {}) - set(finetuned))
+    if unknown_tasks:
+        known = ", ".join(map(repr, finetuned))
+        raise RecipeError(f"weights: no task {unknown_tasks[0]!r}, expected {known}")
     if dtype not in ARITHMETIC:
         raise RecipeError(
             f"dtype: expected {' or '.join(ARITHMETIC)} but got {dtype!r}. The output has the base's dtypes"
         )
-    recipe = _recipe_of(list(finetuned), method, weights or {}, dtype, svd, parameters)
+    models = []
+    for task in finetuned:
+        entry: dict[str, Any] = {"model": f"./{task}", "name": task}
+        if weights and task in weights:
+            entry["parameters"] = {"weight": weights[task]}
+        models.append(entry)
+    data = {
+        "merge_method": method,
+        "base_model": "./the base",
+        "models": models,
+        "parameters": parameters,
+        "dtype": dtype,
+        "svd": svd,
+    }
+    # By way of its text, so that it is checked as any other recipe. The folders that it names are never opened.
+    recipe = parse_recipe(to_yaml(data), source=f"merge_state_dicts(method={method!r})")
     planned = make_plan(
         recipe,
         MemoryCheckpoint(base, label="the base"),
@@ -64,12 +81,14 @@ def merge_state_dicts(
         raise MethodError(f"{method}: it keeps something of every task in files. Call hf_tsv.merge")
     held = _Held()
     run(planned, planned.steps, held, Resources(usable_cores()), Silent())
+    # The engine takes the largest tensors first; the result has the base's order.
     return {name: held.tensors[name] for name in base}
 
 
 def merge_modules(base: nn.Module, finetuned: Mapping[str, nn.Module], **options: Any) -> nn.Module:
     """Merge modules of one class into a new one. `options` and errors are those of `merge_state_dicts`."""
     states = {task: module.state_dict() for task, module in finetuned.items()}
+    # The class's code and what a state dict doesn't hold, such as buffers that aren't saved, come from the base.
     merged = copy.deepcopy(base)
     merged.load_state_dict(merge_state_dicts(base.state_dict(), states, **options))
     return merged
@@ -83,22 +102,3 @@ class _Held:
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
         self.tensors[step.name] = tensor
-
-
-def _recipe_of(
-    tasks: Sequence[str], method: str, weights: Mapping[str, float], dtype: str, svd: str, parameters: Mapping[str, Any]
-) -> Recipe:
-    """The recipe of a merge in memory, so that it is checked and carried out as any other."""
-    models = [
-        {"model": f"./{task}", "name": task} | ({"parameters": {"weight": weights[task]}} if task in weights else {})
-        for task in tasks
-    ]
-    data = {
-        "merge_method": method,
-        "base_model": "./the base",
-        "models": models,
-        "parameters": dict(parameters),
-        "dtype": dtype,
-        "svd": svd,
-    }
-    return parse_recipe(to_yaml(data), source=f"merge_state_dicts(method={method!r})")

@@ -25,13 +25,13 @@ def inspect(
         recipe: A recipe, or the path of its file. Its methods and weights don't matter, only which tensors they merge.
         limits: What may be used of the machine. Task vectors are inspected by the CPU, whatever the device.
         hub: How to reach the Hub.
-        progress: Told of the work done.
+        progress: Notified of the work done.
 
     Returns:
         What was found; `plain()` gives it as plain data.
 
     Raises:
-        HfTsvError: anything a person can mend.
+        HfTsvError: anything a person can correct.
     """
     progress = progress or Silent()
     opened = open_recipe(recipe, hub or Hub()).fetched(progress)

@@ -43,13 +43,13 @@ def merge(
         options: How to do it.
         push_to_hub: Where to push the output: `user/name`, or in detail.
         hub: How to reach the Hub.
-        progress: Told of the work done.
+        progress: Notified of the work done.
 
     Returns:
         The record of the output; `pushed` says where it was pushed.
 
     Raises:
-        HfTsvError: anything a person can mend, and the end of another process of the job; no work is lost by it.
+        HfTsvError: anything a person can correct, and the end of another process of the job; no work is lost by it.
     """
     pushing = Pushing(push_to_hub) if isinstance(push_to_hub, str) else push_to_hub
     return Job(load(recipe), Path(out), options, pushing, hub or Hub(), progress or Silent()).run()
@@ -83,7 +83,7 @@ def merge_as_adapter(
         As `merge`.
 
     Raises:
-        HfTsvError: anything a person can mend.
+        HfTsvError: anything a person can correct.
     """
     recipe = as_adapter_output(load(recipe), parse_keep(keep) if keep else None)
     return merge(recipe, out, options, push_to_hub=push_to_hub, hub=hub, progress=progress)

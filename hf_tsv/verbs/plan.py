@@ -19,6 +19,6 @@ def plan(
         hub: How to reach the Hub.
 
     Raises:
-        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is told.
+        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is reported.
     """
     return open_recipe(recipe, hub or Hub(), max_shard_size=max_shard_size).plan

@@ -47,6 +47,7 @@ def push(
 def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
     """What `push` would do, checked; nothing is written. Errors are those of `push`."""
     parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
+    # Before anything is asked of the Hub, for this is known without it.
     for repo, one in parcels.items():
         source_ids = [in_repository(source.model)[0] for source in one.record.sources]
         check_replaces_no_source(pushing, repo, source_ids)

@@ -39,7 +39,7 @@ def restore(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> RestoredRecord:
-    """Write one task's checkpoint, from its adapter or its mask; the record.
+    """Write one task's checkpoint, from its adapter or its mask; returns its record.
 
     Each tensor has the model's dtype, or the task's own where the model has no such tensor. What PEFT can't load of an
     adapter is in it as well.
@@ -51,10 +51,10 @@ def restore(
         options: How to do it; of these, `overwrite` and `max_shard_size` have an effect here.
         base: The base model, a Hub id or a folder, where it isn't found as it was.
         hub: How to reach the Hub.
-        progress: Told of the bytes written.
+        progress: Notified of the bytes written.
 
     Raises:
-        HfTsvError: no such task, or anything else a person can mend.
+        HfTsvError: no such task, or anything else a person can correct.
     """
     to, hub = Path(to), hub or Hub()
     check_alone(to)
@@ -64,14 +64,20 @@ def restore(
     shards = plan_shards([model.info(name) for name in model.names()], options.max_shard_size)
     check_disk(to, sum(shard.nbytes for shard in shards))
     with Staging(to) as staging:
-        staging.discard()
+        staging.discard()  # what an interrupted start has left
         try:
-            digests = _copied(model, shards, staging.out, progress or Silent())
-            _copy_companions(source, _own_config(Path(out), task), hub, staging.out)
-        except BaseException:
+            digests = _write_model(model, shards, staging.out, progress or Silent())
+            own_companions = companions(source, hub)
+            copy_companions(own_companions, staging.out, tokenizer=own_companions, dtype=None, template=None)
+            # A task with a head of its own has a configuration of its own, for example with other labels.
+            own_config = _own_config(Path(out), task)
+            if own_config:
+                copy_config(own_config.parent, staging.out)
+        except BaseException:  # there is no journal here to go on from, so nothing is kept
             staging.remove()
             raise
-        record = make_restoration_record(task, source.describe(), [shard.file for shard in shards], digests)
+        files = [shard.file for shard in shards]
+        record = make_restoration_record(task, source.describe(), files, digests)
         record = record.with_checksums(checksums(staging.out, record.files))
         write_record(record, staging.out)
         staging.publish()
@@ -81,10 +87,22 @@ def restore(
 def open_task(out: Path, task: str, *, base: str | None, hub: Hub) -> Source:
     """One task's model, read tensor by tensor as it is asked for. Arguments and errors as for `restore`."""
     if (out / file_of(task)).is_file():
-        on = open_model(ModelRef.parse(base) if base else _base_in_lock(out), hub)
-        return replace(on, checkpoint=open_masked(out, task, on.checkpoint, read_record(out)))
-    adapter = _adapter_of(out, task)
-    ref = ModelRef.parse(base) if base else _base_of(out)
+        # A mask chooses between the base and the merged model, which lies in `out`.
+        base_ref = ModelRef.parse(base) if base else _base_in_lock(out)
+        opened = open_model(base_ref, hub)
+        return replace(opened, checkpoint=open_masked(out, task, opened.checkpoint, read_record(out)))
+    adapters = [out / folder / task for folder in ADAPTERS.values() if is_adapter(out / folder / task)]
+    if not adapters:
+        known = tasks_of(out)
+        way_out = f"Its tasks: {some(known)}" if known else "Name the output folder of a compression"
+        raise OutputError(f"{out}: holds no adapter and no mask of task '{task}'. {way_out}")
+    adapter = adapters[0]  # the faithful one, where there are several
+    if base:
+        ref = ModelRef.parse(base)
+    elif is_model(out):  # a merged model with adapters beside it, which are changes of that model
+        ref = ModelRef(str(out.absolute()), text=str(out))
+    else:
+        ref = _base_in_lock(out)
     if ref.adapter:
         raise OutputError(f"{ref}: a model with an adapter on top, expected a model. Restore that first")
     return open_model(replace(ref, adapter=str(adapter), text=f"{ref}+{adapter}"), hub)
@@ -103,73 +121,54 @@ def load_task(out: str | Path, task: str, *, base: str | None = None, hub: Hub |
         A `transformers.PreTrainedModel` of the class that the configuration names, in evaluation mode.
 
     Raises:
-        HfTsvError: no such task, or anything else a person can mend.
+        HfTsvError: no such task, or anything else a person can correct.
     """
     from hf_tsv.lora.skeleton import model_class_of
 
     out, hub = Path(out), hub or Hub()
     source = open_task(out, task, base=base, hub=hub)
-    own = _own_config(out, task)
-    config, model_class = model_class_of(own.parent if own else _folder(source))
+    own_config = _own_config(out, task)
+    folder = own_config.parent if own_config else source.folder
+    assert folder is not None, "it was fetched"
+    config, model_class = model_class_of(folder)
+    # From memory, as if a restored checkpoint were read; nothing is written.
     state = {name: source.checkpoint.read(name) for name in source.checkpoint.names()}
-    return model_class.from_pretrained(None, config=config, state_dict=state).eval()
+    model = model_class.from_pretrained(None, config=config, state_dict=state)
+    return model.eval()
 
 
 def tasks_of(out: Path) -> list[str]:
     """The tasks that can be restored from a folder."""
-    adapters = {path.name for kind in ADAPTERS.values() for path in (out / kind).glob("*") if is_adapter(path)}
-    return sorted(adapters | {path.stem for path in (out / MASKS).glob("*.safetensors")})
-
-
-def _folder(source: Source) -> Path:
-    assert source.folder is not None, "it was fetched"
-    return source.folder
-
-
-def _adapter_of(out: Path, task: str) -> Path:
-    found = [out / kind / task for kind in ADAPTERS.values() if is_adapter(out / kind / task)]
-    if not found:
-        known = tasks_of(out)
-        way_out = f"Its tasks: {some(known)}" if known else "Name the output folder of a compression"
-        raise OutputError(f"{out}: holds no adapter and no mask of task '{task}'. {way_out}")
-    return found[0]
-
-
-def _base_of(out: Path) -> ModelRef:
-    """The merged model where one lies beside the adapters, else the base of the recipe that made them."""
-    if is_model(out):
-        return ModelRef(str(out.absolute()), text=str(out))
-    return _base_in_lock(out)
+    tasks = {path.stem for path in (out / MASKS).glob("*.safetensors")}
+    for folder in ADAPTERS.values():
+        tasks |= {path.name for path in (out / folder).glob("*") if is_adapter(path)}
+    return sorted(tasks)
 
 
 def _base_in_lock(out: Path) -> ModelRef:
+    """The base of the recipe that made an output, at the commit that was read."""
     if not (out / LOCK_FILE).is_file():
-        raise OutputError(f"{out}: no {LOCK_FILE} in it tells what it was made from. Pass --base")
+        raise OutputError(f"{out}: has no {LOCK_FILE} that says what it was made from. Pass --base")
     return load_recipe(out / LOCK_FILE).base
 
 
 def _own_config(out: Path, task: str) -> Path | None:
     """The configuration of a task that has a head of its own."""
-    places = [config_of(out, task), *(out / kind / task / MODEL_CONFIG for kind in ADAPTERS.values())]
+    places = [config_of(out, task)]
+    places += [out / folder / task / MODEL_CONFIG for folder in ADAPTERS.values()]
     return next((place for place in places if place.is_file()), None)
 
 
-def _copied(model: Checkpoint, shards: tuple[Shard, ...], folder: Path, progress: Progress) -> dict[str, str]:
-    """The checkpoint's files; every tensor's checksum."""
+def _write_model(model: Checkpoint, shards: tuple[Shard, ...], folder: Path, progress: Progress) -> dict[str, str]:
+    """Write a checkpoint's files; returns every tensor's checksum, by name."""
     progress.begin(float(sum(shard.nbytes for shard in shards)))
     checksums = {}
     with CheckpointWriter(folder, shards) as writer:
-        for info in (info for shard in shards for info in shard.tensors):
-            checksums[info.name] = writer.write(info.name, model.read(info.name))
-            progress.advance(info.nbytes, info.name)
+        for shard in shards:
+            for info in shard.tensors:
+                # One tensor at a time is in memory.
+                checksums[info.name] = writer.write(info.name, model.read(info.name))
+                progress.advance(info.nbytes, info.name)
         writer.sync()
     writer.write_index()
     return checksums
-
-
-def _copy_companions(source: Source, config: Path | None, hub: Hub, folder: Path) -> None:
-    """Those of the model, but for the configuration of a task that has a head of its own."""
-    own = companions(source, hub)
-    copy_companions(own, folder, tokenizer=own, dtype=None, template=None)
-    if config:
-        copy_config(config.parent, folder)

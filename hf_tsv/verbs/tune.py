@@ -50,7 +50,10 @@ def tune(
     from hf_tsv.evaluation.options import Search
     from hf_tsv.evaluation.tunable import at_scale_one
 
-    recipe, tasks, progress = load(recipe), load_suite(suite), progress or Silent()
+    recipe = load(recipe)
+    tasks = load_suite(suite)
+    progress = progress or Silent()
+    # At scale 1 and not rounded, so that a candidate only has to multiply the merged change.
     opened = open_recipe(at_scale_one(recipe), hub or Hub()).fetched(progress)
     planned, sources = opened.plan, opened.sources
     check_on_base(planned, "scales are tried on")

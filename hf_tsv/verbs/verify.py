@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.checkpoints.safetensors import Located, read_header
 from hf_tsv.checkpoints.writer import METADATA, bytes_of, layout
 from hf_tsv.errors import CheckpointError, HfTsvError, some
@@ -27,7 +26,6 @@ from hf_tsv.merging.progress import Progress, Silent
 from hf_tsv.merging.resources import Resources, usable_cores
 from hf_tsv.recipe import Recipe, load_recipe
 from hf_tsv.record import MergeRecord, Record, RestoredRecord, TensorEntry, TensorSum, Versions, read_record
-from hf_tsv.sources.models import Source
 
 SAMPLE = 8
 DEFAULTS = Limits()
@@ -77,13 +75,14 @@ def verify(
         seed: Chooses these tensors.
         recipe: A copy of the lock file that names the sources where they are now, should they have moved.
         hub: How to reach the Hub.
-        progress: Told of the work done, of the reading and of the merging in turn.
+        progress: Notified of the work done, of the reading and of the merging in turn.
 
     Raises:
         OutputError: the record is missing or malformed, so that there is nothing to compare with.
     """
     out, progress = Path(out), progress or Silent()
-    record, result = read_record(out), Verification()
+    record = read_record(out)
+    result = Verification()
     _compare_tensors(out, record, result, progress)
     _compare_files(out, record, result)
     if sample == 0:
@@ -95,14 +94,15 @@ def verify(
             locked = load_recipe(recipe or out / LOCK_FILE)
             sampled = _Sampled(record, sample, seed, result)
             sampled.merge(locked, limits.resources(), hub or Hub(), progress)
-        except HfTsvError as error:
+        except HfTsvError as error:  # sources may be gone, or need a token; the files were compared all the same
             result.not_checked += [f"not merged again: {problem}" for problem in error.problems]
             result.not_checked.append(
                 f"where sources have moved, pass a copy of {out / LOCK_FILE} that names them as --recipe;"
                 " --sample 0 compares the files alone"
             )
             result.exit_code = error.exit_code
-    result.exit_code = 1 if result.differs else result.exit_code
+    if result.differs:
+        result.exit_code = 1
     return result
 
 
@@ -112,55 +112,44 @@ def _files_of(record: Record) -> Sequence[str]:
 
 
 def _compare_tensors(out: Path, record: Record, result: Verification, progress: Progress) -> None:
-    """Every byte of the weight files: headers against what they must be, tensors against their checksums."""
+    """Compare every byte of the weight files: headers with what they must be, tensors with their checksums."""
     entries: Mapping[str, TensorEntry | TensorSum] = {}
     if isinstance(record, MergeRecord | RestoredRecord):
         entries = record.tensors
-    present = _located(out, record, result)
+    present: list[Located] = []
+    for file in _files_of(record):
+        path = out / file
+        try:
+            in_file = read_header(path)
+        except CheckpointError as error:
+            result.differs += error.problems
+            continue
+        header, _ = layout([located.info for located in in_file], METADATA)
+        with path.open("rb") as stream:
+            # A header can say the same of the tensors in other bytes, or hold metadata that we didn't write.
+            if stream.read(len(header)) != header:
+                result.differs.append(f"{path}: its header is not the one that was written. Download it again")
+        present += in_file
     progress.begin(float(sum(located.info.nbytes for located in present)))
+    # Threads suffice: hashing and reading release Python's lock.
     with ThreadPoolExecutor(usable_cores()) as pool:
         for located, digest in zip(present, pool.map(_digest, present), strict=True):
-            progress.advance(located.info.nbytes, located.info.name)
-            if difference := _difference(located, digest, entries.get(located.info.name)):
-                result.differs.append(difference)
+            info = located.info
+            progress.advance(info.nbytes, info.name)
+            entry = entries.get(info.name)
+            where = f"{located.path}: tensor {info.name!r}"
+            if entry is None:
+                result.differs.append(f"{where} is not in the record")
+            elif isinstance(entry, TensorEntry) and (info.dtype, info.shape) != (entry.dtype, entry.shape):
+                found = f"{info.dtype} {list(info.shape)}"
+                result.differs.append(f"{where} is {found}, expected {entry.dtype} {list(entry.shape)}")
+            elif digest != entry.sha256:
+                result.differs.append(f"{where} has other bytes than were written. Download the file again")
     result.tensors = len(present)
     # Where a file is broken or gone, its tensors are too, and that line says enough.
     lost = sorted(entries.keys() - {located.info.name for located in present})
     if lost and not result.differs:
         result.differs.append(f"{out}: {len(lost)} recorded tensors are in none of its files: {some(lost)}")
-
-
-def _located(out: Path, record: Record, result: Verification) -> list[Located]:
-    """Where the weight files hold which tensor, by their headers."""
-    present: list[Located] = []
-    for file in _files_of(record):
-        try:
-            in_file = read_header(out / file)
-        except CheckpointError as error:
-            result.differs += error.problems
-            continue
-        if not _has_header(out / file, [located.info for located in in_file]):
-            result.differs.append(f"{out / file}: its header is not the one that was written. Download it again")
-        present += in_file
-    return present
-
-
-def _has_header(path: Path, tensors: Sequence[TensorInfo]) -> bool:
-    """Whether a file's header is, byte for byte, the one that would be written for these tensors."""
-    header, _ = layout(tensors, METADATA)
-    with path.open("rb") as file:
-        return file.read(len(header)) == header
-
-
-def _difference(located: Located, digest: str, entry: TensorEntry | TensorSum | None) -> str:
-    """How a tensor in a file differs from its entry in the record; empty where it doesn't."""
-    where = f"{located.path}: tensor {located.info.name!r}"
-    if entry is None:
-        return f"{where} is not in the record"
-    info = located.info
-    if isinstance(entry, TensorEntry) and (info.dtype, info.shape) != (entry.dtype, entry.shape):
-        return f"{where} is {info.dtype} {list(info.shape)}, expected {entry.dtype} {list(entry.shape)}"
-    return "" if digest == entry.sha256 else f"{where} has other bytes than were written. Download the file again"
 
 
 def _digest(located: Located) -> str:
@@ -172,13 +161,14 @@ def _digest(located: Located) -> str:
 
 
 def _compare_files(out: Path, record: Record, result: Verification) -> None:
-    """What lies beside the weights."""
+    """Compare the files beside the weights with their checksums, and look for files that have none."""
     for file, digest in record.checksums.items():
         if not (out / file).is_file():
             result.differs.append(f"{out / file}: is gone")
         elif sha256_of(out / file) != digest:
             result.differs.append(f"{out / file}: has other bytes than were written")
     result.files = len(record.checksums)
+    # What nobody recorded may be a person's own file, so it is reported but not counted as a difference.
     present = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     known = {*record.checksums, *_files_of(record)}
     extra = sorted(file for file in present - known if Path(file).name not in OWN_WORDS)
@@ -204,47 +194,46 @@ class _Sampled:
         entries = self._record.tensors
         steps = [step for step in plan.steps if step.name in entries]
         if self._sample is not None:
+            # Drawn in the plan's order, so that a seed gives the same sample everywhere.
             steps = self._draw.sample(steps, min(self._sample, len(steps)))
         check_memory(plan, resources)
-        self._result.notes += [
-            *_other_sources(self._record, sources),
-            *_other_versions(self._record.versions, resources.device),
-        ]
+        # Local folders have no commit: size, time of change and header of their files tell whether they changed.
+        recorded = {source.task: source.fingerprint for source in self._record.sources}
+        for source in sources:
+            fingerprint = recorded.get(source.task)
+            if fingerprint and source.identity != fingerprint:
+                self._result.notes.append(
+                    f"{source.ref}: its files have another size, time of change or header than when they were merged"
+                )
+        self._result.notes += _other_versions(self._record.versions, resources.device)
         run(plan, steps, self, resources, progress)
         self._result.recomputed = sorted(step.name for step in steps)
         for name, method in sorted(self._differing.items()):
             self._result.differs.append(f"{name}: {method} of the sources gives other bits than were recorded")
-        if unlike := sorted(entries.keys() ^ {step.name for step in plan.steps}):
+        in_one_only = sorted(entries.keys() ^ {step.name for step in plan.steps})
+        if in_one_only:
             self._result.differs.append(
-                f"{locked.source}: its sources hold other tensors than were merged: {some(unlike)}"
+                f"{locked.source}: its sources hold other tensors than were merged: {some(in_one_only)}"
             )
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
         """Compare a merged tensor: what the engine calls for each."""
-        if hashlib.sha256(bytes_of(tensor)).hexdigest() != self._record.tensors[step.name].sha256:
+        digest = hashlib.sha256(bytes_of(tensor)).hexdigest()
+        if digest != self._record.tensors[step.name].sha256:
+            # Called by several threads at once, so the lines are written later, in the order of names.
             self._differing[step.name] = step.method
 
 
-def _other_sources(record: Record, sources: Sequence[Source]) -> list[str]:
-    """Which local folders have changed. They have no commit: their files' size, time of change and headers count."""
-    then = {source.task: source.fingerprint for source in record.sources}
-    return [
-        f"{source.ref}: its files have another size, time of change or header than when they were merged"
-        for source in sources
-        if then.get(source.task) and source.identity != then[source.task]
-    ]
-
-
 def _other_versions(then: Versions, device: torch.device) -> list[str]:
-    """Which versions, that bits depend on, are others now."""
+    """The versions that bits depend on and that are others now, a line each. Python's is not one of them."""
     now = versions(device)
     compared = {
         "numerics": (then.numerics, now.numerics),
         "torch": (then.torch, now.torch),
         "processor": (then.processor, now.processor),
     }
-    return [
-        f"made with {what} {before}, merged again with {after}: another one may round differently"
-        for what, (before, after) in compared.items()
-        if before != after
-    ]
+    notes = []
+    for what, (before, after) in compared.items():
+        if before != after:
+            notes.append(f"made with {what} {before}, merged again with {after}: another one may round differently")
+    return notes
