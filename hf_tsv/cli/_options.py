@@ -19,11 +19,27 @@ OutFolder = Annotated[
         metavar="OUT", help="Output folder. With --push-to-hub, defaults to the repository's name.", show_default=False
     ),
 ]
+
+
+def _checked_keep(text: str | None) -> str | None:
+    """A rule as it was given; typer reports a wrong one as a usage error."""
+    if text is not None:
+        from hf_tsv.errors import MethodError
+        from hf_tsv.linalg.ranks import parse_keep
+
+        try:
+            parse_keep(text)
+        except MethodError as error:
+            raise typer.BadParameter(str(error).removeprefix(f"--keep {text}: ")) from None
+    return text
+
+
 Keep = Annotated[
     str | None,
     typer.Option(
         "--keep",
         metavar="RULE",
+        callback=_checked_keep,
         help="How much to keep: 10%, 10MB, rank=16, fraction=0.5, energy=0.9 or error=0.1.",
     ),
 ]

@@ -89,7 +89,7 @@ def _identity(plan: Plan, sources: Sequence[Source]) -> dict[str, str]:
     for source in sources:
         name = "base model" if source.task is None else f"model '{source.task}'"
         identity[name] = source.identity
-    identity["shards"] = _sha256(layout)
+    identity["layout of files"] = _sha256(layout)
     if plan.vocabulary:
         identity["vocabulary"] = plan.vocabulary.fingerprint
     identity["singular value decomposition"] = plan.recipe.svd

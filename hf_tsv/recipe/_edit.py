@@ -19,9 +19,10 @@ from hf_tsv.recipe._recipe import Recipe
 from hf_tsv.recipe._yaml import yaml_of
 
 _Part = CommentedMap | CommentedSeq
-# Lines are broken only where they get longer than this, and than the text's own by more than a commit's hash.
+# Lines are broken only where they get longer than this, and than the text's own by more than what is written into it:
+# for each model the hashes of its commit and of its adapter's. A list in braces has all models on one line.
 MIN_WIDTH = 120
-GROWTH = 48
+GROWTH_OF_A_MODEL = 2 * 48
 _COMMENT_AT = {CommentedMap: 2, CommentedSeq: 0}  # where ruamel keeps the comment after a value
 
 
@@ -47,7 +48,7 @@ def edited(recipe: Recipe, change: Callable[[CommentedMap], None]) -> Recipe:
     if document == before:
         return recipe
     longest_line = max(map(len, recipe.text.splitlines()))
-    yaml.width = max(MIN_WIDTH, longest_line + GROWTH)
+    yaml.width = max(MIN_WIDTH, longest_line + GROWTH_OF_A_MODEL * (len(recipe.models) + 1))
     _indent_alike(yaml, before)
     text = io.StringIO()
     yaml.dump(document, text)

@@ -226,7 +226,7 @@ class _MeaningReader:
             keepers.append("residuals")
         if keepers:
             problem = (
-                f"an adapter can't carry what {' and '.join(keepers)} keeps of single tasks. Leave one of them out."
+                f"one adapter can't hold what single tasks keep by {' and '.join(keepers)}. Leave one of the two out."
             )
             self._document.tell(("output",), problem)
         return rule

@@ -94,6 +94,19 @@ def test_several_processes_give_the_bytes_of_one(count: int, zoo: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_several_processes_compress_to_the_bytes_of_one(zoo: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((zoo / "recipe.yaml").read_text().replace("tsv_m", "tsv_c"))
+    hf_tsv.compress(recipe, tmp_path / "whole")
+    ended = ends([start(recipe, tmp_path / "out", rank, 2) for rank in range(2)])
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
+    assert files
+    for file in files:
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(victim: int, zoo: Path, tmp_path: Path) -> None:
     recipe, out, staging = zoo / "recipe.yaml", tmp_path / "out", tmp_path / ".out.hf_tsv"
@@ -189,9 +202,8 @@ def test_a_contradicting_environment_is_told(rank: str, monkeypatch: pytest.Monk
 def test_what_one_process_makes_refuses_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    recipe = models.recipe(models.zoo(models.bert, tmp_path))
     with pytest.raises(OutputError, match="Run it without a launcher"):
-        hf_tsv.merge_as_adapter(recipe, tmp_path / "out")
+        hf_tsv.restore(tmp_path / "out", "t0", tmp_path / "restored")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 import hf_tsv
-from hf_tsv.errors import OutputError
+from hf_tsv.errors import RecipeError
 from tests.support import models
 from tests.support.adapters import recipe as recipe_of
 from tests.support.adapters import zoo as adapters_of
@@ -63,6 +63,6 @@ def test_a_rank_is_kept_and_optimal(tmp_path: Path) -> None:
 
 def test_an_adapter_holds_no_adapters(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.llama, tmp_path), more="residuals: {rank: 2}\n")
-    with pytest.raises(OutputError, match="without tsv_c and residuals"):
+    with pytest.raises(RecipeError, match="one adapter can't hold what single tasks keep by residuals"):
         hf_tsv.merge_as_adapter(path, tmp_path / "out")
     assert run("merge", path, tmp_path / "out", "--keep", "rank=4").exit_code == 2

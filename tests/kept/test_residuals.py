@@ -110,7 +110,11 @@ def test_the_recipe_says_how_adapters_are_written(tmp_path: Path) -> None:
         ("residuals: {ranks: 2}\n", RecipeError, "Did you mean 'rank'"),
         ("adapters: {rank: 7}\n", RecipeError, "expected 8, 16, 32, 64 or 128 but got 7"),
         (MIXED.replace("rank: 4", "rank: 4, budget: 5%"), PlanError, "several rules for the ranks: rank, budget"),
-        (MIXED.replace("rank: 4", "budget: 5%") + "residuals: {budget: 9%}\n", PlanError, "expected one budget"),
+        (
+            MIXED.replace("rank: 4", "budget: 5%") + "residuals: {budget: 9%}\n",
+            PlanError,
+            "an adapter has only one size",
+        ),
     ],
 )
 def test_mistakes_are_told_before_weights_move(more: str, kind: type[Exception], told: str, tmp_path: Path) -> None:

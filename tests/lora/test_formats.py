@@ -15,7 +15,7 @@ from torch import nn
 
 import hf_tsv
 from hf_tsv.checkpoints.folder import open_checkpoint
-from hf_tsv.errors import MethodError, RecipeError
+from hf_tsv.errors import RecipeError
 from hf_tsv.linalg.ranks import Dense
 from hf_tsv.lora import formats
 from hf_tsv.lora.architecture import Architecture
@@ -194,5 +194,5 @@ class TestRegistry:
 
     def test_a_rank_that_the_format_does_not_take(self, tmp_path: Path) -> None:
         folder = models.zoo(models.llama, tmp_path, tasks=1)
-        with pytest.raises(MethodError, match="expected a rank of 8, 16, 32, 64, 128 but got 7"):
+        with pytest.raises(RecipeError, match="expected 8, 16, 32, 64 or 128 but got 7"):
             compressed(folder, "rank=4", tmp_path / "out", profile="serving", serving_rank=7)

@@ -294,7 +294,9 @@ class TestMistakes:
         models.save(models.bert_wide(), folder / "t1")
         models.recipe(folder)
         told = self.told(tmp_path, PlanError)
-        assert told.startswith("'t1': DIR/t1 doesn't fit 39 of the 39 tensors of DIR/base, expected a fine-tune of it.")
+        assert told.startswith(
+            "'t1': DIR/t1 is not a fine-tune of DIR/base: 39 of 39 tensors don't fit. Check the model's name."
+        )
         assert len(told.splitlines()) == 1
 
     @pytest.mark.parametrize("more", ["parameters: {scale: 1e38}\n", "parameters: {scale: 1e7}\nout_dtype: float16\n"])
@@ -309,9 +311,7 @@ class TestMistakes:
         folder = models.zoo(models.bert, tmp_path)
         path = models.recipe(folder)
         path.write_text(path.read_text().replace(f"{folder}/t1", f"{folder}/t1/model.safetensors"))
-        assert "t1/model.safetensors' is a file, expected the folder that it lies in" in self.told(
-            tmp_path, RecipeError
-        )
+        assert "t1/model.safetensors' is a file, expected the folder it is in" in self.told(tmp_path, RecipeError)
 
     def test_every_broken_model(self, tmp_path: Path) -> None:
         folder = models.zoo(models.bert, tmp_path)
@@ -359,7 +359,7 @@ def test_a_run_that_changed_is_not_gone_on_with(tmp_path: Path, monkeypatch: pyt
     stop_after(10_000, monkeypatch)
     models.save(models.perturbed(models.bert(), 9), folder / "t1")
     path = models.recipe(folder, more="parameters: {scale: 2}\n")
-    with pytest.raises(OutputError, match="another recipe, another model 't1' is asked for now. Pass --restart"):
+    with pytest.raises(OutputError, match="an unfinished run with another recipe, another model 't1'. Pass"):
         hf_tsv.merge(path, tmp_path / "out")
     hf_tsv.merge(path, tmp_path / "out", options=hf_tsv.Options(restart=True))
     assert [p.name for p in tmp_path.glob(".out*")] == []

@@ -132,12 +132,12 @@ class TestRefused:
         [
             ("hf_alice", "bob/model", "'alice' can't create one under 'bob'. Choose alice/model, team/model."),
             ("hf_alice", "model", "model: has no owner. Write user/name, such as alice/model."),
-            ("hf_alice", "a b/c", "a b/c: no name that the Hub takes"),
+            ("hf_alice", "a b/c", "a b/c: not a valid name for the Hub"),
             ("hf_alice", "bob/public", "bob/public: your token has no write access there (403: Forbidden"),
             ("hf_alice", "bob/secret", "no such repository, or it is private"),
-            ("hf_reader", "carol/model", "your token only reads, expected one that writes"),
+            ("hf_reader", "carol/model", "your token is read-only. Create one that may write"),
             ("hf_wrong", "alice/model", "your token is wrong, expired or revoked (401)"),
-            (False, "alice/model", "no token was found, and writing needs one"),
+            (False, "alice/model", "writing needs a token, and none was found"),
         ],
     )
     def test_before_a_byte_is_uploaded(
@@ -231,7 +231,7 @@ class TestAdapters:
         exec(snippet.replace('path = "."', f"path = {str(compressed / 'adapters' / 't0')!r}"), names)
         assert names["model"].active_adapter == "default"
         assert str(compressed.parent) not in card
-        assert "hf-tsv compress recipe.lock.yaml OUT " in card
+        assert "hf-tsv compress recipe.lock.yaml OUT\n" in card
 
     def test_a_repository_each(self, hub: LoopbackHub, alice: Hub, compressed: Path) -> None:
         pushed = hf_tsv.push(compressed, "alice/llama-{task}", license="mit", hub=alice)
