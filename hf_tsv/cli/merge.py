@@ -1,7 +1,7 @@
 """`hf-tsv merge`: the merged model."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,12 +25,16 @@ Form = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class MergeOptions(RunOptions, Svd):
+    """How a model is merged."""
+
+
 @told
 @with_flags
 def merge(
     recipe: RecipeFile,
-    svd: Svd,
-    options: RunOptions,
+    options: MergeOptions,
     push: PushOptions,
     access: Access,
     talk: Talk,
@@ -44,7 +48,7 @@ def merge(
     from hf_tsv.linalg.ranks import parse_keep
     from hf_tsv.recipe import as_adapter_output
 
-    loaded = svd.recipe(recipe)
+    loaded = options.recipe(recipe)
     if as_ == "adapter":
         loaded = as_adapter_output(loaded, parse_keep(keep) if keep else None)
     run_job(loaded, push.out_folder(out), options, push, access, talk, label="Merging")

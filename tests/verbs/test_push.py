@@ -80,7 +80,7 @@ class TestPush:
         push(merged, alice, commit_message="Better\n\nMuch better")
         commit = hub.repos[REPO].resolve("main")
         assert commit.title == "Better"
-        assert commit.message.startswith("Much better\n\nhf_tsv 0.1.0, sources ")
+        assert commit.message.startswith(f"Much better\n\nhf_tsv {hf_tsv.__version__}, sources ")
         options = ("--license", "apache-2.0", "--cache-dir", alice.cache_dir, "--commit-message", "Another licence")
         assert run("push", merged, REPO, *options, "--token", "hf_alice").exit_code == 0
         assert commits_of(hub) == ["Another licence", "Better"]
