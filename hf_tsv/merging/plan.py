@@ -17,6 +17,7 @@ from hf_tsv.vocabulary.rows import Vocabulary
 
 KEEP = base.name
 ASKED_FOR = "the recipe says so"
+ABSENT = "in no fine-tuned model"
 DEFAULT_SHARD_SIZE = "5GB"
 PIECE = 2**19  # entries merged at a time where each is merged by itself: few enough to stay near the processor
 _RUN = 2**15  # entries that a sample takes side by side

@@ -11,6 +11,7 @@ from hf_tsv.checkpoints.modules import Depths, Kind, kind_of, matrix_view, paper
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint, TensorInfo
 from hf_tsv.errors import MethodError, PlanError, some
 from hf_tsv.merging.plan import (
+    ABSENT,
     ASKED_FOR,
     DEFAULT_SHARD_SIZE,
     KEEP,
@@ -93,14 +94,14 @@ def _without_effect(plan: Plan) -> list[str]:
     return warnings
 
 
-FEW = 8  # problems of a model that are reported one by one, however few tensors it has
+MAX_LISTED_MISFITS = 8  # problems of a model that are reported one by one, however few tensors it has
 
 
 class _Planner:
     """Collects what is wrong on the way, so that all of it is reported at once."""
 
     def __init__(
-        self, recipe: Recipe, base: Checkpoint, finetuned: Sequence[Checkpoint], clashes: Mapping[str, str]
+        self, recipe: Recipe, base: Checkpoint, finetuned: Sequence[Checkpoint], row_conflicts: Mapping[str, str]
     ) -> None:
         self.recipe = recipe
         self.base = base
@@ -109,50 +110,72 @@ class _Planner:
         self.problems: list[str] = []
         self._misfits: dict[str, list[str]] = {task: [] for task in self.tasks}
         self.kinds: dict[str, Kind] = {}
-        self._clashes = clashes
+        self._row_conflicts = row_conflicts
+        self._reported_conflicts: set[str] = set()
         self._checked: set[object] = set()
         self._depth = Depths(base.names())
-        self._held = [frozenset(checkpoint.names()) for checkpoint in finetuned]
+        self._names_of_tasks = [frozenset(checkpoint.names()) for checkpoint in finetuned]
         # The change that goes into an adapter must not be rounded to the base's dtype first.
         self._out_dtype = "float32" if recipe.output is not None else recipe.out_dtype
 
     def step(self, name: str) -> Step:
+        """Plan one tensor, and collect its problems."""
         info = self.base.info(name)
-        kind = self.kinds[name] = kind_of(info)
-        out = replace(info, dtype=BY_WORD[self._out_dtype].name) if self._out_dtype and info.is_float else info
-        why_kept = ""
+        kind = kind_of(info)
+        self.kinds[name] = kind
+        out = info
+        if self._out_dtype and info.is_float:
+            out = replace(info, dtype=BY_WORD[self._out_dtype].name)
+
+        def keep(why: str) -> Step:
+            return Step(info, out, kind, method=KEEP, parameters={}, weights=(), view=None, why=why)
+
         if not info.is_float:
-            why_kept = f"{info.dtype} is not merged"
-        elif not any(name in held for held in self._held):
-            why_kept = "in no fine-tuned model"
-        if why_kept:
-            return Step(info, out, kind, KEEP, {}, (), None, why=why_kept)
+            return keep(f"{info.dtype} is not merged")
+        if not any(name in names for names in self._names_of_tasks):
+            return keep(ABSENT)
         rule = self.recipe.rule_at(name, kind, self._depth(name))
         method = METHODS[rule.method]
         if method.copies_base:
-            return Step(info, out, kind, KEEP, {}, (), None, why=ASKED_FOR)
-        if name not in self._clashes:
-            # One misfit a tensor is enough: that of the first task at fault.
-            for task, checkpoint, held in zip(self.tasks, self.finetuned, self._held, strict=True):
-                misfit = _misfit(info, task, checkpoint, held)
-                if misfit:
-                    self._misfits[task].append(misfit)
-                    break
+            return keep(ASKED_FOR)
+        if name not in self._row_conflicts:
+            self._note_misfit(info)
         # What an adapter changes is known without reading it; what a whole model changes is not.
         may_change = any(not isinstance(c, AdapterCheckpoint) or c.is_changed(name) for c in self.finetuned)
         if not (method.inputs.unchanged or method.is_surveyed or may_change):
-            return Step(info, out, kind, KEEP, {}, (), None, why="no adapter changes it")
-        clash = self._clashes.get(name)
-        # All tensors with one row a token clash alike: the first of them stands for the others.
-        if clash and not any(problem.endswith(clash) for problem in self.problems):
-            self.problems.append(f"{name}: {clash}")
+            return keep("no adapter changes it")
+        self._note_row_conflict(name)
         if method.inputs.max_tasks is not None and len(self.tasks) > method.inputs.max_tasks:
             self.problems.append(
                 f"{name}: {method.name} takes at most {method.inputs.max_tasks} models, got {len(self.tasks)}"
             )
         self._check_rule(rule)
         view = paper_matrix_view(info) if method.is_as_paper(rule.parameters) else matrix_view(info, kind)
-        return Step(info, out, kind, method.name, dict(rule.parameters), rule.weights, view, rule.base_weight)
+        return Step(
+            info,
+            out,
+            kind,
+            method=method.name,
+            parameters=dict(rule.parameters),
+            weights=rule.weights,
+            view=view,
+            base_weight=rule.base_weight,
+        )
+
+    def _note_misfit(self, info: TensorInfo) -> None:
+        """Note the first task whose tensor doesn't fit the base's: one misfit per tensor is enough."""
+        for task, checkpoint, names in zip(self.tasks, self.finetuned, self._names_of_tasks, strict=True):
+            misfit = _misfit(info, task, checkpoint, names)
+            if misfit:
+                self._misfits[task].append(misfit)
+                return
+
+    def _note_row_conflict(self, name: str) -> None:
+        """Report each reason why rows don't match once, with the first tensor, however many tensors share it."""
+        conflict = self._row_conflicts.get(name)
+        if conflict and conflict not in self._reported_conflicts:
+            self._reported_conflicts.add(conflict)
+            self.problems.append(f"{name}: {conflict}")
 
     def wrong_layers(self) -> list[str]:
         return self.recipe.wrong_layers(self._depth.layers)
@@ -175,7 +198,8 @@ class _Planner:
     def misfits(self) -> Iterable[str]:
         """What doesn't fit; one line for a task that fits hardly anywhere."""
         for task, problems in self._misfits.items():
-            if len(problems) > max(FEW, len(self.kinds) // 2):
+            # Where most tensors don't fit, it is probably a fine-tune of another model.
+            if len(problems) > max(MAX_LISTED_MISFITS, len(self.kinds) // 2):
                 label = self.finetuned[self.tasks.index(task)].label
                 yield (
                     f"'{task}': {label} is not a fine-tune of {self.base.label}: {len(problems)} of"
@@ -207,15 +231,15 @@ class _Planner:
             if isinstance(checkpoint, AdapterCheckpoint):
                 for note in checkpoint.notes:
                     yield f"'{task}': {note}"
-        absent = [step.name for step in steps if step.why == "in no fine-tuned model"]
+        absent = [step.name for step in steps if step.why == ABSENT]
         if absent:
             yield f"in no fine-tuned model, so they stay as the base has them: {some(absent)}"
         embeddings = {step.info.shape: step.name for step in steps if step.kind == "embedding"}
         for part in self.parts(steps):
             if kind_of(part.info) == "head" and (tied := embeddings.get(part.info.shape)):
                 yield (
-                    f"{part.info.name}: '{part.task}' has a head of its own, where the base's is {tied}: so is the"
-                    " merged model's"
+                    f"{part.info.name}: '{part.task}' has its own head, but the base ties its head to {tied};"
+                    " the merged model stays tied"
                 )
         small = []
         for step in steps:
@@ -223,7 +247,10 @@ class _Planner:
             if matrices and matrices.divides_rank and view and min(view.m, view.n) < len(self.tasks):
                 small.append(step.name)
         if small:
-            yield f"each task keeps rank 1 of what has fewer rows or columns than there are tasks: {some(small)}"
+            yield (
+                "these tensors have fewer rows or columns than there are tasks, so each task keeps only rank 1 of"
+                f" them: {some(small)}"
+            )
 
 
 def _kept_wrongly(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:

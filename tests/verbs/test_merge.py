@@ -226,8 +226,8 @@ def test_a_head_that_the_base_ties_is_told(tmp_path: Path) -> None:
     planned = hf_tsv.plan(models.recipe(folder))
     assert [part.info.name for part in planned.parts] == ["lm_head.weight"]
     assert planned.warnings == (
-        "lm_head.weight: 't1' has a head of its own, where the base's is model.embed_tokens.weight: so is the merged"
-        " model's",
+        "lm_head.weight: 't1' has its own head, but the base ties its head to model.embed_tokens.weight;"
+        " the merged model stays tied",
     )
 
 
