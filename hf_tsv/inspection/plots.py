@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from hf_tsv.errors import HfTsvError
 from hf_tsv.inspection.summary import Summary
-from hf_tsv.inspection.tables import layer_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +93,7 @@ def _norms(summary: Summary) -> "Figure":
     layers = summary.layers
     by_layer = [layer.norms for layer in layers]
     values = list(zip(*by_layer, strict=True))  # a row a task, a column a layer
-    names = [layer_name(layer).rsplit(" ", 1)[-1] for layer in layers]
+    names = ["outside" if layer.layer is None else str(layer.layer) for layer in layers]
     figure = _figure(3.2 + 0.42 * max(5, len(layers)), 1.3 + 0.32 * len(summary.tasks))
     axes = _field(figure.subplots(), values, summary.tasks, names, colours="Blues")
     axes.set_title("Norms of the task vectors by layer", fontsize=10, loc="left")

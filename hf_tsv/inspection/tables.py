@@ -10,13 +10,13 @@ from rich.table import Table
 from hf_tsv.errors import size
 from hf_tsv.inspection.summary import InterferenceFacts, Layer, Summary
 
-WHOLE = 8  # tasks up to which every pair is shown
-LISTED = 10  # pairs that are shown of more
+MAX_TASKS_ALL_PAIRS = 8  # tasks up to which every pair is shown
+MAX_PAIRS_SHOWN = 10  # pairs that are shown of more
 
 
 def print_tables(summary: Summary, console: Console) -> None:
     """Print a summary by task, pair, module type and layer, and the advice."""
-    table = _table("task", "norm", "changed", "energy at k", "rank", "for 90%", "for 99%", "bytes for 99%")
+    table = _table("task", "norm", "changed", "energy at k", "rank", "rank for 90%", "rank for 99%", "bytes for 99%")
     for task in summary.per_task:
         shares = [task.changed, task.energy, task.rank, task.rank_for_90, task.rank_for_99]
         cells = [f"{share:.0%}" for share in shares]
@@ -27,7 +27,9 @@ def print_tables(summary: Summary, console: Console) -> None:
         console.print(_titled("Pairs of tasks", _pairs(summary)))
 
     if summary.total.interference:
-        table = _table("module type", "of", "shape", "k", "energy at k", "STI", "x chance", "after", "clash most")
+        table = _table(
+            "module type", "tensors", "shape", "k", "energy at k", "STI", "x chance", "after TSV-M", "clash most"
+        )
         table.columns[-1].justify = "left"
         for group in summary.groups:
             if group.interference is None or group.energy is None:  # no matrices
@@ -39,7 +41,7 @@ def print_tables(summary: Summary, console: Console) -> None:
             table.add_row(escape(group.label), *cells, escape(worst))
         console.print(_titled("Interference by module type", table))
 
-        table = _table("layer", "STI", "x chance", "after", "clash most", "")
+        table = _table("layer", "STI", "x chance", "after TSV-M", "clash most", "")
         table.columns[4].justify = table.columns[5].justify = "left"
         layers = [(layer, layer.interference) for layer in summary.layers if layer.interference]
         largest = max(interference.before for _, interference in layers) or 1.0  # 0 where no task disturbs another
@@ -80,8 +82,8 @@ def _pairs(summary: Summary) -> Table:
     # The worst first: by clashes where there are matrices.
     order = total.clashes or total.cosines
     pairs.sort(key=lambda pair: -order[pair[0]][pair[1]])
-    if len(tasks) > WHOLE:
-        pairs = pairs[:LISTED]
+    if len(tasks) > MAX_TASKS_ALL_PAIRS:
+        pairs = pairs[:MAX_PAIRS_SHOWN]
     table = _table("", "", "clash, x chance", "cosine", "opposite signs", left=2)
     for i, j in pairs:
         clash = f"{total.clashes[i][j]:.2f}" if total.clashes else ""
@@ -93,7 +95,7 @@ def _pairs(summary: Summary) -> Table:
 
 def layer_name(layer: Layer) -> str:
     """What a layer is called: its number, after the name of its stack where there are several stacks of layers."""
-    return "outside" if layer.layer is None else f"{layer.stack} {layer.layer}".lstrip()
+    return "not in a layer" if layer.layer is None else f"{layer.stack} {layer.layer}".lstrip()
 
 
 def _interference(facts: InterferenceFacts) -> Iterator[str]:
