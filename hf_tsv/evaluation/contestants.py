@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_tsv.checkpoints.dtypes import BY_WORD, DTYPES
+from hf_tsv.checkpoints.dtypes import BY_WORD
 from hf_tsv.checkpoints.folder import open_checkpoint
 from hf_tsv.checkpoints.model_files import TOKENIZER, matches
 from hf_tsv.checkpoints.protocol import AdapterCheckpoint, Checkpoint
@@ -154,8 +154,10 @@ def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -
     if dtype == "auto":
         # One float32 tensor is enough to compute in float32: rounding it would change the scores.
         stored = {contestant.body.info(name).dtype for name in contestant.body.names()}
-        preferred = next((name for name in ("F32", "BF16") if name in stored), "F16")
-        torch_dtype = DTYPES[preferred].torch
+        if stored & {"F64", "F32"}:
+            torch_dtype = torch.float32
+        else:
+            torch_dtype = torch.bfloat16 if "BF16" in stored else torch.float16
     else:
         torch_dtype = BY_WORD[dtype].torch
     suite_has_head = isinstance(task, Classification) and bool(task.head)

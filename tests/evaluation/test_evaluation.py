@@ -520,3 +520,12 @@ def test_lm_eval_gets_encoders_with_decoders(tmp_path: Path) -> None:
     asked = suite(tmp_path, {"name": "a", "kind": "lm-eval", "task": "a"})
     model = load_model(entrant, load_suite(asked).file.tasks[0], "auto", "cpu")
     assert type(model).__name__ == "T5ForConditionalGeneration"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_auto_is_never_less_than_what_is_stored_up_to_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = models.save(models.t5(), tmp_path / "t5", dtype)
+    entrant = Contestant("base", "", open_checkpoint(folder), None, folder, (folder,))
+    asked = suite(tmp_path, {"name": "a", "kind": "lm-eval", "task": "a"})
+    model = load_model(entrant, load_suite(asked).file.tasks[0], "auto", "cpu")
+    assert model.dtype == (torch.float32 if dtype == torch.float64 else dtype)
