@@ -25,9 +25,8 @@ NAME = "faithful"
 # A byte in the sidecar, which PEFT doesn't read, costs as much as this many bytes that PEFT loads. This sets how much
 # larger an adapter may become so that PEFT reads more of it.
 HIDDEN_WEIGHT = 2
-ATTEMPTS = (
-    3  # PEFT may reject factors for a few parameters, which are then planned another way; the last plan is accepted
-)
+# PEFT may reject factors for a few parameters, which are then planned another way. The last plan is accepted.
+ATTEMPTS = 3
 
 
 def plan(architecture: Architecture, ranks: Mapping[str, int | Dense], request: AdapterRequest) -> AdapterPlan:

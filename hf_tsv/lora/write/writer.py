@@ -43,8 +43,7 @@ class AdapterWriter:
     """The files of one planned adapter.
 
     Tensors can be put in any order and from several threads. Changes that are stored together, such as those of stacked
-    experts, stay in memory until the last of them is put. The files' bytes depend only on the plan
-    and the changes.
+    experts, stay in memory until the last of them is put. The files depend only on the plan and the changes.
     """
 
     def __init__(self, folder: Path, plan: AdapterPlan, base: Checkpoint) -> None:
