@@ -49,6 +49,7 @@ def _made_up(model: Any) -> dict[str, Tensor]:
     inputs["pixel_values"] = torch.randn(1, channels, height, width, generator=random)
     mels = getattr(config, "num_mel_bins", 0)
     if mels:
+        # Whisper's encoder halves the number of frames.
         frames = 2 * getattr(config, "max_source_positions", 1500)
         inputs["input_features"] = torch.randn(1, mels, frames, generator=random)
     inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)

@@ -58,9 +58,9 @@ def verify_adapter(
 ) -> Verification:
     """Load an adapter with PEFT and compare the resulting weights with the expected ones.
 
-    Every tensor of the checkpoint is compared three times: as PEFT changes it at each call, merged, and with the adapter
-    switched off. Differences are measured in the Frobenius norm; those that rounding the factors and weights to their
-    dtypes explains are allowed.
+    Every tensor of the checkpoint is compared: as PEFT changes it at each call, merged and, if the base has it, with
+    the adapter switched off. Differences are measured in the Frobenius norm; those that rounding the factors and
+    weights to their dtypes explains are allowed.
 
     Args:
         folder: The adapter's folder.
@@ -168,7 +168,7 @@ class _Check:
         return self.base.read(name) if name in self.beside else self.of_finetune(name)
 
     def _parts(self) -> Iterator[tuple[str, str, Piece]]:
-        """Yield each tensor of the checkpoint with each parameter that holds it or a piece of it, including tied ones."""
+        """Yield each tensor of the checkpoint with each parameter that holds it or a piece of it, tied ones too."""
         for name, pieces in self.architecture.located.pieces.items():
             for piece in pieces:
                 yield name, piece.parameter, piece

@@ -78,6 +78,7 @@ class _Planner:
         changed = set()
         for leaf, modules in by_leaf.items():
             for module in modules:
+                # Layers are numbered in a module's path.
                 is_in_layer = any(part.isdigit() for part in module.path.split("."))
                 sources = architecture.sources_of(f"{module.path}.weight")
                 if is_in_layer and any(name in ranks for name, _ in sources):
@@ -140,7 +141,7 @@ class _Planner:
     def _slot(self, module: Module, rank: int) -> LoraSlot:
         parameter = f"{module.path}.weight"
         sources = self._architecture.sources_of(parameter)
-        own_dtype = "F32"
+        own_dtype = "F32"  # if the checkpoint lacks the weight
         if sources:
             first_name, _ = sources[0]
             own_dtype = self._architecture.headers[first_name].dtype

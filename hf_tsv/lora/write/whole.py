@@ -41,7 +41,7 @@ def why_not_whole(architecture: Architecture, path: str) -> str:
 
 
 def is_excluded(path: str, whole: Collection[str]) -> bool:
-    """Check whether PEFT adds no factors to a module because its path contains that of one stored whole."""
+    """Check whether a module's path contains that of one stored whole, so that PEFT adds no factors to it."""
     parts = path.split(".")
     for start in range(len(parts)):
         for end in range(start + 1, len(parts) + 1):
