@@ -25,7 +25,7 @@ class Piece:
         expert: Index of the matrix in the parameter's stack; None if the parameter isn't a stack of several tensors.
         first: The first of these rows in the checkpoint tensor.
         row: The first of these rows in the parameter, or in the expert's matrix.
-        rows: Number of rows; None if the whole tensor is the whole parameter or the expert's whole matrix.
+        rows: Number of rows; None if the whole tensor is the whole parameter.
     """
 
     parameter: str

@@ -25,7 +25,7 @@ NAME = "faithful"
 # A byte in the sidecar, which PEFT doesn't read, costs as much as this many bytes that PEFT loads. This sets how much
 # larger an adapter may become so that PEFT reads more of it.
 HIDDEN_WEIGHT = 2
-# PEFT may reject factors for a few parameters, which are then planned another way. The last plan is accepted.
+# PEFT may reject factors for a few parameters, which are then planned another way, with this many attempts in all.
 ATTEMPTS = 3
 
 
@@ -89,7 +89,7 @@ class _Planner:
         self.wanted: dict[str, int | Dense] = {}
         for parameter, sources in architecture.sources.items():
             is_dense = False
-            ranks: dict[int | None, int] = {}  # by expert; the key is None if the parameter has no experts
+            ranks: dict[int | None, int] = {}  # by expert; None unless the parameter stacks several tensors
             for name, piece in sources:
                 rank = changed.get(name)
                 if isinstance(rank, Dense):
