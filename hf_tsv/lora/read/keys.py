@@ -232,7 +232,7 @@ class _Mapper:
             return
         scale = self._config.scaling(adapted_as)
         if module.endswith(ATTENTION_OUT):
-            scale *= 2  # PEFT (0.21.2) adds this change twice, in training and in merging, so we do too
+            scale *= 2  # PEFT (0.21.2) trains and merges with this change added twice, so we add it twice
         pair = Pair(key_a, key_b, scale, transposed, weight.experts)
         for place in weight.places:
             rows = None if place.rows is None else (place.row, place.row + place.rows)
