@@ -1,1 +1,1 @@
-"""All that knows PEFT and LoRA: the names, reading, writing, the formats, and the check by PEFT itself."""
+"""All code that depends on PEFT's LoRA format: names, reading, writing, formats, and the check with PEFT itself."""

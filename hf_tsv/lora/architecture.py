@@ -1,4 +1,4 @@
-"""A base model without its weights: its modules, and where in them a checkpoint's tensors lie."""
+"""A base model without its weights: its modules, and where each checkpoint tensor belongs in them."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ _TASK_TYPES = {
 
 @dataclass(frozen=True)
 class Place:
-    """How PEFT can store the change of one tensor.
+    """How PEFT can store one tensor's change.
 
     Attributes:
-        low_rank: Whether as factors.
-        group: Tensors of one group, such as the experts of a layer, should have one rank, since PEFT stores all of them
-            with the largest. The tensor's own name if it is alone.
-        rank_numbers: How many numbers one triplet takes.
+        low_rank: True if it can be stored as factors.
+        group: The name of the tensor's group, or its own name if it has none. All tensors of a group, such as the
+            experts of a layer, should have the same rank, because PEFT stores all of them at the largest.
+        rank_numbers: How many numbers one singular triplet takes up.
     """
 
     low_rank: bool
@@ -40,18 +40,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A base model's modules and where its checkpoint's tensors lie in them.
+    """A base model's modules, and where each of its checkpoint's tensors belongs in them.
 
     Attributes:
         folder: The base model's folder, with its weights.
-        config_folder: The folder whose config.json names the class that the adapter is for: the base's, or that of a
-            fine-tune with a head of its own.
+        config_folder: The folder whose config.json names the adapter's model class: the base's, or the fine-tune's if
+            that has its own head.
         class_name: The name of that class in transformers.
-        task_type: PEFT's name for the class's task, None if PEFT's class for that task can't run this model.
-        headers: The tensors that the base and its fine-tune have, by name.
-        modules: By path, in the model's order.
-        located: Where the tensors lie.
-        aliases: All names of each tied parameter, by each of them.
+        task_type: PEFT's name for the class's task, or None if PEFT's class for that task can't run this model.
+        headers: The headers of the base's and the fine-tune's tensors, by name.
+        modules: The model's modules by path, in its order.
+        located: The tensors' places in the model.
+        aliases: All names of each tied parameter, by each of these names.
     """
 
     folder: Path
@@ -65,7 +65,7 @@ class Architecture:
 
     @cached_property
     def sources(self) -> Mapping[str, tuple[tuple[str, Piece], ...]]:
-        """For each parameter the tensors it is made of, those of one expert from the top row down."""
+        """The tensors that make up each parameter: by expert, and within an expert from the top row down."""
         unordered: defaultdict[str, list[tuple[str, Piece]]] = defaultdict(list)
         for name, pieces in self.located.pieces.items():
             for piece in pieces:
@@ -78,7 +78,7 @@ class Architecture:
         return {parameter: tuple(sorted(sources, key=order)) for parameter, sources in unordered.items()}
 
     def sources_of(self, parameter: str) -> tuple[tuple[str, Piece], ...]:
-        """The tensors that a parameter is made of, under any of its tied names; empty if the checkpoint has none."""
+        """Return the tensors that make up a parameter, under any of its tied names; empty if there are none."""
         for name in (parameter, *self.aliases.get(parameter, ())):
             if name in self.sources:
                 return self.sources[name]
@@ -86,30 +86,30 @@ class Architecture:
 
     @cached_property
     def _states(self) -> Mapping[str, list[str]]:
-        """By a module's path, the tensors of it and of the modules in it."""
+        """The names of the tensors in each module and its submodules, by the module's path."""
         states: defaultdict[str, list[str]] = defaultdict(list)
         for module in self.modules.values():
             keys = [f"{module.path}.{local}" for local in module.tensors]
             path = module.path
-            # The module's tensors are also those of every module around it.
+            # Every enclosing module contains these tensors too.
             while keys and path:
                 states[path] += keys
                 path = path.rpartition(".")[0]
         return states
 
     def owner(self, parameter: str) -> Module:
-        """The module that a parameter or buffer belongs to."""
+        """Return the module that a parameter or buffer belongs to."""
         return self.modules[parameter.rpartition(".")[0]]
 
     def shape(self, parameter: str) -> torch.Size:
         return self.owner(parameter).tensors[parameter.rpartition(".")[2]]
 
     def state_under(self, path: str) -> list[str]:
-        """Every parameter and saved buffer of a module and of the modules in it."""
+        """Return the names of all parameters and saved buffers in a module and its submodules."""
         return self._states.get(path, [])
 
     def no_factors(self, parameter: str) -> str:
-        """Why PEFT can't add factors to a parameter; empty when it can."""
+        """Return why PEFT can't add factors to a parameter; empty if it can."""
         module, local = self.owner(parameter), parameter.rpartition(".")[2]
         if parameter in self.aliases:
             others = [name for name in self.aliases[parameter] if name != parameter]
@@ -124,14 +124,14 @@ class Architecture:
         return ""
 
     def place(self, name: str) -> Place:
-        """How PEFT can store a change of the tensor `name`."""
+        """Return how PEFT can store a change of the tensor `name`."""
         info = self.headers[name]
         pieces = self.located.pieces.get(name)
         if not pieces:
             return Place(False, name, sum(info.shape[:2]))
         first = pieces[0]
         shares_rank = len(self.sources[first.parameter]) > 1
-        # The experts' tensors of one kind, such as their gates, lie at the same row.
+        # Tensors of the same kind, such as the experts' gates, start at the same row.
         group = f"{first.parameter}:{first.row}" if shares_rank else name
         low_rank = True
         rank_numbers = 0
@@ -153,15 +153,15 @@ class Architecture:
 def read_architecture(
     headers: Mapping[str, TensorInfo], folder: Path, *, config_folder: Path | None = None
 ) -> Architecture:
-    """Build the model that a folder's config.json names, without weights, and find the checkpoint's tensors in it.
+    """Build the model that a folder's config.json names, without weights, and locate the checkpoint's tensors in it.
 
     Args:
-        headers: The base's tensors, and what the fine-tune has beside them, by name.
+        headers: The headers of the base's tensors and of those that only the fine-tune has, by name.
         folder: The base model's folder.
-        config_folder: The fine-tune's folder, if its class has a head that the base's lacks.
+        config_folder: The fine-tune's folder, if its class has a head that the base's class lacks.
 
     Raises:
-        CheckpointError: transformers and PEFT are not installed, or transformers knows no such model.
+        CheckpointError: transformers and PEFT are not installed, or transformers has no such model class.
     """
     config_folder = config_folder or folder
     model = make_skeleton(config_folder)
@@ -189,9 +189,9 @@ def read_architecture(
 
 
 def _task_type(model: Any) -> str | None:
-    """PEFT's name for the task of a model's class, None if it has none that fits."""
+    """Return PEFT's name for the task of a model's class, or None if none fits."""
     name = type(model).__name__
-    # PEFT's classes for tasks pass on `input_ids` and no other main input.
+    # PEFT's task classes pass on only `input_ids` as the main input.
     if model.main_input_name != "input_ids":
         return None
     if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:

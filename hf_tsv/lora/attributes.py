@@ -1,7 +1,8 @@
-"""Modules whose owner reads more of them than their output.
+"""Finds the modules whose owner reads their attributes, not just their output.
 
-PEFT adds factors to what a module returns. An owner that computes with the module's weight itself never sees them, and
-one that asks for another attribute finds none on PEFT's wrapper. The owner's source shows whether it does.
+PEFT adds the factors' product to a module's output. An owner that computes with the module's weight itself never sees
+it, and one that reads another attribute fails, because PEFT's wrapper doesn't have it. The owner's source code shows
+what it reads.
 """
 
 import inspect
@@ -11,14 +12,14 @@ from typing import Any
 
 from torch import nn
 
-# The wrapper does forward the weight, so asking for its dtype or type is fine.
+# The wrapper does forward the weight and bias, so reading their dtype or type is harmless.
 _HARMLESS = r"(?:weight|bias)(?:\.(?:dtype|device|shape|ndim)\b| is |, (?:torch\.|nn\.)*(?:Tensor|Parameter)\b)"
 _READ = re.compile(rf"\bself\.(\w+)\.(?!{_HARMLESS})[a-z_]\w*")
-_NOT_RUN = re.compile(r"__init__|_?(init|initialize|get|set|tie|resize|freeze)(_|$)")  # at no forward pass
+_NOT_RUN = re.compile(r"__init__|_?(init|initialize|get|set|tie|resize|freeze)(_|$)")  # not called in a forward pass
 
 
 def read_by_owner(model: nn.Module) -> set[str]:
-    """Paths of the modules of which an attribute is read while the model runs."""
+    """Return the paths of the modules whose attributes are read while the model runs."""
     paths = set()
     for path, module in model.named_modules(remove_duplicate=False):
         module_class: Any = type(module)
@@ -29,10 +30,10 @@ def read_by_owner(model: nn.Module) -> set[str]:
 
 @cache
 def _reads(module_class: Any) -> frozenset[str]:
-    """Names in `self.NAME.attribute` within the functions of a class and of its bases for the same model."""
+    """Return every NAME in `self.NAME.attribute` in the methods of a class and its model-specific base classes."""
     names: set[str] = set()
     for owner in module_class.__mro__:
-        # What all modules or all models share reads no particular child.
+        # Code shared by all modules or all models reads no particular child.
         if owner.__module__.startswith(("torch.", "transformers.modeling_", "builtins")):
             continue
         for name, member in vars(owner).items():
@@ -40,7 +41,7 @@ def _reads(module_class: Any) -> frozenset[str]:
                 continue
             try:
                 source = inspect.getsource(inspect.unwrap(member))
-            except (OSError, TypeError):  # made at run time
+            except (OSError, TypeError):  # defined at run time
                 continue
             names.update(_READ.findall(source))
     return frozenset(names)

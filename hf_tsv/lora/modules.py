@@ -1,4 +1,4 @@
-"""What PEFT can make of each module of a model."""
+"""A model's modules, and how PEFT can adapt each of them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from hf_tsv.lora.attributes import read_by_owner
 # `linear` takes factors A and B as they are, `embedding` and `conv1d` (GPT-2's, stored (in, out)) transposed, `conv`
 # reshaped, `parameters` through `target_parameters`; `other` takes none.
 ModuleKind = Literal["linear", "conv1d", "embedding", "conv", "parameters", "other"]
-WITH_BIAS = frozenset({"linear", "conv1d", "conv"})  # kinds that lora_bias can serve
-# PEFT refuses to copy these; what they hold belongs to the module around them.
+WITH_BIAS = frozenset({"linear", "conv1d", "conv"})  # kinds that lora_bias applies to
+# PEFT refuses to copy these, so their contents are stored with the enclosing module.
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
@@ -24,13 +24,13 @@ class Module:
     """One module of a model.
 
     Attributes:
-        path: Its dotted name.
-        kind: What PEFT can make of it.
+        path: The module's dotted name.
+        kind: The way PEFT can adapt it.
         tensors: Shapes of its own parameters and saved buffers, by local name, in the order they were registered.
-        is_flipped: Whether its matrices are stored (in, out).
-        is_read: Whether its owner reads its attributes, so that it can only be stored whole.
-        is_container: Whether it is a mere list of modules or parameters.
-        has_layers: Whether a list of modules lies in it, such as a model's layers.
+        is_flipped: True if its matrices are stored (in, out).
+        is_read: True if its owner reads its attributes, so that it can only be stored whole.
+        is_container: True if it is just a list or dict of modules or parameters.
+        has_layers: True if it is or contains a list of modules, such as a model's layers.
     """
 
     path: str
@@ -43,12 +43,12 @@ class Module:
 
 
 def modules_of(model: Any) -> Iterator[Module]:
-    """Every module of a transformers model, shared ones under each of their names."""
+    """Yield every module of a transformers model; shared modules appear under each of their names."""
     read = read_by_owner(model)
     renamed = _renamed_by_peft(model)
     fused_attention: tuple[str, ...] = ()
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.MultiheadAttention):  # computes with its children's weights itself
+        if isinstance(module, nn.MultiheadAttention):  # reads its children's weights directly
             fused_attention += (f"{path}.",)
         kind: ModuleKind = "other" if path.startswith(fused_attention) else _kind(path, module)
         if kind == "linear" and path.rpartition(".")[2] in renamed:
@@ -68,17 +68,17 @@ def modules_of(model: Any) -> Iterator[Module]:
 
 
 def _kind(path: str, module: nn.Module) -> ModuleKind:
-    """What PEFT can make of a module."""
+    """Return how PEFT can adapt a module."""
     from transformers.pytorch_utils import Conv1D
 
-    # Types are compared exactly: a subclass may use its weight in ways that factors don't follow.
+    # Types are compared exactly: a subclass may use its weight in a way that factors can't reproduce.
     if type(module) is nn.Linear:
         return "linear"
     if type(module) is Conv1D:
         return "conv1d"
     if type(module) is nn.Embedding:
         return "embedding"
-    # PEFT's factors of a convolution copy its stride and padding, but not its dilation, groups or padding mode.
+    # PEFT's convolution factors copy stride and padding, but not dilation, groups or padding mode.
     is_conv = type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     conv: Any = module
     if is_conv and conv.groups == 1 and set(conv.dilation) == {1} and conv.padding_mode == "zeros":
@@ -91,16 +91,16 @@ def _kind(path: str, module: nn.Module) -> ModuleKind:
     for name, tensor in module.named_parameters(recurse=False):
         info = TensorInfo(f"{path}.{name}", tuple(tensor.shape), "F32")
         kinds.append(kind_of(info))
-    # PEFT's wrapper forwards no attribute, such as a correction bias in a buffer that the router's owner reads.
+    # PEFT's wrapper doesn't forward attributes, such as a correction bias in a buffer that the router's owner reads.
     is_router = kinds == ["router"] and not module._buffers
     return "parameters" if "expert" in kinds or is_router else "other"
 
 
 def _renamed_by_peft(model: Any) -> set[str]:
-    """Last names of linear modules that PEFT takes for experts, as they were called before transformers stacked them.
+    """Return the last names of linear modules that PEFT mistakes for experts from before transformers stacked them.
 
-    It would turn a `target_modules` entry of that name into a target on the experts, so these modules' weights are
-    targeted through `target_parameters`.
+    PEFT would redirect a `target_modules` entry with such a name to the experts, so these modules' weights are targeted
+    through `target_parameters` instead.
     """
     from peft import LoraConfig
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -116,7 +116,7 @@ def _renamed_by_peft(model: Any) -> set[str]:
         config = LoraConfig(target_modules=[leaf])
         try:
             convert_peft_config_for_transformers(config, model=model, conversions=conversions)
-        except ValueError:  # it would have to be renamed together with others
+        except ValueError:  # PEFT can rename it only together with others
             renamed.add(leaf)
         else:
             renamed |= {leaf} - set(config.target_modules or ())

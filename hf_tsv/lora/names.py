@@ -1,7 +1,7 @@
-"""Where each tensor of a checkpoint lies in the model that transformers makes of it.
+"""The place of each checkpoint tensor in the model that transformers builds from it.
 
 Since version 5 transformers renames, stacks and splits tensors when it loads them: a ViT's `vit.encoder.layer.0…`
-becomes `vit.layers.0…`, the experts of a Mixtral become one parameter. Its own conversion tables say how.
+becomes `vit.layers.0…`, the experts of a Mixtral become one parameter. Its own conversion tables define this.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from hf_tsv.checkpoints.protocol import TensorInfo
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of a checkpoint's tensor and where they lie in the model.
+    """Rows of a checkpoint tensor, and their place in the model.
 
     Attributes:
-        parameter: The model's parameter or buffer.
-        expert: Which of its stacked matrices; None if it isn't a stack of several tensors.
-        first: First of the tensor's rows.
-        row: Where that row lies in the parameter, or in the expert's matrix.
-        rows: How many rows; None if the whole tensor is the whole parameter.
+        parameter: The name of the model's parameter or buffer.
+        expert: Index of the matrix in the parameter's stack; None if the parameter isn't a stack of several tensors.
+        first: The first of these rows in the checkpoint tensor.
+        row: The first of these rows in the parameter, or in the expert's matrix.
+        rows: Number of rows; None if the whole tensor is the whole parameter.
     """
 
     parameter: str
@@ -35,22 +35,22 @@ class Piece:
     rows: int | None = None
 
     def rows_of(self, tensor: Tensor) -> Tensor:
-        """The rows of the checkpoint's tensor, or of a factor of it, that the piece is."""
+        """Return the piece's rows of the checkpoint tensor, or of a factor of it."""
         return tensor if self.rows is None else tensor[self.first : self.first + self.rows]
 
     def within(self, parameter: Tensor) -> Tensor:
-        """The rows of the model's parameter that the piece is."""
+        """Return the piece's rows of the model's parameter."""
         matrix = parameter if self.expert is None else parameter[self.expert]
         return matrix if self.rows is None else matrix[self.row : self.row + self.rows]
 
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint's tensors in the model.
+    """The places of a checkpoint's tensors in the model.
 
     Attributes:
-        pieces: Where each tensor lies.
-        nowhere: Tensors that have no place in it, and why.
+        pieces: The places of each tensor's rows in the model, by the tensor's name.
+        nowhere: The reason why a tensor has no place in the model, by its name.
     """
 
     pieces: Mapping[str, tuple[Piece, ...]]
@@ -58,7 +58,7 @@ class Located:
 
 
 def locate(model: Any, headers: Mapping[str, TensorInfo]) -> Located:
-    """Place every tensor of a checkpoint in a transformers model, which may be on the meta device."""
+    """Locate every tensor of a checkpoint in a transformers model, which may be on the meta device."""
     from transformers.core_model_loading import dot_natural_key
 
     locator = _Locator(model)
@@ -90,7 +90,7 @@ class _Locator:
         self._by_pattern = {}
         for converter in self._converters:
             self._by_pattern.update(dict.fromkeys(converter.source_patterns, converter))
-        # By the parameter that is made of them: the converter, and the tensors by the pattern that they match.
+        # For each parameter made of several tensors: its converter, and the tensors' names by the pattern they match.
         self._groups: dict[str, tuple[Any, dict[str, list[str]]]] = {}
 
     def add(self, info: TensorInfo) -> None:
@@ -99,13 +99,13 @@ class _Locator:
         name, model_name = info.name, type(self._model).__name__
         prefix = self._model.base_model_prefix
         key, pattern = rename_source_key(name, self._renamings, self._converters, prefix, self._state)
-        # Files of a new version hold the model's own names, which a renaming may spoil.
+        # Files saved by newer versions already use the model's own names, which a renaming may break.
         if key not in self._state and name in self._state:
             key, pattern = rename_source_key(name, [], [], prefix, self._state)
         if key not in self._state:
             self.nowhere[name] = f"{model_name} has no such tensor"
             return
-        if pattern is not None:  # made together with other tensors, once all of them are known
+        if pattern is not None:  # located with its group, once all of its tensors are known
             _, names = self._groups.setdefault(key, (self._by_pattern[pattern], {}))
             names.setdefault(pattern, []).append(name)
             return
@@ -116,7 +116,7 @@ class _Locator:
             self.nowhere[name] = f"{model_name} has shape {expected} there, not {tuple(info.shape)}"
 
     def resolve(self, headers: Mapping[str, TensorInfo]) -> None:
-        """Place what is stacked, joined or split on the way."""
+        """Locate the tensors that transformers stacks, joins or splits when it loads them."""
         for key, (converter, names) in self._groups.items():
             targets = self._targets(key, converter, names, headers)
             # The order of the patterns is that of their tensors' rows.
@@ -133,8 +133,8 @@ class _Locator:
     def _targets(
         self, key: str, converter: Any, names: Mapping[str, list[str]], headers: Mapping[str, TensorInfo]
     ) -> dict[str, torch.Size]:
-        """What the conversion yields, run on tensors without data; nothing where the model has other shapes."""
-        conversion = deepcopy(converter)  # it collects the tensors that are added to it
+        """Return the shapes that a conversion produces, run without data; empty if the model's shapes differ."""
+        conversion = deepcopy(converter)  # a converter keeps the tensors added to it
         for pattern, group in names.items():
             for name in group:
                 conversion.add_tensor(key, name, pattern, torch.empty(headers[name].shape, device="meta"))
@@ -154,20 +154,20 @@ def _placed(
     targets: Mapping[str, torch.Size],
     headers: Mapping[str, TensorInfo],
 ) -> dict[str, tuple[Piece, ...]]:
-    """The pieces of the tensors of one conversion, by name; none for conversions that don't keep rows together.
+    """Return the pieces of one conversion's tensors, by name; empty for conversions that don't keep rows together.
 
     Args:
-        operations: What transformers does, one after the other.
-        groups: The tensors' names, those of one pattern together.
-        targets: Shapes of what is made of them.
-        headers: Of the tensors.
+        operations: The operations of transformers, in order.
+        groups: The tensors' names, grouped by pattern.
+        targets: The shapes of the resulting parameters, by name.
+        headers: The headers of the tensors, by name.
     """
     pieces: dict[str, tuple[Piece, ...]] = {}
     target = next(iter(targets))  # the only one, except where a tensor is cut
     row = 0
     match [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]:
-        # Experts are stacked first, so dimension 1 of the stack is the rows of each. Tensor number e of each group is
-        # rows of matrix e, and the groups' rows lie below each other.
+        # Experts are stacked first, so dimension 1 of the stack is the rows of each expert. Tensor e of each group
+        # supplies rows of matrix e, and the groups' rows follow one another.
         case [("MergeModulelist", 0)] | [("MergeModulelist", 0), ("Concatenate", 1)]:
             for group in groups:
                 rows = headers[group[0]].shape[0]

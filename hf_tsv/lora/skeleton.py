@@ -14,10 +14,10 @@ from hf_tsv.errors import CheckpointError
 
 
 def make_skeleton(config_folder: Path) -> Any:
-    """The model that a folder's config.json names, a PreTrainedModel on the meta device, tied as it says.
+    """Build the model that a folder's config.json names: a PreTrainedModel on the meta device, with weights tied.
 
     Raises:
-        CheckpointError: transformers and PEFT are not installed, or transformers knows no such model.
+        CheckpointError: transformers and PEFT are not installed, or transformers has no such model class.
     """
     config, model_class = model_class_of(config_folder)
     with torch.device("meta"):
@@ -27,7 +27,7 @@ def make_skeleton(config_folder: Path) -> Any:
 
 
 def check_installed() -> None:
-    """Check that what reads and writes adapters is installed.
+    """Check that the packages for reading and writing adapters are installed.
 
     Raises:
         CheckpointError: transformers or PEFT is not installed.
@@ -42,7 +42,7 @@ def check_installed() -> None:
 
 
 def model_class_of(config_folder: Path) -> tuple[Any, Any]:
-    """The configuration in a folder, and the class of transformers that it names. No code of the folder is run.
+    """Return a folder's configuration and the transformers class that it names. No code from the folder is run.
 
     Raises:
         CheckpointError: as in `make_skeleton`.
@@ -67,7 +67,7 @@ def model_class_of(config_folder: Path) -> tuple[Any, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers and PEFT: what matters of their warnings is checked on the tensors."""
+    """Silence transformers and PEFT: any problem that their warnings point to is checked on the tensors."""
     from transformers.utils import logging as untyped
 
     logging: Any = untyped  # its functions have no types

@@ -1,1 +1,1 @@
-"""Whether PEFT reads an adapter as it was meant."""
+"""Checks that PEFT reads adapters as intended."""

@@ -1,4 +1,4 @@
-"""Which tensors PEFT itself creates for a planned adapter_config.json, tried on the model without weights."""
+"""Checks a plan against the tensors that PEFT creates for its adapter_config.json, on the model without weights."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ from hf_tsv.lora.write.slots import LoraSlot
 
 @dataclass(frozen=True)
 class Unlike:
-    """Where PEFT differs from a plan.
+    """The differences between PEFT and a plan.
 
     Attributes:
-        keys: Tensors that only one of them has, or that they have in different shapes.
-        parameters: Of these, the planned parameters that PEFT adds no factors to.
+        keys: Keys of the tensors that only one of them has, or whose shapes differ.
+        parameters: The planned parameters that PEFT adds no factors to.
     """
 
     keys: frozenset[str]

@@ -1,7 +1,7 @@
-"""Whether PEFT computes with a written adapter what it was meant to.
+"""Checks that PEFT computes the intended weights from a written adapter.
 
 Nearly every mistake in an adapter's files is silent: PEFT loads them and computes something else. So every adapter is
-loaded back, and the weights that come out are compared with the base's plus the change.
+loaded again, and the resulting weights are compared with the base's plus the change.
 """
 
 import math
@@ -26,22 +26,22 @@ from hf_tsv.lora.names import Piece
 from hf_tsv.lora.read.sidecar import read_sidecar
 from hf_tsv.lora.skeleton import model_class_of, quiet
 
-ADAPTER = "default"  # PEFT's name for the one adapter
+ADAPTER = "default"  # PEFT's name for a single adapter
 MOST_REPORTED = 5
 CHUNK = 2**20  # numbers compared at once
-LOGITS_ROUNDINGS = 64.0  # of the largest logit, by which an output may be off
+LOGITS_ROUNDINGS = 64.0  # allowed error of an output, in float32 roundings of the largest one
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared; nothing differed.
+    """The result of a successful comparison.
 
     Attributes:
-        tensors: How many of the checkpoint's tensors were compared. Those in the sidecar, which PEFT doesn't read, were
-            compared with the base's.
-        largest_error: The largest difference of a weight, merged or not, relative to the norm of its change.
-        logits_error: The largest difference of an output, relative to the largest output; None where outputs were
-            not asked for, or the model takes inputs that this package can't make up.
+        tensors: Number of the checkpoint's tensors that were compared. Those in the sidecar, which PEFT doesn't read,
+            were compared with the base's.
+        largest_error: The largest error of a weight, merged or not, relative to the norm of its change.
+        logits_error: The largest error of an output, relative to the largest output; None if outputs weren't compared,
+            by choice or because this package can't make up inputs for the model.
     """
 
     tensors: int
@@ -56,35 +56,35 @@ def verify_adapter(
     *,
     forward: bool = False,
 ) -> Verification:
-    """Load an adapter with PEFT and compare it with what it was made of.
+    """Load an adapter with PEFT and compare the resulting weights with the expected ones.
 
-    Every tensor of the checkpoint is compared: as PEFT changes it at each call, as it is merged, and, with the adapter
-    switched off, as the base has it. Differences are measured in the Frobenius norm, and what rounding the factors and
-    the weights to their dtypes explains is allowed.
+    Every tensor of the checkpoint is compared: as PEFT changes it at each call, merged and, if the base has it, with
+    the adapter switched off. Differences are measured in the Frobenius norm; those that rounding the factors and
+    weights to their dtypes explains are allowed.
 
     Args:
-        folder: The adapter's.
-        architecture: The base model's.
-        expected: Gives the tensor that the adapter should make of one of the checkpoint's, best in float32. It is not
-            asked for what the sidecar holds: PEFT leaves that as in the base.
-        forward: Compare the outputs for a random input too.
+        folder: The adapter's folder.
+        architecture: The base model's architecture.
+        expected: Returns the tensor that should result for a name in the checkpoint, preferably in float32. It isn't
+            called for tensors in the sidecar, which PEFT leaves as in the base.
+        forward: True to also compare the outputs for a random input.
 
     Raises:
-        CheckpointError: PEFT can't load it, or something differs; names the modules.
+        CheckpointError: PEFT can't load or merge it, or something differs; the message names the parameters.
     """
     with quiet(), torch.no_grad():
         return _Check(folder, architecture, expected).run(forward=forward)
 
 
 class _Check:
-    """One model in memory: the base, then with the adapter, then merged.
+    """A check with one model in memory: first the base, then with the adapter, then merged.
 
     Attributes:
-        in_base: The tensors that the base has in the shape of the fine-tune's; others are a head's.
-        beside: The tensors in the sidecar.
-        factor_rounding: The relative spacing of the coarsest dtype that factors are stored in.
-        problems: Every difference.
-        largest: The largest error of a weight so far, relative to its change.
+        in_base: Names of the tensors that the base has in the fine-tune's shape; any others belong to a head.
+        beside: Names of the tensors in the sidecar.
+        factor_rounding: The relative spacing of the factors' coarsest dtype, or float32's if that is coarser.
+        problems: Descriptions of all differences.
+        largest: The largest error of a weight so far, relative to the norm of its change.
     """
 
     def __init__(self, folder: Path, architecture: Architecture, expected: Callable[[str], Tensor]) -> None:
@@ -96,7 +96,7 @@ class _Check:
         self.in_base = frozenset(same_shape)
         self.beside = read_sidecar(folder).keys()
         self.of_finetune = expected
-        # What is compared is in float32 at best.
+        # The comparison is in float32 at best.
         file = SafetensorsCheckpoint([folder / ADAPTER_WEIGHTS], label=str(folder))
         dtypes = {DTYPES[file.info(name).dtype].torch for name in file.names() if f".{FACTOR_MARK}" in name}
         self.factor_rounding = max(_rounding(dtype) for dtype in (torch.float32, *dtypes))
@@ -113,7 +113,7 @@ class _Check:
             adapted = PeftModel.from_pretrained(model, str(self.folder)).eval()
         except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder}: PEFT can't load it: {error}") from error
-        wrapped = adapted.get_base_model()  # the model's own class, with PEFT's layers in it
+        wrapped = adapted.get_base_model()  # the model's own class, containing PEFT's layers
         for name, key, piece in self._parts():
             original, effective = _values(wrapped, key)
             self._compare(name, key, piece, effective, "unmerged")
@@ -125,11 +125,11 @@ class _Check:
             unmerged_outputs = _outputs(adapted, inputs)
         except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
             raise CheckpointError(f"{self.folder}: the base runs, but not with the adapter in PEFT: {error}") from error
-        # PEFT can't switch off an adapter without any tensors.
+        # PEFT can't switch off an adapter that has no tensors.
         is_empty = not read_header(self.folder / ADAPTER_WEIGHTS)
         with nullcontext() if is_empty else adapted.disable_adapter():
             disabled_outputs = _outputs(adapted, inputs)
-        # From here on the one model in memory is another: merged, then with the expected weights put in.
+        # From here on the model in memory is a different one: merged, and later with the expected weights copied in.
         try:
             merged = adapted.merge_and_unload()
         except (ValueError, RuntimeError) as error:
@@ -144,7 +144,7 @@ class _Check:
         logits_error = None
         if inputs:
             difference = _largest_difference(base_outputs, disabled_outputs)
-            # The weights were compared to the bit, but another order of sums rounds otherwise.
+            # The weights were compared bit by bit, but sums in another order round differently.
             if not difference <= LOGITS_ROUNDINGS * _rounding(torch.float32) * _largest_of(expected_outputs):
                 self.problems.append(
                     f"outputs: with the adapter switched off they differ from the base's by {difference:.2g}"
@@ -164,11 +164,11 @@ class _Check:
         return Verification(len(self.architecture.located.pieces), self.largest, logits_error)
 
     def _expected(self, name: str) -> Tensor:
-        """What PEFT should make of a tensor: it leaves what is in the sidecar as in the base."""
+        """Return the tensor that PEFT should produce: tensors in the sidecar stay as in the base."""
         return self.base.read(name) if name in self.beside else self.of_finetune(name)
 
     def _parts(self) -> Iterator[tuple[str, str, Piece]]:
-        """Every tensor of the checkpoint with every parameter that holds it or a piece of it, tied ones too."""
+        """Yield each tensor of the checkpoint with each parameter that holds it or a piece of it, tied ones too."""
         for name, pieces in self.architecture.located.pieces.items():
             for piece in pieces:
                 yield name, piece.parameter, piece
@@ -179,18 +179,18 @@ class _Check:
     # Weights
 
     def _compare(self, name: str, key: str, piece: Piece, actual: Tensor, how: str) -> None:
-        """Compare a tensor of the checkpoint with the rows of a parameter that hold it."""
+        """Compare a checkpoint tensor with the rows of a parameter that hold it."""
         expected = piece.rows_of(self._expected(name))
         if name in self.in_base:
             base = piece.rows_of(self.base.read(name))
             change = _distance(expected, base)
-        else:  # a head of the fine-tune's own
+        else:  # the fine-tune's own head
             change = _norm(expected)
         error = _distance(expected, piece.within(actual))
-        # Rounding of the factors shows relative to the change, that of the weights relative to themselves.
+        # Rounding errors of the factors are relative to the change, those of the weights relative to the weights.
         weight_rounding = max(_rounding(actual.dtype), _rounding(expected.dtype))
         allowed = 4 * self.factor_rounding * change + 2 * weight_rounding * _norm(expected)
-        if not error <= allowed:  # NaN is a difference
+        if not error <= allowed:  # so that NaN counts as a difference
             self.problems.append(
                 f"{key}: {how}, it differs from {name} of the base plus its change by {error:.2g}, where the change is"
                 f" {change:.2g}"
@@ -201,13 +201,13 @@ class _Check:
     # Outputs
 
     def _output_error(self, how: str, actual: list[Tensor], expected: list[Tensor], moved: float) -> float:
-        """Compare outputs; the largest difference relative to the largest output.
+        """Compare outputs, and return the largest difference relative to the largest output.
 
         Args:
             how: How the adapter was applied, for the message.
             actual: The model's outputs.
-            expected: What they should be.
-            moved: How far the change moves any output, in which rounding of the factors shows.
+            expected: The expected outputs.
+            moved: The largest change of an output, which sets the allowance for rounding of the factors.
         """
         scale = _largest_of(expected)
         error = _largest_difference(actual, expected)
@@ -221,7 +221,7 @@ class _Check:
 
 
 def _load_base(architecture: Architecture, *, in_float32: bool) -> Any:
-    """The base as people load it; in float32 where outputs are compared, which rounding to 16 bits would blur."""
+    """Load the base as users do, but in float32 to compare outputs, because 16-bit rounding would hide differences."""
     config, model_class = model_class_of(architecture.config_folder)
     try:
         model = model_class.from_pretrained(
@@ -229,7 +229,7 @@ def _load_base(architecture: Architecture, *, in_float32: bool) -> Any:
             config=config,
             dtype=torch.float32 if in_float32 else "auto",
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # a head of the fine-tune's own size
+            ignore_mismatched_sizes=True,  # the fine-tune's head may differ in size
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{architecture.folder}: transformers can't load it: {error}") from error
@@ -237,7 +237,7 @@ def _load_base(architecture: Architecture, *, in_float32: bool) -> Any:
 
 
 def _values(model: Any, key: str) -> tuple[Tensor, Tensor]:
-    """A parameter as the base has it, and as it works with the adapter at each call."""
+    """Return a parameter as in the base, and as it acts at each call with the adapter."""
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
@@ -246,7 +246,7 @@ def _values(model: Any, key: str) -> tuple[Tensor, Tensor]:
     for part in path:
         original = getattr(original, part)
         effective = getattr(effective, part)
-        # A module stored whole exists twice: as the base has it, and as the adapter has it.
+        # A module stored whole exists twice: the base's copy and the adapter's copy.
         if isinstance(original, ModulesToSaveWrapper):
             original = original.original_module
         if isinstance(effective, ModulesToSaveWrapper):
@@ -261,8 +261,8 @@ def _values(model: Any, key: str) -> tuple[Tensor, Tensor]:
 
 
 def _lora_delta(layer: Any, local: str) -> Any:
-    """What PEFT adds to a parameter of a wrapped module, None when it adds nothing."""
-    while hasattr(layer, "parameter_name"):  # one wrapper around the other where several parameters are targeted
+    """Return PEFT's addition to a parameter of a wrapped module; None if it adds nothing."""
+    while hasattr(layer, "parameter_name"):  # wrappers are nested if several parameters are targeted
         if layer.parameter_name == local:
             return layer.get_delta_weight(ADAPTER)
         layer = layer.base_layer
@@ -276,7 +276,7 @@ def _lora_delta(layer: Any, local: str) -> Any:
 
 
 def _outputs(model: Any, inputs: Mapping[str, Tensor] | None) -> list[Tensor]:
-    """The floating-point tensors that a model returns; none without inputs."""
+    """Run a model and return its floating-point output tensors; empty without inputs."""
     returned = model(**inputs).to_tuple() if inputs else ()
     return [value for value in returned if isinstance(value, Tensor) and value.is_floating_point()]
 
@@ -286,13 +286,13 @@ def _rounding(dtype: torch.dtype) -> float:
 
 
 def _norm(tensor: Tensor) -> float:
-    """The Frobenius norm, summed in float64."""
+    """Return the Frobenius norm, summed in float64."""
     wide = tensor if tensor.is_floating_point() else tensor.double()
     return float(torch.linalg.vector_norm(wide, dtype=torch.float64))
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """The Frobenius norm of a - b, some numbers at a time."""
+    """Return the Frobenius norm of a - b, computed in chunks to save memory."""
     a_chunks = torch.split(a.flatten(), CHUNK)
     b_chunks = torch.split(b.flatten(), CHUNK)
     norms = [_norm(_wide(x) - _wide(y)) for x, y in zip(a_chunks, b_chunks, strict=True)]

@@ -1,7 +1,7 @@
-"""The formats that adapters are written in, and the registry of them.
+"""The formats that adapters are written in, and their registry.
 
-Another format is a file beside this one, with a function `plan`, and an entry in FORMATS. This module imports neither
-torch nor PEFT, so that commands can name the formats at once; a format's own file is imported when it plans.
+To add a format, add a file with a function `plan` to this folder, and an entry to FORMATS. This module imports neither
+torch nor PEFT, so that commands can list the formats quickly; a format's own file is imported when it plans.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterFormat:
-    """A format of adapters.
+    """An adapter format.
 
     Attributes:
-        name: What recipes, the command line and records call it: a profile.
-        folder: Its folder in the output, in which each task has one. It starts with `adapters`.
+        name: The format's name in recipes, on the command line and in records, where it is called a profile.
+        folder: Its folder in the output, with a subfolder for each task. The name starts with `adapters`.
         module: The module whose function `plan` plans an adapter.
-        contents: What such an adapter holds, for help and cards: a noun phrase.
-        is_complete: Whether it is meant to hold all changes. If so, a note reports those left out.
-        is_read_by_peft: Whether PEFT loads it, so that the written files are compared with what PEFT loads from them.
-        ranks: The ranks that it takes, one of them for the whole adapter; empty if each matrix has its own.
+        contents: A noun phrase for help and cards that describes an adapter's contents.
+        is_complete: True if it is meant to hold all changes, so that a note reports those left out.
+        is_read_by_peft: True if PEFT loads it, so that the written files are checked by loading them with PEFT.
+        ranks: The allowed ranks, one of which applies to the whole adapter; empty if each matrix has its own rank.
     """
 
     name: Profile
@@ -42,17 +42,17 @@ class AdapterFormat:
     def plan(
         self, architecture: "Architecture", ranks: "Mapping[str, int | Dense]", request: "AdapterRequest"
     ) -> "AdapterPlan":
-        """Decide from headers what an adapter holds.
+        """Plan an adapter's contents from headers.
 
         Args:
             architecture: The base model.
-            ranks: The rank chosen for each tensor of the checkpoint that the fine-tune changed; 0 if nothing of it is
-                kept, DENSE if it is stored whole.
-            request: What else is asked for.
+            ranks: The rank chosen for each tensor of the checkpoint that the fine-tune changed: 0 to drop the
+                change, DENSE to store the tensor whole.
+            request: The other options.
 
         Raises:
-            CheckpointError: such an adapter can't be made of this model, or PEFT wouldn't read it as planned.
-            MethodError: a rank that the format doesn't take, or a budget that it doesn't fit in.
+            CheckpointError: no such adapter can be made for this model, or PEFT wouldn't read it as planned.
+            MethodError: the format doesn't allow the requested rank, or the adapter doesn't fit in the budget.
         """
         planner: Callable[[Architecture, Mapping[str, int | Dense], AdapterRequest], AdapterPlan] = import_module(
             self.module

@@ -1,9 +1,9 @@
-"""The faithful format: everything a fine-tune changed, in PEFT's terms.
+"""The faithful format: everything that a fine-tune changed, as PEFT can store it.
 
-Every matrix is stored as factors, unless they would be larger than the matrix. PEFT's encodings exclude each other:
-biases go along with the factors of all targeted modules or none, and never with factors of embeddings or bare
-parameters; what is stored whole is stored with all that lies in the same module. So a plan is drafted with and without
-biases beside the factors, and the cheaper draft is taken. What PEFT can't hold in it goes into the sidecar.
+Every matrix is stored as factors, unless they would be larger than the matrix. PEFT's encodings exclude one another:
+biases are stored with the factors of all targeted modules or of none, and never with factors of embeddings or bare
+parameters; a tensor stored whole is stored with everything else in its module. So one plan is drafted with biases
+beside the factors and one without, and the cheaper draft is used. The sidecar takes what PEFT can't hold in it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,14 +22,15 @@ from hf_tsv.lora.write.slots import LoraSlot, RestSlot, Slot, Source, WholeSlot,
 from hf_tsv.lora.write.whole import is_excluded, modules_stored_with, why_not_whole
 
 NAME = "faithful"
-# A byte in the sidecar, which PEFT doesn't see, weighs as much as this many that PEFT loads. It says how much larger an
-# adapter may become for PEFT to see more of it.
+# A byte in the sidecar, which PEFT doesn't read, costs as much as this many bytes that PEFT loads. This sets how much
+# larger an adapter may become so that PEFT reads more of it.
 HIDDEN_WEIGHT = 2
-ATTEMPTS = 3  # PEFT may refuse factors of a few parameters; where they are put then is accepted
+# PEFT may reject factors for a few parameters, which are then planned another way, with this many attempts in all.
+ATTEMPTS = 3
 
 
 def plan(architecture: Architecture, ranks: Mapping[str, int | Dense], request: AdapterRequest) -> AdapterPlan:
-    """Decide the place of every changed tensor; as `AdapterFormat.plan`. The ranks are taken as they are."""
+    """Plan where to store every changed tensor; see `AdapterFormat.plan`. The chosen ranks are used unchanged."""
     changed = {name: rank for name, rank in ranks.items() if rank != 0}
     unfit: frozenset[str] = frozenset()
     for _ in range(ATTEMPTS):
@@ -51,10 +52,10 @@ class _Draft:
     """One way to encode the changes.
 
     Attributes:
-        lora: Parameters with factors, and their rank; 0 for zero factors that only carry a bias.
-        biases: Biases that go along with factors.
-        whole: Modules stored whole.
-        rest: Tensors of the checkpoint that PEFT won't hold, and why.
+        lora: The rank of each parameter that has factors; 0 for zero factors that only carry a bias.
+        biases: Names of the biases that are stored with factors.
+        whole: Paths of the modules that are stored whole.
+        rest: The reason why PEFT won't hold a tensor of the checkpoint, by its name.
     """
 
     lora: dict[str, int] = field(default_factory=dict)
@@ -67,11 +68,11 @@ class _Draft:
 
 
 class _Planner:
-    """Drafts for one architecture and one choice of ranks.
+    """A planner for one architecture and one choice of ranks.
 
     Attributes:
-        wanted: The rank of each changed parameter of the model, which may be made of several tensors.
-        unfit: Parameters to which PEFT was found to add no factors, whatever it says.
+        wanted: The rank of each changed parameter of the model, which may consist of several tensors.
+        unfit: Parameters to which PEFT added no factors when it was tried.
     """
 
     def __init__(
@@ -88,18 +89,18 @@ class _Planner:
         self.wanted: dict[str, int | Dense] = {}
         for parameter, sources in architecture.sources.items():
             is_dense = False
-            ranks: dict[int | None, int] = {}  # by expert; None for a parameter that stacks none
+            ranks: dict[int | None, int] = {}  # by expert; None unless the parameter stacks several tensors
             for name, piece in sources:
                 rank = changed.get(name)
                 if isinstance(rank, Dense):
                     is_dense = True
                 elif rank is not None:
-                    # Pieces below each other, such as gate and up, need their triplets side by side.
+                    # Pieces that share a matrix, such as gate and up, need separate triplets, so their ranks add up.
                     ranks[piece.expert] = ranks.get(piece.expert, 0) + rank
             if is_dense:
                 self.wanted[parameter] = DENSE
             elif ranks:
-                self.wanted[parameter] = max(ranks.values())  # PEFT has one rank for all experts
+                self.wanted[parameter] = max(ranks.values())  # PEFT uses one rank for all experts
 
     def plan(self, request: AdapterRequest) -> AdapterPlan:
         drafts = (self._draft(with_bias=True), self._draft(with_bias=False))
@@ -130,7 +131,7 @@ class _Planner:
             if not isinstance(rank, Dense) and not why:
                 draft.lora[parameter] = rank
                 continue
-            # A bias goes along with its weight's factors, if the weight could have some.
+            # A bias can be stored with its weight's factors, if the weight can have factors.
             may_go_along = isinstance(rank, Dense) and parameter.endswith(".bias") and module.kind in WITH_BIAS
             if may_go_along and not self._why_no_factors(f"{module.path}.weight"):
                 biases.append(parameter)
@@ -152,8 +153,8 @@ class _Planner:
                 if module.kind not in WITH_BIAS or "bias" not in module.tensors:
                     del draft.lora[parameter]
                     self._store_whole(draft, parameter, "PEFT's lora_bias leaves no factors for such a module")
-        # Ranks are chosen tensor by tensor, as if each had factors of its own. Where a parameter is made of several,
-        # such as the gate and up matrices of experts, PEFT's factors span the rows of them all: whole may be smaller.
+        # Ranks are chosen tensor by tensor, as if each had its own factors. If a parameter consists of several tensors,
+        # such as the experts' gate and up matrices, PEFT's factors span all their rows, so whole may be smaller.
         for parameter in draft.lora:
             if len(self.architecture.sources[parameter]) == 1:
                 continue
@@ -170,7 +171,7 @@ class _Planner:
         return draft
 
     def _store_whole(self, draft: _Draft, parameter: str, why: str) -> None:
-        """Store the modules of a parameter whole where that is cheap, else put the parameter into the sidecar."""
+        """Store the modules of a parameter whole if that is cheap, otherwise put the parameter in the sidecar."""
         modules = modules_stored_with(self.architecture, parameter)
         obstacle = ""
         for path in sorted(modules):
@@ -185,35 +186,35 @@ class _Planner:
                 draft.rest[name] = obstacle
 
     def _settle(self, draft: _Draft) -> None:
-        """Take back the factors of modules that PEFT excludes: they are stored whole, or named like one that is."""
+        """Remove the factors of modules that PEFT excludes: those stored whole, or named like one that is."""
         owner = self.architecture.owner
         while True:
             excluded = [parameter for parameter in draft.lora if is_excluded(owner(parameter).path, draft.whole)]
             if not excluded:
                 break
-            # What is stored whole instead may exclude others.
+            # Modules that are stored whole instead may exclude others, so the loop checks again.
             for parameter in sorted(excluded):
                 del draft.lora[parameter]
                 if not draft.holds_whole(owner(parameter).path):
                     self._store_whole(draft, parameter, "PEFT excludes it: it is named like a module stored whole")
         draft.biases = {bias for bias in draft.biases if f"{owner(bias).path}.weight" in draft.lora}
-        for outer in list(draft.whole):  # a module in one that is stored whole goes with it
+        for outer in list(draft.whole):  # a module inside one that is stored whole is part of it
             draft.whole = {path for path in draft.whole if not path.startswith(f"{outer}.")}
 
-    # What it costs
+    # Costs
 
     def _cost(self, draft: _Draft) -> int:
-        """Bytes of the adapter, those that PEFT won't see weighted."""
+        """Return the adapter's size in bytes, where bytes that PEFT doesn't read count `HIDDEN_WEIGHT` times."""
         hidden = [self._rest_slot(name) for name in draft.rest]
         return _nbytes(self._slots(draft)) + HIDDEN_WEIGHT * _nbytes(hidden)
 
     def _is_cheap(self, modules: Iterable[str], draft: _Draft, *, hidden: str | None) -> bool:
-        """Whether storing modules whole costs no more than storing what changed in them otherwise.
+        """Check whether storing modules whole costs no more than storing their changes another way.
 
         Args:
-            modules: Their paths.
+            modules: The modules' paths.
             draft: The draft so far.
-            hidden: The parameter that would lie in the sidecar.
+            hidden: The parameter that would otherwise go into the sidecar, or None.
         """
         keys: set[str] = set()
         for path in modules:
@@ -222,7 +223,7 @@ class _Planner:
         otherwise = {}
         for key in keys:
             whole += self.architecture.shape(key).numel() * DTYPES[self._dtype(key)].nbytes
-            # Otherwise an unchanged parameter takes nothing, and tied ones are stored once.
+            # Stored another way, an unchanged parameter costs nothing, and tied ones are stored only once.
             changed = {name for name, _ in self.architecture.sources_of(key) if name in self.changed}
             nbytes = _nbytes(self._rest_slot(name) for name in changed)
             is_dense = isinstance(self.wanted.get(key, DENSE), Dense)
@@ -235,7 +236,7 @@ class _Planner:
         return whole <= sum(otherwise.values())
 
     def _dtype(self, key: str) -> str:
-        """The dtype in which the checkpoint has a parameter."""
+        """Return the dtype of a parameter in the checkpoint."""
         name, _ = self.architecture.sources_of(key)[0]
         return self.architecture.headers[name].dtype
 
@@ -254,8 +255,8 @@ class _Planner:
     def _lora_slot(self, parameter: str, draft: _Draft) -> LoraSlot:
         module = self.architecture.owner(parameter)
         bias = f"{module.path}.bias"
-        # PEFT makes biases for every targeted module as soon as one has any. An unfinished draft may still have factors
-        # of modules without one.
+        # PEFT creates biases for all targeted modules as soon as one has a bias. An unfinished draft may still have
+        # factors of modules without a bias.
         size = module.tensors["bias"][0] if draft.biases and "bias" in module.tensors else 0
         bias_sources = self._sources(bias, draft) if size else ()
         return LoraSlot(
@@ -263,7 +264,7 @@ class _Planner:
             parameter=parameter,
             shape=self.architecture.shape(parameter),
             key=lora_key(self.architecture, module, parameter, draft.lora),
-            rank=max(1, draft.lora[parameter]),
+            rank=max(1, draft.lora[parameter]),  # PEFT has no rank 0
             dtype=self.factor_dtype or self._dtype(parameter),
             sources=self._sources(parameter, draft),
             bias_size=size,

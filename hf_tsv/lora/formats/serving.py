@@ -1,7 +1,7 @@
-"""The serving format: what PEFT, vLLM, SGLang, LoRAX, TGI and llama.cpp all read, and all scale alike.
+"""The serving format: a form that PEFT, vLLM, SGLang, LoRAX, TGI and llama.cpp all read, and all scale alike.
 
-Some of them know one rank and one alpha for the whole adapter; some drop a type of layer silently unless every layer
-has it. So: linear modules of the layers only, one rank, alpha = rank, no patterns, zeros where nothing changed.
+Some of them support only one rank and one alpha for the whole adapter; some silently drop a type of module unless every
+layer has it. So: only linear modules in the layers, one rank, alpha = rank, no patterns, zeros where nothing changed.
 """
 
 from collections import defaultdict
@@ -18,16 +18,16 @@ from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest
 from hf_tsv.lora.write.slots import LoraSlot, Source
 
 NAME = "serving"
-# Servers that fuse these into one matrix want factors of all or of none.
+# Servers that fuse these into one matrix need factors for all of them or for none.
 FUSED = (frozenset({"q_proj", "k_proj", "v_proj"}), frozenset({"gate_proj", "up_proj"}))
 
 
 def plan(architecture: Architecture, ranks: Mapping[str, int | Dense], request: AdapterRequest) -> AdapterPlan:
-    """Decide which linear modules go into an adapter for servers; as `AdapterFormat.plan`.
+    """Plan the linear modules of an adapter for servers; see `AdapterFormat.plan`.
 
-    Changes of a smaller rank than the adapter's are filled up with zeros, those of a larger one are cut. Unless the
-    request names the rank, it is the largest that its bytes have room for or, without such a limit, the smallest that
-    holds the chosen ranks.
+    Changes of a smaller rank than the adapter's are padded with zeros, those of a larger rank are truncated. Unless the
+    request sets the rank, it is the largest that fits in `most_bytes` or, without such a limit, the smallest that holds
+    the chosen ranks, or the largest allowed.
     """
     allowed = FORMATS[NAME].ranks
     if request.rank is not None and request.rank not in allowed:
@@ -54,11 +54,11 @@ def plan(architecture: Architecture, ranks: Mapping[str, int | Dense], request: 
 
 
 class _Planner:
-    """What is the same at every rank.
+    """The parts of the plan that are the same at every rank.
 
     Attributes:
-        leaves: The last components of the targeted modules' paths: all modules of such a name are targeted.
-        modules: These modules.
+        leaves: The last path components of the targeted modules; all modules with such a name are targeted.
+        modules: The targeted modules.
     """
 
     def __init__(self, architecture: Architecture, ranks: Mapping[str, int | Dense], request: AdapterRequest) -> None:
@@ -72,12 +72,13 @@ class _Planner:
             by_leaf[leaf].append(module)
             if module.kind != "linear" or architecture.no_factors(f"{path}.weight"):
                 unfit.add(leaf)
-        # A target is every module of its name, so each of them has to take factors.
+        # A target matches every module with its name, so all of them must support factors.
         for leaf in unfit:
             del by_leaf[leaf]
         changed = set()
         for leaf, modules in by_leaf.items():
             for module in modules:
+                # Layers are numbered in a module's path.
                 is_in_layer = any(part.isdigit() for part in module.path.split("."))
                 sources = architecture.sources_of(f"{module.path}.weight")
                 if is_in_layer and any(name in ranks for name, _ in sources):
@@ -103,7 +104,7 @@ class _Planner:
             task_type=task_type if task_type == "CAUSAL_LM" else None,
             inference_mode=True,
             r=rank,
-            lora_alpha=rank,  # so that nothing is scaled
+            lora_alpha=rank,  # so that the scale is 1
             rank_pattern={},
             alpha_pattern={},
             target_modules=sorted(self.leaves),
@@ -127,24 +128,24 @@ class _Planner:
         return fitting[-1]
 
     def wanted_rank(self, most: int) -> int:
-        """The rank that holds what was chosen for every module, but no more than `most`."""
+        """Return the smallest rank that holds the chosen ranks of all modules, but at most `most`."""
         wanted = 0
         for module in self.modules:
             sources = self._architecture.sources_of(f"{module.path}.weight")
             for name, _ in sources:
                 rank = self._ranks.get(name, 0)
-                # Several tensors in one parameter each get an equal share of its rank.
+                # If a parameter consists of several tensors, each gets an equal share of its rank.
                 wanted = max(wanted, most if isinstance(rank, Dense) else len(sources) * rank)
         return min(wanted, most)
 
     def _slot(self, module: Module, rank: int) -> LoraSlot:
         parameter = f"{module.path}.weight"
         sources = self._architecture.sources_of(parameter)
-        own_dtype = "F32"
+        own_dtype = "F32"  # if the checkpoint lacks the weight
         if sources:
             first_name, _ = sources[0]
             own_dtype = self._architecture.headers[first_name].dtype
-        share = rank // max(1, len(sources))  # of each of several tensors in one parameter
+        share = rank // max(1, len(sources))  # an equal share for each tensor in the parameter
         changed = [Source(name, piece, share) for name, piece in sources if name in self._ranks]
         return LoraSlot(
             module=module,

@@ -1,1 +1,1 @@
-"""PEFT folders as checkpoints: a base model seen with an adapter on it."""
+"""Reads PEFT adapters as checkpoints: each appears as its base model with the adapter applied."""

@@ -1,4 +1,4 @@
-"""A LoRA adapter, as PEFT saves it, on top of a base model: seen as the fine-tuned model's checkpoint."""
+"""A LoRA adapter saved by PEFT, on top of a base model: together they act as the fine-tuned model's checkpoint."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +22,12 @@ from hf_tsv.lora.read.sidecar import RestTensor, read_sidecar
 
 
 class Adapter:
-    """An adapter's configuration and the headers of its tensors, not yet on a model.
+    """An adapter's configuration and tensors, not yet on a model.
 
     Attributes:
-        tensors: What PEFT loads.
-        config: How.
-        rest: What PEFT can't hold, by the base's tensor.
+        tensors: The tensors that PEFT loads.
+        config: The adapter's configuration.
+        rest: The tensors in the sidecar, by the name of the base's tensor.
     """
 
     def __init__(self, tensors: Checkpoint, config: AdapterConfig, rest: Mapping[str, RestTensor]) -> None:
@@ -42,12 +42,12 @@ class Adapter:
     def on(
         self, base: Checkpoint, *, notes: Sequence[str] = (), places: Callable[[], Places] | None = None
     ) -> "AdapterOnBase":
-        """The fine-tuned model, whose change is known as factors: `base` is the merge's own.
+        """Put the adapter on the merge's own base, so that its change is known as factors.
 
         Args:
-            base: The base model.
-            notes: Notes on the adapter that the caller already has.
-            places: Where the base's files hold its parameters; called only if the names don't match.
+            base: The merge's base model.
+            notes: The caller's notes on the adapter, which come before its own.
+            places: Returns the places of parameters in the base's files; called only if the names don't match.
 
         Raises:
             CheckpointError: the adapter doesn't fit; everything that doesn't is reported.
@@ -55,7 +55,7 @@ class Adapter:
         return AdapterOnBase(self, base, places, notes)
 
     def applied_to(self, model: Checkpoint, *, places: Callable[[], Places] | None = None) -> "AppliedAdapter":
-        """The fine-tuned model as a whole: `model` is another than the merge's base. Arguments as for `on`.
+        """Put the adapter on a model other than the merge's base. Arguments as for `on`.
 
         Raises:
             CheckpointError: the adapter doesn't fit; everything that doesn't is reported.
@@ -64,25 +64,25 @@ class Adapter:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no full model."""
+    """Check whether a folder holds an adapter and no full model."""
     return (folder / ADAPTER_CONFIG).is_file() and not is_model(folder)
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder holds a full model."""
+    """Check whether a folder holds a full model."""
     for stem in STEMS:
         weights = folder / f"{stem}.safetensors"
-        index = folder / f"{stem}.safetensors.index.json"  # of a model in several files
+        index = folder / f"{stem}.safetensors.index.json"  # for a model in several files
         if weights.is_file() or index.is_file():
             return True
     return False
 
 
 def open_adapter(folder: Path, *, label: str | None = None) -> Adapter:
-    """The LoRA adapter in a folder. Reads headers only.
+    """Open the LoRA adapter in a folder. Only headers are read.
 
     Raises:
-        CheckpointError: the folder has no adapter, or one that is pickled, broken or not a plain LoRA.
+        CheckpointError: the folder has no adapter, or it is pickled, broken or not a plain LoRA.
     """
     label = label or str(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -101,7 +101,7 @@ def open_adapter(folder: Path, *, label: str | None = None) -> Adapter:
 
 
 class AppliedAdapter(View):
-    """A model with an adapter on top. Tensors that only the adapter has, such as a head, come after the model's.
+    """A model with an adapter on top. Tensors that only the adapter has, such as a head, follow the model's.
 
     Raises:
         CheckpointError: the adapter doesn't fit; everything that doesn't is reported.
@@ -120,7 +120,7 @@ class AppliedAdapter(View):
             raise CheckpointError(
                 f"{self.label}: {SIDECAR_FILE} holds {some(lost)}, which {model.label} lacks. It is of another base"
             )
-        # The experts of a layer share their factors and are asked for one after another.
+        # The experts of a layer share their factors and are read one after another.
         self._factor = lru_cache(maxsize=4)(lambda key: adapter.tensors.read(key).flatten(1))
 
     def names(self) -> Sequence[str]:
@@ -135,7 +135,7 @@ class AppliedAdapter(View):
         return self.inner.info(name)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        """Base and change added in float32 (float64 if the base is), rounded once to the base's dtype."""
+        """Read base plus change, added in float32 (or float64 like the base) and rounded once to the stored dtype."""
         own = self._own.get(name)
         tensor = self._adapter.tensors.read(own, rows) if own else self.inner.read(name, rows)
         dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
@@ -155,14 +155,14 @@ class AppliedAdapter(View):
             self.inner.will_need(name)
 
     def fingerprint(self) -> str:
-        """Hash of the model's fingerprint, the adapter's, and its configuration."""
+        """Return a hash of the fingerprints of model, adapter and sidecar, and of the adapter's configuration."""
         parts = [self.inner.fingerprint(), self._adapter.tensors.fingerprint(), self._adapter.config.model_dump_json()]
         parts += {rest.fingerprint for rest in self._rest.values()}
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def _delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
         change = self._changes[name]
-        if change.pair and len(change.keys) == 2:  # nothing but factors
+        if change.pair and len(change.keys) == 2:  # factors only
             return self._product(change.pair, dtype, rows).reshape(base.shape)
         if change.value:
             delta = self._value(change.value, rows).to(dtype, copy=True).sub_(base)
@@ -171,7 +171,7 @@ class AppliedAdapter(View):
         if change.tokens:
             key, trained = change.tokens
             first, end = rows or (0, len(base))
-            # Of the trained rows those among the rows read: where they lie in the key's tensor, and in the base's.
+            # Indices of the trained rows among those read: in the key's tensor, and in the base's rows.
             positions = [i for i, row in enumerate(trained) if first <= row < end]
             here = [trained[i] - first for i in positions]
             new = self._to(key, dtype)[positions]  # (len(here), columns)
@@ -184,7 +184,7 @@ class AppliedAdapter(View):
         return delta
 
     def _value(self, value: Value, rows: tuple[int, int] | None = None) -> Tensor:
-        """The tensor's new value, or these rows of it, out of what the key holds."""
+        """Read the tensor's new value, or some rows of it, from the part of the key that holds it."""
         first, end = rows or (0, None)
         if value.rows:
             start, stop = value.rows
@@ -210,7 +210,7 @@ class AppliedAdapter(View):
     def _low_rank(self, pair: Pair, expert: int) -> LowRank:
         a = self._factor(pair.a)  # (experts * r, in)
         b = self._factor(pair.b)  # (out, r * experts)
-        if pair.experts > 1:  # PEFT stacks the one with the expert outermost, the other with the expert innermost
+        if pair.experts > 1:  # PEFT stacks A with the expert outermost, B with the expert innermost
             if pair.expert is not None:
                 expert = pair.expert
             rank = len(a) // pair.experts
@@ -224,7 +224,7 @@ class AppliedAdapter(View):
 
 
 class AdapterOnBase(AppliedAdapter):
-    """An adapter on the base that the models are merged on: its change is known exactly, and as factors."""
+    """An adapter on the base of the merge, so that its change is known exactly, and as factors."""
 
     def __init__(
         self, adapter: Adapter, base: Checkpoint, places: Callable[[], Places] | None, notes: Sequence[str]
@@ -250,7 +250,7 @@ class AdapterOnBase(AppliedAdapter):
         if pair is None or change.tokens or (pair.is_stacked and row is None):
             return None
         if change.value:
-            # PEFT saves an embedding itself beside the factors of its change, as a rule unchanged.
+            # PEFT also saves the embedding itself beside the factors of its change, usually unchanged.
             stored, base = self._value(change.value), self.inner.read(name)
             dtype = torch.promote_types(stored.dtype, base.dtype)
             if stored.shape != base.shape or not torch.equal(stored.to(dtype), base.to(dtype)):
@@ -258,13 +258,13 @@ class AdapterOnBase(AppliedAdapter):
         return self._low_rank(pair, row or 0)
 
     def nbytes(self, name: str) -> int:
-        """Bytes of the adapter's files that go into a tensor."""
+        """Return how many bytes of the adapter's files a tensor's change needs."""
         if name in self._rest:
             return self._rest[name].nbytes
         change = self._changes.get(name, Change())
         if change.value and (change.value.rows or change.value.expert is not None):
-            # A part of what the key holds: as many bytes as the model's tensor.
+            # Only a part of the key's tensor: as many bytes as the model's tensor.
             return self.inner.info(name).nbytes
-        # One key holds the factors of all experts of a layer, of which the files may have a tensor each.
+        # One key holds the factors of all experts of a layer, but the model's files may have one tensor per expert.
         shared_by = change.pair.experts if change.pair and not change.pair.is_stacked else 1
         return sum(self._adapter.tensors.info(key).nbytes for key in change.keys) // shared_by

@@ -1,4 +1,4 @@
-"""What an adapter does to a model's tensors: described by `keys`, carried out by `adapter`."""
+"""The changes that an adapter makes to a model's tensors: found by `keys`, applied by `adapter`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Pair:
-    """Where a tensor's factors are, and how its change is computed from them.
+    """The keys of a tensor's factors, and how its change is computed from them.
 
     Attributes:
-        a: Key of the factor that is applied first.
-        b: Key of the other.
-        scale: Factor on the product.
-        transposed: Whether the tensor is stored (in, out).
-        experts: How many experts' factors the keys stack.
-        expert: Which of them the tensor is; None if it stacks them too.
-        rows: First and past-the-last row of b that are the tensor's; None for all.
+        a: Key of factor A, which is applied first.
+        b: Key of factor B.
+        scale: Multiplier of the product.
+        transposed: True if the tensor is stored (in, out).
+        experts: Number of experts whose factors the keys stack.
+        expert: Index of the tensor's expert; None if the tensor stacks the experts too.
+        rows: First and past-the-last row of B that belong to the tensor; None for all.
     """
 
     a: str
@@ -28,7 +28,7 @@ class Pair:
 
     @property
     def is_stacked(self) -> bool:
-        """Whether the tensor stacks several experts."""
+        """True if the tensor stacks several experts."""
         return self.experts > 1 and self.expert is None
 
 
@@ -37,9 +37,9 @@ class Value:
     """A tensor's new value.
 
     Attributes:
-        key: The key that holds it.
-        expert: Which of the matrices that the key stacks; None if the tensor is all of them.
-        rows: First and past-the-last row of these that are the tensor's; None for all.
+        key: The key that holds the value.
+        expert: Index of the tensor's matrix in the key's stack; None if the tensor isn't one matrix of a stack.
+        rows: First and past-the-last row of the key's tensor or matrix that belong to this tensor; None for all.
     """
 
     key: str
@@ -49,13 +49,13 @@ class Value:
 
 @dataclass(frozen=True)
 class Change:
-    """What an adapter does to one tensor; if it does several things, in this order.
+    """An adapter's change of one tensor; if there are several parts, they apply in this order.
 
     Attributes:
-        value: Its new value.
-        tokens: Key of the new values of some rows, and the numbers of these rows.
-        bias: Key of a vector that is added, and the factor on it.
-        pair: Factors of a matrix that is added.
+        value: The tensor's new value.
+        tokens: Key of the new values of some rows, and the indices of these rows.
+        bias: Key of a vector that is added, and its multiplier.
+        pair: The factors of a matrix that is added.
     """
 
     value: Value | None = None
@@ -65,7 +65,7 @@ class Change:
 
     @property
     def keys(self) -> list[str]:
-        """Every key that it reads."""
+        """The keys of all tensors that the change uses."""
         keys = []
         if self.value:
             keys.append(self.value.key)
@@ -80,11 +80,11 @@ class Change:
 
 @dataclass
 class Changes:
-    """What an adapter does to a model.
+    """All changes that an adapter makes to a model.
 
     Attributes:
-        of: The change of each tensor, by the model's name for it.
-        own: Tensors that the model lacks, or has in another shape: name to key.
+        of: The change of each tensor, by its name in the model.
+        own: The key of each tensor that the model lacks or has in another shape, by the tensor's name.
         notes: Notes for the user.
     """
 
@@ -95,14 +95,14 @@ class Changes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files hold a part of a model's parameter: some architectures aren't saved as they run.
+    """The place of a part of a model's parameter in its files: some architectures are saved in another layout.
 
     Attributes:
-        tensor: The tensor in the files.
-        expert: Which of the parameter's stacked matrices it belongs to; None if the parameter isn't stacked.
-        row: Where its first row lies in the parameter, or in the expert's matrix.
-        rows: How many of the parameter's rows it holds; None if it is the whole parameter.
-        is_tied: Whether the files hold it under another parameter, which the model keeps equal to this one.
+        tensor: The name of the tensor in the files.
+        expert: Index of its matrix in the parameter's stack; None if the parameter isn't stacked.
+        row: The tensor's first row in the parameter, or in the expert's matrix.
+        rows: Number of the parameter's rows that the tensor holds; None if it is the whole parameter.
+        is_tied: True if the files hold it under another parameter's name, to which the model ties this one.
     """
 
     tensor: str

@@ -1,4 +1,4 @@
-"""adapter_config.json as PEFT reads it, and which adapters can't be read."""
+"""Reads adapter_config.json as PEFT does, and rejects adapters that can't be read."""
 
 import json
 import re
@@ -14,10 +14,10 @@ MAX_PATTERN = 500  # characters; the longest name of a module, escaped, has fewe
 
 
 def read_config(folder: Path, label: str) -> AdapterConfig:
-    """The configuration of the adapter in a folder.
+    """Read the configuration of the adapter in a folder.
 
     Raises:
-        CheckpointError: it can't be read, or isn't that of a plain LoRA; every such mistake is reported.
+        CheckpointError: the file can't be read, or isn't for a plain LoRA; all problems of a kind are reported.
     """
     path = folder / ADAPTER_CONFIG
     try:
@@ -63,13 +63,13 @@ def read_config(folder: Path, label: str) -> AdapterConfig:
 
 
 def _bad_patterns(config: AdapterConfig) -> list[str]:
-    """Patterns that are not regular expressions, or that could take forever to match: strangers write them."""
+    """Report patterns that are invalid or could take forever to match: adapters come from strangers."""
     keys = [(key, "rank_pattern") for key in config.rank_pattern or {}]
     keys += [(key, "alpha_pattern") for key in config.alpha_pattern or {}]
     problems = []
     for key, field in keys:
-        # A repeated group, or many repeated signs, can take time exponential in the name's length.
-        signs = re.sub(r"\\.", "", key)  # without what is escaped
+        # Matching a repeated group, or many quantifiers, can take time exponential in the name's length.
+        signs = re.sub(r"\\.", "", key)  # without escaped characters
         repeats_group = re.search(r"\)[*+{]", signs)
         repeats_often = len(re.findall(r"[*+{]", signs)) > 3
         why = ""
@@ -87,6 +87,6 @@ def _bad_patterns(config: AdapterConfig) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    """A stranger's value in a message: short, on one line, without control characters."""
+    """Format a stranger's value for a message: short, on one line, without control characters."""
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."

@@ -1,9 +1,9 @@
-"""Which tensor of a model each key of a LoRA adapter changes, and how. Reads headers, and weights that look tied.
+"""Finds the tensor that each key of a LoRA adapter changes, and how. Reads headers, and weights that look tied.
 
-What PEFT stores for each kind of module, and how that makes the change of the module's weight:
+The factors that PEFT stores for each kind of module, and the change of the module's weight that they give:
 
     Linear                A (r, in)       B (out, r)       B A
-    transformers' Conv1D  A (r, in)       B (out, r)       (B A)^T, for its weight is stored (in, out)
+    transformers' Conv1D  A (r, in)       B (out, r)       (B A)^T, because its weight is stored (in, out)
     Embedding             A (r, tokens)   B (dim, r)       (B A)^T
     Conv1d, 2d, 3d        A (r, in, *k)   B (out, r, 1..)  B A, kernels flattened
     stacked experts       A (E r, in)     B (out, r E)     B_e A_e for every expert e, or its transpose
@@ -38,7 +38,7 @@ from hf_tsv.lora.read.weights import Shape, Weights, owner_of
 
 _KEY = re.compile(rf"(.+)\.({'|'.join(map(re.escape, KEYS))})")
 _OF_ADAPTER = re.compile(rf"(^|\.){FACTOR_MARK}")
-_COPY = re.compile(rf"\.({'|'.join(COPIES)})\.")  # bias: all saves biases twice more
+_COPY = re.compile(rf"\.({'|'.join(COPIES)})\.")  # with bias="all", PEFT saves each bias under two more keys
 _OTHER_BASE = "Name the model that it was trained on as its base"
 
 
@@ -48,13 +48,13 @@ def changes_of(
     """Find the tensors of a model that an adapter changes.
 
     Args:
-        tensors: The adapter's.
-        config: The adapter's.
-        model: The model that it is put on.
-        places: Where the model's files hold its parameters; called only if the names don't match as they are.
+        tensors: The adapter's tensors.
+        config: The adapter's configuration.
+        model: The model that the adapter is put on.
+        places: Returns the places of parameters in the model's files; called only if the names don't match as they are.
 
     Raises:
-        CheckpointError: keys that aren't known, match nothing, or don't fit; all of them are reported.
+        CheckpointError: some keys are unknown, match nothing or don't fit; all of them are reported.
     """
     mapper = _Mapper(tensors, config, model, places)
     mapper.add_all()
@@ -65,12 +65,12 @@ def changes_of(
 
 
 class _Keys:
-    """An adapter's keys, taken apart.
+    """An adapter's keys, sorted by kind.
 
     Attributes:
-        modules: Keys of LoRA by their module, and in it by what they are of it.
-        values: Keys of tensors kept whole, by the parameter's name.
-        odd: Keys of adapters of other kinds.
+        modules: LoRA keys by their module, then by their ending, which is one of `KEYS`.
+        values: Keys of tensors stored whole, by the parameter's name.
+        odd: Keys of other kinds of adapters.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -88,7 +88,7 @@ class _Keys:
 
 
 class _Mapper:
-    """Finds the changes, and collects mistakes on the way, so that all of them are reported at once."""
+    """Finds the changes, and collects mistakes along the way, so that all are reported together."""
 
     def __init__(
         self, tensors: Checkpoint, config: AdapterConfig, model: Checkpoint, places: Callable[[], Places] | None
@@ -100,13 +100,13 @@ class _Mapper:
         self._keys = _Keys(tensors.names())
         self._weights = Weights(model, config, self._keys.modules.keys(), self._keys.values.keys())
         if places:
-            # Looking places up builds the model, so it is done only if a name isn't in the files.
+            # Looking up places builds the model, so it is done only if a name isn't in the files.
             are_known = all(self._weights.of_module(module) for module in self._keys.modules)
             if not are_known or not all(self._weights.find(name) for name in self._keys.values):
                 self._weights.look_up(places)
-        self._broken: list[str] = []  # whole messages
+        self._broken: list[str] = []  # complete messages
         self._missing: list[str] = []  # parameters that the model lacks
-        self._misfits: list[str] = []  # tensors whose shape isn't that of their change
+        self._misfits: list[str] = []  # tensors whose shape differs from that of their change
 
     def add_all(self) -> None:
         for name, key in self._keys.values.items():
@@ -139,7 +139,7 @@ class _Mapper:
         self.changes.notes = tuple(notes)
 
     def problems(self) -> list[str]:
-        """One line for each kind of mistake, so that a wrong base isn't reported five hundred times."""
+        """Return messages that group similar mistakes, so that a wrong base isn't reported five hundred times."""
         problems = list(self._broken)
         dora = [key for key in self._keys.odd if DORA_MARK in key]
         if dora:
@@ -158,7 +158,7 @@ class _Mapper:
     # The kinds of keys
 
     def _add_value(self, name: str, key: str) -> None:
-        """A tensor of a module that was trained as a whole, or a bias: it replaces the model's."""
+        """Add a tensor that replaces the model's: a bias, or one from a module that was trained whole."""
         shape = self._shape(key)
         target = self._weights.find(name)
         if target is not None:
@@ -171,13 +171,13 @@ class _Mapper:
         if places is None:  # a new head, or an embedding under its tied name
             tied_to = self._weights.tied.get(name)
             for known, other in self._keys.values.items():
-                # PEFT needs every copy of a tied tensor, so the adapter stores it once more under each name.
+                # PEFT needs every copy of a tied tensor, so the adapter stores it again under each name.
                 is_tied = tied_to is not None and self._weights.find(known) == tied_to
                 if is_tied and torch.equal(self._tensors.read(key), self._tensors.read(other)):
                     return
             self._add_own(name, key)
             return
-        # The model's files hold the parameter in several tensors.
+        # The model's files split the parameter into several tensors.
         for place in places:
             part = shape if place.expert is None else shape[1:]
             rows = None
@@ -192,7 +192,7 @@ class _Mapper:
         self._weights.own_shapes[name] = self._shape(key)
 
     def _add_pair(self, module: str, key_a: str, key_b: str, *, is_embedding: bool) -> None:
-        """PEFT's keys say whose parameter the factors change. Where a module has several, the shapes say which."""
+        """Add a pair of factors. Its keys name the module; if that has several parameters, the shapes decide which."""
         a, b = self._shape(key_a), self._shape(key_b)
         if len(a) < 2 or len(b) < 2 or a[0] != b[1] or any(side != 1 for side in b[2:]):
             self._broken.append(
@@ -202,7 +202,7 @@ class _Mapper:
         weights = self._weights.of_module(module)
         if not weights:
             for others in self._keys.modules.values():
-                # PEFT saves a tied embedding's factors also as the head's; the files of a tied model hold one weight.
+                # PEFT also saves a tied embedding's factors as the head's; a tied model's files hold one weight.
                 embedding = [self._shape(others[part]) for part in EMBEDDING if part in others]
                 if self._config.ensure_weight_tying and embedding == [b[::-1], a[::-1]]:
                     return
@@ -232,14 +232,14 @@ class _Mapper:
             return
         scale = self._config.scaling(adapted_as)
         if module.endswith(ATTENTION_OUT):
-            scale *= 2  # PEFT (0.21.2) adds this change twice, in training as in merging: so does what was trained
+            scale *= 2  # PEFT (0.21.2) trains and merges with this change added twice, so we add it twice
         pair = Pair(key_a, key_b, scale, transposed, weight.experts)
         for place in weight.places:
             rows = None if place.rows is None else (place.row, place.row + place.rows)
             self._add(place.tensor, Change(pair=replace(pair, expert=place.expert, rows=rows)))
 
     def _add_bias(self, module: str, key: str) -> None:
-        """A vector that is added to a module's bias, scaled as the factors are."""
+        """Add a vector that is added to a module's bias, with the same scale as the factors."""
         owner = owner_of(module)
         name = f"{owner}.bias"
         target = self._weights.find(name) or self._weights.find(f"{owner}.in_proj_bias")
@@ -250,7 +250,7 @@ class _Mapper:
             self._add(target, Change(bias=(key, scale)))
 
     def _add_tokens(self, module: str, key: str) -> None:
-        """New values of some rows of an embedding."""
+        """Add new values for some rows of an embedding."""
         target = self._weights.find(f"{module}.weight")
         rows = self._config.tokens_of(module)
         if target is None:
@@ -288,5 +288,5 @@ class _Mapper:
 
 
 def _adapted_as(module: str) -> str:
-    """What PEFT matches patterns with: nn.MultiheadAttention's out_proj goes by its attention's name."""
+    """Return the name that PEFT matches patterns with: for nn.MultiheadAttention's out_proj, the attention's name."""
     return module.split(BASE_LAYER, 1)[0]

@@ -1,7 +1,7 @@
-"""The sidecar: what a fine-tune changed and PEFT can't hold.
+"""The sidecar: a file for the changes of a fine-tune that PEFT can't hold.
 
-A tensor stored whole lies under its own name; one stored as factors under its name with `/left` and `/right` behind it,
-whose product is added to the base's tensor. No parameter's name holds a slash.
+The key of a tensor stored whole is its name. A tensor stored as factors has two keys, its name with `/left` and with
+`/right` appended; their product is added to the base's tensor. No parameter's name contains a slash.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class RestTensor:
     """One tensor of a sidecar.
 
     Attributes:
-        name: Of the base checkpoint's tensor.
-        is_factored: Whether factors of its change are stored, or its new value.
+        name: The name of the base checkpoint's tensor.
+        is_factored: True if the factors of its change are stored, False if its new value is.
     """
 
     name: str
@@ -32,7 +32,7 @@ class RestTensor:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Its keys in the file."""
+        """The tensor's keys in the file."""
         return (self.name + LEFT, self.name + RIGHT) if self.is_factored else (self.name,)
 
     @property
@@ -45,7 +45,7 @@ class RestTensor:
         return self._file.fingerprint()
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """left (m, k) and right (k, n), with the stack in front of both for stacked matrices.
+        """Read left (m, k) and right (k, n); for stacked matrices both have a leading stack dimension.
 
         Raises:
             CheckpointError: the file can't be read.
@@ -54,7 +54,7 @@ class RestTensor:
         return left, right
 
     def low_rank(self, row: int) -> LowRank | None:
-        """The change of the matrix, or of one of a stack, as factors; None for one stored whole."""
+        """Return the factors of the change of a matrix, or of one in a stack; None for a tensor stored whole."""
         if not self.is_factored:
             return None
         left, right = self.factors()
@@ -63,11 +63,11 @@ class RestTensor:
         return LowRank(left, right, 1.0)
 
     def applied(self, base: Tensor | None = None, rows: Rows = None) -> Tensor:
-        """The fine-tune's tensor, or some rows of it.
+        """Return the fine-tune's tensor, or some rows of it.
 
         Args:
-            base: The base's tensor, or those rows, in the dtype to add in; not needed for one stored whole.
-            rows: First and past-the-last row.
+            base: The base's tensor, or those rows, in the dtype to add in; not needed for a tensor stored whole.
+            rows: First and past-the-last row; None for all.
 
         Raises:
             CheckpointError: the file can't be read.
@@ -79,7 +79,7 @@ class RestTensor:
         return base + self._product(base.dtype, rows).reshape(base.shape)
 
     def delta(self, base: Tensor, dtype: torch.dtype, rows: Rows = None) -> Tensor:
-        """The change of the base's tensor, or of those rows of it, computed in dtype."""
+        """Return the change of the base's tensor, or of some rows of it, computed in dtype."""
         if self.is_factored:
             return self._product(dtype, rows).reshape(base.shape)
         return self.applied(rows=rows).to(dtype).sub_(base)
@@ -88,13 +88,13 @@ class RestTensor:
         left, right = (factor.to(dtype) for factor in self.factors())
         if rows:
             left = left[slice(*rows)]
-            if right.ndim > 2:  # rows of a stack are its matrices
+            if right.ndim > 2:  # the rows of a stack are its matrices
                 right = right[slice(*rows)]
         return left @ right
 
 
 def read_sidecar(folder: Path) -> dict[str, RestTensor]:
-    """The tensors beside an adapter, by the base tensor's name; empty if the folder has no sidecar.
+    """Read the sidecar's tensors, by the base tensor's name; empty if the folder has no sidecar.
 
     Raises:
         CheckpointError: the file is broken.

@@ -1,4 +1,4 @@
-"""Where a model's files hold the parameters that an adapter's keys name, and which way round."""
+"""Finds the parameters that an adapter's keys name in the model's files, and whether they are stored transposed."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Weight:
     """A parameter that factors change: one matrix, or one for each expert.
 
     Attributes:
-        name: Its name in the model.
-        matrix: Its shape, or one expert's, as stored.
-        places: The tensors that hold it.
-        experts: How many it stacks.
-        is_parameter: Whether it was named in target_parameters and not by its module.
-        is_stack: Whether one tensor stacks its experts.
+        name: The parameter's name in the model.
+        matrix: The shape of the parameter, or of one expert's matrix, as stored.
+        places: The places of its parts in the model's files.
+        experts: Number of experts that it stacks.
+        is_parameter: True if target_parameters named it, False if its module was named.
+        is_stack: True if one tensor stacks its experts.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Weight:
 
 
 class Weights:
-    """A model's parameters by the names that an adapter has for them.
+    """A lookup of a model's parameters by an adapter's names for them.
 
-    The names may differ by their first component, as `bert.encoder` and `encoder`: the one change that makes most of
+    The names may differ in their first component, as in `bert.encoder` and `encoder`. The one change that makes most of
     them match is applied to all.
 
     Attributes:
-        own_shapes: Shapes of the adapter's tensors that replace the model's.
-        places: The parameters that the files hold in other tensors, by name; empty until they are looked up.
-        tied: Names that the files lack, each with the tensor that it is tied to.
-        why_no_places: Why the places couldn't be looked up.
+        own_shapes: Shapes of the adapter's tensors that replace the model's or are new, by name.
+        places: The places of parameters that the files hold in other tensors, by name; empty until looked up.
+        tied: The tensor that a parameter is tied to, by each name that the files lack; empty until looked up.
+        why_no_places: The reasons why the places couldn't be looked up.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Weights:
         """
         Args:
             model: The model that the adapter is put on.
-            config: The adapter's.
-            modules: The modules that the adapter has factors, biases or rows for, as its keys name them.
-            values: The parameters that it holds whole.
+            config: The adapter's configuration.
+            modules: The modules with factors, biases or rows in the adapter, as its keys name them.
+            values: The names of the parameters that the adapter stores whole.
         """
         self._model = model
         self._config = config
         self._names = frozenset(model.names())
-        self._wanted = set(values)  # every name by which the adapter asks for something
+        self._wanted = set(values)  # every parameter name that the adapter may refer to
         for module in modules:
             self._wanted.update(self.parameters_of(module))
             self._wanted.add(f"{owner_of(module)}.weight")
@@ -71,7 +71,7 @@ class Weights:
         self._renaming = self._best_renaming()
 
     def look_up(self, places: Callable[[], Places]) -> None:
-        """Ask where the files hold what has other names there. Failing is not an error yet: a head may be new."""
+        """Look up parameters that the files store differently. A failure is no error yet, because a head may be new."""
         try:
             every = places()
         except CheckpointError as error:
@@ -86,11 +86,11 @@ class Weights:
         self._renaming = self._best_renaming()
 
     def in_model(self, name: str) -> str:
-        """What the model calls a parameter."""
+        """Return the model's name for a parameter."""
         return self._renaming(name)
 
     def find(self, name: str) -> str | None:
-        """The tensor that is a whole parameter, in the model's files; None if they don't have it as one tensor."""
+        """Return the tensor in the model's files that is a whole parameter; None if no single tensor is."""
         name = self.in_model(name)
         if name in self._names:
             return name
@@ -98,16 +98,16 @@ class Weights:
         return places[0].tensor if len(places) == 1 and places[0].rows is None else None
 
     def shape(self, target: str) -> Shape:
-        """The shape of the model's tensor, or of the adapter's that replaces it."""
+        """Return the shape of the model's tensor, or of the adapter's tensor that replaces it."""
         return self.own_shapes.get(target) or self._model.info(target).shape
 
     def parameters_of(self, module: str) -> list[str]:
-        """The parameters that the factors of a module may belong to: a bare `down_proj` is any module's."""
+        """Return the parameters that a module's factors may belong to: a bare target `down_proj` fits any module."""
         owner = owner_of(module)
         return [f"{owner}.{leaf}" for leaf in self._config.parameters_of(owner)]
 
     def of_module(self, module: str) -> list[Weight]:
-        """The module's targeted parameters that the model has, or else its own weight."""
+        """Return the module's targeted parameters that the model has, or else the module's weight."""
         parameters = [self._weight(name, is_parameter=True) for name in self.parameters_of(module)]
         named = [weight for weight in parameters if weight]
         if named:
@@ -127,14 +127,14 @@ class Weights:
         places = self.places.get(self.in_model(name), ())
         if not places:
             return None
-        # A parameter made of several tensors: rows below each other, or one matrix for each expert.
+        # The parameter consists of several tensors: blocks of rows, or one matrix for each expert.
         rows = max(place.row + (place.rows or 0) for place in places)
         columns = self.shape(places[0].tensor)[1:]
         experts = 1 + max(place.expert or 0 for place in places)
         return Weight(name, (rows, *columns), tuple(places), experts, is_parameter)
 
     def _best_renaming(self) -> Renaming:
-        """The first component to drop from names, or to add, so that most of them are the model's."""
+        """Return the first component to drop from names, or to add, so that most of them match the model's."""
         names = self._names | self.places.keys()
         renamings = [Renaming()]
         renamings += [Renaming(drop=prefix) for prefix in first_components(self._wanted)]
@@ -143,28 +143,28 @@ class Weights:
         for renaming in renamings:
             renamed = {renaming(name) for name in self._wanted}
             matches = len(renamed & names)
-            if matches > most:  # the first of equals stays, so that no change is made without need
+            if matches > most:  # on a tie the first wins, so that names don't change without need
                 best, most = renaming, matches
         return best
 
-    # Which way round a weight is stored
+    # The orientation of a weight
 
     def is_transposed(self, weight: Weight, product: Shape, *, is_embedding: bool) -> bool | None:
-        """Whether a weight is stored (in, out), for factors whose product is (out, in); None if they don't fit it.
+        """Check whether a weight is stored (in, out), for factors whose product is (out, in); None if they don't fit.
 
         Args:
             weight: The weight.
             product: The shape of B A.
-            is_embedding: Whether the factors are an embedding's, which are always transposed.
+            is_embedding: True if the factors are an embedding's, which are always transposed.
         """
         if is_embedding:
             return True if product[::-1] == weight.matrix else None
         if product == weight.matrix:
             if len(product) != 2 or product[0] != product[1]:
                 return False
-            # A square weight's own shape doesn't tell, but those of others like it do.
+            # A square weight's own shape doesn't show its orientation, but the shapes of similar weights do.
             if weight.is_stack:
-                # Gate and up together are twice as wide as down is high, if they are stored (experts, in, out).
+                # If stored (experts, in, out), gate and up together have twice as many columns as down has rows.
                 owner = weight.name.rpartition(".")[0]
                 gate_up, down = self.find(f"{owner}.gate_up_proj"), self.find(f"{owner}.down_proj")
                 if gate_up is None or down is None:
@@ -175,13 +175,13 @@ class Weights:
             return self._transposed_leaves.get(_leaf(weight.places[0].tensor), self._config.fan_in_fan_out)
         if len(product) != 2 or product[::-1] != weight.matrix:
             return None
-        # A parameter that is a plain matrix, or rows of another tensor, is never stored (in, out).
+        # A targeted parameter that is a plain matrix, or a weight split into rows, is never stored (in, out).
         may_be = weight.is_stack if weight.is_parameter else weight.places[0].rows is None
         return True if may_be else None
 
     @cached_property
     def _transposed_leaves(self) -> dict[str, bool]:
-        """By a module's last name: whether its weight is stored (in, out). A bias has `out` entries."""
+        """For each last name of modules, True if the weight is stored (in, out). A bias has `out` entries."""
         transposed: dict[str, bool] = {}
         for name in self._names:
             bias = name.removesuffix("weight") + "bias"
@@ -195,7 +195,7 @@ class Weights:
 
 
 def owner_of(module: str) -> str:
-    """The module's own path: PEFT wraps the parameters of one module in one another, each in a `base_layer`."""
+    """Return the module's own path, without the `base_layer` of each wrapper that PEFT puts around a parameter."""
     return module.replace(BASE_LAYER, "")
 
 

@@ -1,1 +1,1 @@
-"""Task matrices into PEFT folders."""
+"""Writes task matrices as PEFT adapters."""

@@ -1,4 +1,4 @@
-"""What a fine-tune did to one tensor."""
+"""The change that fine-tuning made to one tensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from hf_tsv.linalg import Factors, truncated_svd
 
 @dataclass(frozen=True)
 class LowRankChange:
-    """What is added to the base's tensor.
+    """A low-rank change that is added to the base's tensor.
 
     Attributes:
-        factors: Of its matrix view in the orientation it is stored in, (m, n) or a conv kernel flattened to
-            (out, in * k); one for each matrix of a stack (E, m, n).
+        factors: Factors of the change's matrix view, oriented as the tensor is stored: (m, n), or (out, in * k) for a
+            flattened conv kernel. A stack (E, m, n) has one for each matrix.
     """
 
     factors: Factors | Sequence[Factors]
@@ -28,10 +28,10 @@ class LowRankChange:
 
 @dataclass(frozen=True)
 class WholeChange:
-    """What stands in the base's place.
+    """A new value that replaces the base's tensor.
 
     Attributes:
-        value: The new tensor, in the dtype it is to be stored in.
+        value: The new tensor, in the dtype it will be stored in.
     """
 
     value: Tensor
@@ -41,17 +41,17 @@ Change = LowRankChange | WholeChange
 
 
 def factored(change: WholeChange, info: TensorInfo, base: Tensor, rank: int) -> LowRankChange:
-    """The leading singular triplets of a change.
+    """Return the leading singular triplets of a change.
 
     Args:
         change: The new value.
         info: The tensor's header.
-        base: The base's value.
-        rank: The most triplets to keep of each of its matrices.
+        base: The base's tensor.
+        rank: Maximum number of triplets to keep for each of its matrices.
 
     Raises:
         ValueError: the tensor is not a matrix.
-        MethodError: NaN or infinity in the change.
+        MethodError: the change contains NaN or infinity.
     """
     view = matrix_view(info, kind_of(info))
     if view is None:

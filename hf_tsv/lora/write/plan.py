@@ -1,4 +1,4 @@
-"""What an adapter will hold: decided from headers, before any factor exists."""
+"""The plan of an adapter's contents, made from headers before any factors are computed."""
 
 import json
 from collections import Counter
@@ -14,16 +14,16 @@ from hf_tsv.lora.architecture import Architecture
 from hf_tsv.lora.format import ADAPTER_WEIGHTS, HEADS_OF_TASK, NO_TARGETS, SIDECAR_FILE, AdapterConfig, anchored
 from hf_tsv.lora.write.slots import LoraSlot, RestSlot, Slot
 
-DEFAULT_RANK = 8  # PEFT's, for an adapter without factors: the configuration has to name one
+DEFAULT_RANK = 8  # PEFT's default, for an adapter without factors, because the configuration must name a rank
 
 
 @dataclass(frozen=True)
 class BaseRef:
-    """What adapter_config.json says of the base model.
+    """The reference to the base model in adapter_config.json.
 
     Attributes:
-        name: Its Hub id or path.
-        revision: The commit it is pinned to.
+        name: The base model's Hub id or path.
+        revision: The commit it is pinned to, or None.
     """
 
     name: str
@@ -32,13 +32,14 @@ class BaseRef:
 
 @dataclass(frozen=True)
 class AdapterRequest:
-    """What is asked of an adapter, beside the ranks chosen for the tensors. A format uses what applies to it.
+    """Options for an adapter, apart from the ranks chosen for the tensors. A format uses those that apply to it.
 
     Attributes:
-        base: What the adapter says its base is.
-        factor_dtype: Of the factors, as safetensors names it; None for each base tensor's own.
-        rank: Of every factor, for a format that has one rank; None for one that holds the chosen ranks, or fits.
-        most_bytes: Limit on the whole adapter, for a format that chooses its rank by it.
+        base: The base model that adapter_config.json names.
+        factor_dtype: Dtype of the factors, as safetensors names it; None for each base tensor's own dtype.
+        rank: Rank of all factors, for a format with a single rank; None to choose one that holds the chosen ranks or
+            fits in `most_bytes`.
+        most_bytes: Maximum size of the whole adapter, for a format that chooses its rank by size.
     """
 
     base: BaseRef
@@ -52,11 +53,11 @@ class AdapterPlan:
     """The files of an adapter.
 
     Attributes:
-        profile: The name of its format, of `hf_tsv.lora.formats.FORMATS`.
+        profile: The name of its format in `hf_tsv.lora.formats.FORMATS`.
         slots: The tensors of adapter_model.safetensors.
         rest: The tensors of the sidecar, which PEFT doesn't load.
-        left_out: Changed tensors that PEFT won't load, and why; some of them lie in the sidecar.
-        config: adapter_config.json.
+        left_out: The reason why PEFT won't load a changed tensor, by its name; some of these are in the sidecar.
+        config: The contents of adapter_config.json.
     """
 
     profile: str
@@ -75,7 +76,7 @@ class AdapterPlan:
 
     @cached_property
     def ranks(self) -> Mapping[str, int | Dense]:
-        """What the files keep of each changed tensor: so many triplets, or DENSE for its exact new value."""
+        """The number of triplets stored for each changed tensor, or DENSE for its exact new value."""
         ranks: dict[str, int | Dense] = {}
         for slot in (*self.slots, *self.rest):
             ranks.update(dict.fromkeys(slot.awaited, DENSE))
@@ -93,7 +94,7 @@ class AdapterPlan:
 
     @cached_property
     def files(self) -> tuple[Shard, ...]:
-        """The safetensors files: PEFT's always, the sidecar where something lies in it."""
+        """The safetensors files: always PEFT's, and the sidecar unless it would be empty."""
         loaded = chain.from_iterable(slot.infos for slot in self.slots)
         weights = Shard(ADAPTER_WEIGHTS, tuple(loaded))
         if not self.rest:
@@ -103,12 +104,12 @@ class AdapterPlan:
 
     @property
     def config_text(self) -> str:
-        """The bytes of adapter_config.json."""
+        """The text of adapter_config.json."""
         return json.dumps(self.config.written(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files."""
+        """The total size of all files in bytes."""
         nbytes = len(self.config_text.encode())
         for shard in self.files:
             header, _ = layout(shard.tensors, METADATA)
@@ -119,31 +120,31 @@ class AdapterPlan:
 def peft_config(
     architecture: Architecture, slots: Sequence[Slot], whole: Collection[str], *, base: BaseRef
 ) -> AdapterConfig:
-    """The configuration with which PEFT makes the tensors of these slots.
+    """Return the configuration with which PEFT creates the tensors of these slots.
 
     Args:
         architecture: The base model.
         slots: The tensors of adapter_model.safetensors.
         whole: Paths of the modules that are stored whole.
-        base: What the adapter says its base is.
+        base: The base model that adapter_config.json names.
     """
     loras = [slot for slot in slots if isinstance(slot, LoraSlot)]
     modules = sorted({slot.module.path for slot in loras if slot.module.kind != "parameters"})
     parameters = sorted(slot.parameter for slot in loras if slot.module.kind == "parameters")
-    # The rank that most factors have keeps the patterns short; among equals the larger one.
+    # The most frequent rank keeps the patterns short; of equally frequent ones, the largest is taken.
     counts = Counter(slot.rank for slot in loras)
     rank = max(counts, key=lambda rank: (counts[rank], rank), default=DEFAULT_RANK)
-    # PEFT targets every module whose name ends like a target's.
+    # PEFT also targets every module whose path ends with a target's path.
     ends = tuple(f".{target}" for target in modules)
     also_matched = {path for path in architecture.modules if path.endswith(ends)} - set(modules) - set(whole)
     ranks = {}
     for slot in loras:
         if slot.rank != rank:
-            # PEFT matches patterns with a parameter's name where it is targeted itself, else with the module's.
+            # PEFT matches patterns with the parameter's name if that is targeted itself, else with the module's.
             name = slot.parameter if slot.module.kind == "parameters" else slot.module.path
             ranks[anchored(name)] = slot.rank
     ranks = dict(sorted(ranks.items()))
-    # A task type makes PEFT store that task's heads whole, so none is written if one of them isn't stored whole.
+    # A task type makes PEFT store all heads of that task whole, so it is omitted if any of them isn't stored whole.
     task_type = architecture.task_type
     heads = HEADS_OF_TASK.get(task_type or "", ())
     stored_by_peft = {path for path in architecture.modules if heads and path.endswith(heads)}
@@ -155,7 +156,7 @@ def peft_config(
         task_type=task_type,
         inference_mode=True,
         r=rank,
-        lora_alpha=rank,  # so that nothing is scaled
+        lora_alpha=rank,  # so that the scale is 1
         rank_pattern=ranks,
         alpha_pattern={name: float(rank) for name, rank in ranks.items()},
         target_modules=modules or ([] if parameters else NO_TARGETS),

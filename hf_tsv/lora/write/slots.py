@@ -1,4 +1,4 @@
-"""The tensors of an adapter's files, and how each is made of the changes."""
+"""The tensors of an adapter's files, and how each is computed from the changes."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from hf_tsv.lora.write.changes import Change, WholeChange
 
 
 class Slot(Protocol):
-    """Tensors that are made together.
+    """A group of tensors that are computed together.
 
     Attributes:
-        infos: Their headers.
-        awaited: The base's tensors whose changes they are made of.
+        infos: The headers of these tensors.
+        awaited: The names of the changed tensors that they are computed from.
     """
 
     @property
@@ -31,13 +31,13 @@ class Slot(Protocol):
     def awaited(self) -> frozenset[str]: ...
 
     def make(self, changes: Mapping[str, Change], base: Checkpoint) -> list[Tensor]:
-        """The tensors in the order of `infos`. What isn't in `changes` is taken from the base."""
+        """Compute the tensors in the order of `infos`. Tensors not in `changes` are taken from the base."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor of the checkpoint within a parameter: its piece there and the rank planned for it."""
+    """A checkpoint tensor that is part of a parameter: its name, its piece there and its planned rank."""
 
     name: str
     piece: Piece
@@ -46,18 +46,18 @@ class Source:
 
 @dataclass(frozen=True)
 class LoraSlot:
-    """A parameter's factors A and B, with the change of the bias where that goes along.
+    """A parameter's factors A and B, with the change of the bias if it is stored with them.
 
     Attributes:
         module: The module that PEFT wraps.
-        parameter: The full name of its parameter.
-        shape: Its shape.
-        key: Of the module in the file, without the ending.
-        rank: Of the factors in the file; the triplets of several sources follow each other, padded with zeros.
-        dtype: Of the factors, as safetensors names it.
-        sources: The changed tensors that it is made of.
-        bias_size: Entries of the bias that is stored with the factors, 0 if it isn't.
-        bias_sources: The changed tensors that it is made of.
+        parameter: The full name of the parameter.
+        shape: The parameter's shape.
+        key: The module's key in the file, without the ending.
+        rank: Rank of the factors in the file; the triplets of several sources are concatenated and padded with zeros.
+        dtype: Dtype of the factors, as safetensors names it.
+        sources: The changed tensors that make up the parameter.
+        bias_size: Number of entries in the bias that is stored with the factors, 0 for none.
+        bias_sources: The changed tensors that make up the bias.
     """
 
     module: Module
@@ -89,7 +89,7 @@ class LoraSlot:
         key_a, key_b = EMBEDDING if self.module.kind == "embedding" else LINEAR
         shape_a: tuple[int, ...]
         shape_b: tuple[int, ...]
-        if self.module.kind == "conv":  # A is a convolution with the kernel, B one with a kernel of 1
+        if self.module.kind == "conv":  # A is a convolution with the kernel's size, B has size 1
             kernel_of_1 = (1,) * len(self.shape[2:])
             shape_a = (self.rank, *self.shape[1:])
             shape_b = (self.shape[0], self.rank, *kernel_of_1)
@@ -109,12 +109,12 @@ class LoraSlot:
 
     @property
     def _count(self) -> int:
-        """Matrices in the parameter."""
+        """The number of matrices in the parameter."""
         return self.shape[0] if self.is_stack else 1
 
     @property
     def _sides(self) -> tuple[int, int]:
-        """Rows and columns of the parameter's matrices, as it is stored."""
+        """The rows and columns of the parameter's matrices, as stored."""
         if self.is_stack:
             return self.shape[1], self.shape[2]
         return self.shape[0], self.shape[1:].numel()
@@ -128,7 +128,7 @@ class LoraSlot:
         b = left.permute(1, 2, 0).flatten(1)  # (out, r * E)
         tensors = [a, b]
         if self.bias_size:
-            bias = torch.zeros(self.bias_size, dtype=torch.float64)  # what is added to the module's bias
+            bias = torch.zeros(self.bias_size, dtype=torch.float64)  # the change of the module's bias
             for name, piece in self.bias_sources:
                 delta = new_value(name, changes[name], base).double() - base.read(name).double()
                 put_rows(bias, delta, piece)
@@ -137,7 +137,7 @@ class LoraSlot:
         return [tensor.to(info.torch_dtype).reshape(info.shape) for tensor, info in in_file]
 
     def _assembled(self, changes: Mapping[str, Change]) -> tuple[Tensor, Tensor]:
-        """left (E, rows, r) and right (E, r, columns) float32 whose products are the changes, all in their places."""
+        """Return left (E, rows, r) and right (E, r, columns), float32; their products are all changes, in place."""
         rows, columns = self._sides
         left = torch.zeros(self._count, rows, self.rank)
         right = torch.zeros(self._count, self.rank, columns)
@@ -152,13 +152,13 @@ class LoraSlot:
                 end = start + u.shape[1]
                 left[expert, piece.row : piece.row + len(u), start:end] = u
                 right[expert, start:end] = vh
-                used[expert] += source.rank  # even where the matrix has fewer triplets
+                used[expert] += source.rank  # also if the matrix has fewer triplets
         return left, right
 
 
 @dataclass(frozen=True)
 class WholeSlot:
-    """A parameter's new value, for a module that is stored whole."""
+    """The new value of a parameter whose module is stored whole."""
 
     info: TensorInfo
     sources: tuple[tuple[str, Piece], ...]
@@ -176,7 +176,7 @@ class WholeSlot:
         dtype = self.info.torch_dtype
         if len(self.sources) == 1:
             name, piece = self.sources[0]
-            if piece.rows is None:  # the parameter is this tensor
+            if piece.rows is None:  # the tensor is the whole parameter
                 return [current_value(name, changes, base).to(dtype)]
         value = torch.empty(self.info.shape, dtype=dtype)
         for name, piece in self.sources:
@@ -204,7 +204,7 @@ class RestSlot:
         pairs = halves(self.name, self.rank, change)
         tensors = []
         for side, info in enumerate(self.infos):
-            # A matrix with fewer triplets than planned is filled up with zeros.
+            # A matrix with fewer triplets than planned is padded with zeros.
             stack = torch.zeros(info.shape).reshape(-1, *info.shape[-2:])
             for matrix, pair in zip(stack, pairs, strict=True):
                 rows, columns = pair[side].shape
@@ -214,11 +214,11 @@ class RestSlot:
 
 
 def rest_slot(info: TensorInfo, rank: int | None, dtype: str) -> RestSlot:
-    """The place of a tensor in the sidecar.
+    """Return the slot of a tensor in the sidecar.
 
     Args:
-        info: Its header in the checkpoint.
-        rank: The rank of its factors, None if it is stored whole.
+        info: The tensor's header in the checkpoint.
+        rank: The rank of its factors, or None to store it whole.
         dtype: The dtype of its factors.
     """
     view = matrix_view(info, kind_of(info))
@@ -231,10 +231,10 @@ def rest_slot(info: TensorInfo, rank: int | None, dtype: str) -> RestSlot:
 
 
 def halves(name: str, rank: int, change: Change) -> list[tuple[Tensor, Tensor]]:
-    """The leading triplets of each of a tensor's matrices, with the singular values split between both sides.
+    """Return the leading triplets of each of a tensor's matrices, with the singular values split between both sides.
 
     Returns:
-        u sqrt(s) (m, k) and sqrt(s) vh (k, n), k at most `rank`: an even split keeps both in the range of 16 bits.
+        Pairs of u sqrt(s) (m, k) and sqrt(s) vh (k, n), k at most `rank`; an even split keeps both in 16-bit range.
     """
     if isinstance(change, WholeChange):
         raise ValueError(f"{name} is planned as factors of rank {rank}, got a new value")
@@ -246,12 +246,12 @@ def halves(name: str, rank: int, change: Change) -> list[tuple[Tensor, Tensor]]:
 
 
 def current_value(name: str, changes: Mapping[str, Change], base: Checkpoint) -> Tensor:
-    """A tensor as the fine-tune has it: changed, or as in the base."""
+    """Return the fine-tune's tensor: changed, or as in the base."""
     return new_value(name, changes[name], base) if name in changes else base.read(name)
 
 
 def new_value(name: str, change: Change, base: Checkpoint) -> Tensor:
-    """A changed tensor; from factors in float32, or in theirs where that is wider."""
+    """Return a changed tensor; one computed from factors has their dtype."""
     if isinstance(change, WholeChange):
         return change.value
     before = base.read(name)
@@ -261,14 +261,14 @@ def new_value(name: str, change: Change, base: Checkpoint) -> Tensor:
 
 
 def put_rows(target: Tensor, value: Tensor, piece: Piece) -> None:
-    """Copy a checkpoint's tensor, or the piece's rows of it, to its place in a parameter."""
+    """Copy a checkpoint tensor, or the piece's rows of it, to its place in a parameter."""
     into = target if piece.expert is None else target[piece.expert]
     rows = piece.rows_of(value)
     into[piece.row : piece.row + len(rows)] = rows
 
 
 def lora_key(architecture: Architecture, module: Module, parameter: str, targeted: Collection[str]) -> str:
-    """The key of a module's factors. Of several parameters of one module the last registered is outermost."""
+    """Return the key of a module's factors. If several of its parameters are targeted, the last one is outermost."""
     key = PREFIX + module.path
     if module.kind != "parameters":
         return key

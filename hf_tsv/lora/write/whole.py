@@ -1,8 +1,8 @@
-"""Which modules PEFT stores whole together (`modules_to_save`), and when it can't.
+"""The modules that PEFT has to store whole together (`modules_to_save`), and the reasons why it can't.
 
-PEFT matches an entry of `modules_to_save` in two ways. It wraps every module whose path ends with the entry, whether at
-a dot or not: `norm` also takes `input_layernorm`. And it adds no factors to any module in whose path the entry is a run
-of components. A file that lacks a tensor of a wrapped module doesn't load at all.
+PEFT matches an entry of `modules_to_save` in two ways. It wraps every module whose path ends with the entry, at a dot
+or not: `norm` also matches `input_layernorm`. And it adds no factors to any module whose path contains the entry as a
+run of components. A file that lacks a tensor of a wrapped module doesn't load at all.
 """
 
 from collections.abc import Collection
@@ -11,10 +11,10 @@ from hf_tsv.lora.architecture import Architecture
 
 
 def modules_stored_with(architecture: Architecture, parameter: str) -> set[str]:
-    """Paths of the modules that have to be stored whole for a parameter to be, under all its tied names."""
+    """Return the paths of all modules to store whole so that a parameter is, under all its tied names."""
     modules: set[str] = set()
     for name in architecture.aliases.get(parameter, (parameter,)):
-        # PEFT refuses to copy mere lists of modules or parameters, so the module around them is stored.
+        # PEFT refuses to copy plain lists of modules or parameters, so the enclosing module is stored.
         owner = name.rpartition(".")[0]
         while owner and architecture.modules[owner].is_container:
             owner = owner.rpartition(".")[0]
@@ -25,7 +25,7 @@ def modules_stored_with(architecture: Architecture, parameter: str) -> set[str]:
 
 
 def why_not_whole(architecture: Architecture, path: str) -> str:
-    """Why PEFT can't store a module whole; empty when it can."""
+    """Return why PEFT can't store a module whole; empty if it can."""
     if not path:
         return "PEFT can't hold parameters of the model itself, outside of its modules"
     module = architecture.modules[path]
@@ -41,7 +41,7 @@ def why_not_whole(architecture: Architecture, path: str) -> str:
 
 
 def is_excluded(path: str, whole: Collection[str]) -> bool:
-    """Whether PEFT adds no factors to a module because one stored whole is a run of components of its path."""
+    """Check whether a module's path contains that of one stored whole, so that PEFT adds no factors to it."""
     parts = path.split(".")
     for start in range(len(parts)):
         for end in range(start + 1, len(parts) + 1):

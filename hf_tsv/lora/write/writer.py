@@ -19,16 +19,16 @@ from hf_tsv.lora.write.slots import Slot
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """What was written.
+    """A summary of a written adapter.
 
     Attributes:
-        profile: As in the plan.
-        nbytes: Bytes of the folder's files.
-        held: How many changed tensors PEFT loads.
-        left_out: The changed tensors that it doesn't load, and why.
-        in_sidecar: Those of them that lie in the sidecar.
-        left_out_share: Share of the task's squared change that PEFT won't load: these tensors, and triplets beyond the
-            rank. Only tensors that both the base and the fine-tune have are counted.
+        profile: The name of the adapter's format.
+        nbytes: Total size of the folder's files in bytes.
+        held: Number of changed tensors that PEFT loads.
+        left_out: The reason why PEFT doesn't load a changed tensor, by its name.
+        in_sidecar: The names of the tensors in the sidecar.
+        left_out_share: Share of the task's squared change that PEFT won't load: tensors left out, and triplets beyond
+            the rank. Only tensors that both the base and the fine-tune have are counted.
     """
 
     profile: str
@@ -42,16 +42,16 @@ class AdapterReport:
 class AdapterWriter:
     """The files of one planned adapter.
 
-    Tensors may be put in any order and from several threads. Changes that are stored together, such as those of stacked
-    experts, wait in memory until the last of them is put. The bytes depend on the plan and the changes alone.
+    Tensors can be put in any order and from several threads. Changes that are stored together, such as those of stacked
+    experts, stay in memory until the last of them is put. The files depend only on the plan and the changes.
     """
 
     def __init__(self, folder: Path, plan: AdapterPlan, base: Checkpoint) -> None:
         """
         Args:
-            folder: The adapter's folder; made if it doesn't exist.
-            plan: What it holds.
-            base: The base model's checkpoint: the unchanged parts of modules stored whole come from it.
+            folder: The adapter's folder; created if it doesn't exist.
+            plan: The plan of the adapter's contents.
+            base: The base model's checkpoint, the source of unchanged tensors in modules that are stored whole.
 
         Raises:
             OutputError: the folder can't be written.
@@ -68,24 +68,24 @@ class AdapterWriter:
         for slot in (*plan.slots, *plan.rest):
             for name in slot.awaited:
                 slots[name].append(slot)
-        self._slots = dict(slots)  # by the changed tensors that they are made of
+        self._slots = dict(slots)  # by the name of each changed tensor that they need
         self._ranks = plan.factored
         self._missing = {id(slot): set(slot.awaited) for slot in (*plan.slots, *plan.rest)}
         self._uses = Counter({name: len(slots) for name, slots in self._slots.items()})
         self._waiting: dict[str, Change] = {}
-        self._energies: dict[str, tuple[float, float]] = {}  # squared change, and as much of it as PEFT loads
+        self._energies: dict[str, tuple[float, float]] = {}  # squared change, and the part that PEFT loads
         self._lock = Lock()
 
     def put(self, name: str, change: Change) -> None:
-        """Write the change of one tensor of the base's checkpoint, or keep it until those stored with it are put.
+        """Write one tensor's change, or keep it until the changes that are stored with it are put.
 
-        What the plan leaves out is counted and not written. A tensor that is planned as factors may be put whole, and
-        the reverse: it is then factored, or added to the base's.
+        A tensor that the plan leaves out is counted but not written. A whole change of a tensor that is planned as
+        factors is factored; a low-rank change of one that is planned whole is added to the base's tensor.
 
         Raises:
             CheckpointError: the base's tensor can't be read.
-            MethodError: the change holds NaN or infinity.
-            OutputError, ResourceError: it can't be written.
+            MethodError: the change contains NaN or infinity.
+            OutputError, ResourceError: the files can't be written.
         """
         if name in self._ranks and isinstance(change, WholeChange):
             change = factored(change, self._base.info(name), self._base.read(name), self._ranks[name])
@@ -93,7 +93,7 @@ class AdapterWriter:
             self._energies[name] = self._energy(name, change)
         if name not in self._slots:
             return
-        # Whichever thread brings the last change of a slot writes it, outside of the lock.
+        # The thread that puts a slot's last change writes the slot, outside the lock.
         with self._lock:
             self._waiting[name] = change
             for slot in self._slots[name]:
@@ -110,21 +110,21 @@ class AdapterWriter:
             for name in slot.awaited:
                 self._uses[name] -= 1
                 if not self._uses[name]:
-                    del self._waiting[name]  # so that no change stays in memory for longer than it is needed
+                    del self._waiting[name]  # so that no change stays in memory longer than needed
 
     def _energy(self, name: str, change: Change) -> tuple[float, float]:
-        """The squared change of a tensor, and the part of it that PEFT loads."""
+        """Return the squared norm of a tensor's change, and the part of it that PEFT loads."""
         loaded = name in self._plan.held
         if isinstance(change, WholeChange):
             delta = change.value.float() - self._base.read(name).float()
             norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
             energy = norm**2
             return energy, energy if loaded else 0.0
-        rank = self._ranks.get(name)  # None where the tensor is stored whole
+        rank = self._ranks.get(name)  # None if the tensor is stored whole, or not at all
         total = loaded_energy = 0.0
         for factors in change.matrices:
             squares = factors.s.double().square()  # (k,)
-            # The matrix may have more energy than the triplets that were computed of it.
+            # The matrix may have more energy than the triplets that were computed.
             total += float(squares.sum()) if factors.energy is None else factors.energy
             if loaded:
                 loaded_energy += float(squares[:rank].sum())
@@ -134,7 +134,7 @@ class AdapterWriter:
         """Write the unchanged tensors of modules stored whole, and adapter_config.json.
 
         Raises:
-            ValueError: a planned tensor was not put.
+            ValueError: a planned tensor hasn't been put.
             OutputError, ResourceError, CheckpointError: as in `put`.
         """
         missing: set[str] = set()
@@ -147,11 +147,12 @@ class AdapterWriter:
                 self._write(slot)
         self._files.sync()
         self._files.__exit__()
-        # The configuration comes last: it makes the folder an adapter.
+        # The configuration is written last, because it marks the folder as an adapter.
         write_text(self._folder / ADAPTER_CONFIG, self._plan.config_text)
         energies = [self._energies[name] for name in sorted(self._energies)]  # sums depend on the order
         total = sum(of_change for of_change, _ in energies)
         loaded = sum(of_loaded for _, of_loaded in energies)
+        # The two sums are rounded separately, so `loaded` can slightly exceed `total`.
         left_out_share = max(0.0, 1 - loaded / total) if total else 0.0
         return AdapterReport(
             profile=self._plan.profile,
