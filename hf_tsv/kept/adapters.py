@@ -1,4 +1,4 @@
-"""Compress what every task changed into an adapter (TSV-Compress, https://arxiv.org/abs/2412.00081).
+"""Compression of every task's change into an adapter (TSV-Compress, https://arxiv.org/abs/2412.00081).
 
 Two passes over the tensors, each holding a few of them at a time: `spectra.py` finds singular values, from which
 `choice.py` chooses the ranks; `factors.py` then computes the factors. These findings are kept on the disk, so that a

@@ -36,7 +36,7 @@ def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: Adap
         nbytes = sum(plan.nbytes for plan in fitting.values())
         if budget is None or nbytes <= budget:
             break
-        # The overshoot, doubled with each attempt, is set aside next time: other ranks may need a longer header.
+        # Set aside the overshoot times 2^attempt for the next attempt: other ranks may need a longer header.
         fixed_bytes += (nbytes - budget) << attempt
     else:
         names = some([task.name for task in tasks])

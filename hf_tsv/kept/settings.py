@@ -59,7 +59,7 @@ def read_settings(plan: Plan) -> AdapterSettings:
     """Read the adapter settings from a plan's recipe.
 
     Raises:
-        PlanError: there are two different budgets, but an adapter has only one size; or there is no budget to share.
+        PlanError: there are two different budgets, but an adapter has only one size; or `together` lacks a budget.
     """
     options = plan.recipe.adapters
     settings = AdapterSettings(

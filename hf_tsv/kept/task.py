@@ -54,7 +54,7 @@ class TaskAdapters:
         return ranks
 
     def factored_rank(self, step: Step) -> int | None:
-        """Return how many triplets of a tensor must be computed for all profiles; None if none stores it as factors."""
+        """Return how many triplets of a tensor must be computed for all profiles; None if all store it whole."""
         if step.name not in self.spectra:  # unchanged, or stored whole
             return None
         ranks = [self.rank_in(profile, step.name) for profile in self.plans]

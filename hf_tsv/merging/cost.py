@@ -1,4 +1,4 @@
-"""What a step costs: memory and work, estimated from shapes.
+"""The cost of a step: memory and work, estimated from shapes.
 
 Work is counted in floating-point operations of a matrix product, the fastest kind, so that the work of all kinds of
 steps can be added up and divided by one measured speed.
@@ -13,17 +13,17 @@ OPERATIONS_PER_ENTRY = 300.0  # operations in the time it takes to read, widen a
 
 
 def entry_work(numel: int, num_tensors: int) -> float:
-    """Work of reading `num_tensors` tensors of one size, widening them and adding them up."""
+    """Return the work of reading `num_tensors` tensors of one size, widening them and adding them up."""
     return OPERATIONS_PER_ENTRY * numel * num_tensors
 
 
 def total_work(plan: Plan, steps: Iterable[Step]) -> float:
-    """Work of several steps of a plan."""
+    """Return the work of several steps of a plan."""
     return sum(step_work(plan, step) for step in steps)
 
 
 def step_work(plan: Plan, step: Step) -> float:
-    """A step's share of the whole work."""
+    """Estimate the work of one step."""
     reading = entry_work(step.info.numel, len(plan.tasks) + 1)
     view, matrices = step.view, METHODS[step.method].matrices
     if view is None or not step.is_merged or matrices is None:
@@ -38,12 +38,12 @@ def step_work(plan: Plan, step: Step) -> float:
 
 
 def largest_bytes(plan: Plan) -> int:
-    """The most memory that the largest step takes."""
+    """Estimate the peak memory of the largest step, in bytes."""
     return max(step_bytes(plan, step) for step in plan.steps)
 
 
 def step_bytes(plan: Plan, step: Step) -> int:
-    """The most memory that a step takes."""
+    """Estimate the peak memory of a step, in bytes."""
     item = 8 if plan.recipe.dtype == "float64" else 4
     stored = step.info.nbytes + step.out.nbytes
     if not step.is_merged:

@@ -82,7 +82,8 @@ class Step:
         return [(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
 
     def sample(self, share: float) -> list[tuple[int, int] | None]:
-        """About `share` of the rows, in evenly spaced runs because tables are often sorted by frequency."""
+        """Return about `share` of the rows, in evenly spaced runs because tables are often sorted by frequency."""
+        # A share of less than one run: the whole tensor is small enough to take.
         if self.info.numel * share < _RUN:
             return [None]
         rows = self.info.shape[0]

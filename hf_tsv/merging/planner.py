@@ -77,7 +77,7 @@ def make_plan(
 
 
 def _without_effect(plan: Plan) -> list[str]:
-    """Warnings about recipe settings for a model's files, which have no effect because the output is adapters."""
+    """Return warnings about settings for a model's files, which have no effect because the output is adapters."""
     recipe = plan.recipe
     warnings = []
     if recipe.out_dtype and recipe.out_dtype != "float32":
@@ -194,7 +194,7 @@ class _Planner:
         )
 
     def parts(self, steps: Iterable[Step]) -> Iterable[TaskPart]:
-        """Tensors that a fine-tuned model has but the base doesn't, or has in another shape."""
+        """Yield the tensors that a fine-tuned model has but the base doesn't, or has in another shape."""
         shapes = {step.name: step.info.shape for step in steps}
         for task, checkpoint in zip(self.tasks, self.finetuned, strict=True):
             for name in checkpoint.names():
@@ -227,7 +227,7 @@ class _Planner:
 
 
 def _kept_wrongly(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
-    """Reasons why single tasks couldn't be restored from what the recipe keeps for them."""
+    """Return the reasons why single tasks couldn't be restored from what the recipe keeps for them."""
     methods = sorted(recipe.methods)
     masks = [name for name in methods if METHODS[name].keeps == "mask"]
     adapters = [name for name in methods if METHODS[name].keeps == "adapter"]
@@ -250,7 +250,7 @@ def _kept_wrongly(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
 
 
 def _misfit(info: TensorInfo, task: str, checkpoint: Checkpoint, held: frozenset[str]) -> str:
-    """The reason why a task's tensor can't be merged with the base's; empty if it can be."""
+    """Return the reason why a task's tensor can't be merged with the base's; empty if it can be."""
     if info.name not in held:
         return (
             f"{info.name}: '{task}' doesn't have it, but others do. Keep the base's weight by an override"

@@ -24,7 +24,7 @@ def each_step(
     work: Callable[[Step], float] | None = None,
     in_order: bool = False,
 ) -> None:
-    """Do all steps, never more at once than workers and memory allow.
+    """Call `do` with every step, never with more at once than workers and memory allow.
 
     Args:
         steps: The steps.

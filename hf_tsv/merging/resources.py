@@ -27,7 +27,7 @@ def usable_cores() -> int:
 
 
 def operations_per_second() -> float:
-    """Measure the speed of one core at a product of float64 matrices, within some hundredths of a second."""
+    """Measure one core's operations per second in float64 matrix products, within some hundredths of a second."""
     n = 512
     factor = torch.ones(n, n, dtype=torch.float64)
     fastest = math.inf  # seconds
@@ -140,7 +140,7 @@ def _cgroup_room() -> int | None:
         return None
     if limit == "max":
         return None
-    return max(0, int(limit) - int(used.get("anon", 0)))  # the kernel drops file pages before it kills anyone
+    return max(0, int(limit) - int(used.get("anon", 0)))  # the kernel drops file pages before it kills a process
 
 
 @dataclass(frozen=True)

@@ -157,11 +157,12 @@ class StoredTensor:
         return linalg.factored_svd(*stored) if stored else None
 
     def _product(self, t: int) -> tuple[Tensor, Tensor] | None:
+        """Return B (m, r) and A (r, n) whose product is task t's change; None where there are none to use."""
         stored = self._low_rank(t)
         if not stored:
             return None
         b, a, scale = stored
-        # Each factor gets the square root of the scale, so that neither grows out of proportion to the other.
+        # Each factor gets the square root of the scale, so that neither outgrows the other; the sign goes into A.
         return b * (abs(scale) ** 0.5), a * math.copysign(abs(scale) ** 0.5, scale)
 
     def _low_rank(self, t: int) -> tuple[Tensor, Tensor, float] | None:
@@ -195,6 +196,7 @@ class StoredTensor:
         return is_finite(self.base)
 
     def _noise(self, t: int) -> float:
+        """Return the rounding noise in task t's matrix (`linalg.rounding_edge`); 0 for adapters and non-matrices."""
         if self._adapter(t) or not self.view:
             return 0.0
         stored = self._stored(t)
