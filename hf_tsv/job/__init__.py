@@ -1,1 +1,1 @@
-"""What every verb does around its work: open, plan, check, fetch, resume, record, publish."""
+"""The steps of a job around its actual work: open, plan, check, fetch, resume, record, publish."""

@@ -1,4 +1,4 @@
-"""Where an output goes when it is made."""
+"""Delivery of a finished output to the Hub, and the checks before it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,17 +23,17 @@ UPLOADING = "uploading"
 def targets(
     pushing: Pushing | str | None, sources: Sequence[Source], tasks: Sequence[str] | None, hub: Hub
 ) -> list[tuple[list[NamedTerms], Destination]]:
-    """The checked destinations of an output of these sources, each with its sources' terms.
+    """Check the destinations of an output made from these sources, and return each with its sources' terms.
 
     Args:
-        pushing: What was asked for; None for an output that stays here.
+        pushing: The requested push; None for an output that stays on this machine.
         sources: The recipe's models.
-        tasks: The tasks that get an adapter each; None for a merged model, or a merge as one adapter.
-        hub: How to reach the Hub.
+        tasks: The tasks that get one adapter each; None for a merged model, or a merge as one adapter.
+        hub: The connection to the Hub.
 
     Raises:
         HubError: a repository can't be written.
-        PublishError: licence or privacy forbids it, or the push would replace a source.
+        PublishError: licence or privacy forbids the push, or it would replace a source.
     """
     if pushing is None:
         return []
@@ -44,7 +44,7 @@ def targets(
     checked = []
     for repo, chosen in pushing.repositories(tasks).items():
         check_replaces_no_source(pushing, repo, source_ids)
-        # Only the base and the chosen tasks are in what goes there.
+        # Only the base and the chosen tasks are part of this destination's files.
         own_entries = [entry for entry in entries if chosen is None or entry.task in (None, *chosen)]
         terms = named_terms(own_entries)
         contents = Contents(terms, named, tasks=chosen)
@@ -53,14 +53,14 @@ def targets(
 
 
 def delivered(out: Path, destinations: Sequence[Destination], progress: Progress) -> list[PushedTo]:
-    """Push a finished output to each destination; returns where it is now.
+    """Push a finished output to each destination, and return its new places on the Hub.
 
     Raises:
-        HubError, PublishError: as `deliver`, adding how to go on.
+        HubError, PublishError: as for `deliver`, adding how to resume.
     """
     if not destinations:
         return []
-    progress.advance(0.0, UPLOADING)  # no work is done by it; it only says what is going on
+    progress.advance(0.0, UPLOADING)  # counts no work; it only shows that uploading has begun
     try:
         pushed = [deliver(parcel(out, to.tasks), to) for to in destinations]
     except (HubError, PublishError) as error:
@@ -70,7 +70,7 @@ def delivered(out: Path, destinations: Sequence[Destination], progress: Progress
 
 
 def is_made(out: Path, plan: Plan, sources: Sequence[Source]) -> bool:
-    """Whether OUT is what a job would make of these sources: the same lock and, of a model, the same files."""
+    """Return whether OUT is what a job would make from these sources: with the same lock and, for a model, files."""
     try:
         record = read_record(out)
         lock = (out / LOCK_FILE).read_text("utf-8")
@@ -78,7 +78,7 @@ def is_made(out: Path, plan: Plan, sources: Sequence[Source]) -> bool:
         return False
     if isinstance(record, RestoredRecord) or lock != lock_text(plan.recipe, sources):
         return False
-    # Terms may have changed on the Hub since; they change no weight.
+    # Terms may have changed on the Hub since then, but that changes no weights.
     made_of = [source.model_copy(update={"terms": ()}) for source in record.sources]
     if made_of != [source.describe() for source in sources]:
         return False

@@ -1,4 +1,4 @@
-"""When a job may go on with what an earlier start of it has left, and when it may not."""
+"""The identity of a job, which decides whether it may resume an earlier start's work, and checks of its folders."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +17,10 @@ from hf_tsv.staging.journal import Journal
 
 
 def check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> None:
-    """Whether OUT may become the output.
+    """Check that OUT can become the output.
 
     Raises:
-        OutputError: something that is there would be lost, or one of the models lies in it.
+        OutputError: it holds something that would be lost, or one of the models.
     """
     check_output(out, overwrite=overwrite)
     for source in sources:
@@ -29,16 +29,16 @@ def check_place(out: Path, sources: Sequence[Source], *, overwrite: bool) -> Non
 
 
 def identity_on(device: torch.device, plan: Plan, sources: Sequence[Source]) -> dict[str, str]:
-    """What has to be the same for an unfinished job to be continued, by what it is called in messages.
+    """Return everything that has to be the same for an unfinished job to be resumed, under its name in messages.
 
-    Processors of one kind round alike, and so do GPUs of one model.
+    All CPUs count as one device; GPUs are told apart by model because another model may round differently.
     """
     kind = "cpu" if device == CPU else device_name(device)
     return _identity(plan, sources) | {"device": kind}
 
 
 def check_unchanged(plan: Plan, sources: Sequence[Source], before: Mapping[str, str]) -> None:
-    """Whether the models still are what they were when the job began; otherwise the output is a mixture.
+    """Check that the models haven't changed since the job began. Otherwise the output would be a mixture.
 
     Raises:
         CheckpointError: a model has changed.
@@ -52,7 +52,7 @@ def check_unchanged(plan: Plan, sources: Sequence[Source], before: Mapping[str, 
 
 
 def go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bool) -> None:
-    """Keep the work of an unfinished job if it is this one, or begin with an empty working folder.
+    """Keep the work of an unfinished job if it is the same job, or begin with an empty working folder.
 
     Raises:
         OutputError: the working folder holds another job's work.
@@ -61,7 +61,7 @@ def go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bo
     if before is None:
         staging.discard()
         return
-    # Each once, in the order of messages; an earlier version may have noted other things.
+    # Each key once, in the order of messages; an earlier version may have noted other keys.
     keys = dict.fromkeys((*before, *identity))
     changed = [key for key in keys if before.get(key) != identity.get(key)]
     if changed:
@@ -73,7 +73,7 @@ def go_on_or_start(staging: Staging, identity: Mapping[str, str], *, restart: bo
 
 @contextmanager
 def discarded_if_wrong(staging: Staging) -> Iterator[None]:
-    """Keep the work of a job that is interrupted, but not of one that can't be finished with these models."""
+    """Keep the work of an interrupted job, but throw it away if the job can't be finished with these models."""
     try:
         yield
     except (CheckpointError, MethodError):
@@ -82,8 +82,8 @@ def discarded_if_wrong(staging: Staging) -> Iterator[None]:
 
 
 def _identity(plan: Plan, sources: Sequence[Source]) -> dict[str, str]:
-    """What the bytes of the output depend on, except for the device."""
-    # Other sizes of files put the same tensors at other places, so what is written would be of no use.
+    """Return everything that the output's bytes depend on, except the device."""
+    # With other file sizes the same tensors are at other places, so the files written so far couldn't be used.
     layout = repr([(shard.file, shard.tensors) for shard in plan.shards])
     identity = {"recipe": _sha256(plan.recipe.text)}
     for source in sources:

@@ -1,9 +1,9 @@
-"""One job: everything that merge, compress and merge --as adapter do around their work, once.
+"""The job: all steps that merge, compress and merge --as adapter have in common.
 
-    open the models -> plan -> check place, memory and disk -> fetch -> plan again -> go on or start -> write
-    -> check that the models stayed -> companions -> record, checksums and card -> publish -> push
+    open the models -> plan -> check place, memory and disk -> fetch -> plan again -> resume or start -> write
+    -> check that the models haven't changed -> companions -> record, checksums and card -> publish -> push
 
-What is written follows from the recipe alone: a shared model, adapters or masks beside it, or adapters on the base.
+The recipe alone determines the output: a shared model, adapters or masks beside it, or adapters on the base.
 """
 
 import time
@@ -48,15 +48,15 @@ from hf_tsv.staging.folder import Staging
 class Job:
     """A recipe to carry out, and where its output goes.
 
-    Started as several processes by a launcher that sets RANK and WORLD_SIZE, with OUT on a file system that all of them
-    share, each process merges its part of the shared model's tensors; the first does everything else.
+    A launcher that sets RANK and WORLD_SIZE may start a job as several processes, with OUT on a file system that they
+    all share. Each process then merges its part of the shared model's tensors; the first does everything else.
 
     Attributes:
-        recipe: What to do.
-        out: The output folder. It appears when it is complete.
-        options: How to do it.
-        push: Where the output goes on the Hub; None if it stays here.
-        hub: How to reach the Hub.
+        recipe: The recipe.
+        out: The output folder. It appears only when it is complete.
+        options: The options besides the recipe.
+        push: The output's destination on the Hub; None if the output stays on this machine.
+        hub: The connection to the Hub.
         progress: Notified of the work done.
     """
 
@@ -68,21 +68,21 @@ class Job:
     progress: Progress = field(default_factory=Silent)
 
     def open(self) -> Opened:
-        """Open the recipe's models, and plan."""
+        """Open the recipe's models, and plan the merge."""
         return open_recipe(
             self.recipe, self.hub, max_shard_size=self.options.max_shard_size, stream=self.options.stream
         )
 
     def run(self) -> MergeRecord | AdaptersRecord:
-        """Do it, unless OUT is what would be made and only has to be pushed.
+        """Carry out the job. If it has a push and OUT is already complete, only push it.
 
-        A job that was stopped goes on where it was, to the same bytes.
+        A stopped job resumes where it was, and gives the same bytes.
 
         Returns:
-            The record.
+            The output's record.
 
         Raises:
-            HfTsvError: anything a person can correct, and the end of another process of the job; no work is lost by it.
+            HfTsvError: a user can correct the problem, or another process of the job has ended. Then no work is lost.
         """
         process = Process.launched()
         resources = self.options.resources(
@@ -102,11 +102,11 @@ class Job:
                     folders_of(fetched.sources),
                     resources,
                     self.progress,
-                    # Bytes that come over a network, or are uploaded file by file, are wanted in the files' order.
+                    # Tensors that are read over a network, or uploaded file by file, are taken in the files' order.
                     in_order=self.options.stream or bool(destinations),
                 )
                 if process.rank:
-                    # Only the shared model's tensors are divided; of adapters the first process makes all.
+                    # Only the shared model's tensors are divided; the first process makes all adapters.
                     if fetched.plan.makes_model:
                         help_to_write_shared(fetched.plan, work, team)
                     team.await_output(self.out / RECORD_FILE, stamp_before)
@@ -115,26 +115,26 @@ class Job:
         record = self._record()
         if process.rank:
             return record
-        # Outside of the working folder's lock: OUT is complete, and an upload may take hours.
+        # After the working folder's lock is released, because OUT is complete and an upload may take hours.
         return record.with_pushed(delivered(self.out, destinations, self.progress))
 
     def _record(self) -> MergeRecord | AdaptersRecord:
-        """The record of the finished output, read from its file."""
+        """Read the record of the finished output from its file."""
         record = read_record(self.out)
         assert not isinstance(record, RestoredRecord), "a job makes models and adapters"
         return record
 
     def targets(self, opened: Opened) -> list[tuple[list[NamedTerms], Destination]]:
-        """Where the output goes, each with what its sources say of themselves.
+        """Check the output's destinations, and return each with its sources' terms.
 
         Raises:
-            PublishError, HubError: name, access, privacy or licence forbid it.
+            PublishError, HubError: name, access, privacy or licence forbids the push.
         """
         tasks = opened.plan.tasks if opened.plan.makes_task_adapters else None
         return targets(self.push, opened.sources, tasks, self.hub)
 
     def check_disks(self, opened: Opened) -> None:
-        """Check that output and downloads fit on their disks, as far as headers tell.
+        """Check that output and downloads fit on their disks, as far as headers show.
 
         Raises:
             ResourceError: a disk is too full.
@@ -142,7 +142,7 @@ class Job:
         check_disks([(self.out.parent, opened.plan.bytes_out), (self.hub.cache_dir, opened.download_bytes)])
 
     def _check(self, opened: Opened, resources: Resources) -> None:
-        """Raise for everything that can be known to be wrong before any weights are read."""
+        """Check everything that can be checked before any weights are read; raise for what is wrong."""
         plan = opened.plan
         check_place(self.out, opened.sources, overwrite=self.options.overwrite)
         check_memory(plan, resources)
@@ -155,7 +155,7 @@ class Job:
             read_rules(plan)  # raises for budgets that contradict each other
 
     def _make(self, opened: Opened, work: Workplace, team: Team, destinations: Sequence[Destination]) -> None:
-        """Write everything into the working folder, and make it the output."""
+        """Write all files into the working folder, and make it the output."""
         started = time.monotonic()
         go_on_or_start(work.staging, work.identity, restart=self.options.restart)
         record: MergeRecord | AdaptersRecord
@@ -167,18 +167,18 @@ class Job:
             known_files = ()
         write_text(work.out / RECIPE_FILE, self.recipe.text)
         write_text(work.out / LOCK_FILE, lock_text(self.recipe, opened.sources))
-        # The weight files' tensors have checksums of their own; all other files get theirs now.
+        # The tensors in the weight files have their own checksums already; all other files get theirs now.
         record = record.with_checksums(checksums(work.out, known_files))
         record = record.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
         write_record(record, work.out)
-        licence = destinations[0].licence if destinations else None  # a person's choice, the same for all
+        licence = destinations[0].licence if destinations else None  # the user's choice, the same for all
         write_card(record, work.out, licence=licence)
         work.staging.publish()
 
     def _make_model(
         self, opened: Opened, work: Workplace, team: Team, destinations: Sequence[Destination]
     ) -> MergeRecord:
-        """Write the shared model, and what single tasks keep beside it; returns the record."""
+        """Write the shared model and the files that single tasks keep beside it; return the record."""
         plan, sources = opened.plan, opened.sources
         destination = destinations[0] if destinations else None  # a merged model goes into one repository
         await_uploads = partial(self.progress.advance, 0.0, UPLOADING)
@@ -186,14 +186,14 @@ class Job:
             with sending(destination, await_uploads) as send:
                 tensors = write_shared(plan, work, team, lambda file: send(file, work.out / file))
             parts = write_parts(plan, work.out)
-            # After the last reading of weights, so that a change at any time before it is noticed.
+            # After the weights were last read for the model, so that any earlier change is noticed.
             check_unchanged(plan, sources, work.identity)
         copy_companions_of(plan, sources, self.hub, work.out)
         kept = write_kept(plan, work, parts)
         return make_record(plan, described(sources, self.hub), tensors, kept, seconds=0.0, device=work.resources.device)
 
     def _make_adapters(self, opened: Opened, work: Workplace) -> AdaptersRecord:
-        """Write adapters on the base, one a task or one for the merge; returns the record."""
+        """Write adapters on the base, one per task or one for the merge; return the record."""
         from hf_tsv.kept.on_base import write_on_base
 
         plan, sources = opened.plan, opened.sources

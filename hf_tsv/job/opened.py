@@ -1,4 +1,4 @@
-"""The first third of every job: a recipe's models opened, and the plan that follows from their headers."""
+"""The first steps of every job: opens a recipe's models, plans the merge from their headers, fetches the files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Opened:
 
     Attributes:
         recipe: The recipe.
-        sources: Its models, the base first. Before `fetched`, those on the Hub are read by byte range.
-        plan: What is done with them.
-        hub: How they were reached.
-        max_shard_size: Largest file of weights in the plan.
-        stream: Whether weights stay on the Hub and are read by byte range.
+        sources: The recipe's models, the base first. Before `fetched`, those on the Hub are read by byte range.
+        plan: The plan of the merge.
+        hub: The connection to the Hub.
+        max_shard_size: Largest size of a weight file in the plan.
+        stream: True if weights stay on the Hub and are read by byte range.
     """
 
     recipe: Recipe
@@ -39,7 +39,7 @@ class Opened:
 
     @property
     def streamed(self) -> Stream:
-        """Whose weights are not downloaded."""
+        """The models whose weights are streamed, not downloaded."""
         if not self.stream:
             return "none"
         # PEFT loads the base from its files.
@@ -47,16 +47,16 @@ class Opened:
 
     @property
     def download_bytes(self) -> int:
-        """Bytes that `fetched` downloads."""
+        """The number of bytes that `fetched` downloads."""
         return bytes_to_download(self.sources, self.hub, stream=self.streamed)
 
     @property
     def stream_bytes(self) -> int:
-        """Bytes of weights that are read by byte range."""
+        """The number of bytes of weights that are read by byte range."""
         return bytes_to_stream(self.sources, self.hub, self.streamed)
 
     def fetched(self, progress: Progress) -> "Opened":
-        """The same with the models' files on this machine, except for weights that are streamed.
+        """Download the models' files, except weights that are streamed, and return the recipe opened from them.
 
         Raises:
             HfTsvError: a model can't be downloaded, or isn't the one whose headers were read.
@@ -70,13 +70,13 @@ class Opened:
             stream=self.streamed,
             progress=lambda nbytes: progress.advance(nbytes, DOWNLOADING),
         )
-        # Planned again, for the plan reads tensors by the checkpoints that it was made of.
+        # Planned again, because a plan reads tensors from the checkpoints that it was made from.
         plan = _plan_of(self.recipe, sources, self.max_shard_size, self.hub)
         return Opened(self.recipe, sources, plan, self.hub, self.max_shard_size, self.stream)
 
 
 def load(recipe: Recipe | str | Path) -> Recipe:
-    """The recipe itself, or that of a file."""
+    """Return the recipe itself, or load it from a file."""
     return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
 
 
@@ -87,10 +87,10 @@ def open_recipe(
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     stream: bool = False,
 ) -> Opened:
-    """Open every model of a recipe and plan what is done with them. Only headers, and adapters, are downloaded.
+    """Open every model of a recipe, and plan the merge. Only headers and adapters are downloaded.
 
     Raises:
-        HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is reported.
+        HfTsvError: the recipe is wrong, a model can't be read, or models don't fit together; reports every mistake.
     """
     recipe = load(recipe)
     sources = open_sources(recipe, hub)
@@ -99,10 +99,10 @@ def open_recipe(
 
 
 def _plan_of(recipe: Recipe, sources: Sequence[Source], max_shard_size: int | str, hub: Hub) -> Plan:
-    """The plan of opened models, their rows matched by token where their vocabularies differ."""
+    """Plan the merge of opened models, whose rows are matched by token where their vocabularies differ."""
     base = sources[0].checkpoint
     tasks = [source.checkpoint for source in sources[1:]]
-    # Functions, as a tokenizer is downloaded only where vocabularies differ.
+    # Functions, because a tokenizer is downloaded only where vocabularies differ.
     folders: list[Callable[[], Path | None]] = [partial(tokenizer_folder, source, hub) for source in sources]
     look_alike = partial(tokenizers_look_alike, sources, hub)
     matched = match_vocabularies(recipe, base, tasks, folders, look_alike=look_alike)

@@ -1,6 +1,7 @@
-"""What a person may choose for a job besides the recipe. The command line's flags are made from these classes.
+"""The options of a job besides the recipe. The command line's flags are made from these classes.
 
-A field's metadata has `help` for the flag's description, and where needed `metavar`, `flag` (its spelling) and `least`.
+A field's metadata has `help` for the flag's description and, where needed, `metavar`, `flag` (the flag's spelling) and
+`least` (the smallest value).
 """
 
 from dataclasses import dataclass, field
@@ -15,20 +16,20 @@ if TYPE_CHECKING:  # --help must not wait for torch
 
 
 def option(default: Any, help_: str, **more: Any) -> Any:
-    """A field of an option class."""
+    """Make a field of an option class."""
     return field(default=default, metadata={"help": help_, **more})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may use of the machine.
+    """The part of the machine's resources that a job may use.
 
     Attributes:
-        workers: Tensors in work at once in each process, one processor core each; None for all cores.
-        max_memory: Memory that the tensors in work may take together, in bytes or as `4GB`; None for most of what is
-            free. The processes on one machine get equal shares of both unless given.
-        device: Where methods compute: `cpu`, `cuda`, or one of several as `cuda:1`. With `cuda`, the processes on one
-            machine take its GPUs in turn. Another kind of device rounds differently.
+        workers: Number of tensors in work at once in each process, one processor core each; None for all cores.
+        max_memory: Maximum memory for all tensors in work together, in bytes or as `4GB`; None for most of the free
+            memory. By default, the processes on one machine get equal shares of cores and memory.
+        device: Device on which methods compute: `cpu`, `cuda`, or one of several as `cuda:1`. With `cuda`, the
+            processes on one machine take its GPUs in turn. Another kind of device rounds differently.
     """
 
     workers: int | None = option(None, "Tensors in work at once. Default: one for each core.", least=1)
@@ -50,7 +51,7 @@ class Limits:
             raise OutputError(f"max_memory: {error}. Write a size such as 4GB") from None
 
     def resources(self, *, local_rank: int = 0, local_count: int = 1) -> "Resources":
-        """What one process of a machine may use, with everything decided that was left open."""
+        """Return the resources of one process on this machine, with defaults filled in."""
         from hf_tsv.merging.resources import Resources, device_named
 
         return Resources.of(self.workers, self.max_bytes, local_count, device_named(self.device, local_rank))
@@ -58,14 +59,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Options(Limits):
-    """How a job is done; the recipe says what is done.
+    """The options for how a job is done; the recipe says what is done.
 
     Attributes:
-        overwrite: Replace an earlier output.
-        restart: Throw away the work of an unfinished job instead of going on with it.
-        max_shard_size: Largest file of weights, in bytes or as `5GB`.
-        stream: Read weights from the Hub tensor by tensor instead of downloading their files. The base's files are
-            downloaded all the same where PEFT has to load it.
+        overwrite: True to replace an earlier output.
+        restart: True to throw away the work of an unfinished job instead of resuming it.
+        max_shard_size: Largest size of a weight file, in bytes or as `5GB`.
+        stream: True to read weights from the Hub tensor by tensor instead of downloading their files. The base's files
+            are still downloaded where PEFT has to load the base.
     """
 
     overwrite: bool = option(False, "Replace an earlier output of hf-tsv.")
@@ -76,10 +77,10 @@ class Options(Limits):
 
 @dataclass(frozen=True)
 class Access:
-    """How to reach the Hub.
+    """Access to the Hub.
 
     Attributes:
-        token: The token to use; None for the one that `hf auth login` has stored, or HF_TOKEN.
+        token: The Hub token; None for the token that `hf auth login` has stored, or HF_TOKEN.
         cache_dir: The folder for downloads; None for the Hub's own cache.
     """
 
@@ -89,20 +90,19 @@ class Access:
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """How adapters are written. None leaves what the recipe says.
+    """The options for writing adapters. None keeps the recipe's setting.
 
     Attributes:
-        profile: Names of the formats to write, separated by commas: `faithful` holds all that PEFT can, `serving` what
-            servers of many adapters read.
-        serving_rank: Rank of all factors in formats with one rank; the largest that a budget has room for, else the
-            smallest that holds what the rules chose, unless given.
-        factor_dtype: Dtype of the factors; `bfloat16` under a budget, else each tensor's own, unless given.
-        together: Whether the adapters share their budgets, so that a task that changed more gets more bytes.
-        verify: How PEFT's reading of an adapter is compared with what was meant: by its `weights`, or also by a
-            `forward` pass.
+        profile: Names of the formats to write, separated by commas: `faithful` holds all that PEFT can hold, `serving`
+            what servers of many adapters can read.
+        serving_rank: Rank of all factors in formats with one rank (default: the largest that fits into the budget or,
+            without a budget, the smallest that holds what the rules chose).
+        factor_dtype: Dtype of the factors (default: `bfloat16` under a budget, else each tensor's own dtype).
+        together: True if the adapters share their budgets, so that a task that changed more gets more bytes.
+        verify: The check of PEFT's reading of an adapter: by its `weights`, or also by a `forward` pass.
     """
 
-    # Every default is None, which is nobody's choice: an option that isn't given must not overrule the recipe.
+    # Every default is None because an option that isn't given must not overrule the recipe.
     profile: str | None = option(
         None,
         "Formats to write. faithful: all that PEFT holds; serving: what vLLM and other servers read.",
@@ -119,7 +119,7 @@ class AdapterOptions:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that were given, under the names that a recipe's `adapters` has for them."""
+        """The given options, under their names in a recipe's `adapters`."""
         settings = {
             "profiles": self.profile.split(",") if self.profile else None,
             "rank": self.serving_rank,

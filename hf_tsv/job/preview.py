@@ -1,4 +1,4 @@
-"""What a job would do, and where its output would go."""
+"""The preview of a job: its plan, its downloads and its destinations."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from hf_tsv.publish.check import Destination
 
 @dataclass(frozen=True)
 class Preview:
-    """What a job would do.
+    """The preview of a job.
 
     Attributes:
-        plan: What it would merge.
-        download_bytes: Bytes that it would download.
-        stream_bytes: Bytes that it would read by byte range.
-        targets: Where the output would go, each with what the sources of it say of themselves.
+        plan: The plan of the job.
+        download_bytes: Number of bytes to download.
+        stream_bytes: Number of bytes to read by byte range.
+        targets: The output's destinations, each with its sources' terms.
     """
 
     plan: Plan
@@ -26,7 +26,11 @@ class Preview:
 
 
 def preview(job: Job) -> Preview:
-    """What a job would do, checked as the job checks it. Nothing is written; errors are those of doing it."""
+    """Preview a job: open its models, plan, and check disks and destinations. No output is written.
+
+    Raises:
+        HfTsvError: as for `Job.run`.
+    """
     opened = job.open()
     job.check_disks(opened)
     return Preview(opened.plan, opened.download_bytes, opened.stream_bytes, job.targets(opened))

@@ -1,14 +1,15 @@
-"""The processes of one run, on one machine or several, that meet in a folder which they share.
+"""The processes of one run, on one or several machines, which meet in a shared folder.
 
-All that they tell each other are files in the run's working folder, and all that one knows of another's health is
-whether the lock on its file is held: the operating system lets go of it when a process ends, however that comes. So
-no clock, no port and no collective of torch.distributed is needed, and a launcher need only set RANK and WORLD_SIZE.
+They communicate only through files in the run's working folder. Each process holds the lock on a file of its own; the
+others know that it is alive while that lock is held, because the operating system releases the lock however a process
+ends. So no clock, no port and no collective of torch.distributed is needed, and a launcher need only set RANK and
+WORLD_SIZE.
 
-    lock                   held by process 0
-    lock-1-START, ...      held by each other process; START names its host and this start of it
-    deal.json              by process 0: who makes which tensors
-    journal-1.jsonl, ...   what each other process has made
-    reason-START           why one of them gave up
+    lock                   locked by process 0
+    lock-1-START, ...      locked by each other process; START identifies its host and this start of it
+    deal.json              the tensors that each process makes, written by process 0
+    journal-1.jsonl, ...   the tensors that each other process has made
+    reason-START           the reason why a process gave up
 """
 
 import heapq
@@ -30,7 +31,7 @@ from hf_tsv.files.locks import is_locked, lock
 from hf_tsv.staging.journal import names_in
 
 T = TypeVar("T")
-MEETING_SECONDS = 300.0  # for all processes to start; imports from a busy shared folder take their time
+MEETING_SECONDS = 300.0  # time for all processes to start, because imports from a busy shared folder are slow
 POLL_SECONDS, CHECK_SECONDS = 0.05, 1.0
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -40,9 +41,9 @@ class Process:
     """One process of a run.
 
     Attributes:
-        rank: Which one; 0 leads and publishes.
-        count: How many there are.
-        local_count: How many of them are on this machine, whose cores and memory they share.
+        rank: Rank of the process; process 0 leads and publishes.
+        count: Number of processes of the run.
+        local_count: Number of the run's processes on this machine, which share its cores and memory.
     """
 
     rank: int = 0
@@ -51,7 +52,7 @@ class Process:
 
     @classmethod
     def launched(cls) -> "Process":
-        """What `accelerate launch`, `torchrun` or another launcher says in the environment; alone without one.
+        """Read the environment set by `accelerate launch`, `torchrun` or another launcher; without one, run alone.
 
         Raises:
             OutputError: RANK and WORLD_SIZE contradict each other.
@@ -63,7 +64,7 @@ class Process:
             rank, count = int(values["RANK"]), int(values["WORLD_SIZE"])
             process = cls(rank, count, int(values["LOCAL_WORLD_SIZE"] or 1))
         except ValueError:
-            process = cls(-1)  # as wrong as any
+            process = cls(-1)  # refused below
         if not 0 <= process.rank < process.count or process.local_count < 1:
             shown = ", ".join(f"{name}={value!r}" for name, value in values.items() if value)
             raise OutputError(
@@ -74,7 +75,7 @@ class Process:
 
 
 def check_alone(out: Path) -> None:
-    """Refuse several processes where one does all the work.
+    """Refuse to run as several processes where one does all the work.
 
     Raises:
         OutputError: a launcher has started more than one.
@@ -87,7 +88,8 @@ def check_alone(out: Path) -> None:
 def deal_out(items: Iterable[T], work: Callable[[T], float], count: int) -> list[list[T]]:
     """Deal items out into `count` shares of about the same work.
 
-    Longest processing time first: each goes to who has least so far (Graham, 1969, https://doi.org/10.1137/0117039).
+    Longest processing time first: each item, from the most work to the least, goes to the share with the least work so
+    far (Graham, 1969, https://doi.org/10.1137/0117039).
     """
     shares: list[list[T]] = [[] for _ in range(count)]
     loads = [(0.0, rank) for rank in range(count)]
@@ -101,27 +103,28 @@ def deal_out(items: Iterable[T], work: Callable[[T], float], count: int) -> list
 class Team:
     """The processes of one run.
 
-    Use it in a `with`, inside that of the working folder: entering waits for the others.
+    Use it in a `with`, inside that of the working folder. Entering it waits for the other processes.
 
     Raises:
-        OutputError: one doesn't come, or has ended; which, where, and why as far as it could say.
+        OutputError: a process doesn't start in time, or has ended; names the process and, where known, its host and
+            its reason.
     """
 
     def __init__(self, root: Path, process: Process) -> None:
         self.process = process
         self._root = root
-        self._checked = time.monotonic()  # when `check` last looked
-        self._crew: dict[int, str] = {}  # the start of each worker, by rank; known to process 0
+        self._checked = time.monotonic()  # time of the last check in `check`
+        self._crew: dict[int, str] = {}  # each worker's START, by rank; filled in only in process 0
         self._shares: Sequence[Sequence[str]] = ()
         self._lock: int | None = None
-        # Part of file names; the host says where to look, the rest tells one start from another.
+        # Part of file names: the host, for messages, and an id that is unique to this start.
         host = re.sub(r"[^A-Za-z0-9._-]", "_", platform.node())
         self._start = f"{host}-{uuid.uuid4().hex}"
 
     def __enter__(self) -> "Team":
         deadline = time.monotonic() + MEETING_SECONDS
         if self.process.rank:
-            # The locked file bears this start's name, so that nobody takes an earlier start's for it.
+            # The locked file is named after this start, so that no earlier start's file is taken for it.
             if self._start_of(self.process.rank) is None:
                 self._lock = lock(self._root / f"lock-{self.process.rank}-{self._start}")
             if self._lock is None:
@@ -139,7 +142,7 @@ class Team:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self.process.rank and error is not None:
-            # Where the folder is gone or the disk full, the others learn that this process ended, but not why.
+            # If the folder is gone or the disk is full, the others see that this process ended, but not why.
             with suppress(OSError):
                 (self._root / f"reason-{self._start}").write_text(str(error), encoding="utf-8")
         self.leave()
@@ -151,13 +154,13 @@ class Team:
             self._lock = None
 
     def deal(self, items: Sequence[T], work: Callable[[T], float], name: Callable[[T], str], run: object) -> list[T]:
-        """Deal out the work, as process 0 does; returns its own share.
+        """Deal out the work, in process 0, and return its own share.
 
         Args:
-            items: What is to be made.
-            work: How much work an item is.
-            name: What an item is called.
-            run: What the run is; the others compare it with their own.
+            items: The items to be made.
+            work: Function that returns an item's work.
+            name: Function that returns an item's name.
+            run: Identity of the run. The other processes compare it with their own.
         """
         shares = deal_out(items, work, self.process.count)
         self._shares = [list(map(name, share)) for share in shares]
@@ -169,12 +172,16 @@ class Team:
                 json.dump(deal, file)
                 file.flush()
                 os.fsync(file.fileno())
-            # Renamed into place, so that nobody reads half of it.
+            # Renamed into place, so that no process reads half of it.
             new.replace(path)
         return shares[0]
 
     def await_deal(self, run: object) -> list[str]:
-        """The names of the items that this process makes, once process 0 has dealt them out."""
+        """Wait until process 0 has dealt out the work, and return the names of this process's items.
+
+        Raises:
+            OutputError: process 0 has another `run`, or has ended.
+        """
         deal = self._deal()
         while deal is None:
             self._check_leader()
@@ -188,7 +195,7 @@ class Team:
         return list(deal["shares"][self.process.rank])
 
     def check(self) -> None:
-        """Check that all are still there. It is called often, and looks once in a while."""
+        """Check that all processes are still running, at most once in CHECK_SECONDS however often it is called."""
         if self.process.count == 1 or time.monotonic() - self._checked < CHECK_SECONDS:
             return
         self._checked = time.monotonic()
@@ -200,22 +207,22 @@ class Team:
             self._is_through(rank)
 
     def await_all(self) -> None:
-        """Wait, as process 0, until the others have made all that was dealt to them."""
+        """Wait, in process 0, until the other processes have made their shares."""
         while not all(map(self._is_through, self._crew)):
             time.sleep(POLL_SECONDS)
 
     def await_output(self, record: Path, before: object) -> None:
-        """Wait until process 0 has published the record. `before`: its `stamp` at the start."""
+        """Wait until process 0 has published the record. `before`: the record's `stamp` at the start."""
         self.leave()
         # Publishing removes the working folder, and the lock with it.
         while self._root.exists() and is_locked(self._root / "lock"):
             time.sleep(POLL_SECONDS)
-        list(record.parent.parent.iterdir())  # a network file system then looks again at what is there
+        list(record.parent.parent.iterdir())  # makes a network file system refresh its view of the folder
         if stamp(record) == before:
             raise OutputError(self._ended("process 0", ""))
 
     def _wait_for(self, rank: int, deadline: float) -> None:
-        """Wait a moment for a process to come. Raises OutputError when it is late."""
+        """Wait a moment for a process to start. Raises OutputError when the deadline has passed."""
         if time.monotonic() > deadline:
             raise OutputError(
                 f"{self._root}: process {rank} of {self.process.count} has not come there within"
@@ -228,7 +235,7 @@ class Team:
             raise OutputError(self._ended("process 0", ""))
 
     def _start_of(self, rank: int) -> str | None:
-        """The start of a worker that is running now; None if it isn't. Files of earlier starts may lie there, too."""
+        """Find the START of a worker that is running now; None if it isn't. Files of earlier starts are ignored."""
         prefix = f"lock-{rank}-"
         for path in self._root.glob(f"{prefix}*"):
             if is_locked(path):
@@ -236,9 +243,9 @@ class Team:
         return None
 
     def _is_through(self, rank: int) -> bool:
-        """Whether a worker has made its share and left. Raises OutputError when it left before."""
+        """Return whether a worker has made its share and left. Raises OutputError if it left too early."""
         start = self._crew[rank]
-        # The lock first: once it is free, nothing is added to the journal any more.
+        # Check the lock first: once it is free, nothing more is added to the journal.
         if is_locked(self._root / f"lock-{rank}-{start}"):
             return False
         made = names_in(self._root / f"journal-{rank}.jsonl")
@@ -256,17 +263,17 @@ class Team:
         )
 
     def _deal(self) -> dict[str, Any] | None:
-        """The shares that process 0 has dealt out to this very start of this process; None until then."""
+        """Read the shares that process 0 has dealt out to this start of this process; None if there are none yet."""
         try:
             deal: dict[str, Any] = json.loads((self._root / "deal.json").read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        # An earlier run's deal may still lie there.
+        # An earlier run's deal may still be there.
         return deal if deal["starts"].get(str(self.process.rank)) == self._start else None
 
 
 def stamp(path: Path) -> object:
-    """A value that changes when the file is replaced; None if it doesn't exist."""
+    """Return a value that changes when the file is replaced; None if it doesn't exist."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""The record of a run, made from its plan and what was noted on the way."""
+"""The record of a run, made from its plan and from the notes taken during the run."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -29,17 +29,17 @@ from hf_tsv.record import (
     VocabularyEntry,
 )
 
-NUMERICS = "4"  # counts up whenever the same inputs give other bits than before
+NUMERICS = "4"  # raised whenever the same inputs give other bits than before
 
 
 @dataclass(frozen=True)
 class KeptFiles:
-    """What was written for single tasks beside a merged model.
+    """The files written for single tasks beside a merged model.
 
     Attributes:
         parts: The file of each task's own tensors, by task.
-        adapters: The adapters on the merged model.
-        masks: The masks; None for a merge without any.
+        adapters: The reports on the adapters on the merged model.
+        masks: The report on the masks; None for a merge without masks.
     """
 
     parts: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class KeptFiles:
     masks: Masks | None = None
 
 
-ENGINES_FACTS = ("name", "sha256", "seconds", "unchanged")  # of a tensor; all other facts are its method's notes
+ENGINES_FACTS = ("name", "sha256", "seconds", "unchanged")  # a tensor's other facts are its method's notes
 
 
 def make_record(
@@ -62,12 +62,12 @@ def make_record(
     """Make the record of a merged model.
 
     Args:
-        plan: What was done.
+        plan: The plan of the merge.
         sources: The models, the base first.
-        tensors: What the run noted of each output tensor: checksum, seconds and the method's own notes.
-        kept: What was written for single tasks.
+        tensors: The run's notes on each output tensor: checksum, seconds and the method's own notes.
+        kept: The files written for single tasks.
         seconds: Wall time of the merge.
-        device: Where methods computed.
+        device: Device on which methods computed.
     """
     entries = {step.name: _tensor_entry(step, tensors[step.name]) for step in plan.steps}
     used = sorted({step.method for step in plan.merged})
@@ -105,10 +105,10 @@ def make_compression_record(
     """Make the record of a compression.
 
     Args:
-        plan: Which tensors took part.
-        sources: As in a merge's record.
-        adapters: What was written.
-        seconds: Wall time.
+        plan: The plan of the compression.
+        sources: The models, the base first.
+        adapters: The reports on the adapters.
+        seconds: Wall time of the compression.
     """
     checkpoints = dict(zip(plan.tasks, plan.finetuned, strict=True))
     sizes = {}
@@ -146,7 +146,7 @@ def make_restoration_record(
 
 
 def versions(device: torch.device = CPU) -> Versions:
-    """What the bits of an output depend on besides recipe and sources, and the version of Python."""
+    """Return the versions that an output's bits depend on besides recipe and sources, and the version of Python."""
     return Versions(
         hf_tsv=__version__,
         numerics=NUMERICS,
@@ -157,7 +157,7 @@ def versions(device: torch.device = CPU) -> Versions:
 
 
 def _tensor_entry(step: Step, facts: Mapping[str, Any]) -> TensorEntry:
-    """What the record says of one output tensor. `facts`: what the run noted of it."""
+    """Make the record's entry for one output tensor. `facts`: the run's notes on it."""
     notes = {key: value for key, value in facts.items() if key not in ENGINES_FACTS}
     return TensorEntry(
         kind=step.kind,
@@ -168,7 +168,7 @@ def _tensor_entry(step: Step, facts: Mapping[str, Any]) -> TensorEntry:
         seconds=facts.get("seconds", 0.0),
         why=step.why,
         unchanged=facts.get("unchanged", False),
-        # Tuples become lists, as they are once the record was read.
+        # Tuples become lists, as they do when a record is read from its file.
         parameters=to_jsonable_python(dict(step.parameters)),
         notes=to_jsonable_python(notes),
     )

@@ -1,4 +1,4 @@
-"""What a job writes into its working folder: the shared model, what single tasks keep, and the files beside them."""
+"""The writing of a job's files: the shared model, the files that single tasks keep, and the companion files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,25 +32,25 @@ def write_shared(
     """Write the shared model's files, together with the other processes of the job.
 
     Args:
-        plan: What to write.
-        work: Where and with what.
-        team: The processes; this is the first one.
+        plan: The plan of the merge.
+        work: The workplace of the job.
+        team: The processes of the job; this is the first one.
         file_is_complete: Called with the name of each file once all of its tensors are written.
 
     Returns:
-        What was noted of each tensor, by name.
+        The record's facts about each tensor, by name.
     """
     with (
         CheckpointWriter(work.out, plan.shards, is_shared=team.process.count > 1) as writer,
         Journal(work.staging, writer, work.identity) as journal,
     ):
-        # The files are laid out before the work is dealt, as the other processes open them.
+        # The files are laid out before the work is dealt out, because the other processes open them then.
         writer.sync()
         sink = _ShardSink(writer, journal, team, plan.shards, file_is_complete)
         steps_left = [step for step in _steps_by_file(plan) if step.name not in journal.done]
         own_share = team.deal(steps_left, partial(step_work, plan), lambda step: step.name, work.identity)
         own_names = {step.name for step in own_share}
-        # A share is dealt by work; the files' order is that of `steps_left`.
+        # A share is ordered by work; take its steps in the files' order, which is that of `steps_left`.
         own_steps = [step for step in steps_left if step.name in own_names]
         run(plan, own_steps, sink, work.resources, work.progress, in_order=work.in_order)
         team.await_all()
@@ -73,7 +73,7 @@ def help_to_write_shared(plan: Plan, work: Workplace, team: Team) -> None:
 
 
 def write_parts(plan: Plan, out: Path) -> dict[str, str]:
-    """Write what belongs to single tasks alone, as their models store it, one file a task; returns the files."""
+    """Write the tensors that single tasks have alone, as their models store them, and return each task's file."""
     files: dict[str, str] = {}
     for task, checkpoint in zip(plan.tasks, plan.finetuned, strict=True):
         infos = [part.info for part in plan.parts if part.task == task]
@@ -90,10 +90,10 @@ def write_parts(plan: Plan, out: Path) -> dict[str, str]:
 
 
 def write_kept(plan: Plan, work: Workplace, parts: Mapping[str, str]) -> KeptFiles:
-    """Write what single tasks keep beside the shared model, whose weights and configuration are in place."""
+    """Write the files that single tasks keep beside the shared model. Its weights and configuration are in place."""
     adapters: AdapterReports = {}
     masks: Masks | None = None
-    # What imports PEFT and transformers is imported when it is needed: most merges don't.
+    # Modules that import PEFT and transformers are imported only when needed, because most merges don't need them.
     if leaves_residuals(plan):
         from hf_tsv.kept.residuals import write_residuals
 
@@ -111,7 +111,7 @@ def copy_companions_of(plan: Plan, sources: Sequence[Source], hub: Hub, out: Pat
     by_ref = {source.ref: source for source in sources}
     template = recipe.chat_template
     if template == "auto":
-        # By reference, so that a model which the recipe names twice has one vote.
+        # By reference, so that a model that the recipe names twice has one vote.
         template = most_common_template([source.folder for source in by_ref.values() if source.folder])
     base = companions(by_ref[recipe.base], hub)
     tokenizer = base
@@ -119,12 +119,12 @@ def copy_companions_of(plan: Plan, sources: Sequence[Source], hub: Hub, out: Pat
         tokenizer = tokenizer_companions(by_ref[recipe.tokenizer_model], hub)
     rows = None
     if vocabulary:
-        # The configuration states the vocabulary's size, for which there is a new one.
+        # The configuration states the vocabulary's size, which has changed.
         rows = {vocabulary.base_rows[name]: new_rows for name, new_rows in vocabulary.rows.items()}
     copy_companions(base, out, tokenizer=tokenizer, dtype=recipe.out_dtype, template=template, rows=rows)
     if vocabulary:
         vocabulary.write(out)
-    # A folder of the Hub's cache is called by a commit, so its model's id names the licence.
+    # A folder in the Hub's cache is named after a commit, so the licence is named after the model's id.
     folders = {}
     for source in sources:
         if source.folder:
@@ -134,7 +134,7 @@ def copy_companions_of(plan: Plan, sources: Sequence[Source], hub: Hub, out: Pat
 
 
 def _steps_by_file(plan: Plan) -> list[Step]:
-    """The steps in the order in which their tensors lie in the output's files."""
+    """Return the steps in the order of their tensors in the output's files."""
     by_name = {step.name: step for step in plan.steps}
     steps = []
     for shard in plan.shards:
@@ -143,7 +143,7 @@ def _steps_by_file(plan: Plan) -> list[Step]:
 
 
 class _ShardSink:
-    """Writes merged tensors, notes them in the journal, and says which files are complete."""
+    """Writes merged tensors, notes them in the journal, and reports which files are complete."""
 
     def __init__(
         self,
@@ -163,8 +163,8 @@ class _ShardSink:
             names = {info.name for info in shard.tensors}
             self._file_of |= dict.fromkeys(names, shard.file)
             self._names_left[shard.file] = names - journal.done.keys()
-        self._lock = Lock()  # tensors come from several threads
-        # An earlier start of the job may have completed files, which are to be uploaded all the same.
+        self._lock = Lock()  # `put` is called from several threads
+        # An earlier start of the job may have completed files. They are reported too, so that they are uploaded.
         for file, names_left in self._names_left.items():
             if not names_left:
                 file_is_complete(file)

@@ -1,1 +1,1 @@
-"""What single tasks keep beside a merge: adapters, residuals and masks."""
+"""Files that single tasks keep beside a merge: adapters, residuals and masks."""

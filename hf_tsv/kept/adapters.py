@@ -1,8 +1,9 @@
-"""Compress what every task changed into an adapter (TSV-Compress, https://arxiv.org/abs/2412.00081).
+"""Compression of every task's change into an adapter (TSV-Compress, https://arxiv.org/abs/2412.00081).
 
 Two passes over the tensors, each holding a few of them at a time: `spectra.py` finds singular values, from which
-`choice.py` chooses the ranks; `factors.py` then computes the factors. What is found is kept on the disk, so that a job
-that was stopped goes on. The adapters are written from it, and PEFT's reading of each is compared with what was meant.
+`choice.py` chooses the ranks; `factors.py` then computes the factors. These findings are kept on the disk, so that a
+stopped job can resume. The adapters are written from them, and PEFT's reading of each is compared with the intended
+values.
 """
 
 import shutil
@@ -41,24 +42,24 @@ from hf_tsv.staging.journal import Journal
 
 
 def compress_tasks(plan: Plan, base: BaseRef, settings: AdapterSettings, work: Workplace) -> AdapterReports:
-    """Write an adapter of every task, and have PEFT read it.
+    """Write an adapter for every task, and check how PEFT reads it.
 
-    What an earlier start of the job has found is not computed again. While it works, the factors take room in float32
-    beside the adapters.
+    Findings of an earlier start of the job are not computed again. During the job, the factors take disk space beside
+    the adapters, in the recipe's dtype.
 
     Args:
-        plan: Which tensors take part: those that it merges.
-        base: What the adapters call their base.
-        settings: How to compress.
-        work: Where and with what; `adapters/TASK` and the like come to lie in its output.
+        plan: The plan. The tensors that it merges are compressed.
+        base: The base model's name in the adapters.
+        settings: The settings of the compression.
+        work: The workplace. `adapters/TASK` and the like are written to its output.
 
     Returns:
-        What the record says of each adapter, by task and profile.
+        The record's report on each adapter, by task and profile.
 
     Raises:
-        MethodError: a budget too small for what is stored whole, or NaN.
-        CheckpointError: transformers and PEFT can't make anything of the base, or PEFT reads an adapter in another way
-            than it was meant; names the modules.
+        MethodError: a budget is too small for what is stored whole, or a change holds NaN or infinity.
+        CheckpointError: transformers and PEFT can't load the base, or PEFT reads an adapter differently from the
+            intended values; names the modules.
         OutputError, ResourceError: the working folder can't be written.
     """
     headers = {name: plan.base.info(name) for name in plan.base.names()}
@@ -71,7 +72,7 @@ def compress_tasks(plan: Plan, base: BaseRef, settings: AdapterSettings, work: W
         tasks.append(TaskAdapters(name, t, architecture))
     work_left = 0.0
     for stage in (spectra.STAGE, factors.STAGE):
-        # The journal has a line for each task and tensor; what is done of a tensor is done for all tasks together.
+        # The journal has one line per task and tensor; a tensor is done for all tasks together.
         done_steps = {key.partition("/")[2] for key in Journal.read_done(work.staging, stage)}
         work_left += total_work(plan, (step for step in plan.merged if step.name not in done_steps))
     work.progress.begin(work_left)
@@ -99,13 +100,13 @@ def compress_tasks(plan: Plan, base: BaseRef, settings: AdapterSettings, work: W
 
 
 def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, work: Workplace) -> AdapterReports:
-    """Put every changed tensor into every adapter that holds it."""
+    """Write every changed tensor to every adapter that holds it, and return the reports."""
     with ExitStack() as open_writers:
         writers: list[tuple[TaskAdapters, Profile, AdapterWriter]] = []
         for task in tasks:
             for profile, planned in task.plans.items():
                 folder = work.out / ADAPTERS[profile] / task.name
-                # An earlier start of the job may have left files, perhaps of another version of PEFT.
+                # An earlier start of the job may have left files, perhaps with another version of PEFT.
                 shutil.rmtree(folder, ignore_errors=True)
                 writer = open_writers.enter_context(AdapterWriter(folder, planned, plan.base))
                 writers.append((task, profile, writer))
@@ -127,12 +128,12 @@ def _write_adapters(plan: Plan, tasks: Sequence[TaskAdapters], findings: Finding
 
 
 def _report(task: TaskAdapters, profile: Profile, writer: AdapterWriter) -> AdapterReport:
-    """Finish an adapter, and say what it holds and how near it comes to the task's change."""
+    """Finish an adapter, and report its contents and its distance from the task's change."""
     written = writer.finish()
     ranks = task.ranks_in(profile)
     ranks_of_matrices = {name: ranks.get(name, 0) for name in task.spectra}
     summary: Compression[str] = summarize(task.spectra, ranks_of_matrices)
-    # A format that leaves out kinds of module by design is judged by what it holds.
+    # A format that leaves out kinds of module by design is judged only by the tensors that it holds.
     is_complete = FORMATS[profile].is_complete
     errors = {name: error for name, error in summary.errors.items() if is_complete or name in ranks}
     plain_ranks: dict[str, int | Literal["dense"]] = {}
@@ -158,7 +159,7 @@ def _verify_adapters(
     reports: AdapterReports,
     out: Path,
 ) -> None:
-    """Compare PEFT's reading of every adapter with what was meant, and report how near it comes."""
+    """Compare PEFT's reading of every adapter with the intended values, and add the errors to `reports`."""
     for task in tasks:
         for profile in task.plans:
             if not FORMATS[profile].is_read_by_peft:
@@ -174,7 +175,7 @@ def _verify_adapters(
 
 
 def _expected_value(plan: Plan, task: TaskAdapters, profile: Profile, findings: Findings, name: str) -> Tensor:
-    """What the adapter should make of one tensor; in float32 where it is factored."""
+    """Return the value that the adapter should give one tensor; in float32 where it is factored."""
     for part in plan.parts:
         if (part.task, part.info.name) == (task.name, name):
             return _part_value(plan, part)
@@ -187,11 +188,11 @@ def _expected_value(plan: Plan, task: TaskAdapters, profile: Profile, findings: 
         return change.value
     # u (m, r), s (r), vh (r, n)
     deltas = [(f.u * f.s) @ f.vh for f in change.matrices]  # (m, n) each
-    delta = torch.stack(deltas).reshape(base.shape)  # of a single matrix, or of a stack of them
+    delta = torch.stack(deltas).reshape(base.shape)  # one matrix, or a stack of matrices
     return base.float() + delta
 
 
 def _part_value(plan: Plan, part: TaskPart) -> Tensor:
-    """A tensor that only one task has, as its model stores it."""
+    """Read a tensor that only one task has, as its model stores it."""
     finetuned = plan.finetuned[plan.tasks.index(part.task)]
     return finetuned.read(part.info.name)

@@ -1,4 +1,4 @@
-"""A merge as an adapter on the base, instead of a checkpoint."""
+"""A merge written as an adapter on the base, instead of a checkpoint."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -20,25 +20,26 @@ from hf_tsv.merging.surveys import run_surveys
 from hf_tsv.methods.tsv_c import tsv_c
 from hf_tsv.record import AdapterReports
 
-MERGED = "merged"  # the name of the one task
+MERGED = "merged"  # name of the single task
 
 
 def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplace) -> AdapterReports:
-    """Write what a merge changes of the base as a PEFT adapter, and have PEFT load it.
+    """Write a merge's change of the base as a PEFT adapter, and have PEFT load it.
 
-    Its factors are the leading singular triplets of the merged change, which no other factors of that rank come nearer
-    to. Every merged tensor is computed twice: for its rank and for its factors.
+    The adapter's factors are the leading singular triplets of the merged change, the closest factors of their rank.
+    Every merged tensor is computed twice: for its rank and for its factors.
 
     Args:
         plan: The merge. Its output is in float32, so that the change isn't rounded to the base's dtype.
-        base: What the adapter calls its base.
-        rule: How many triplets of each matrix to keep. Of LoRA adapters of rank r, T r hold everything.
-        work: Where and with what; the adapter's files come to lie in its output.
+        base: The base model's name in the adapter.
+        rule: The rule for the number of triplets to keep of each matrix. A merge of T LoRA adapters of rank r has at
+            most T r.
+        work: The workplace. The adapter's files are written to its output.
 
     Returns:
-        As `compress_tasks`, whose errors these are too; the one task is called `merged`.
+        The reports of `compress_tasks`; the single task is called `merged`. Errors are those of `compress_tasks`, too.
     """
-    # The merged model is taken for the fine-tune of a single task, and every change of it is compressed.
+    # The merged model is treated as the fine-tune of a single task, and all of its change is compressed.
     steps = []
     for step in plan.steps:
         if step.is_merged:
@@ -63,14 +64,14 @@ def write_as_adapter(plan: Plan, base: BaseRef, rule: RankChoice, work: Workplac
 
 
 class _Merged(View):
-    """The merged model, of which every tensor is merged when it is read. It has the base's names."""
+    """The merged model, with the base's names. Each tensor is merged when it is read."""
 
     def __init__(self, plan: Plan, work: Workplace) -> None:
         super().__init__(plan.base, label="the merged model")
         self._plan = plan
         self._steps = {step.name: step for step in plan.steps}
         self._surveys = run_surveys(plan, plan.steps, work.resources, work.progress)
-        # The matrices of a stack are read one after another, and each is asked for more than once.
+        # The matrices of a stack are read one after another, and each of them more than once.
         self._whole = lru_cache(maxsize=work.resources.workers)(self._merge)
 
     def info(self, name: str) -> TensorInfo:
@@ -79,7 +80,7 @@ class _Merged(View):
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         whole = self._whole(name)
         part = whole[rows[0] : rows[1]] if rows else whole
-        # A caller may change what it reads, but not what the cache holds.
+        # A caller may change the tensor that it reads, so it gets a copy of the cached one.
         return part.clone()
 
     def will_need(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Ranks for the matrices of a compression, and the adapters that follow from them."""
+"""The choice of ranks for a compression's matrices, and the adapter plans that follow from them."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from hf_tsv.linalg.ranks import DENSE, Budget, Dense, Spectrum, choose_ranks, po
 from hf_tsv.lora.formats import DEFAULT, FORMATS
 from hf_tsv.lora.write.plan import AdapterPlan, AdapterRequest, BaseRef
 
-ATTEMPTS = 6  # to meet a budget: what PEFT makes of the ranks is known only once the adapter is planned
+ATTEMPTS = 6  # attempts to meet a budget: an adapter's size in PEFT is known only once the adapter is planned
 
 Matrix = tuple[str, str]  # the names of a task and of a tensor
 
@@ -19,10 +19,11 @@ Matrix = tuple[str, str]  # the names of a task and of a tensor
 def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: AdapterSettings) -> None:
     """Choose the ranks of tasks that share their budgets, and plan their adapters; fills in `ranks` and `plans`.
 
-    A budget is met by the default format, which takes the ranks as they are chosen; for the others it is a limit.
+    The ranks are chosen so that the default format, which takes them as they are, meets the budget. For the other
+    formats the budget is a limit.
 
     Raises:
-        MethodError: the budget is smaller than what has to be stored whole.
+        MethodError: the budget is too small, most often for the tensors that have to be stored whole.
     """
     request = AdapterRequest(base, settings.dtype_of_factors, settings.serving_rank, settings.budget)
     budget = None if settings.budget is None else settings.budget * len(tasks)
@@ -35,7 +36,7 @@ def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: Adap
         nbytes = sum(plan.nbytes for plan in fitting.values())
         if budget is None or nbytes <= budget:
             break
-        # The overshoot is set aside for the next attempt, more each time: other ranks may need a longer header.
+        # Set aside the overshoot times 2^attempt for the next attempt: other ranks may need a longer header.
         fixed_bytes += (nbytes - budget) << attempt
     else:
         names = some([task.name for task in tasks])
@@ -44,7 +45,7 @@ def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: Adap
             " whole. Raise the budget"
         )
     for task in tasks:
-        # Formats with one rank for all have room to fill, so they also want to know of changes that got rank 0.
+        # Formats with one rank for all matrices have room to fill, so they also get the changes that got rank 0.
         ranks = {**dict.fromkeys(task.spectra, 0), **task.ranks}
         for profile in settings.profiles:
             if profile == DEFAULT:
@@ -54,7 +55,7 @@ def choose_adapters(tasks: Sequence[TaskAdapters], base: BaseRef, settings: Adap
 
 
 def _choose_ranks(tasks: Sequence[TaskAdapters], settings: AdapterSettings, fixed_bytes: int) -> None:
-    """Fill in `ranks` by each tensor's rule. `fixed_bytes`: what the budget doesn't have for factors."""
+    """Fill in `ranks` by each tensor's rule. `fixed_bytes`: the part of the budget that is not for factors."""
     spectra: dict[Matrix, Spectrum] = {}
     for task in tasks:
         spectra |= {(task.name, name): spectrum for name, spectrum in task.spectra.items()}
@@ -63,7 +64,7 @@ def _choose_ranks(tasks: Sequence[TaskAdapters], settings: AdapterSettings, fixe
     for rule in settings.distinct_rules:
         own = {matrix: spectrum for matrix, spectrum in spectra.items() if settings.rules[matrix[1]] == rule}
         if isinstance(rule, Budget):
-            # The budget is the last of the rules, so what the others chose is known.
+            # The budget is the last rule, so the ranks by all other rules are known.
             spent = fixed_bytes + sum(spectra[matrix].bytes_at(rank) for matrix, rank in chosen.items())
             chosen |= _choose_within(Budget(rule.nbytes * len(tasks)), own, by_name, spent)
         else:
@@ -76,9 +77,9 @@ def _choose_ranks(tasks: Sequence[TaskAdapters], settings: AdapterSettings, fixe
 def _choose_within(
     budget: Budget, spectra: Mapping[Matrix, Spectrum], tasks: Mapping[str, TaskAdapters], fixed_bytes: int
 ) -> dict[Matrix, int | Dense]:
-    """Ranks under a budget, at the prices that PEFT asks.
+    """Choose ranks under a budget, at the sizes that triplets have in PEFT.
 
-    PEFT gives some matrices one rank together, such as the experts of a layer: these compete as one.
+    PEFT gives some matrices one common rank, such as the experts of a layer: these compete as one matrix.
     """
     groups: defaultdict[Matrix, dict[Matrix, Spectrum]] = defaultdict(dict)
     for matrix, spectrum in spectra.items():

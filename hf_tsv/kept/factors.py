@@ -23,11 +23,11 @@ STAGE = "factors"
 
 
 class FactorNotes(BaseModel):
-    """What the journal says of a task's tensor after this pass.
+    """The journal's notes on a task's tensor after this pass.
 
     Attributes:
-        counts: Triplets of each of its matrices.
-        energies: Squared Frobenius norm of each, where it is known.
+        counts: Number of triplets of each of the tensor's matrices.
+        energies: Squared Frobenius norm of each matrix's change; None where it isn't known.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -37,7 +37,7 @@ class FactorNotes(BaseModel):
 
 
 def factor_infos(plan: Plan, tasks: Sequence[TaskAdapters]) -> list[TensorInfo]:
-    """What the second pass computes at most: (matrices, rank, m + 1 + n) for each task and tensor."""
+    """Return the headers of the second pass's tensors: (matrices, rank, m + 1 + n) for each task and tensor."""
     infos = []
     for task in tasks:
         for step in plan.merged:
@@ -49,7 +49,7 @@ def factor_infos(plan: Plan, tasks: Sequence[TaskAdapters]) -> list[TensorInfo]:
 
 
 def find_factors(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, work: Workplace) -> None:
-    """Compute the factors that the planned adapters need and that no earlier start of the job has left.
+    """Compute the factors that the planned adapters need, except those that an earlier start of the job computed.
 
     Raises:
         MethodError: a decomposition fails; names task and tensor.
@@ -61,19 +61,19 @@ def find_factors(plan: Plan, tasks: Sequence[TaskAdapters], findings: Findings, 
             with naming(step, "compress"):
                 factors = [_leading_factors(matrix, task.index, rank) for matrix in matrices]
             notes = FactorNotes(
-                counts=[len(f.s) for f in factors],  # may be less than the rank, which the rows are filled up to
+                counts=[len(f.s) for f in factors],  # may be less than the rank; `packed` fills up the rows
                 energies=[f.energy for f in factors],
             )
             findings.put(task.key(step), packed(factors, rank), notes)
 
     steps_left = [step for step in plan.merged if _ranks_left(tasks, findings, step)]
     work.run(plan, steps_left, find)
-    # From here on, a later start of the job computes none of them again.
+    # From here on, a later start of the job computes no factors again.
     findings.sync()
 
 
 def change_of(plan: Plan, task: TaskAdapters, profile: Profile, findings: Findings, step: Step) -> Change:
-    """What an adapter is given of one changed tensor: its factors, or its new value."""
+    """Return one tensor's change for an adapter: its factors, or its new value as a whole."""
     rank = task.rank_in(profile, step.name)
     if isinstance(rank, Dense) or step.view is None:
         values = [matrix.value(task.index) for matrix in matrices_of(plan, step)]
@@ -86,7 +86,7 @@ def change_of(plan: Plan, task: TaskAdapters, profile: Profile, findings: Findin
 
 
 def _ranks_left(tasks: Sequence[TaskAdapters], findings: Findings, step: Step) -> list[tuple[TaskAdapters, int]]:
-    """The tasks whose factors of a tensor are still to be computed, each with the rank."""
+    """Return the tasks whose factors of a tensor are still to be computed, each with its rank."""
     left = []
     for task in tasks:
         rank = task.factored_rank(step)
@@ -96,10 +96,10 @@ def _ranks_left(tasks: Sequence[TaskAdapters], findings: Findings, step: Step) -
 
 
 def _leading_factors(matrix: StoredTensor, t: int, rank: int) -> Factors:
-    """The first `rank` singular triplets of one task's change of a matrix."""
+    """Return the first `rank` singular triplets of one task's change of a matrix."""
     deltas = matrix.deltas()
     exact = deltas.factors(t)
-    if exact:  # of an adapter among the sources, which has few triplets and all of them
+    if exact:  # the source is an adapter: it has few triplets, and all of them are known
         return Factors(exact.u[:, :rank], exact.s[:rank], exact.vh[:rank], energy=exact.energy)
     delta = deltas[t]  # (m, n)
     with deltas.naming(t):

@@ -1,6 +1,6 @@
-"""Masks beside a merged model: which of its changed weights are a task's own, one bit each.
+"""Masks beside a merged model: they mark which of its changed weights belong to a task, one bit per weight.
 
-masks/TASK.safetensors holds a tensor's bits under its name, uint8, eight to a byte (`hf_tsv.linalg.masks.pack`).
+masks/TASK.safetensors holds each tensor's bits under its name, uint8, eight bits per byte (`hf_tsv.linalg.masks.pack`).
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,11 @@ def write_masks(plan: Plan, work: Workplace) -> Masks:
     """Write every task's mask into the merged model's folder.
 
     Args:
-        plan: The merge that made it.
-        work: Where and with what; the merged model's files are in its output already.
+        plan: The plan of the merged model.
+        work: The workplace. The merged model's files are in its output already.
 
     Returns:
-        What the record says of them.
+        The record's report on the masks.
 
     Raises:
         CheckpointError: a model can't be read.
@@ -63,10 +63,10 @@ def write_masks(plan: Plan, work: Workplace) -> Masks:
         each_step(steps, write, plan, work.resources, work.progress, work=_entries)
         for writer in writers:
             writer.sync()
-    # A task with a head of its own needs its own configuration to be restored.
+    # To restore a task with a head of its own, its own configuration is needed.
     for task in sorted({part.task for part in plan.parts}):
         copy_config(work.folders[task], config_of(work.out, task).parent)
-    # Sums of floats depend on their order, so it is the plan's and not that in which workers finished.
+    # Sums of floats depend on their order, so they follow the plan, not the order in which workers finished.
     return _report(plan, shards, [counts[step.name] for step in steps])
 
 
@@ -75,21 +75,28 @@ def file_of(task: str) -> str:
 
 
 def config_of(folder: Path, task: str) -> Path:
-    """The configuration of a task that has a head of its own."""
+    """Return the path of the configuration of a task that has a head of its own."""
     return folder / MASKS / task / MODEL_CONFIG
 
 
 class MaskedCheckpoint(View):
-    """A task's model, of the base, the merged model and the task's mask.
+    """A task's model, restored from the base, the merged model and the task's mask.
 
-    Where the mask is 1 it is theta_0 + factor (theta - theta_0), elsewhere theta_0; a tensor without a mask is the
-    merged model's.
+    A weight is theta_0 + factor (theta - theta_0) where the mask is 1, and theta_0 elsewhere. A tensor without a mask
+    is the merged model's.
     """
 
     def __init__(
         self, base: Checkpoint, merged: Checkpoint, masks: Checkpoint, own: Checkpoint | None, *, factor: float
     ) -> None:
-        """`own`: tensors that only this task has."""
+        """
+        Args:
+            base: The base model, theta_0.
+            merged: The merged model, theta.
+            masks: The task's packed masks, by tensor.
+            own: The tensors that only this task has, if any.
+            factor: The factor on the masked change.
+        """
         super().__init__(merged, label=masks.label)
         self._base = base
         self._masks = masks
@@ -113,7 +120,7 @@ class MaskedCheckpoint(View):
         merged = super().read(name, rows)
         if name not in self._masked:
             return merged
-        # Packed bits are read whole, since a row may begin within a byte.
+        # Packed bits are read whole, because a row may begin within a byte.
         mask = unpack(self._masks.read(name), self.info(name).shape)
         if rows:
             mask = mask[slice(*rows)]
@@ -121,7 +128,7 @@ class MaskedCheckpoint(View):
         if self._factor != 1:
             dtype = merged.dtype
             wide = torch.float64 if dtype == torch.float64 else torch.float32
-            # In place, as what was read is ours; rounded once, at the end.
+            # In place, because the tensor read is this function's own; rounded once, at the end.
             scaled = merged.to(wide)
             scaled.sub_(base).mul_(self._factor).add_(base)
             merged = scaled.to(dtype)
@@ -137,7 +144,7 @@ class MaskedCheckpoint(View):
 
 
 def open_masked(out: Path, task: str, base: Checkpoint, record: Record) -> MaskedCheckpoint:
-    """A task's model from a merge's folder and record.
+    """Open a task's model from a merge's folder and record.
 
     Raises:
         OutputError: the record lists no mask of this task.
@@ -154,7 +161,13 @@ def open_masked(out: Path, task: str, base: Checkpoint, record: Record) -> Maske
 
 @dataclass(frozen=True)
 class _Counts:
-    """What one tensor's masks are like: ones a task, how many are used by how many, EMR's sums."""
+    """Statistics of one tensor's masks.
+
+    Attributes:
+        ones: Number of ones in each task's mask.
+        use: Counts of changed weights by the number of tasks that use them.
+        rescalers: Each task's sums for its factor (EMR); empty for masks without a factor.
+    """
 
     ones: tuple[int, ...]
     use: Use
@@ -162,7 +175,7 @@ class _Counts:
 
 
 class _Bits:
-    """A mask that comes in pieces, packed as it comes."""
+    """A mask that is added in pieces and packed as they are added."""
 
     def __init__(self) -> None:
         self.ones = 0
@@ -189,7 +202,7 @@ def _write(
     counts: dict[str, _Counts],
     step: Step,
 ) -> None:
-    """Write one tensor's masks of all tasks, piece by piece where the merge took it so."""
+    """Write all tasks' masks of one tensor, in the same slices as the merge."""
     method = METHODS[step.method]
     num_tasks = len(plan.tasks)
     rescaler = method.mask.rescaler if method.mask else None
@@ -199,7 +212,7 @@ def _write(
     for rows in step.slices:
         stored = StoredTensor(plan, step, rows)
         deltas = stored.deltas(surveys.of(step))
-        # What was merged is read back from the output, as `restore` will: rounded to its dtype.
+        # The merged tensor is read back from the output, rounded to its dtype, as `restore` will read it.
         moved = change(merged.read(step.name, rows), stored.base, deltas.dtype)
         count = torch.zeros(moved.shape, dtype=torch.int32)  # how many tasks use each weight
         for t in range(num_tasks):
@@ -216,7 +229,7 @@ def _write(
 
 
 def _report(plan: Plan, shards: Sequence[Shard], counts: Sequence[_Counts]) -> Masks:
-    """What the record says of the masks. `counts`: of each masked tensor, in the plan's order."""
+    """Make the record's report on the masks. `counts`: one entry per masked tensor, in the plan's order."""
     entries = sum(step.info.numel for step in plan.merged if step.is_masked)
     use = Use((0,) * (len(plan.tasks) + 1))
     for found in counts:

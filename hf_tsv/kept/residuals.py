@@ -1,7 +1,7 @@
-"""What a merge leaves to each task: adapters on the merged model.
+"""Residuals: adapters on the merged model, one per task.
 
-Where a recipe says `tsv_c`, the merged model has the base's weight, and the adapter holds all that the task changed.
-With `residuals`, the adapter also holds what the merge lost of the task elsewhere.
+Where a recipe says `tsv_c`, the merged model has the base's weight, and the adapter holds the task's whole change.
+With `residuals`, the adapter also holds the part of the task's change that the merge lost in other tensors.
 """
 
 from dataclasses import replace
@@ -17,17 +17,17 @@ from hf_tsv.record import AdapterReports
 
 
 def write_residuals(plan: Plan, work: Workplace) -> AdapterReports:
-    """Write the adapters into the merged model's folder, and have PEFT load each on it.
+    """Write the adapters into the merged model's folder, and have PEFT load each of them on the merged model.
 
     Args:
-        plan: The merge.
-        work: Where and with what; the merged model's weights and configuration are in its output already.
+        plan: The plan of the merge.
+        work: The workplace. The merged model's weights and configuration are in its output already.
 
     Returns:
-        As `compress_tasks`, whose errors these are too.
+        The reports of `compress_tasks`. Errors are those of `compress_tasks`, too.
 
     Raises:
-        PlanError: as `read_settings`.
+        PlanError: as for `read_settings`.
     """
     settings = read_settings(plan)
     merged = open_checkpoint(work.out)
@@ -38,10 +38,11 @@ def write_residuals(plan: Plan, work: Workplace) -> AdapterReports:
         # A tensor without a rule goes into no adapter.
         method = step.method if step.name in settings.rules else KEEP
         steps.append(replace(step, info=info, out=info, method=method))
-    # An adapter's change is one of the base model. Here the merged model is the base, so each is seen as a plain one.
+    # A source adapter stores a change of the base model. Here the merged model is the base, so `View` hides that the
+    # source is an adapter, and its weights are read like a whole model's.
     finetuned = tuple(View(checkpoint) for checkpoint in plan.finetuned)
     plan_on_merged = replace(plan, base=merged, finetuned=finetuned, steps=tuple(steps))
-    # The merged model lies on this machine, whatever its sources were read from.
+    # The merged model is on this machine, wherever its sources were read from.
     work_on_merged = replace(work, folders={**work.folders, None: work.out}, in_order=False)
     base = BaseRef(str(work.staging.final))
     return compress_tasks(plan_on_merged, base, settings, work_on_merged)

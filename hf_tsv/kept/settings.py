@@ -1,4 +1,4 @@
-"""How the adapters of a plan are made: what its recipe says, read once and put into one value."""
+"""The settings for a plan's adapters, read from its recipe once and put into one value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from hf_tsv.merging.plan import Plan
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How the adapters of a plan are made.
+    """The settings for a plan's adapters.
 
     Attributes:
-        rules: The rule for the rank of every tensor that goes into adapters, by name. At most one of them is a budget.
+        rules: The rank rule of every tensor that goes into adapters, by name. At most one distinct rule is a budget.
         factor_dtype: Dtype of the factors, as safetensors names it; None for bf16 under a budget, else each tensor's
-            own.
-        profiles: The formats in which each adapter is written, by name.
-        serving_rank: Rank of all factors in formats with one rank; None for the largest that a budget has room for or,
+            own dtype.
+        profiles: Names of the formats in which each adapter is written.
+        serving_rank: Rank of all factors in formats with one rank; None for the largest that fits into the budget or,
             without a budget, the smallest that holds what the rules chose.
-        verify: How PEFT's reading of each adapter is compared with what was meant.
-        together: Whether tasks share their budgets, so that a task that changed more of the model gets more bytes.
+        verify: The check of PEFT's reading of each adapter: by `weights`, or also by a `forward` pass.
+        together: True if tasks share their budgets, so that a task that changed more of the model gets more bytes.
     """
 
     rules: Mapping[str, RankChoice]
@@ -36,13 +36,13 @@ class AdapterSettings:
 
     @property
     def budget(self) -> int | None:
-        """Bytes that one adapter may take; None without a budget."""
+        """Maximum size of one adapter in bytes; None without a budget."""
         budgets = [rule.nbytes for rule in self.rules.values() if isinstance(rule, Budget)]
         return budgets[0] if budgets else None
 
     @property
     def dtype_of_factors(self) -> str | None:
-        """What the recipe says or, under a budget, bf16; None for each tensor's own."""
+        """The recipe's dtype of the factors, or bf16 under a budget; None for each tensor's own dtype."""
         # Under a budget, bf16 buys twice the rank of float32, which is worth more than the digits.
         if self.factor_dtype or self.budget is None:
             return self.factor_dtype
@@ -50,16 +50,16 @@ class AdapterSettings:
 
     @property
     def distinct_rules(self) -> list[RankChoice]:
-        """Every rule once, the budget last: it spends what the others leave."""
+        """Every rule once. The budget is last because it spends what the others leave."""
         distinct = dict.fromkeys(self.rules.values())
         return sorted(distinct, key=lambda rule: isinstance(rule, Budget))
 
 
 def read_settings(plan: Plan) -> AdapterSettings:
-    """The settings that the recipe of a plan gives.
+    """Read the adapter settings from a plan's recipe.
 
     Raises:
-        PlanError: two different budgets, where an adapter has one size; or none to share.
+        PlanError: there are two different budgets, but an adapter has only one size; or `together` lacks a budget.
     """
     options = plan.recipe.adapters
     settings = AdapterSettings(
@@ -76,19 +76,19 @@ def read_settings(plan: Plan) -> AdapterSettings:
 
 
 def read_rules(plan: Plan) -> dict[str, RankChoice]:
-    """The rule for the rank of every tensor that goes into adapters, by name.
+    """Read the rank rule of every tensor that goes into adapters, by name.
 
-    A tensor does so where its method keeps the whole change for the task; with `residuals`, all other merged tensors
-    do so too.
+    These are the tensors whose method keeps the whole change for the task and, with `residuals`, all other merged
+    tensors.
 
     Raises:
-        PlanError: two different budgets, where an adapter has one size.
+        PlanError: there are two different budgets, but an adapter has only one size.
     """
     checkpoint_bytes = sum(plan.base.info(name).nbytes for name in plan.base.names())
     rules: dict[str, RankChoice] = {}
     for step in plan.merged:
         parameters: Mapping[str, Any] | None = plan.recipe.residuals
-        if step.is_in_adapters:  # its own parameters say more than `residuals`, which is for all others
+        if step.is_in_adapters:  # the tensor's own parameters take precedence over `residuals`
             parameters = step.parameters
         if parameters is not None:
             rules[step.name] = rank_choice(parameters, num_tasks=len(plan.tasks), checkpoint_bytes=checkpoint_bytes)

@@ -1,4 +1,4 @@
-"""How large adapters get at most, known from headers alone."""
+"""The largest possible size of adapters, computed from headers alone."""
 
 import torch
 
@@ -9,16 +9,16 @@ from hf_tsv.merging.plan import Plan
 
 
 def largest_adapter_bytes(plan: Plan) -> int:
-    """Bytes that one faithful adapter of a plan takes at most: those of a task that changed every tensor at full rank.
+    """Compute the size in bytes of a plan's largest faithful adapter: every tensor is changed, at full rank.
 
-    Rules that depend on the singular values (`energy`, `error`) may need all of them.
+    Rules that depend on the singular values (`energy`, `error`) may keep all of them.
 
     Raises:
-        PlanError: as `read_settings`.
+        PlanError: as for `read_settings`.
     """
     settings = read_settings(plan)
     factor_dtype = settings.dtype_of_factors
-    total = settings.budget or 0  # for all tensors that have it as their rule
+    total = settings.budget or 0  # covers all tensors whose rule is the budget
     for step in plan.merged:
         rule = settings.rules.get(step.name)
         if rule is None or isinstance(rule, Budget):
@@ -27,7 +27,7 @@ def largest_adapter_bytes(plan: Plan) -> int:
         if view is None:
             total += step.info.nbytes
             continue
-        item = step.info.nbytes // step.info.numel  # bytes of one number
+        item = step.info.nbytes // step.info.numel  # bytes per number
         # A flat spectrum needs the most triplets for any share of the energy.
         flat = Spectrum(
             values=torch.ones(min(view.m, view.n), dtype=torch.float64),

@@ -1,4 +1,4 @@
-"""The first pass of a compression: which tensors each task changed, and the singular values of those that are matrices.
+"""The first pass of a compression: finds the tensors that each task changed, and the singular values of matrices.
 
 Ranks are chosen from singular values alone, so that no singular vector is computed in vain.
 """
@@ -22,11 +22,11 @@ from hf_tsv.merging.surveys import naming
 from hf_tsv.staging.findings import Findings
 
 STAGE = "spectra"
-NOISE_FLOOR = 1e-6  # of the largest singular value: what float32 arithmetic leaves of a zero
+NOISE_FLOOR = 1e-6  # relative to the largest singular value: float32 arithmetic turns zeros into values up to this
 
 
 class SpectrumFacts(BaseModel):
-    """A `Spectrum` without its values, which are a tensor."""
+    """The fields of a `Spectrum` except its values, which are stored as a tensor."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -41,11 +41,12 @@ class SpectrumFacts(BaseModel):
 
 
 class SpectrumNotes(BaseModel):
-    """What the journal says of a task's tensor after this pass.
+    """The journal's notes on a task's tensor after this pass.
 
     Attributes:
-        is_changed: Whether the task changed it.
-        spectrum: Facts about its singular values, where it is a matrix.
+        is_changed: True if the task changed the tensor.
+        spectrum: Facts about the change's singular values; None for a tensor that is no matrix, is unchanged, or has
+            only noise.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -73,7 +74,7 @@ def find_spectra(plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSet
                 steps_left.append(step)
         work.run(plan, steps_left, partial(_find_spectra_of, plan, tasks, settings, findings))
         for task in tasks:
-            # From the files, and so the same bits whether or not this start of the job has found them.
+            # Read from the files, so that the bits are the same whichever start of the job found them.
             for step in plan.merged:
                 notes = findings.notes(task.key(step), SpectrumNotes)
                 if notes.spectrum:
@@ -87,7 +88,7 @@ def find_spectra(plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSet
 
 
 def matrices_of(plan: Plan, step: Step) -> list[StoredTensor]:
-    """The tensor, or each matrix of a stack by itself, whatever the step's method is."""
+    """Return the tensor, or each matrix of a stack by itself, as task matrices whatever the step's method is."""
     count = step.view.count if step.view else 1
     if count == 1:
         return [StoredTensor(plan, step, None, as_matrix=True)]
@@ -97,7 +98,7 @@ def matrices_of(plan: Plan, step: Step) -> list[StoredTensor]:
 def _find_spectra_of(
     plan: Plan, tasks: Sequence[TaskAdapters], settings: AdapterSettings, findings: Findings, step: Step
 ) -> None:
-    """Note of one tensor, for every task, whether it changed and its singular values where it is a matrix."""
+    """Note for every task whether it changed a tensor and, for matrices, the singular values of the change."""
     matrices = matrices_of(plan, step)
     for task in tasks:
         if task.key(step) in findings:
@@ -106,12 +107,12 @@ def _find_spectra_of(
         spectrum = None
         if is_changed and step.view:
             with naming(step, "compress"):
-                # The matrices of a stack have one rank, so they compete for bytes as one.
+                # The matrices of a stack have one common rank, so they compete for bytes as one matrix.
                 spectrum = pooled([_spectrum(step, matrix, task.index, settings) for matrix in matrices])
-        if spectrum is None or not spectrum.full_rank:  # not a matrix, or no more of it than noise
+        if spectrum is None or not spectrum.full_rank:  # unchanged, not a matrix, or only noise
             findings.put(task.key(step), None, SpectrumNotes(is_changed=is_changed))
             continue
-        # The file has room for all of them; an adapter among the sources has fewer, and zeros fill up.
+        # The file has room for all singular values; a source adapter has fewer, so the rest are zeros.
         values = torch.zeros(min(spectrum.m, spectrum.n), dtype=torch.float64)
         values[: len(spectrum.values)] = spectrum.values
         facts = SpectrumFacts(**{name: getattr(spectrum, name) for name in SpectrumFacts.model_fields})
@@ -119,20 +120,20 @@ def _find_spectra_of(
 
 
 def _spectrum(step: Step, matrix: StoredTensor, t: int, settings: AdapterSettings) -> Spectrum:
-    """The singular values of one task's change of a matrix, and what its triplets cost and are worth."""
+    """Compute the singular values of one task's change of a matrix, and what its triplets cost and are worth."""
     deltas = matrix.deltas()
     factors = deltas.factors(t)
-    if factors:  # of an adapter among the sources: nothing has to be decomposed
+    if factors:  # the source is an adapter: nothing has to be decomposed
         values = factors.s.double()
     else:
         delta = deltas[t]  # (m, n)
         with deltas.naming(t):
             values = singular_values(delta)
-    item = step.info.nbytes // step.info.numel  # bytes of one number
+    item = step.info.nbytes // step.info.numel  # bytes per number
     factor_dtype = settings.dtype_of_factors
     m, n = deltas.shape
     largest = float(values[0]) if len(values) else 0.0
-    # A change is worth what it is in units of the layer's own weights; a base of zeros has no such unit.
+    # A change is measured relative to the layer's own weights; a base of zeros gives no unit, so 1 is used.
     base_rms = float(matrix.base.double().square().mean().sqrt())
     return Spectrum(
         values=values,

@@ -1,4 +1,4 @@
-"""One task's adapters in the making."""
+"""The state of one task's adapters while they are made."""
 
 from dataclasses import dataclass, field
 
@@ -11,16 +11,16 @@ from hf_tsv.merging.plan import Step
 
 @dataclass
 class TaskAdapters:
-    """What is known of one task's adapters on the way.
+    """The state of one task's adapters while they are made.
 
     Attributes:
-        name: The task.
-        index: Its place in the plan's tasks.
-        architecture: The model that its adapters are put on, with the task's own head where it has one.
-        spectra: Singular values of its changed matrices, by tensor, in the plan's order.
+        name: Name of the task.
+        index: Index of the task in the plan's tasks.
+        architecture: Architecture of the adapters' model, with the task's own head where it has one.
+        spectra: Singular values of the task's changed matrices, by tensor, in the plan's order.
         whole: Bytes of each tensor that is stored whole: changed and not a matrix, or the task's alone.
-        ranks: What is to be kept of every changed tensor.
-        plans: The adapters, by profile.
+        ranks: Rank to keep of each changed tensor, or DENSE; tensors with rank 0 are left out.
+        plans: Plans of the adapters, by profile.
     """
 
     name: str
@@ -32,20 +32,20 @@ class TaskAdapters:
     plans: dict[Profile, AdapterPlan] = field(default_factory=dict)
 
     def key(self, step: Step) -> str:
-        """The name under which findings about a tensor are kept; a task's name has no slash."""
+        """Return the name for findings about a tensor. It is unambiguous because a task's name has no slash."""
         return f"{self.name}/{step.name}"
 
     def rank_in(self, profile: Profile, name: str) -> int | Dense:
-        """What an adapter holds of a changed tensor.
+        """Return the rank that an adapter holds of a changed tensor, or DENSE.
 
-        It differs from `ranks` where PEFT, or a server, can't take what was chosen.
+        It differs from `ranks` where PEFT, or a server, can't take the chosen rank.
         """
         if name in self.whole:
             return DENSE
         return self.plans[profile].ranks.get(name, 0)
 
     def ranks_in(self, profile: Profile) -> dict[str, int | Dense]:
-        """What an adapter holds of each tensor, its sidecar included; factors of zeros, which fill up, don't count."""
+        """Return the rank that an adapter and its sidecar hold of each tensor, without zeros that fill up factors."""
         ranks: dict[str, int | Dense] = {}
         for name, rank in self.plans[profile].ranks.items():
             if not isinstance(rank, Dense) and name in self.spectra:
@@ -54,8 +54,8 @@ class TaskAdapters:
         return ranks
 
     def factored_rank(self, step: Step) -> int | None:
-        """How many triplets of a tensor have to be computed to serve every profile; None for none."""
-        if step.name not in self.spectra:
+        """Return how many triplets of a tensor must be computed for all profiles; None if all store it whole."""
+        if step.name not in self.spectra:  # unchanged, or stored whole
             return None
         ranks = [self.rank_in(profile, step.name) for profile in self.plans]
         return max((rank for rank in ranks if not isinstance(rank, Dense)), default=None)

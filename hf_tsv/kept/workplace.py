@@ -1,4 +1,4 @@
-"""Where, and with what, a job makes what single tasks keep."""
+"""The folders and resources with which a job makes the files that single tasks keep."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from hf_tsv.staging.folder import Staging
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where, and with what, a job makes what single tasks keep.
+    """The folders and resources with which a job makes the files that single tasks keep.
 
     Attributes:
-        staging: The job's working folder; what is written to its `out` becomes the output.
-        identity: What the job is, for its journal.
-        folders: Folders of the models on this machine, by task; the base's under None.
-        resources: What may be used of the machine.
+        staging: The job's working folder; its `out` becomes the output.
+        identity: The identity of the job, for its journal.
+        folders: Folders of the models on this machine, by task; the base's is under None.
+        resources: The workers, memory and device to use.
         progress: Notified of the work done.
-        in_order: Whether to take tensors in the order of their files, for sources that are read over a network, instead
-            of the largest first.
+        in_order: True to take tensors in the order of their files, for sources that are read over a network; False to
+            take the largest first.
     """
 
     staging: Staging
@@ -39,10 +39,10 @@ class Workplace:
         return self.staging.out
 
     def open_findings(self, stage: str, infos: Sequence[TensorInfo]) -> Findings:
-        """The tensors found in one stage of the job; those of an earlier start of it are there already."""
+        """Open the findings of one stage of the job. Those of an earlier start of the job are there already."""
         return Findings(self.staging, self.identity, stage, infos)
 
     def run(self, plan: Plan, steps: Sequence[Step], work_on: Callable[[Step], None], *, quiet: bool = False) -> None:
-        """Work on every step, within the memory and the workers that the job has."""
+        """Call `work_on` with every step, within the job's limits on memory and workers."""
         progress = Silent() if quiet else self.progress
         each_step(steps, work_on, plan, self.resources, progress, in_order=self.in_order)

@@ -1,1 +1,1 @@
-"""Recipe and headers to a plan, and the engine that works through it."""
+"""The planner, which turns a recipe and headers into a plan, and the engine, which carries the plan out."""

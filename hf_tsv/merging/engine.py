@@ -1,4 +1,4 @@
-"""The engine: for each planned tensor read, merge, write."""
+"""The engine: reads, merges and writes each planned tensor."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from hf_tsv.methods import METHODS, Survey
 
 
 class Sink(Protocol):
-    """Where merged tensors go: a writer of files, or a state dict."""
+    """A receiver of merged tensors: a writer of files, or a state dict."""
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None: ...
 
@@ -36,11 +36,11 @@ def run(
     Args:
         plan: The plan.
         steps: The steps to merge.
-        sink: Where the merged tensors go; called from several threads.
-        resources: What may be used of the machine.
-        progress: Told of the work done.
-        in_order: Whether to take the steps as they are given, for files that are wanted one after another, instead of
-            the largest first.
+        sink: The receiver of the merged tensors; called from several threads.
+        resources: The workers, memory and device to use.
+        progress: Notified of the work done.
+        in_order: True to take the steps in the given order, so that files are completed one after another; False to
+            take the largest first.
 
     Raises:
         HfTsvError: a source can't be read, holds NaN or infinity, or can't be merged; or the output is full.
@@ -60,14 +60,14 @@ def run(
 
 
 def estimated_seconds(plan: Plan, cores: int) -> float:
-    """About how long a merge takes on so many of this machine's cores, by the exact SVD and without downloads."""
+    """Estimate how long a merge takes on `cores` of this machine's cores, with the exact SVD and without downloads."""
     work = total_work(plan, plan.steps) + Surveys(plan, plan.steps).work
     longest_step = max(step_work(plan, step) for step in plan.steps)
     return max(work / cores, longest_step) / operations_per_second()
 
 
 def check_memory(plan: Plan, resources: Resources) -> None:
-    """Whether every step fits.
+    """Check that every step fits into memory.
 
     Raises:
         ResourceError: one step alone needs more than `max_memory`.
@@ -87,10 +87,10 @@ def merge_step(
     """Merge one tensor.
 
     Returns:
-        The tensor in its output dtype, on the CPU, and what the method noted about it.
+        The tensor in its output dtype, on the CPU, and the method's notes about it.
 
     Raises:
-        MethodError: NaN or infinity in a delta, or a method that can't merge it; names tensor and task.
+        MethodError: a delta holds NaN or infinity, or the method can't merge it; names tensor and task.
     """
     if step.slices == [None]:
         return _merge_slice(plan, step, survey, None, device)
@@ -103,10 +103,10 @@ def merge_step(
         notes_of_slices.append(notes)
     if all(notes.get("unchanged") for notes in notes_of_slices):
         return merged, {"unchanged": True}
-    joined: dict[str, Any] = {}  # by note a list, one entry a slice
+    joined: dict[str, Any] = {}  # for each note a list with one entry per slice
     for notes in notes_of_slices:
         for key in notes:
-            # A slice that no task changed has nothing else to say, and is among slices that have.
+            # A slice that no task changed has no other note. Its "unchanged" isn't true of the whole tensor.
             if key != "unchanged" and key not in joined:
                 joined[key] = [other.get(key) for other in notes_of_slices]
     return merged, joined
@@ -125,7 +125,7 @@ def _merge_slice(
         return _rounded(source.base, out_dtype, source, step), {"unchanged": True}
     deltas = source.deltas(survey)
     try:
-        # Tensors that a method makes without saying where come to lie on the default device.
+        # Tensors that a method creates without naming a device are created on the default device.
         with naming(step, step.method), nullcontext() if device == CPU else device:
             merged_delta = method(deltas, **step.parameters)
     except torch.OutOfMemoryError as error:
@@ -138,10 +138,10 @@ def _merge_slice(
 
 
 def _rounded(result: Tensor, dtype: torch.dtype, source: StoredTensor, step: Step) -> Tensor:
-    """The result in the output's dtype.
+    """Round the result to the output's dtype.
 
     Raises:
-        MethodError: it overflows, although the base is finite.
+        MethodError: the result overflows, although the base is finite.
     """
     rounded = result.to(dtype)
     if rounded is not source.base and source.base_is_finite and not is_finite(rounded):

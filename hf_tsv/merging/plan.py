@@ -1,4 +1,4 @@
-"""What a merge will do, tensor by tensor, decided from headers alone: no tensor data is read here."""
+"""The plan of a merge, tensor by tensor. It is made from headers alone: no tensor data is read here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ KEEP = base.name
 ASKED_FOR = "the recipe says so"
 ABSENT = "in no fine-tuned model"
 DEFAULT_SHARD_SIZE = "5GB"
-PIECE = 2**19  # entries merged at a time where each is merged by itself: few enough to stay near the processor
-_RUN = 2**15  # entries that a sample takes side by side
+PIECE = 2**19  # entries per slice where each entry is merged by itself: few enough to stay near the processor
+_RUN = 2**15  # entries in each run of rows of a sample
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Step:
     """One output tensor.
 
     Attributes:
-        info: Its header in the base model.
-        out: Its header in the output: the same but for the dtype.
-        kind: What it is.
-        method: The merge method, a key of METHODS; `base` copies.
-        parameters: Keywords for the method.
-        weights: One factor a task.
-        view: How it is cut into task matrices; None when it isn't.
-        base_weight: The base's own factor, where it counts as one of the models.
-        why: Why the base's weight is kept; empty when it is merged.
+        info: The tensor's header in the base model.
+        out: The tensor's header in the output. Only its dtype may differ from `info`.
+        kind: The kind of tensor, such as embedding or head.
+        method: The merge method, a key of METHODS; `base` copies the base's tensor.
+        parameters: Keyword arguments for the method.
+        weights: One factor per task.
+        view: The tensor's division into task matrices; None when it isn't divided.
+        base_weight: The base's own factor, where the base counts as one of the models.
+        why: The reason why the base's weight is kept; empty when the tensor is merged.
     """
 
     info: TensorInfo
@@ -59,17 +59,17 @@ class Step:
 
     @property
     def is_masked(self) -> bool:
-        """Whether each task keeps a mask of it."""
+        """Whether each task keeps a mask of the tensor."""
         return METHODS[self.method].keeps == "mask"
 
     @property
     def is_in_adapters(self) -> bool:
-        """Whether each task keeps its change of it in an adapter."""
+        """Whether each task keeps its change of the tensor in an adapter."""
         return METHODS[self.method].keeps == "adapter"
 
     @property
     def slices(self) -> list[tuple[int, int] | None]:
-        """The rows [first, past-the-last) that are merged at a time; [None] when all of the tensor is."""
+        """The ranges of rows [first, past-the-last) that are merged one at a time; [None] for the whole tensor."""
         rows = self.info.shape[0] if self.info.shape else 1
         method = METHODS[self.method]
         if method.matrices and self.view and self.view.count > 1:
@@ -83,7 +83,8 @@ class Step:
         return [(first, min(first + at_once, rows)) for first in range(0, rows, at_once)]
 
     def sample(self, share: float) -> list[tuple[int, int] | None]:
-        """About that share of the rows, in evenly spaced runs: tables often are sorted by frequency."""
+        """Return about `share` of the rows, in evenly spaced runs because tables are often sorted by frequency."""
+        # A share of less than one run: the whole tensor is small enough to take.
         if self.info.numel * share < _RUN:
             return [None]
         rows = self.info.shape[0]
@@ -93,7 +94,7 @@ class Step:
 
 @dataclass(frozen=True)
 class TaskPart:
-    """A tensor that belongs to one task alone: its fine-tuned model has it and the merged model can't hold it."""
+    """A tensor that only one task's fine-tuned model has and that the merged model can't hold."""
 
     task: str
     info: TensorInfo
@@ -101,16 +102,17 @@ class TaskPart:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run needs to know.
+    """The complete plan of a run.
 
     Attributes:
         tasks: Names of the fine-tuned models, in recipe order.
-        finetuned: Their checkpoints, under the base's names.
-        steps: One an output tensor, in the base's order.
-        parts: What belongs to single tasks.
+        finetuned: Checkpoints of the fine-tuned models, with the base's tensor names.
+        steps: One step per output tensor, in the base's order.
+        parts: The tensors that belong to single tasks.
         shards: The output's files.
-        warnings: What a person should know before it starts.
-        vocabulary: What the checkpoints' rows were matched by, where the models' vocabularies differ.
+        warnings: Messages for the user before the run starts.
+        vocabulary: The vocabulary by which the checkpoints' rows were matched; None if the models' vocabularies don't
+            differ.
     """
 
     recipe: Recipe
@@ -129,12 +131,12 @@ class Plan:
 
     @property
     def makes_one_adapter(self) -> bool:
-        """Whether the output is one adapter on the base, which holds what the merge changes."""
+        """Whether the output is one adapter on the base, which holds the merge's changes."""
         return self.recipe.output is not None
 
     @cached_property
     def makes_task_adapters(self) -> bool:
-        """Whether the output is an adapter of every task on the base: no tensor is shared that isn't the base's."""
+        """Whether the output is one adapter per task on the base: every merged tensor is kept in adapters."""
         if self.makes_one_adapter or not self.merged:
             return False
         return all(step.is_in_adapters for step in self.merged)
@@ -150,17 +152,17 @@ class Plan:
 
     @cached_property
     def adapters(self) -> tuple[AdapterCheckpoint | None, ...]:
-        """Each task's checkpoint where it is an adapter; None where it is a whole model."""
+        """Each task's checkpoint if it is an adapter; None if it is a whole model."""
         return tuple(c if isinstance(c, AdapterCheckpoint) else None for c in self.finetuned)
 
     @cached_property
     def bytes_in(self) -> int:
-        """Bytes read at least once."""
+        """The number of bytes that are read at least once."""
         total = sum(step.info.nbytes for step in self.steps) + sum(part.info.nbytes for part in self.parts)
         for checkpoint in self.finetuned:
             for step in self.merged:
                 if isinstance(checkpoint, AdapterCheckpoint):
-                    total += checkpoint.nbytes(step.name)  # its factors, not the tensor that they change
+                    total += checkpoint.nbytes(step.name)  # the adapter's factors, not the tensor that they change
                 else:
                     total += checkpoint.info(step.name).nbytes
         return total
@@ -170,10 +172,10 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards) + sum(part.info.nbytes for part in self.parts)
 
     def groups(self) -> list["Group"]:
-        """The steps by module type, method and parameters, for a summary."""
+        """Group the steps by module type, shape, method and parameters, for a summary."""
         alike: dict[tuple[Any, ...], list[Step]] = {}
         for step in self.steps:
-            # Parameters by their text: they may be lists, which are no keys.
+            # Parameters are compared by their text because lists can't be keys.
             key = (group_of(step.name), step.info.shape, step.method, repr(step.parameters), step.why)
             alike.setdefault(key, []).append(step)
         return [Group(key[0], tuple(steps)) for key, steps in alike.items()]
@@ -188,10 +190,10 @@ class Group:
 
 
 def check_on_base(plan: Plan, what: str) -> None:
-    """Whether what is made of a plan can be put on the base itself, row by row.
+    """Check that a plan's output can be put on the base itself, row by row.
 
     Raises:
-        PlanError: it merges in another vocabulary than the base's.
+        PlanError: the plan merges in another vocabulary than the base's.
     """
     if plan.vocabulary and not plan.vocabulary.is_bases:
         raise PlanError(
@@ -201,17 +203,17 @@ def check_on_base(plan: Plan, what: str) -> None:
 
 
 def leaves_masks(plan: Plan) -> bool:
-    """Whether tasks have masks beside the merged model."""
+    """Return whether tasks have masks beside the merged model."""
     return any(step.is_masked for step in plan.merged)
 
 
 def leaves_residuals(plan: Plan) -> bool:
-    """Whether tasks keep something of their own in adapters on the merged model."""
+    """Return whether tasks keep something of their own in adapters on the merged model."""
     return plan.recipe.residuals is not None or any(step.is_in_adapters for step in plan.merged)
 
 
 def plan_shards(tensors: Sequence[TensorInfo], max_shard_size: int | str, stem: str = "model") -> tuple[Shard, ...]:
-    """Distribute tensors over files as huggingface_hub does, in their order."""
+    """Distribute tensors over files as huggingface_hub does, in the given order."""
     by_name = {info.name: info for info in tensors}
     split = split_state_dict_into_shards_factory(
         by_name,

@@ -1,4 +1,4 @@
-"""From a recipe and headers to a plan: all output tensors decided, all mistakes reported, no tensor data read."""
+"""The planner: decides every output tensor from a recipe and headers, reports all mistakes, reads no tensor data."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -37,12 +37,12 @@ def make_plan(
     """Decide every output tensor of a recipe.
 
     Args:
-        recipe: What to do.
+        recipe: The recipe to plan.
         base: The base model's checkpoint.
-        finetuned: The fine-tuned models' checkpoints, one a task in recipe order, under the base's names.
-        max_shard_size: Largest output file, in bytes or as `5GB`.
-        vocabulary: What the checkpoints' rows were matched by, if they were.
-        clashes: Why tensors can't be merged before their rows are matched, by name.
+        finetuned: The fine-tuned models' checkpoints, one per task in recipe order, with the base's tensor names.
+        max_shard_size: Largest size of an output file, in bytes or as `5GB`.
+        vocabulary: The vocabulary by which the checkpoints' rows were matched; None if they weren't.
+        clashes: Reasons why tensors can't be merged before their rows are matched, by tensor name.
 
     Raises:
         PlanError: recipe and checkpoints don't fit together; reports every mistake.
@@ -73,12 +73,12 @@ def make_plan(
     )
     if plan.makes_model:
         return plan
-    # Adapters on the base need no copy of it.
+    # Adapters on the base need no copy of the base.
     return replace(plan, shards=(), warnings=(*plan.warnings, *_without_effect(plan)))
 
 
 def _without_effect(plan: Plan) -> list[str]:
-    """Warnings of what a recipe says about a model's files, where its output is adapters."""
+    """Return warnings about settings for a model's files, which have no effect because the output is adapters."""
     recipe = plan.recipe
     warnings = []
     if recipe.out_dtype and recipe.out_dtype != "float32":
@@ -98,7 +98,7 @@ MAX_LISTED_MISFITS = 8  # problems of a model that are reported one by one, howe
 
 
 class _Planner:
-    """Collects what is wrong on the way, so that all of it is reported at once."""
+    """Makes the steps and collects all problems, so that they are reported at once."""
 
     def __init__(
         self, recipe: Recipe, base: Checkpoint, finetuned: Sequence[Checkpoint], row_conflicts: Mapping[str, str]
@@ -140,7 +140,7 @@ class _Planner:
             return keep(ASKED_FOR)
         if name not in self._row_conflicts:
             self._note_misfit(info)
-        # What an adapter changes is known without reading it; what a whole model changes is not.
+        # An adapter's changed tensors are known without reading weights; a whole model's are not.
         may_change = any(not isinstance(c, AdapterCheckpoint) or c.is_changed(name) for c in self.finetuned)
         if not (method.inputs.unchanged or method.is_surveyed or may_change):
             return keep("no adapter changes it")
@@ -181,7 +181,7 @@ class _Planner:
         return self.recipe.wrong_layers(self._depth.layers)
 
     def _check_rule(self, rule: Rule) -> None:
-        """Try the rule's method on zeros, where it has the same to say against parameters and weights, once a rule."""
+        """Try each rule's method once, on zeros: it rejects the same parameters and weights as on real deltas."""
         key = (rule.method, repr(rule.parameters), rule.weights, rule.base_weight)
         if key in self._checked:
             return
@@ -196,7 +196,7 @@ class _Planner:
                 self.problems.append(problem)
 
     def misfits(self) -> Iterable[str]:
-        """What doesn't fit; one line for a task that fits hardly anywhere."""
+        """Report tensors that don't fit the base's, with a single line for a task that hardly fits anywhere."""
         for task, problems in self._misfits.items():
             # Where most tensors don't fit, it is probably a fine-tune of another model.
             if len(problems) > max(MAX_LISTED_MISFITS, len(self.kinds) // 2):
@@ -218,7 +218,7 @@ class _Planner:
         )
 
     def parts(self, steps: Iterable[Step]) -> Iterable[TaskPart]:
-        """What only some fine-tuned models have, or have in another shape where the recipe keeps the base's."""
+        """Yield the tensors that a fine-tuned model has but the base doesn't, or has in another shape."""
         shapes = {step.name: step.info.shape for step in steps}
         for task, checkpoint in zip(self.tasks, self.finetuned, strict=True):
             for name in checkpoint.names():
@@ -254,7 +254,7 @@ class _Planner:
 
 
 def _kept_wrongly(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
-    """Why what the recipe keeps for single tasks couldn't be restored."""
+    """Return the reasons why single tasks couldn't be restored from what the recipe keeps for them."""
     methods = sorted(recipe.methods)
     masks = [name for name in methods if METHODS[name].keeps == "mask"]
     adapters = [name for name in methods if METHODS[name].keeps == "adapter"]
@@ -263,10 +263,10 @@ def _kept_wrongly(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
     ways = [*masks, *adapters]
     together = " and ".join(ways)
     problems = []
-    # A task is restored from the masks of one method, or from one adapter, which may hold what several put into it.
+    # A task is restored from the masks of one method, or from one adapter, which several methods may write to.
     if masks and len(ways) > 1:
         problems.append(f"{recipe.source}: {together} both keep what is a task's own. Use one of them in a recipe")
-    # Both are put on the base row by row.
+    # Masks and adapters are both applied to the base row by row.
     if ways and vocabulary is not None and not vocabulary.is_bases:
         keep = "keep" if len(ways) > 1 else "keeps"
         problems.append(
@@ -277,7 +277,7 @@ def _kept_wrongly(recipe: Recipe, vocabulary: Vocabulary | None) -> list[str]:
 
 
 def _misfit(info: TensorInfo, task: str, checkpoint: Checkpoint, held: frozenset[str]) -> str:
-    """What keeps a task's tensor from being merged with the base's, empty when nothing does."""
+    """Return the reason why a task's tensor can't be merged with the base's; empty if it can be."""
     if info.name not in held:
         return (
             f"{info.name}: '{task}' doesn't have it, but others do. Keep the base's weight by an override"

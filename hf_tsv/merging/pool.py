@@ -1,4 +1,4 @@
-"""A pool of workers over steps, within the memory that a run may use."""
+"""A pool of workers that processes steps within the run's memory limit."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -24,22 +24,22 @@ def each_step(
     work: Callable[[Step], float] | None = None,
     in_order: bool = False,
 ) -> None:
-    """Do all steps, most work first unless in order, never more at once than workers and memory allow.
+    """Call `do` with every step, never with more at once than workers and memory allow.
 
     Args:
         steps: The steps.
-        do: What to do with each, in a worker's thread.
-        plan: The plan that they are part of.
-        resources: What may be used of the machine.
-        progress: Told of the work done.
-        work: The work of a step; that of merging it unless given.
-        in_order: Whether to begin the steps in the order in which they are given.
+        do: Function that is called with each step, in a worker's thread.
+        plan: The steps' plan.
+        resources: The workers and memory to use.
+        progress: Notified of the work done.
+        work: Function that returns the work of a step (default: the work of merging it).
+        in_order: True to begin the steps in the given order; False to begin with the most work.
 
     Raises:
-        Exception: what `do` raises first; steps that have begun are finished, the others are not begun.
+        Exception: the first exception that `do` raises; steps that have begun are finished, the others are not begun.
     """
     work = work or partial(step_work, plan)
-    # The largest step first: begun last, it would run on alone when all other workers have nothing left to do.
+    # The largest step goes first: begun last, it would still be running when all other workers have finished.
     waiting = list(steps) if in_order else sorted(steps, key=work, reverse=True)
     running: dict[Future[None], Step] = {}
     pool = ThreadPoolExecutor(resources.workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -49,7 +49,7 @@ def each_step(
             for step in _admitted(waiting, running.values(), plan, resources):
                 running[pool.submit(do, step)] = step
             if waiting:
-                # The next step's bytes come from the disk while the steps before it are computed.
+                # The next step's bytes are read from the disk while the steps before it are computed.
                 upcoming = waiting[0]
                 plan.base.will_need(upcoming.name)
                 if upcoming.is_merged:
@@ -58,10 +58,10 @@ def each_step(
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 step = running.pop(future)
-                future.result()  # raises what the worker did
+                future.result()  # raises the worker's exception, if any
                 progress.advance(work(step), step.name)
     except KeyboardInterrupt:
-        # The steps in flight are left behind: a large one may take minutes, and what it would write isn't noted.
+        # Don't wait for the running steps: a large one may take minutes, and its result wouldn't be noted.
         interrupted = True
         raise
     finally:
@@ -70,7 +70,7 @@ def each_step(
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """One BLAS thread a worker: two workers of one thread beat one of two, and the bits stay the same."""
+    """Limit each worker to one BLAS thread: two workers with one thread each beat one with two, to the same bits."""
     threads_before = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)
@@ -81,7 +81,7 @@ def one_thread_each() -> Iterator[None]:
 
 
 def _admitted(waiting: list[Step], running: Iterable[Step], plan: Plan, resources: Resources) -> Iterator[Step]:
-    """Take from the waiting steps those that may begin now."""
+    """Remove the steps that may begin now from `waiting`, and yield them."""
     in_work = list(running)
     used_bytes = sum(step_bytes(plan, step) for step in in_work)
     free_workers = resources.workers - len(in_work)
@@ -89,7 +89,7 @@ def _admitted(waiting: list[Step], running: Iterable[Step], plan: Plan, resource
         if not free_workers:
             return
         nbytes = step_bytes(plan, step)
-        # A step that is too large for what is left may wait; smaller ones behind it go first. Alone, any step goes.
+        # A step that is too large for the memory left waits, and smaller ones go first. Alone, any step may run.
         if in_work and resources.max_memory is not None and used_bytes + nbytes > resources.max_memory:
             continue
         waiting.remove(step)

@@ -1,10 +1,10 @@
-"""What hears of the work done: a progress bar, or nothing."""
+"""Progress reporting: the protocol, and an implementation that does nothing."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told how much work there is and, in the same unit, how much has been done."""
+    """A listener that is notified how much work there is and, in the same unit, how much has been done."""
 
     def begin(self, total: float) -> None: ...
 
@@ -12,7 +12,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that shows nothing."""
 
     def begin(self, total: float) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What the machine has: processor cores, memory, disk."""
+"""The machine's resources: processor cores, memory, devices and disk."""
 
 import math
 import platform
@@ -17,23 +17,23 @@ SHARE_OF_FREE_MEMORY = 0.7
 
 
 def usable_cores() -> int:
-    """Processor cores this process may run on."""
-    import psutil  # on Linux it needs Python's `resource`; what runs no work does without
+    """Return the number of processor cores that this process may run on."""
+    import psutil  # imported only for work, because on Linux it needs Python's `resource` module
 
     process = psutil.Process()
-    if hasattr(process, "cpu_affinity"):  # macOS ties no process to cores
+    if hasattr(process, "cpu_affinity"):  # macOS doesn't have it
         return len(process.cpu_affinity())
     return psutil.cpu_count() or 1
 
 
 def operations_per_second() -> float:
-    """What one core does of a product of float64 matrices, measured for some hundredths of a second."""
+    """Measure one core's operations per second in float64 matrix products, within some hundredths of a second."""
     n = 512
     factor = torch.ones(n, n, dtype=torch.float64)
     fastest = math.inf  # seconds
     threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for _ in range(5):  # the fastest counts: others were held up by something else
+    for _ in range(5):  # the fastest counts, because the others were slowed down by something else
         started = time.perf_counter()
         torch.mm(factor, factor)
         fastest = min(fastest, time.perf_counter() - started)
@@ -42,7 +42,7 @@ def operations_per_second() -> float:
 
 
 def default_memory(device: torch.device | None = None) -> int:
-    """Bytes that a run may take unless told otherwise: most of what is free, in this container and on the device."""
+    """Return the default memory limit of a run in bytes: most of what is free in this container and on the device."""
     import psutil  # as in `usable_cores`
 
     room = int(psutil.virtual_memory().available)
@@ -55,17 +55,17 @@ def default_memory(device: torch.device | None = None) -> int:
 
 
 def device_named(name: str, local_rank: int = 0) -> torch.device:
-    """Where tensors are merged: `cpu`, `cuda`, or one of several as `cuda:1`.
+    """Return the device with this name: `cpu`, `cuda`, or one of several as `cuda:1`.
 
-    With `cuda` the processes on one machine take its GPUs in turn.
+    With `cuda`, the processes on one machine take its GPUs in turn.
 
     Raises:
-        ResourceError: torch has no such device, or one that can't do float64.
+        ResourceError: torch has no such device, or the device can't do float64.
     """
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")  # refused below, as every other that isn't CUDA
+        device = torch.device("meta")  # refused below, like every device that isn't CPU or CUDA
     if device.type == "cpu":
         return CPU
     if device.type != "cuda":
@@ -73,7 +73,7 @@ def device_named(name: str, local_rank: int = 0) -> torch.device:
     count = torch.cuda.device_count()
     if not count:
         raise ResourceError(f"--device {name}: torch {torch.__version__} sees no GPU here. Leave --device out")
-    # More processes than GPUs share them.
+    # Where there are more processes than GPUs, processes share a GPU.
     index = local_rank % count if device.index is None else device.index
     if index >= count:
         raise ResourceError(f"--device {name}: expected cuda:0 to cuda:{count - 1}. Choose one of these")
@@ -81,27 +81,27 @@ def device_named(name: str, local_rank: int = 0) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What bits depend on beside torch: processors of another kind may round sums differently."""
+    """Return the kind of processor. The output's bits depend on it, because other kinds may round sums differently."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """`check_disks` of one folder."""
+    """Check the disk space for one folder, as `check_disks` does."""
     check_disks([(folder, needed)])
 
 
 def check_disks(needed: Sequence[tuple[Path, int]]) -> None:
-    """Check that file systems have room for what is to be written; folders on one file system need the sum.
+    """Check that file systems have room for the output; folders on one file system need the sum of their bytes.
 
     Args:
-        needed: Folders, which may not exist yet, and the bytes that will be written there.
+        needed: Folders, which may not exist yet, and the number of bytes that will be written to each.
 
     Raises:
-        ResourceError: some have less; reports all of them.
+        ResourceError: file systems have too little room; reports all of them.
     """
-    on_disk: dict[int, list[tuple[Path, int]]] = {}  # by the number of the file system
+    on_disk: dict[int, list[tuple[Path, int]]] = {}  # by device number of the file system
     for folder, nbytes in needed:
         disk = _existing(folder).stat().st_dev
         on_disk.setdefault(disk, []).append((folder, nbytes))
@@ -120,7 +120,7 @@ def check_disks(needed: Sequence[tuple[Path, int]]) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists: they will be on one file system."""
+    """Return the folder, or its nearest existing parent: the folder will be on the same file system."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -128,7 +128,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _cgroup_room() -> int | None:
-    """Bytes that a container's limit leaves, not counting what the kernel only caches; None without a limit.
+    """Return how many bytes a container's limit leaves; None without a limit. The kernel's file cache counts as free.
 
     psutil knows the machine's memory, not the container's.
     """
@@ -140,17 +140,17 @@ def _cgroup_room() -> int | None:
         return None
     if limit == "max":
         return None
-    return max(0, int(limit) - int(used.get("anon", 0)))  # the kernel drops file pages before it kills anyone
+    return max(0, int(limit) - int(used.get("anon", 0)))  # the kernel drops file pages before it kills a process
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a run may use of the machine.
+    """The part of the machine's resources that a run may use.
 
     Attributes:
-        workers: Steps in work at once, each on one processor core.
-        max_memory: Bytes that the steps in work may take together, None for no limit.
-        device: Where methods compute; tensors are read, looked over and written by the CPU.
+        workers: Maximum number of steps that run at once, each on one processor core.
+        max_memory: Maximum number of bytes for all running steps together; None for no limit.
+        device: Device on which methods compute; the CPU reads, checks and writes the tensors.
     """
 
     workers: int
@@ -161,7 +161,7 @@ class Resources:
     def of(
         cls, workers: int | None, max_memory: int | None, sharers: int = 1, device: torch.device = CPU
     ) -> "Resources":
-        """What is given, and for the rest all cores and most of the free memory, or a fair share of them."""
+        """Return the given resources. The defaults are all cores and most of the free memory, divided by `sharers`."""
         workers = workers or max(1, usable_cores() // sharers)
         max_memory = max_memory or default_memory(device) // sharers
         return cls(workers, max_memory, device)

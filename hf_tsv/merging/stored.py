@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 
 def change(value: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
-    """value - base, rounded to dtype once: what is equal in float64 differs by nothing. May take value's memory."""
+    """Return value - base, rounded once, to `dtype`. Equal values give exactly 0. May reuse value's memory."""
     wide = torch.promote_types(torch.promote_types(value.dtype, base.dtype), dtype)
     return value.to(wide).sub_(base).to(dtype)
 
@@ -30,8 +30,8 @@ class StoredTensor:
     """One tensor (or one expert of it) as the base and the fine-tuned models store it.
 
     Attributes:
-        base: The base's, in its stored dtype.
-        view: How it is cut into task matrices; None when the step's method sees tensors as they are.
+        base: The base's tensor, in its stored dtype.
+        view: The tensor's division into task matrices; None when the step's method takes tensors as they are.
     """
 
     def __init__(
@@ -45,8 +45,12 @@ class StoredTensor:
     ) -> None:
         """
         Args:
-            as_matrix: Whether it is cut into task matrices, where that isn't for the step's method to say.
-            device: Where deltas are.
+            plan: The step's plan.
+            step: The tensor's step.
+            rows: The rows [first, past-the-last) to read; None for all.
+            as_matrix: True to divide the tensor into task matrices, False to take it as it is; None for what the step's
+                method needs.
+            device: Device for the deltas.
         """
         self._device = device
         self._plan = plan
@@ -60,11 +64,11 @@ class StoredTensor:
         self.base = plan.base.read(step.name, rows)
 
     def changed(self) -> bool:
-        """Whether any task changed it. Stops at the first that did, which then need not be read again."""
+        """Return whether any task changed the tensor. Stops at the first that did; it need not be read again."""
         return any(map(self.is_changed, range(len(self._plan.tasks))))
 
     def value(self, t: int) -> Tensor:
-        """Task t's own, in its stored dtype."""
+        """Return task t's tensor, in its stored dtype."""
         return self._plan.finetuned[t].read(self._step.name, self._rows) if self._adapter(t) else self._stored(t)
 
     def deltas(self, survey: Survey | None = None) -> Deltas:
@@ -97,7 +101,7 @@ class StoredTensor:
         )
 
     def _read_by(self, read: Callable[_P, _T]) -> Callable[_P, _T]:
-        """The same, by the CPU also while a method runs, which has its device as torch's default."""
+        """Wrap `read` to run on the CPU even while a method runs, when torch's default device is the method's."""
 
         def by_cpu(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             with CPU:
@@ -109,12 +113,12 @@ class StoredTensor:
         return self._plan.adapters[t]
 
     def is_changed(self, t: int) -> bool:
-        """Whether task t changed it."""
+        """Return whether task t changed the tensor."""
         adapter = self._adapter(t)
         return adapter.is_changed(self._step.name) if adapter else not torch.equal(self._stored(t), self.base)
 
     def _stored(self, t: int) -> Tensor:
-        """Task t's own, which must not be changed: the last one read is kept for whoever asks next."""
+        """Return task t's tensor. The caller must not change it, because the last one is kept for the next call."""
         checkpoint = self._plan.finetuned[t]
         if self._kept is None or self._kept[0] is not checkpoint:
             self._kept = (checkpoint, checkpoint.read(self._step.name, self._rows))
@@ -125,7 +129,7 @@ class StoredTensor:
             delta = self._change(t)
             self._check_finite(t, delta)
         else:
-            # All models may have the same minus infinity in a mask, of which the difference would be NaN.
+            # All models may have the same minus infinity in a mask, and the difference would be NaN.
             delta = torch.zeros(self.base.shape, dtype=self._dtype, device=self._device)
         return delta.reshape(self.view.m, self.view.n) if self.view else delta
 
@@ -139,7 +143,7 @@ class StoredTensor:
 
     @cached_property
     def _wide_base(self) -> Tensor:
-        """Widened once for all tasks, which a piece has the memory for."""
+        """The base's tensor, widened once for all tasks. Used only for slices, which are small enough."""
         return self.base.to(self._device).to(torch.promote_types(self.base.dtype, self._dtype))
 
     def _factors(self, t: int) -> linalg.Factors | None:
@@ -153,20 +157,21 @@ class StoredTensor:
         return linalg.factored_svd(*stored) if stored else None
 
     def _product(self, t: int) -> tuple[Tensor, Tensor] | None:
+        """Return B (m, r) and A (r, n) whose product is task t's change; None where there are none to use."""
         stored = self._low_rank(t)
         if not stored:
             return None
         b, a, scale = stored
-        # The scale's square root goes into each factor, so that neither grows out of proportion to the other.
+        # Each factor gets the square root of the scale, so that neither outgrows the other; the sign goes into A.
         return b * (abs(scale) ** 0.5), a * math.copysign(abs(scale) ** 0.5, scale)
 
     def _low_rank(self, t: int) -> tuple[Tensor, Tensor, float] | None:
-        """An adapter's B (m, r) and A (r, n), and the factor on their product."""
+        """Return an adapter's B (m, r) and A (r, n), and the scale of their product; None if it has none to use."""
         adapter, view = self._adapter(t), self.view
         if adapter is None or view is None or not adapter.is_changed(self._step.name):
             return None
         found = adapter.low_rank(self._step.name, self._rows[0] if self._rows else None)
-        # Factors of another shape than the step's matrix are of no use here.
+        # Factors whose product doesn't have the shape of the step's matrix can't be used here.
         if found is None or (len(found.b), found.a.shape[1]) != (view.m, view.n):
             return None
         b = found.b.to(self._device).to(self._dtype)
@@ -175,7 +180,11 @@ class StoredTensor:
         return b, a, found.scale
 
     def _check_finite(self, t: int, *tensors: Tensor) -> None:
-        """An adapter's change shows nothing of the base, which is therefore looked at itself."""
+        """Check that tensors of task t and the base are finite. NaN in the base wouldn't show in an adapter's delta.
+
+        Raises:
+            MethodError: a tensor or the base holds NaN or infinity; names the task or the base.
+        """
         if self.base_is_finite and all(map(is_finite, tensors)):
             return
         at_fault = f"task '{self._plan.tasks[t]}'" if self.base_is_finite else self._plan.base.label
@@ -183,10 +192,11 @@ class StoredTensor:
 
     @cached_property
     def base_is_finite(self) -> bool:
-        """Whether no entry of the base's is NaN or infinite."""
+        """Whether no entry of the base's tensor is NaN or infinite."""
         return is_finite(self.base)
 
     def _noise(self, t: int) -> float:
+        """Return the rounding noise in task t's matrix (`linalg.rounding_edge`); 0 for adapters and non-matrices."""
         if self._adapter(t) or not self.view:
             return 0.0
         stored = self._stored(t)
@@ -194,5 +204,6 @@ class StoredTensor:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """A sum is the cheapest look at every element; only when it is odd is a closer one worth its time."""
+    """Return whether every entry is finite."""
+    # A sum is the cheapest check. It may overflow although every entry is finite, so then each entry is checked.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

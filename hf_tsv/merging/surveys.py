@@ -1,7 +1,7 @@
-"""First passes over whole task vectors, for methods and masks that need statistics of them.
+"""Surveys: first passes over task vectors, for methods and masks that need statistics of them.
 
-A survey is over the whole model (a threshold over all of a task vector, say) or over each tensor. Steps whose method
-and parameters ask for the same statistics share one.
+A survey covers the whole model (for a threshold over a whole task vector, say) or each tensor by itself. Steps whose
+method and parameters need the same statistics share a survey.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from hf_tsv.methods import METHODS, Survey
 
 @dataclass(frozen=True)
 class ModelSurvey:
-    """A survey over the model, and the steps that it looks at."""
+    """A survey over the model, and the steps that it covers."""
 
     survey: Survey
     steps: Sequence[Step]
@@ -39,9 +39,9 @@ class Surveys:
     def __init__(self, plan: Plan, steps: Sequence[Step], *, for_masks: bool = False) -> None:
         """
         Args:
-            plan: The plan, all of whose steps a survey may look at.
+            plan: The plan. A survey may cover any of its steps.
             steps: The steps that need statistics.
-            for_masks: Whether they need those of their masks, rather than those of the merge.
+            for_masks: True for the statistics that the steps' masks need; False for those that the merge needs.
         """
         self._plan = plan
         self._by_key: dict[object, ModelSurvey] = {}
@@ -50,7 +50,7 @@ class Surveys:
             if key in self._by_key:
                 continue
             survey = _make_survey(plan, step, for_masks=for_masks)
-            # One over each tensor is made where the tensor is merged.
+            # A survey over each tensor by itself is made where the tensor is merged.
             if survey and survey.scope == "model":
                 alike = [other for other in plan.steps if _survey_key(other) == key]
                 self._by_key[key] = ModelSurvey(survey, alike)
@@ -60,22 +60,22 @@ class Surveys:
         return sum(survey.work for survey in self._by_key.values())
 
     def run(self, resources: Resources, progress: Progress) -> None:
-        """Look at every step until each survey needs no further pass.
+        """Make passes over the steps until no survey needs another one.
 
         Raises:
             HfTsvError: a model can't be read, or holds NaN or infinity.
         """
         for group in self._by_key.values():
             while group.survey.share:
-                share = group.survey.share  # another one in the next pass
+                share = group.survey.share  # may be another share in the next pass
                 observe = partial(_observe, self._plan, group.survey, share)
-                # A pass over a sample costs next to nothing, so it doesn't count as progress.
+                # A pass over a sample costs almost nothing, so it doesn't count as progress.
                 watcher = progress if share == 1 else Silent()
                 each_step(group.steps, observe, self._plan, resources, watcher, work=_pass_work)
                 group.survey.advance()
 
     def of(self, step: Step) -> Survey | None:
-        """What a step needs to know of the model; None for nothing."""
+        """Return the model-wide survey that a step uses, or None."""
         group = self._by_key.get(_survey_key(step))
         return group.survey if group else None
 
@@ -83,7 +83,7 @@ class Surveys:
 def run_surveys(
     plan: Plan, steps: Sequence[Step], resources: Resources, progress: Progress, *, for_masks: bool = False
 ) -> Surveys:
-    """The surveys that some steps, or their masks, need, with their passes done. Errors as for `Surveys.run`."""
+    """Run the surveys that some steps, or their masks, need, and return them. Errors are those of `Surveys.run`."""
     surveys = Surveys(plan, steps, for_masks=for_masks)
     with one_thread_each():
         surveys.run(resources, progress)
@@ -91,7 +91,7 @@ def run_surveys(
 
 
 def survey_of_tensor(plan: Plan, step: Step) -> Survey | None:
-    """What a survey finds in one tensor by itself, where the tensor is merged in pieces that don't show it."""
+    """Return the finished survey of one tensor by itself; None if it needs none or is merged in one slice."""
     survey = _make_survey(plan, step) if len(step.slices) > 1 else None
     while survey and survey.share:
         _observe(plan, survey, survey.share, step)
@@ -101,7 +101,7 @@ def survey_of_tensor(plan: Plan, step: Step) -> Survey | None:
 
 @contextmanager
 def naming(step: Step, what: str) -> Iterator[None]:
-    """Add the tensor, and what is done with it, to an error."""
+    """Add the tensor's name and shape, and `what` is done with it, to a MethodError."""
     try:
         yield
     except MethodError as error:
@@ -109,9 +109,9 @@ def naming(step: Step, what: str) -> Iterator[None]:
 
 
 def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
-    """Show one tensor, or about that share of its rows, to a survey."""
+    """Show a survey one tensor, or about `share` of its rows."""
     with naming(step, step.method):
-        # Not as task matrices: the bytes of a sample or a slice are enough, and entries are counted anywhere.
+        # Not as task matrices, because a survey takes entries in any shape.
         for rows in step.slices if share == 1 else step.sample(share):
             deltas = StoredTensor(plan, step, rows, as_matrix=False).deltas()
             for t, delta in enumerate(deltas):
@@ -119,11 +119,11 @@ def _observe(plan: Plan, survey: Survey, share: float, step: Step) -> None:
 
 
 def _survey_key(step: Step) -> object:
-    """What steps that share a survey have in common."""
+    """Return the key of a step's survey, the same for all steps that share it; None for a step without a survey."""
     method = METHODS[step.method]
     if not method.is_surveyed:
         return None
-    # By their text: parameters may be lists, which are no keys.
+    # Parameters are compared by their text because lists can't be keys.
     return method.name, repr(method.survey_parameters(step.parameters))
 
 

@@ -1,1 +1,1 @@
-"""A run's working folder: what is complete in it, and how it becomes the output."""
+"""A run's working folder: its files, its journal of complete tensors, and its publication as the output."""

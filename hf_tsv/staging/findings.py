@@ -1,4 +1,4 @@
-"""What a stage of a run has computed: tensors on the disk while the run lasts, so that a stopped one can resume."""
+"""Findings: tensors that a stage of a run has computed, kept on the disk so that a stopped run can resume."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,21 @@ Notes = TypeVar("Notes", bound=BaseModel)
 
 
 class Findings:
-    """Tensors of one stage of a run, in a file that is filled in any order and noted in the run's journal.
+    """Tensors of one stage of a run, in a file that is filled in any order. The run's journal notes each of them.
 
-    What an earlier start of the run left is there from the beginning. Safe to use from several threads.
+    Tensors from an earlier start of the run are there from the beginning. Safe to use from several threads.
     """
 
     def __init__(self, staging: Staging, identity: Mapping[str, str], stage: str, infos: Sequence[TensorInfo]) -> None:
         """
         Args:
             staging: The run's working folder.
-            identity: What the run is, for its journal.
-            stage: Names the file, and the lines in the journal.
-            infos: The tensors that may be put, at most so large.
+            identity: The identity of the run, for its journal.
+            stage: Name of the stage, used for the file and in the journal's lines.
+            infos: Headers of the tensors that may be put.
 
         Raises:
-            OutputError: the folder can't be written, or the journal not be read.
+            OutputError: the folder can't be written, or the journal can't be read.
             ResourceError: the disk is full.
         """
         path = staging.scratch / f"{stage}.safetensors"
@@ -47,20 +47,20 @@ class Findings:
         self._file = SafetensorsCheckpoint([path], label=str(path))
 
     def __contains__(self, name: str) -> bool:
-        """Whether this was looked for already, whether or not there is a tensor."""
+        """Return whether something was put under this name, be it a tensor or None."""
         return name in self._journal.done
 
     def put(self, name: str, tensor: Tensor | None, notes: BaseModel) -> None:
-        """Keep a tensor, or None where there is none to keep, and what is to be known of it."""
+        """Keep a tensor, or None where there is no tensor to keep, together with notes about it."""
         checksum = None if tensor is None else self._writer.write(name, tensor)
         nbytes = 0 if tensor is None else tensor.nbytes
         self._journal.note(name, sha256=checksum, nbytes=nbytes, notes=notes.model_dump())
 
     def notes(self, name: str, model: type[Notes]) -> Notes:
-        """What was noted of something that was put.
+        """Return the notes that were put under this name.
 
         Raises:
-            OutputError: the journal holds something else.
+            OutputError: the journal's notes don't fit the model.
         """
         try:
             return model.model_validate(self._journal.done[name].notes)
@@ -70,10 +70,10 @@ class Findings:
             raise OutputError(f"{self._path}: {name}: {field}: {first['msg']}. {RESTART}") from None
 
     def read(self, name: str) -> Tensor:
-        """A tensor that was put.
+        """Read a tensor that was put.
 
         Raises:
-            OutputError: the file holds another one now.
+            OutputError: the tensor in the file was changed since, by its checksum.
         """
         tensor = self._file.read(name)
         if hashlib.sha256(bytes_of(tensor)).hexdigest() != self._journal.done[name].sha256:
@@ -81,7 +81,7 @@ class Findings:
         return tensor
 
     def sync(self) -> None:
-        """Make all that was put survive a power cut, and the end of this process."""
+        """Write everything that was put to the disk, so that it survives a power cut and the end of this process."""
         self._journal.sync()
 
     def __enter__(self) -> "Findings":
@@ -89,15 +89,15 @@ class Findings:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            self._journal.__exit__()  # syncs by way of the writer, which must still be open
+            self._journal.__exit__()  # syncs through the writer, which must still be open
         finally:
             self._writer.__exit__()
 
 
 def packed(matrices: Sequence[Factors], rank: int) -> Tensor:
-    """Factors of E matrices (m, n), at most `rank` triplets each, as one tensor (E, rank, m + 1 + n).
+    """Pack factors of E matrices (m, n), at most `rank` triplets each, into one tensor (E, rank, m + 1 + n).
 
-    A row is a triplet: its column of u, s, its row of vh; zeros fill up.
+    A row is a triplet: its column of u, s, its row of vh. Missing triplets are rows of zeros.
     """
     padded = []
     for factors in matrices:
@@ -108,13 +108,13 @@ def packed(matrices: Sequence[Factors], rank: int) -> Tensor:
 
 
 def unpacked(rows: Tensor, m: int, counts: Sequence[int], energies: Sequence[float | None]) -> list[Factors]:
-    """The reverse of `packed`.
+    """Unpack the factors of `packed`.
 
     Args:
         rows: The packed tensor (E, rank, m + 1 + n), or its first triplets.
-        m: Rows of each matrix.
-        counts: How many triplets each matrix has; where `rows` was cut to fewer, all that are left are taken.
-        energies: Energy of each matrix as a whole, where it is known.
+        m: Number of rows of each matrix.
+        counts: Number of triplets of each matrix; where `rows` has fewer, all of them are taken.
+        energies: Energy of each whole matrix; None where it isn't known.
     """
     factors = []
     for matrix, count, energy in zip(rows, counts, energies, strict=True):

@@ -1,13 +1,13 @@
-"""A run's working folder: where it writes, and how it becomes the output.
+"""A run's working folder, in which it writes its output until that is complete.
 
-`.OUT.hf_tsv/` lies beside OUT, on the same file system:
+`.OUT.hf_tsv/` is beside OUT, on the same file system:
 
-    lock            held by the run; a second run on the same OUT refuses
-    journal.jsonl   what is complete, see `journal.py`
-    scratch/        what only the run itself reads again
-    out/            becomes OUT by one rename when everything is there
+    lock            locked by the run; a second run on the same OUT refuses to start
+    journal.jsonl   list of complete tensors, see `journal.py`
+    scratch/        files that only the run itself reads again
+    out/            the output; becomes OUT by one rename when it is complete
 
-`processes.py` says what else lies there when several processes write one output.
+`processes.py` describes the other files that are there when several processes write one output.
 """
 
 import os
@@ -24,15 +24,15 @@ from hf_tsv.files.names import RECORD_FILE
 class Staging:
     """The working folder of one run.
 
-    Use it in a `with`: leaving it gives the lock back, whatever happened, and leaves nothing behind where nothing
-    was begun. Of several processes that write one output, only the first locks the folder.
+    Use it in a `with`: leaving it always releases the lock, and removes the folder if there is no journal yet. Of
+    several processes that write one output, only the first locks the folder.
 
     Attributes:
         final: The output folder.
-        leads: Whether this process is the first, or the only one, of the run.
+        leads: True if this process is the first or only process of the run.
         root: The working folder.
-        out: What becomes the output folder.
-        scratch: What only the run itself reads again.
+        out: The folder that becomes the output folder.
+        scratch: The folder for files that only the run itself reads again.
     """
 
     def __init__(self, out: Path, *, leads: bool = True) -> None:
@@ -58,8 +58,8 @@ class Staging:
             return
         if not self._is_removed and not (self.root / "journal.jsonl").exists():
             self.remove()
-        # Windows doesn't remove a file that is open, so the lock file is still there. Elsewhere the folder is gone by
-        # now, and must not be looked for after the lock is given back: another run may have made it again.
+        # Windows doesn't remove an open file, so the lock file is still there. Elsewhere the folder is gone by now.
+        # Check before the lock is released, because afterwards another run may have made the folder again.
         is_left = self._is_removed and self.root.exists()
         os.close(self._lock)
         if is_left:
@@ -68,7 +68,7 @@ class Staging:
                 self.root.rmdir()
 
     def discard(self) -> None:
-        """Throw away all that was done so far, but stay in charge of the folder."""
+        """Throw away all work done so far, but keep the folder and its lock."""
         with full_disk_told(self.root):
             for journal in self.root.glob("journal*.jsonl"):
                 journal.unlink()
@@ -77,12 +77,12 @@ class Staging:
             self.out.mkdir()
 
     def remove(self) -> None:
-        """Throw the working folder away. It is removed under its lock, so that no other run has begun in it yet."""
+        """Remove the working folder, while its lock is held so that no other run can begin in it."""
         self._is_removed = True
         shutil.rmtree(self.root, ignore_errors=True)
 
     def publish(self) -> None:
-        """Make what was staged the output; what stood there is removed only after the new one is in place."""
+        """Make the staged folder the output. An earlier output is removed only after the new one is in place."""
         old = self.root / "old"
         with full_disk_told(self.final):
             shutil.rmtree(old, ignore_errors=True)
@@ -96,10 +96,10 @@ class Staging:
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Check that a folder may become the output.
+    """Check that a folder can become the output.
 
     Raises:
-        OutputError: something is there that would be lost.
+        OutputError: it holds something that would be lost, or is not a folder.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{out}: is not a folder. Choose another path")

@@ -1,7 +1,7 @@
-"""What of a run is complete: one line of JSON a tensor, from which a run that was stopped is resumed.
+"""The journal of a run's complete tensors, one line of JSON per tensor. A stopped run resumes from it.
 
-The first line says what the run is, each other one that a tensor's bytes are on the disk. Only whole lines count: a
-process that is killed may leave half of one at the end.
+The first line identifies the run; each other line states that a tensor's bytes are on the disk. Only whole lines count:
+a process that is killed may leave half a line at the end.
 """
 
 import json
@@ -20,16 +20,16 @@ from hf_tsv.files.disk import full_disk_told, sync_folder
 from hf_tsv.staging.folder import Staging
 
 MERGED = "merged"  # the stage of a run that writes the model's own files
-SYNC_BYTES, SYNC_SECONDS = 256 * 2**20, 1.0  # at most so much is done again after a crash, whichever comes first
+SYNC_BYTES, SYNC_SECONDS = 256 * 2**20, 1.0  # a sync is due after whichever comes first; a crash loses about so much
 RESTART = "Pass --restart to throw the unfinished run away"
 
 
 class RunLine(BaseModel):
-    """The first line.
+    """The first line of a journal.
 
     Attributes:
-        format: Of the journal. Another version of this package may write another one.
-        identity: What has to be the same for the run to be resumed, by what a message calls it.
+        format: Version of the journal's format. Another version of this package may write another format.
+        identity: Everything that has to be the same for the run to be resumed, under its name in messages.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -39,14 +39,14 @@ class RunLine(BaseModel):
 
 
 class TensorLine(BaseModel):
-    """A complete tensor.
+    """The line of a complete tensor.
 
     Attributes:
-        name: The tensor's, within its stage.
-        stage: What part of the run made it.
-        sha256: Of its bytes; None where there turned out to be no tensor to keep.
-        seconds: How long it took.
-        notes: What the method, or the stage, noted about it.
+        name: Name of the tensor, unique within its stage.
+        stage: Name of the part of the run that made the tensor.
+        sha256: SHA-256 of the tensor's bytes; None where there is no tensor to keep.
+        seconds: Time that the tensor took; None if it wasn't measured.
+        notes: Notes of the method, or the stage, about the tensor.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -58,7 +58,7 @@ class TensorLine(BaseModel):
     notes: dict[str, JsonValue] = {}
 
     def facts(self) -> dict[str, JsonValue]:
-        """What the record says of it."""
+        """Return the record's facts about the tensor."""
         facts = dict(self.notes)
         if self.seconds is not None:
             facts["seconds"] = self.seconds
@@ -66,13 +66,13 @@ class TensorLine(BaseModel):
 
 
 class Journal:
-    """Which tensors are complete. A tensor's line is written only after its bytes are on the disk.
+    """A list of complete tensors. A tensor's line is written only after its bytes are on the disk.
 
-    Each process of a run has a journal of its own; the first one's takes the others' in. A run with several stages has
-    one object for each, on the same file. Safe to use from several threads.
+    Each process of a run has its own journal; the first process adds the others' lines to its own. A run with several
+    stages has one object for each stage, on the same file. Safe to use from several threads.
 
     Attributes:
-        done: What was noted of each complete tensor of the stage, by name.
+        done: The line of each noted tensor of the stage, by name.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class Journal:
         """
         Args:
             staging: The run's working folder.
-            writer: What writes the tensors that are noted.
-            identity: What the run is.
-            rank: Which process of the run this is.
-            stage: Which part of the run.
+            writer: The writer of the noted tensors.
+            identity: The identity of the run.
+            rank: Rank of this process in the run.
+            stage: Name of this part of the run.
 
         Raises:
             OutputError: the journal can't be read or written.
@@ -104,7 +104,7 @@ class Journal:
         self._synced = time.monotonic()
         self._lock = Lock()
         if self._path.exists():
-            # Half a line at the end is removed, which the next one would be added to.
+            # Half a line at the end is removed, because the next line would be appended to it.
             whole_bytes = sum(len(line) + 1 for line in _complete_lines(self._path))
             os.truncate(self._path, whole_bytes)
         self.done = _lines_of(self._path, stage, but=writer.made_anew)
@@ -113,21 +113,21 @@ class Journal:
         if not self._path.stat().st_size:
             sync_folder(staging.out)
             self._append([RunLine(identity=dict(identity))])
-        # Journals are left by the other processes of a run that was stopped before the first took them in.
+        # A run that was stopped early may have left journals of its other processes.
         if not rank:
             self.take_in(but=writer.made_anew)
 
     def take_in(self, but: Collection[str] = ()) -> None:
-        """Make what the other processes have noted this journal's own, except for these tensors."""
+        """Move the other processes' lines into this journal, except those of the tensors in `but`."""
         for path in sorted(self._root.glob("journal-*.jsonl")):
             lines = _lines_of(path, self._stage, but)
             self._append(list(lines.values()))
             self.done |= lines
-            path.unlink()  # only now: its lines stand on the disk in this journal
+            path.unlink()  # only now, when its lines are on the disk in this journal
 
     @staticmethod
     def read_identity(staging: Staging) -> dict[str, str] | None:
-        """What the run that left this folder was; None when there was none.
+        """Read the identity of the run that left this folder; None if there was no run.
 
         Raises:
             OutputError: the journal is damaged, or another version wrote it.
@@ -138,7 +138,7 @@ class Journal:
 
     @staticmethod
     def read_done(staging: Staging, stage: str) -> set[str]:
-        """The names noted in one stage of the run that left this folder. Errors as for `read_identity`."""
+        """Read the names noted in one stage of the run that left this folder. Errors are those of `read_identity`."""
         return set(_lines_of(staging.root / "journal.jsonl", stage))
 
     def note(
@@ -150,16 +150,16 @@ class Journal:
         seconds: float | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note a written tensor; it counts once the next sync has gone through.
+        """Note a written tensor. The note is on the disk after the next sync.
 
         Args:
-            name: The tensor's.
-            sha256: Of its bytes; None where there is no tensor to keep.
-            nbytes: How many bytes were written.
-            seconds: How long it took.
-            notes: Anything that JSON holds.
+            name: Name of the tensor.
+            sha256: SHA-256 of the tensor's bytes; None where there is no tensor to keep.
+            nbytes: Number of bytes written.
+            seconds: Time that the tensor took; None if it wasn't measured.
+            notes: Any values that JSON can hold.
         """
-        # Taken as JSON gives it back, so that a run that goes on has the same as one that wasn't stopped.
+        # Converted to JSON and back, so that a resumed run has the same notes as one that wasn't stopped.
         plain = json.loads(json.dumps(dict(notes or {})))
         line = TensorLine(name=name, stage=self._stage, sha256=sha256, seconds=seconds, notes=plain)
         with self._lock:
@@ -171,8 +171,8 @@ class Journal:
             self.sync()
 
     def sync(self) -> None:
-        """Data first, then the lines that say it is there."""
-        # Under the lock, so that no line is added of which the data is not yet on the disk.
+        """Write the data to the disk, then the lines that state that it is there."""
+        # Under the lock, so that no line is added whose data is not yet on the disk.
         with self._lock:
             self._synced = time.monotonic()
             if self._pending:
@@ -190,13 +190,13 @@ class Journal:
             self._file.close()
 
     def _append(self, lines: Sequence[RunLine | TensorLine]) -> None:
-        """All of the lines, or, where the disk is full, none: half a line would spoil the next one."""
+        """Append all of the lines or, where the disk is full, none: half a line would spoil the next one."""
         text = "".join(json.dumps(line.model_dump()) + "\n" for line in lines)
         data = memoryview(text.encode())
         end = self._file.seek(0, os.SEEK_END)
         with full_disk_told(self._path):
             try:
-                while data:  # one write may take less than it was given
+                while data:  # one write may write only part of the data
                     data = data[self._file.write(data) :]
                 os.fsync(self._file.fileno())
             except OSError:
@@ -205,10 +205,10 @@ class Journal:
 
 
 def names_in(path: Path) -> set[str]:
-    """The tensors that a journal says are complete, of all stages; another process may be writing it.
+    """Read the names of the tensors in a journal, of all stages. Another process may be writing to the journal.
 
     Raises:
-        OutputError: it is damaged, or another version wrote it.
+        OutputError: the journal is damaged, or another version wrote it.
     """
     return {line.name for line in _tensor_lines(path)}
 
@@ -217,7 +217,7 @@ Line = TypeVar("Line", RunLine, TensorLine)
 
 
 def _lines_of(path: Path, stage: str, but: Collection[str] = ()) -> dict[str, TensorLine]:
-    """The lines of one stage by tensor, except for some tensors."""
+    """Read the lines of one stage by tensor, except those of the tensors in `but`."""
     return {line.name: line for line in _tensor_lines(path) if line.stage == stage and line.name not in but}
 
 
@@ -227,13 +227,13 @@ def _tensor_lines(path: Path) -> list[TensorLine]:
 
 
 def _parsed(path: Path, number: int, line: bytes, model: type[Line]) -> Line:
-    """One line of a journal.
+    """Parse one line of a journal.
 
     Raises:
-        OutputError: it isn't one; names the line and the field.
+        OutputError: the line isn't valid; names the line and the field.
     """
     try:
-        # Not by pydantic's own reader of JSON: Python's gives back every float that it wrote, bit for bit.
+        # Not with pydantic's JSON parser: Python's restores every float that it wrote, bit for bit.
         return model.model_validate(json.loads(line))
     except ValidationError as error:
         first = error.errors()[0]
@@ -249,4 +249,4 @@ def _parsed(path: Path, number: int, line: bytes, model: type[Line]) -> Line:
 def _complete_lines(path: Path) -> list[bytes]:
     if not path.exists():
         return []
-    return path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty, or torn
+    return path.read_bytes().split(b"\n")[:-1]  # the part after the last newline is empty, or an incomplete line
