@@ -283,14 +283,14 @@ class Repository:
         retried(preupload)
 
     def _add(self, path: str, content: Content) -> CommitOperationAdd:
-        """The operation of a path, one object per path, so that its file is hashed and sent once, even if it was moved."""
+        """The operation of a path: one object per path, so that its file is hashed and sent once, even if moved."""
         if path not in self._adds:
             self._adds[path] = CommitOperationAdd(path, content)
         self._adds[path].path_or_fileobj = content if isinstance(content, bytes) else str(content)
         return self._adds[path]
 
     def _open_pull(self, commit: Commit) -> str | None:
-        """Address of an open pull request with just this content, from a run that was killed or whose reply was lost."""
+        """Address of an open pull request with just this content, from a killed run or one whose reply was lost."""
         pulls = self._api.get_repo_discussions(self.repo_id, discussion_type="pull_request", discussion_status="open")
         for pull in pulls:
             if pull.title != commit.title:

@@ -16,7 +16,7 @@ def load_recipe(path: str | Path) -> Recipe:
     A model's relative path starts at the current directory, as in mergekit; if no folder is there, at the recipe's.
 
     Raises:
-        RecipeError: the file can't be read, or anything in it is wrong.
+        RecipeError: the file can't be read, or the recipe has mistakes.
     """
     path = Path(path)
     return parse_recipe(read_text(path, "recipe"), str(path), path.parent)
@@ -47,7 +47,7 @@ def parse_recipe(text: str, source: str = "recipe.yaml", folder: Path | None = N
         folder: The recipe's folder, for models' relative paths.
 
     Raises:
-        RecipeError: anything in it is wrong.
+        RecipeError: the recipe has mistakes.
     """
     document = read_yaml(text, source)
     read_whole_slice(document)

@@ -23,7 +23,7 @@ class RecipeModel:
         ref: Reference to the model.
         name: Name of the model's task: valid as a file name, and unique.
         line: Line of the model in the recipe.
-        entry: Index of the model in the recipe's `models`, from 0; the base may be among them.
+        entry: Index of the model in the recipe's `models`, from 0. That list may also contain the base.
     """
 
     ref: ModelRef
@@ -93,8 +93,8 @@ class Branch:
         filter: Filter that chooses the tensors, None for all that no other branch takes.
         method: The tensors' merge method.
         line: Line of the method in the recipe.
-        shared: The method's parameters that have one value for all tasks.
-        per_task: The method's parameters with one value per task: each default, and one chain of settings per task.
+        shared: Settings of the method's parameters with one value for all tasks, by parameter.
+        per_task: Default, and one chain of settings per task, of the method's per-task parameters, by parameter.
         weights: The weight's settings, one chain per task.
         base_weight: Settings of the base's weight, None if the base isn't one of the merged models.
     """
@@ -151,7 +151,7 @@ class Recipe:
     """The models to merge, and the settings for merging them.
 
     Attributes:
-        text: The recipe as it was written.
+        text: Text of the recipe as written.
         source: Name of the recipe's file in messages.
         merge_method: The method of every tensor that no override takes.
         base: The base model; for `linear` alone, it may be the first of the models.

@@ -44,7 +44,7 @@ class ModelRef:
         """Read a reference.
 
         A relative path starts at the current directory, as in mergekit, and if no folder is there, at `folder`, the
-        recipe's folder. If the whole text is the path of a folder, it means that folder, whatever signs it contains.
+        recipe's folder. If the whole text is the path of a folder, it means that folder, even with '@' or '+' in it.
 
         Raises:
             RecipeError: the text isn't a reference.

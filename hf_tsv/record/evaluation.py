@@ -72,7 +72,7 @@ class TaskScores(Part):
 
 
 class MeanScores(Part):
-    """Means over the tasks that have scores, by model. Attributes: means of the `scores`, and of the `relative` ones."""
+    """Means over the tasks that have scores, by model. Attributes: means of `scores`, and of `relative` ones."""
 
     scores: dict[str, float]
     relative: dict[str, float]
