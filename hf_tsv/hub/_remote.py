@@ -75,7 +75,7 @@ class RemoteCheckpoint:
         stored = self._tensors[name]
         begin, shape = stored.begin, stored.info.shape
         if rows:
-            row_bytes = stored.info.nbytes // max(1, shape[0])
+            row_bytes = stored.info.nbytes // max(1, shape[0])  # a tensor may have no rows
             begin += rows[0] * row_bytes
             shape = (rows[1] - rows[0], *shape[1:])
         tensor = torch.empty(shape, dtype=stored.info.torch_dtype)

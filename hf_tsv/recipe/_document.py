@@ -77,7 +77,7 @@ class Document:
             raise RecipeError(f"{self.source}:{problem.mark[0]}: {problem.text}" for problem in in_order)
 
     def _mark(self, path: Path) -> Mark:
-        # The top has a mark, so this ends there at the latest.
+        # `read_yaml` marks the top, so the loop ends there at the latest.
         while path not in self.marks:
             path = path[:-1]
         return self.marks[path]

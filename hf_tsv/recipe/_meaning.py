@@ -45,7 +45,7 @@ class _MeaningReader:
         filters = self._read_parameters()
         tokenizer = self._model_reader.tokenizer(self._models)
         dtype, out_dtype = self._file.dtype, self._file.out_dtype
-        if dtype is not None and BY_WORD[dtype].is_half:  # a half precision is meant for the output
+        if dtype is not None and BY_WORD[dtype].is_half:  # half precision can only be meant for the output
             out_dtype = out_dtype or dtype
             self._document.note(("dtype",), f"arithmetic is in float32 whatever the output is, here {out_dtype}.")
         residuals = None

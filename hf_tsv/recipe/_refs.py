@@ -68,6 +68,7 @@ class ModelRef:
     def default_name(self) -> str:
         """The task's name unless the recipe gives one: the last part of the adapter's path, or else of the model's."""
         source = self.adapter or self.path
+        # Resolved, because `.` has no name. Without leading dots, because no task's name starts with one.
         last = Path(source).resolve().name if is_local(source) else source.rsplit("/", 1)[-1]
         return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip(".")
 
