@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: sources pinned, access checked, headers and weights read; outputs pushed.
+"""The Hugging Face Hub: pins sources, checks access, reads headers and weights, and pushes outputs.
 
-The only part on a network.
+No other part uses the network.
 """
 
 from hf_tsv.hub._client import Hub

@@ -28,20 +28,20 @@ from hf_tsv.hub._repository import CARD, Weights, in_folder, weights_of
 from hf_tsv.lora.format import ADAPTER_CONFIG
 from hf_tsv.recipe import in_repository
 
-AT_ONCE = 8  # requests side by side
-PREFLIGHT_WAITS = (0.5, 1.0)  # seconds before further attempts, when a person is waiting
+AT_ONCE = 8  # concurrent requests
+PREFLIGHT_WAITS = (0.5, 1.0)  # seconds before further attempts while a person waits
 
 
 class Hub:
-    """The Hub as one person sees it: with their token, their cache, and a network or none.
+    """The Hub as one person sees it: with their token, their cache, and with or without a network.
 
-    Every failure is a `HubError` that says which source, what happened and what to do.
+    Every failure is a `HubError` with the source, what happened, and the way out.
 
     Args:
         token: A token; None for the one the person is logged in with, False for none.
         cache_dir: huggingface_hub's cache folder; None for the usual one.
-        offline: Whether only the cache is read; None for what HF_HUB_OFFLINE says.
-        endpoint: The Hub's address; None for what HF_ENDPOINT says, or huggingface.co.
+        offline: True to read only the cache; None for the value of HF_HUB_OFFLINE.
+        endpoint: The Hub's address; None for the value of HF_ENDPOINT, or huggingface.co.
 
     Raises:
         HubError: the token is malformed.
@@ -59,32 +59,32 @@ class Hub:
         self.api = self.connection.api
         self.cache_dir = self.connection.cache_dir
         self.offline = self.connection.offline
-        # What a commit holds never changes, so each answer is remembered for the life of this object.
+        # The content of a commit never changes, so each answer is cached for the life of this object.
         self._files: dict[Pinned, dict[str, int]] = {}
         self._weights: dict[Pinned, Weights] = {}
         self._infos: dict[Pinned, ModelInfo] = {}
-        self._partial: set[Pinned] = set()  # those of which only the cached files are known
+        self._partial: set[Pinned] = set()  # models of which only the cached files are known
 
     # ------------------------------------------------------------------------------------- commits and access
 
     def preflight(self, sources: Iterable[tuple[str, str | None]]) -> list[Pinned]:
-        """Check that every source can be read, and pin it. Downloads nothing.
+        """Check that every source can be read, and pin it, without downloading anything.
 
         Args:
-            sources: Path and revision of each. A path is a repository's id, with or without a folder in it.
+            sources: Path and revision of each source. A path is a repository's id, with or without a folder in it.
 
         Returns:
-            The commit of each, in the order of `sources`.
+            The pinned sources, in the order of `sources`.
 
         Raises:
-            HubError: some can't be read; one line for each problem, after all sources were tried.
+            HubError: some sources can't be read; one line per problem, after all sources were tried.
         """
         sources = list(sources)
         distinct = list(dict.fromkeys(sources))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             results = pool.map(self._checked, distinct)
             outcomes = dict(zip(distinct, results, strict=True))
-        problems: dict[str, None] = {}  # a wrong token is one problem, however many sources it spoils
+        problems: dict[str, None] = {}  # each once: a wrong token is one problem, however many sources it affects
         for outcome in outcomes.values():
             if isinstance(outcome, HfTsvError):
                 problems |= dict.fromkeys(outcome.problems)
@@ -93,7 +93,7 @@ class Hub:
         return [cast("Pinned", outcomes[source]) for source in sources]
 
     def pin(self, path: str, revision: str | None = None) -> Pinned:
-        """The commit that a branch, a tag or nothing stands for now; offline, the one it last stood for.
+        """Resolve a branch, a tag or the default to its current commit; offline, to the last commit in the cache.
 
         Raises:
             HubError: the repository or revision doesn't exist or, offline, isn't in the cache.
@@ -109,7 +109,7 @@ class Hub:
         return Pinned(repo_id, revision, resolved.resolved, folder)
 
     def _checked(self, source: tuple[str, str | None]) -> Pinned | HfTsvError:
-        """The source's commit, or why it can't be read; returned, so that one failure doesn't hide the others."""
+        """The pinned source, or the error; returned rather than raised, so that one failure doesn't hide the others."""
         path, revision = source
         repo_id, folder = in_repository(path)
         timeout = constants.HF_HUB_ETAG_TIMEOUT
@@ -118,14 +118,14 @@ class Hub:
                 pinned = self.pin(path, revision)
                 self._cached_folder(pinned)
                 return pinned
-            # Anyone sees what a gated repository holds, so seeing it says nothing about reading it: both are requested.
-            # The call that takes a timeout goes first: on a dead network the others would wait for minutes.
+            # Anyone can list a gated repository, but not read its files, so `auth_check` is needed too.
+            # The call with a timeout goes first: on a dead network the others would wait for minutes.
             with self.connection.explaining(repo_id, revision):
                 info = retried(
                     lambda: self.api.model_info(repo_id, revision=revision, timeout=timeout), PREFLIGHT_WAITS
                 )
                 retried(lambda: self.api.auth_check(repo_id), PREFLIGHT_WAITS)
-            cached = self.pin(repo_id, revision)  # the cache learns what the revision stands for, for offline runs
+            cached = self.pin(repo_id, revision)  # this stores the revision's commit in the cache, for offline runs
         except HfTsvError as error:
             return error
         pinned = Pinned(repo_id, revision, info.sha or cached.sha, folder)
@@ -135,7 +135,7 @@ class Hub:
     # ----------------------------------------------------------------------------------------------- contents
 
     def files(self, pinned: Pinned) -> Mapping[str, int]:
-        """Every file and its size in bytes; offline those in the cache, which may be a part.
+        """Every file and its size in bytes; offline, perhaps only the files in the cache.
 
         Raises:
             CheckpointError: the repository has no such folder.
@@ -148,11 +148,11 @@ class Hub:
             whole = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
         else:
             try:
-                # The list that an earlier download left.
+                # The listing stored by an earlier download.
                 tree = get_cached_repo_tree(pinned.repo_id, revision=pinned.sha, cache_dir=self.cache_dir)
                 whole = {entry.path: entry.size for entry in tree}
             except CachedRepoTreeNotFoundError:
-                # Another program filled the cache: what is missing from it can't be told from what never was.
+                # Another program filled the cache: a file missing from it may or may not be in the repository.
                 self._partial.add(pinned)
                 folder = self._cached_folder(replace(pinned, folder=""))
                 paths = [path for path in folder.rglob("*") if path.is_file()]
@@ -161,10 +161,10 @@ class Hub:
         return self._files[pinned]
 
     def weights(self, pinned: Pinned) -> Weights:
-        """What its weights are: a model or an adapter, in one file or in shards.
+        """The model's weight files: a model or an adapter, in one file or in shards.
 
         Raises:
-            CheckpointError: they aren't safetensors, or their index can't be used.
+            CheckpointError: the weights aren't safetensors, or their index can't be used.
         """
         if pinned not in self._weights:
             files = self.files(pinned)
@@ -180,7 +180,7 @@ class Hub:
         return self._weights[pinned]
 
     def _read_index(self, pinned: Pinned, index: str) -> Weights:
-        """The weights that an index describes."""
+        """Read the weights' index, and return the weights it describes."""
         where = f"{pinned.label}/{index}"
         try:
             folder = self._snapshot(pinned, [index])
@@ -188,7 +188,7 @@ class Hub:
             weight_map = dict(json.loads(text)["weight_map"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{where}: can't be read as an index with a 'weight_map'") from error
-        # A stranger's index may name any path; only files that the repository lists are ever read.
+        # A stranger's index can name any path: only files in the repository's listing are ever read.
         known = {file for file in self.files(pinned) if file.endswith(".safetensors")}
         unknown = sorted({str(file) for file in weight_map.values()} - known)
         if unknown and pinned in self._partial:
@@ -199,11 +199,11 @@ class Hub:
         return Weights("model", tuple(shards), index, weight_map)
 
     def side_files(self, pinned: Pinned) -> tuple[str, ...]:
-        """The files that a copy of the model needs besides weights."""
+        """The files that a copy of the model needs besides its weights."""
         return side_files(self.files(pinned))
 
     def facts(self, pinned: Pinned) -> SourceFacts:
-        """Licence, tags and access as of the pinned commit; offline, only what the cached card says."""
+        """Licence, tags and access as of the pinned commit; offline, only the facts in the cached card."""
         if self.offline:
             return facts_of_folder(self._cached_folder(pinned))
         if pinned not in self._infos:
@@ -214,7 +214,7 @@ class Hub:
     # ------------------------------------------------------------------------------------------ by byte range
 
     def headers(self, pinned: Pinned) -> dict[str, dict[str, Slice]]:
-        """Every tensor's header and place, by file, read by byte range: no weights are downloaded.
+        """Read every tensor's header and position, by file and name, by byte range: no weights are downloaded.
 
         Raises:
             CheckpointError: the weights aren't safetensors, or a header or the index contradicts itself.
@@ -222,11 +222,11 @@ class Hub:
         return self._read_headers(pinned, self._fetch(pinned))
 
     def open(self, pinned: Pinned) -> Checkpoint:
-        """Its weights as a checkpoint: read by byte range, or offline from the cache.
+        """Open the weights as a checkpoint, read by byte range, or offline from the cache.
 
         Raises:
-            CheckpointError: it is an adapter or quantized, isn't safetensors, or a header or the index contradicts
-                itself.
+            CheckpointError: the weights are an adapter or quantized, or aren't safetensors, or a header or the index
+                contradicts itself.
         """
         weights = self.weights(pinned)
         if weights.kind == "adapter":
@@ -238,7 +238,7 @@ class Hub:
             checkpoint = SafetensorsCheckpoint(files, label=pinned.label, index=weights.weight_map)
         else:
             fetch = self._fetch(pinned)
-            # The commit says all: what the person called it must not change the fingerprint.
+            # The commit identifies the content: the revision that the person wrote must not change the fingerprint.
             identity = f"{replace(pinned, requested_revision=None).label}@{pinned.sha}"
             headers = self._read_headers(pinned, fetch)
             checkpoint = RemoteCheckpoint(headers, fetch, label=pinned.label, fingerprint=identity)
@@ -248,7 +248,7 @@ class Hub:
         return checkpoint
 
     def _read_headers(self, pinned: Pinned, fetch: Fetch) -> dict[str, dict[str, Slice]]:
-        """The headers of all weight files, several requested at a time, and checked against the index."""
+        """Read the headers of all weight files, several at a time, and check them against the index."""
         sizes, weights = self.files(pinned), self.weights(pinned)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             slices = pool.map(lambda file: read_header(fetch, file, sizes[file], pinned.label), weights.files)
@@ -257,7 +257,7 @@ class Hub:
         return headers
 
     def _fetch(self, pinned: Pinned) -> Fetch:
-        """A function that fills a view with bytes of one of its files."""
+        """Return a function that fills a view with bytes of one of the model's files."""
         ranges = Ranges(pinned.repo_id, pinned.sha, endpoint=self.api.endpoint, headers=self.connection.headers)
 
         def fetch(file: str, begin: int, view: memoryview) -> None:
@@ -272,12 +272,12 @@ class Hub:
         """Download side files and weights into huggingface_hub's cache; offline, check that they are there.
 
         Args:
-            pinned: What to download.
-            weights: Whether to download the weights as well.
-            progress: Called with the number of bytes received since the last call, from several threads.
+            pinned: The model to download.
+            weights: True to download the weights as well.
+            progress: Callback, called with the number of bytes received since the last call, from several threads.
 
         Returns:
-            The snapshot's folder. It may hold more than was requested, when something else downloaded it before.
+            The model's folder in the snapshot. It may contain other files, from earlier downloads.
 
         Raises:
             HubError: a file can't be downloaded.
@@ -291,20 +291,20 @@ class Hub:
         return folder
 
     def bytes_to_download(self, pinned: Pinned, *, weights: bool = True) -> int:
-        """How many bytes `download` would bring: what isn't in the cache yet."""
+        """The number of bytes that `download` would transfer: those of files not in the cache yet."""
         sizes = self.files(pinned)
         total = 0
         for file in self._wanted(pinned, weights):
             cached = try_to_load_from_cache(
                 pinned.repo_id, pinned.within(file), cache_dir=self.cache_dir, revision=pinned.sha
             )
-            # Not a path: None where nothing is known, or a sentinel where the file is known not to exist.
+            # Not a path: None if nothing is known, or a sentinel if the file is known not to exist.
             if not isinstance(cached, str):
                 total += sizes[file]
         return total
 
     def _wanted(self, pinned: Pinned, weights: bool) -> list[str]:
-        """The files to have in the cache. The card is one of them: an offline run reads the licence from it."""
+        """The files to have in the cache, including the card, because an offline run reads the licence from it."""
         files = self.files(pinned)
         wanted = list(self.side_files(pinned))
         if CARD in files and not self.offline:
@@ -319,15 +319,15 @@ class Hub:
         return wanted
 
     def _cached_folder(self, pinned: Pinned) -> Path:
-        """The snapshot's folder as the cache has it, with whatever is in it."""
+        """The model's folder in the cached snapshot, with whatever files are in it."""
         return self._snapshot(pinned, [], local=True)
 
     def _snapshot(
         self, pinned: Pinned, wanted: list[str], progress: Callable[[int], None] | None = None, *, local: bool = False
     ) -> Path:
-        """The model's folder in the snapshot, with these files in it."""
+        """Download these files into the snapshot, and return the model's folder in it."""
         with self.connection.explaining(pinned.repo_id, pinned.requested_revision):
-            # Not wrapped in `retried`: it retries by itself, as the listing of files does.
+            # Not wrapped in `retried`: the client retries this by itself, like the listing of files.
             snapshot = self.api.snapshot_download(
                 pinned.repo_id,
                 revision=pinned.sha,

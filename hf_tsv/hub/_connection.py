@@ -1,4 +1,4 @@
-"""How one person reaches the Hub: the client with their token, their cache, and an explanation of every failure."""
+"""One person's connection to the Hub: the client with their token, their cache, and explained failures."""
 
 import difflib
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ from hf_tsv.hub._errors import FAILURES, LOG_IN, Request, explain
 
 
 class Connection:
-    """A client of the Hub that carries a person's token.
+    """A client of the Hub with a person's token.
 
     Attributes:
         api: huggingface_hub's client.
-        headers: What every request carries.
+        headers: HTTP headers of every request.
         cache_dir: huggingface_hub's cache folder.
-        offline: Whether only the cache is read.
+        offline: True if only the cache is read.
 
     Args:
         token: A token; None for the one the person is logged in with, False for none.
         cache_dir: The cache folder; None for the usual one.
-        offline: None for what HF_HUB_OFFLINE says.
-        endpoint: The Hub's address; None for what HF_ENDPOINT says, or huggingface.co.
+        offline: True to read only the cache; None for the value of HF_HUB_OFFLINE.
+        endpoint: The Hub's address; None for the value of HF_ENDPOINT, or huggingface.co.
 
     Raises:
         HubError: the token is malformed, or one is required and none is stored.
@@ -47,7 +47,7 @@ class Connection:
             self.headers = build_hf_headers(token=token, library_name="hf_tsv", library_version=__version__)
         except LocalTokenNotFoundError:
             raise HubError(f"your token: none is stored. To store one, {LOG_IN}.") from None
-        # The HTTP library would raise in the middle of a request, and print the token.
+        # Checked here, because the HTTP library would raise in the middle of a request, and print the token.
         secret = self.headers.get("authorization", "").removeprefix("Bearer ")
         if any(not "!" <= letter <= "~" for letter in secret):
             raise HubError("your token: contains a space, a line break or another invalid character. Copy it again.")
@@ -56,11 +56,11 @@ class Connection:
 
     @property
     def has_token(self) -> bool:
-        """Whether requests carry a token."""
+        """True if requests have a token."""
         return "authorization" in self.headers
 
     def get(self, path: str) -> None:
-        """Request a path of the Hub, only to raise the error that it answers with.
+        """Request a path of the Hub, only to raise the error in its answer.
 
         Raises:
             HfHubHTTPError: the Hub refuses.
@@ -69,7 +69,7 @@ class Connection:
 
     @contextmanager
     def explaining(self, repo_id: str, revision: str | None) -> Iterator[None]:
-        """Turn what the client, the network and the disk raise into an error of one line.
+        """Turn errors of the client, the network and the disk into an error of one line.
 
         Raises:
             HubError: the Hub or the network refuses or fails.
@@ -81,9 +81,9 @@ class Connection:
             raise explain(error, self._request(repo_id, revision, error)) from error
 
     def _request(self, repo_id: str, revision: str | None, error: Exception) -> Request:
-        """What was requested, with whatever the Hub still says that makes the error clearer."""
+        """The request, with further facts from the Hub that make the error clearer."""
         request = Request(repo_id, revision, self.api.endpoint, str(self.cache_dir), self.has_token)
-        # Hints only: where asking for them fails as well, the error is explained without.
+        # Only hints: if their requests fail as well, the error is explained without them.
         with suppress(*FAILURES):
             if isinstance(error, RevisionNotFoundError):
                 refs = self.api.list_repo_refs(repo_id)

@@ -1,4 +1,4 @@
-"""Failures of the Hub, the network and the disk: which to try again, and one line that explains each of the rest."""
+"""Failures of the Hub, the network and the disk: which ones to retry, and a line that explains each of the others."""
 
 import errno
 import json
@@ -15,18 +15,18 @@ from hf_tsv.errors import HfTsvError, HubError, ResourceError
 
 try:
     from huggingface_hub.utils import httpx
-except ImportError:  # before 2.0 the client stands on httpx itself
-    import httpx  # type: ignore[no-redef,import-not-found,unused-ignore]  # one of the two is there
+except ImportError:  # before 2.0 the client uses httpx itself
+    import httpx  # type: ignore[no-redef,import-not-found,unused-ignore]  # one of the two is installed
 
 T = TypeVar("T")
 
 RETRY_WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
 RETRY_AFTER_MAX = 300  # seconds: the longest window of the Hub's rate limits
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-# Transport errors that the same request meets again: the address or the proxy is wrong, not the moment.
+# Transport errors that the same request would get again: the address or the proxy is wrong.
 FATAL = (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.ProxyError)
 
-# What a call of the client may raise for reasons outside this program; anything else is a bug, and stays a traceback.
+# Errors of the client for reasons outside this program; any other error is a bug, and stays a traceback.
 FAILURES = (
     httpx.HTTPError,
     errors.RevisionResolutionError,
@@ -34,7 +34,7 @@ FAILURES = (
     errors.HFValidationError,
     json.JSONDecodeError,
     OSError,
-    RuntimeError,  # the Xet library's
+    RuntimeError,  # from the Xet library
 )
 
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -42,23 +42,23 @@ NOTHING = "then run this again; nothing was downloaded"
 UNTOUCHED = "nothing was committed"
 WITHOUT_XET = "set HF_HUB_DISABLE_XET=1"
 MOVED_OR_TAKEN = (409, 412)  # statuses of a commit whose parent is no longer the head
-NOT_SERVED = (404, 405, 501)  # statuses of an address that a Hub doesn't have, such as one without Xet
-XET_TOKEN = "/xet-write-token/"  # in the address from which the Xet library gets its right to upload
+NOT_SERVED = (404, 405, 501)  # statuses of an address that a Hub lacks, for example if it has no Xet
+XET_TOKEN = "/xet-write-token/"  # part of the address from which the Xet library gets its right to upload
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was requested, and by whom: everything that a message says besides the error.
+    """A request and its author: everything that a message needs besides the error.
 
     Attributes:
-        repo_id: The repository.
+        repo_id: The repository's id.
         revision: The revision as the person wrote it, None for the default branch.
         endpoint: The Hub's address.
         cache: The cache folder.
-        has_token: Whether requests carry a token.
+        has_token: True if requests have a token.
         user: The token's owner, if known.
-        similar: A repository with nearly that name, if there is one.
-        revisions: Branches and tags the repository has, if known.
+        similar: Id of a repository with a similar name, if there is one.
+        revisions: Branches and tags of the repository, if known.
     """
 
     repo_id: str
@@ -76,14 +76,14 @@ class Request:
 
 
 def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
-    """The result of a call that is repeated as long as failures of the network or the server are temporary.
+    """Return the result of a call, and repeat the call after temporary failures of the network or the server.
 
     Args:
-        call: What to call.
-        waits: Seconds before each further attempt; `RETRY_WAITS` unless given. Longer where the server says so.
+        call: The function to call.
+        waits: Seconds before each further attempt, by default `RETRY_WAITS`; longer if the server asks for it.
 
     Raises:
-        Exception: one of `FAILURES`: it is not transient, or every attempt failed.
+        Exception: one of `FAILURES`, if it is not transient or every attempt failed.
     """
     for wait in RETRY_WAITS if waits is None else waits:
         try:
@@ -97,7 +97,7 @@ def retried(call: Callable[[], T], waits: Sequence[float] | None = None) -> T:
 
 
 def reason_of(error: BaseException) -> BaseException:
-    """The error behind one that only says "not in the cache either" or "not uploaded"; else the error itself."""
+    """The cause of an error that only says "not in the cache either" or "not uploaded"; else the error itself."""
     wraps = isinstance(error, errors.LocalEntryNotFoundError | errors.RevisionResolutionError | RuntimeError)
     if wraps and error.__cause__:
         return error.__cause__
@@ -105,14 +105,14 @@ def reason_of(error: BaseException) -> BaseException:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed in a moment."""
+    """True if the same request may succeed in a moment."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in RETRY_STATUS
     return isinstance(error, httpx.TransportError) and not isinstance(error, FATAL)
 
 
 def explain(error: Exception, request: Request) -> HfTsvError:
-    """The error as one line: which source, what happened, what to do. Contains no token and no signed address."""
+    """Return an error of one line with the source, what happened and the way out, without token or signed address."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"{request.cache}: the disk is full. Free space there, or set another --cache-dir")
     reason = reason_of(error)
@@ -120,7 +120,7 @@ def explain(error: Exception, request: Request) -> HfTsvError:
 
 
 def explain_push(error: Exception, repo_id: str, endpoint: str) -> HubError:
-    """Why a push failed, as one line. Contains no token and no signed address."""
+    """Return an error of one line with the reason why a push failed, without token or signed address."""
     request = Request(repo_id, None, endpoint, cache="", has_token=True)
     reason = reason_of(error)
     if isinstance(reason, errors.HfHubHTTPError):
@@ -129,7 +129,7 @@ def explain_push(error: Exception, repo_id: str, endpoint: str) -> HubError:
 
 
 def _push_refused(error: errors.HfHubHTTPError, request: Request) -> str:
-    """What the Hub answered. Most special class first: several of them inherit from one another."""
+    """The message about a push that the Hub refused. Subclasses first, because several inherit from one another."""
     where, status, message = request.repo_id, error.response.status_code, _server_message(error)
     untouched = f"{UNTOUCHED.capitalize()}."
     if XET_TOKEN in str(error) and status in NOT_SERVED:
@@ -146,7 +146,7 @@ def _push_refused(error: errors.HfHubHTTPError, request: Request) -> str:
         way_out = f"Renew it: {LOG_IN}"
         return f"{request.endpoint}: your token is wrong, expired or revoked (401). {way_out}; {UNTOUCHED}."
     if status == 403:
-        # No right to write, or no room: the Hub answers both with 403.
+        # The Hub answers with 403 both without the right to write and without space.
         if any(word in message.lower() for word in ("quota", "storage", "exceeded")):
             way_out = "Free some, push to another owner, or make it public, then push again"
             return (
@@ -162,7 +162,7 @@ def _push_refused(error: errors.HfHubHTTPError, request: Request) -> str:
 
 
 def _push_failed(error: BaseException, request: Request) -> str:
-    """What went wrong without an answer of the Hub."""
+    """The message about a push that failed without an answer from the Hub."""
     where = request.repo_id
     match error:
         case errors.HFValidationError():
@@ -186,20 +186,20 @@ def _server_message(error: errors.HfHubHTTPError) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """The error's own words, short enough for a message, and without what signs an address."""
+    """The error's own words, short enough for a message, and without the signatures of addresses."""
     unsigned = re.sub(r"(https?://[^\s?]*)\?[^\s)'\"]*", r"\1", str(error))
     words = " ".join(unsigned.split())[:300].rstrip(".")
     return words or type(error).__name__
 
 
 def _status_or_text(error: BaseException) -> str:
-    """What the Xet library says, which hides an answer's status in a long line."""
+    """The status in an error of the Xet library, which hides it in a long line; else the error's own words."""
     status = re.search(r"\b[45]\d\d [A-Z][A-Za-z ]+\b", str(error))
     return status[0] if status else _one_line(error)
 
 
 def _line(error: BaseException, request: Request) -> str:
-    """What a failure means, and what to do. Most special class first: several of them inherit from one another."""
+    """The message about a failure. Subclasses first, because several inherit from one another."""
     match error:
         case errors.GatedRepoError():
             return _gated(error, request)
@@ -235,7 +235,7 @@ def _line(error: BaseException, request: Request) -> str:
 
 
 def _gated(error: errors.GatedRepoError, request: Request) -> str:
-    """Why a gated repository can't be read. Only the server's words tell one reason from another."""
+    """The message about a gated repository that can't be read. Only the server's words distinguish the reasons."""
     message = (error.server_message or "").lower()
     ask = f"Ask for access on {request.endpoint}/{request.repo_id}"
     if not request.has_token:
@@ -250,7 +250,7 @@ def _gated(error: errors.GatedRepoError, request: Request) -> str:
 
 
 def _not_found(request: Request) -> str:
-    """Why a repository isn't found. The Hub answers alike for one that doesn't exist and one that is private."""
+    """The message about a repository that isn't found. The Hub's answer is the same for a missing and a private one."""
     way_out = "ask its owner for access" if request.has_token else LOG_IN
     if request.similar:
         return f"{request.repo_id}: no such repository. Did you mean {request.similar!r}? If it is private, {way_out}."
@@ -263,7 +263,7 @@ def _not_found(request: Request) -> str:
 
 
 def _refused(error: errors.HfHubHTTPError, request: Request) -> str:
-    """What a refusal means that has no class of its own, by its status."""
+    """The message about a refusal without a class of its own, by its status."""
     status = error.response.status_code
     message = _server_message(error)
     if status == 401:
@@ -277,12 +277,12 @@ def _refused(error: errors.HfHubHTTPError, request: Request) -> str:
 
 
 def requested_wait(error: BaseException) -> float:
-    """Seconds that the server asks a client to wait; 0 when it doesn't say."""
+    """Seconds that the server asks a client to wait; 0 if it doesn't say."""
     if not isinstance(error, errors.HfHubHTTPError):
         return 0.0
     headers = error.response.headers
     limit = parse_ratelimit_headers(headers)
     if error.response.status_code == 429 and limit and limit.remaining == 0:
         return min(limit.reset_in_seconds + 1, RETRY_AFTER_MAX)
-    after = headers.get("Retry-After", "")  # seconds; a date, which HTTP allows too, counts as nothing
+    after = headers.get("Retry-After", "")  # seconds; a date, which HTTP allows too, is ignored
     return min(int(after), RETRY_AFTER_MAX) if after.isdigit() else 0.0

@@ -1,4 +1,4 @@
-"""What a source states about itself: licence, access, tags."""
+"""A source's statements about itself: licence, access, tags."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +15,20 @@ from hf_tsv.recipe import Document, read_yaml
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a model card has to know about a source. None and () where the source doesn't state it.
+    """The facts about a source that a model card needs. None and () if the source doesn't state them.
 
     Attributes:
-        license: The Hub's word for it, such as `apache-2.0`, `llama3.1` or `other`.
-        license_name: Its name when it is `other`.
-        license_link: Where it can be read.
-        gated: Whether one has to request access. None when offline.
-        private: Whether only its owners see it. None when offline.
-        tags: All its tags.
-        pipeline_tag: Its task on the Hub.
-        library_name: The library that loads it.
-        base_models: What it states it was made from.
-        languages: Languages it states it handles.
-        datasets: Datasets it states it was trained on.
+        license: The Hub's identifier of the licence, such as `apache-2.0`, `llama3.1` or `other`.
+        license_name: Name of the licence if `license` is `other`.
+        license_link: Link to the text of the licence.
+        gated: True if access has to be requested; None when offline.
+        private: True if only its owners can see the source; None when offline.
+        tags: All tags of the source.
+        pipeline_tag: The source's task on the Hub.
+        library_name: The library that loads the source.
+        base_models: The stated models that the source was made from.
+        languages: The stated languages of the source.
+        datasets: The stated datasets that the source was trained on.
     """
 
     license: str | None = None
@@ -45,24 +45,24 @@ class SourceFacts:
 
 
 def facts_of_info(info: ModelInfo) -> SourceFacts:
-    """What the Hub knows of a repository: its card's header, access, and what the Hub derived from its files."""
+    """The Hub's facts about a repository: its card's header, its access, and what the Hub derived from its files."""
     of_card = facts_of_card(info.card_data or CardData())
     return replace(
         of_card,
         gated=bool(info.gated),
         private=bool(info.private),
-        tags=tuple(info.tags or ()),  # with those that the Hub adds, such as the library
+        tags=tuple(info.tags or ()),  # including those that the Hub adds, such as the library
         pipeline_tag=info.pipeline_tag or of_card.pipeline_tag,
         library_name=info.library_name or of_card.library_name,
     )
 
 
 def facts_of_folder(folder: Path) -> SourceFacts:
-    """What the card in a folder says; nothing if there isn't one, or its header isn't YAML."""
+    """The facts in the card of a folder; none if there is no card, or its header isn't YAML."""
     try:
         card = (folder / CARD).read_text("utf-8")
         header = header_of_card(card).data
-        # A malformed `model-index` costs only itself, not the rest of the header.
+        # With this, a malformed `model-index` doesn't prevent reading the rest of the header.
         fields = {**header, "ignore_metadata_errors": True}
         return facts_of_card(ModelCardData(**fields))
     except (OSError, ValueError, RecipeError):
@@ -70,10 +70,10 @@ def facts_of_folder(folder: Path) -> SourceFacts:
 
 
 def header_of_card(card: str) -> Document:
-    """The YAML header of a model card, with what is wrong with it; empty if the card has none.
+    """The YAML header of a model card, with its mistakes; empty if the card has none.
 
     Raises:
-        RecipeError: it isn't YAML, or isn't a mapping.
+        RecipeError: the header isn't YAML, or isn't a mapping.
     """
     match = REGEX_YAML_BLOCK.search(card)
     if match is None or not match[2].strip():
@@ -82,7 +82,7 @@ def header_of_card(card: str) -> Document:
 
 
 def facts_of_card(card: CardData) -> SourceFacts:
-    """What the YAML header of a model card states."""
+    """The facts in the YAML header of a model card."""
     licenses = _several(card.get("license"))  # a few cards list more than one
     return SourceFacts(
         license=", ".join(licenses) or None,
@@ -98,7 +98,7 @@ def facts_of_card(card: CardData) -> SourceFacts:
 
 
 def _several(value: Any) -> tuple[str, ...]:
-    """A field of a card that may hold nothing, one value or a list."""
+    """The values of a card's field, which is empty, one value or a list."""
     if isinstance(value, list):
         return tuple(map(str, value))
     return (str(value),) if value else ()

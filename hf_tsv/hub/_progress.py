@@ -7,10 +7,10 @@ from typing import Any
 
 
 class ByteCounter:
-    """Calls a callback with the number of bytes that have arrived since the last call.
+    """Counter that calls a callback with the number of bytes received since the last call.
 
-    `bar` takes the place of the tqdm class that the client expects. Two of the bars it makes count bytes, those
-    received and those written, and which of them moves depends on the transport; the further one counts.
+    `bar` replaces the tqdm class that the client expects. Two of its bars count bytes, those received and those
+    written, and it depends on the transport which of them moves; the one that is further along counts.
     """
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
@@ -24,7 +24,7 @@ class ByteCounter:
     def _advance(self, done: int) -> None:
         with self._lock:
             more = done - self._reported
-            if more <= 0:  # the other bar has reported these
+            if more <= 0:  # the other bar has already reported these
                 return
             self._reported = done
         if self._progress:
@@ -32,9 +32,9 @@ class ByteCounter:
 
 
 class Bar:
-    """A tqdm that draws nothing; whatever else the client calls does nothing."""
+    """A tqdm that draws nothing; any other method that the client calls does nothing."""
 
-    format_dict: Mapping[str, Any] = MappingProxyType({})  # the client looks here for the speed
+    format_dict: Mapping[str, Any] = MappingProxyType({})  # the client reads the speed from here
 
     def __init__(self, advance: Callable[[int], None] | None) -> None:
         self.n = 0

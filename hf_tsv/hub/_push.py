@@ -1,8 +1,8 @@
-"""The Hub's writing side: large files first, then one commit, whatever breaks on the way.
+"""The Hub's writing side: large files first, then one commit, despite failures on the way.
 
 The commit names its parent, so the Hub rejects it if the head has moved. Before every attempt the repository is read
-again: files that are there already are neither sent nor committed again, so a lost reply, a killed run and a second
-run all end in the same state.
+again: files already in it are neither sent nor committed again, so a lost reply, a killed run and a second run all
+end in the same state.
 """
 
 import time
@@ -32,7 +32,7 @@ from hf_tsv.hub._repository import CARD
 
 COMMIT_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
 HEAD_MOVED = 412  # status of a commit whose parent is no longer the head
-PUSHING = (*FAILURES, ValueError)  # the client wraps what breaks an upload in a RuntimeError or a ValueError
+PUSHING = (*FAILURES, ValueError)  # the client wraps errors of an upload in a RuntimeError or a ValueError
 
 Content = Path | bytes
 
@@ -42,9 +42,9 @@ class Target:
     """A repository before anything is written to it.
 
     Attributes:
-        repo_id: Its id.
-        exists: Whether it exists.
-        private: Whether only its owners see it; None when it doesn't exist yet.
+        repo_id: The repository's id.
+        exists: True if the repository exists.
+        private: True if only its owners can see the repository; None if it doesn't exist yet.
     """
 
     repo_id: str
@@ -57,7 +57,7 @@ class Pushed:
     """The outcome of a push.
 
     Attributes:
-        repo_id: The repository.
+        repo_id: The repository's id.
         url: Address of the commit, or of the pull request.
         changed: Files added, replaced or deleted; none when the repository was up to date.
     """
@@ -69,14 +69,15 @@ class Pushed:
 
 @dataclass(frozen=True)
 class Commit:
-    """The state that one commit brings about.
+    """The state of a repository after a commit.
 
     Attributes:
-        files: By path in the repository, where the content lies.
-        card: Makes the new `README.md` from the current one (None if there is none). May be called again.
-        is_stale: Whether a file of the repository that isn't in `files` is deleted.
-        title: First line of the message.
-        text: The rest of the message.
+        files: The content, or the local file with it, by path in the repository.
+        card: Function that makes the new `README.md` from the current one (None if there is none); it may be called
+            several times.
+        is_stale: Function that returns True for a path in the repository, not in `files`, that is to be deleted.
+        title: First line of the commit message.
+        text: The rest of the commit message.
     """
 
     files: Mapping[str, Content]
@@ -88,19 +89,19 @@ class Commit:
 
 @dataclass(frozen=True)
 class _State:
-    """A revision as it was last read: its commit, and its files with what identifies their content."""
+    """A revision as last read: its commit, and its files with the ids of their content."""
 
     sha: str
     files: Mapping[str, RepoFile] = field(repr=False)
 
     def holds(self, add: CommitOperationAdd) -> bool:
-        """Whether the file that an operation would add is there already, with the same content."""
+        """True if the file that an operation would add is already in the repository, with the same content."""
         file = self.files.get(add.path_in_repo)
         if file is None or file.size != add.upload_info.size:
             return False
         if file.lfs:
             return bool(file.lfs.sha256 == add.upload_info.sha256.hex())
-        # Small files have no SHA-256 on the Hub, but the id that git gives their content.
+        # On the Hub, small files have no SHA-256, but git's id of their content.
         with add.as_file() as content:
             data = content.read()
         git_id = sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
@@ -108,14 +109,14 @@ class _State:
 
 
 class Repository:
-    """One repository that a person pushes to. `send` may be called from another thread than the rest.
+    """A repository that a person pushes to. `send` may be called from another thread than the other methods.
 
-    Every failure is a `HubError` that says what has been written and what to do.
+    Every failure is a `HubError` with what has been written, and the way out.
 
     Args:
         hub: The Hub as the person sees it.
-        repo_id: `user/name`; it need not exist.
-        create_pr: Whether to open a pull request instead of committing to the main branch.
+        repo_id: The repository's id, `user/name`; the repository need not exist.
+        create_pr: True to open a pull request instead of committing to the main branch.
     """
 
     def __init__(self, hub: Hub, repo_id: str, *, create_pr: bool = False) -> None:
@@ -125,10 +126,10 @@ class Repository:
         self._exists = False
 
     def check(self) -> Target:
-        """Check that the person may write to it, or create it. Writes nothing.
+        """Check that the person may write to the repository, or create it. Writes nothing.
 
         Raises:
-            HubError: they may not, the name isn't valid, or the token may not write.
+            HubError: the person or the token may not, or the name isn't valid.
         """
         with self._explaining():
             validate_repo_id(self.repo_id)
@@ -136,7 +137,7 @@ class Repository:
             if not self._hub.connection.has_token:
                 raise HubError(f"{self.repo_id}: writing needs a token, and none was found. Please {LOG_IN}.")
             who = retried(lambda: self._api.whoami(cache=True), PREFLIGHT_WAITS)
-            # A fine-grained token has no such role: what it may do shows when the repository is checked.
+            # A fine-grained token has no such role: its rights are checked with the repository below.
             role = who.get("auth", {}).get("accessToken", {}).get("role")
             if role == "read":
                 raise HubError(
@@ -162,10 +163,10 @@ class Repository:
         return Target(self.repo_id, exists=True, private=bool(info.private))
 
     def create(self, *, private: bool | None) -> None:
-        """Create the repository unless it exists; private, public, or by its owner's settings (None).
+        """Create the repository, unless it exists, as private, public, or by its owner's settings (None).
 
         Raises:
-            HubError: it should be private, but somebody has created it meanwhile, and it is public.
+            HubError: the repository should be private, but somebody has created a public one meanwhile.
         """
         if self._exists:
             return
@@ -179,19 +180,19 @@ class Repository:
         self._exists = True
 
     def send(self, path: str, file: Path) -> None:
-        """Upload a large file ahead of the commit, unless the Hub has it. The file must not change until then."""
+        """Upload a large file before the commit, unless the Hub has it. The file must not change until the commit."""
         with self._explaining():
             add = self._add(path, file)
             if not retried(self._read).holds(add):
                 self._upload([add])
 
     def commit(self, commit: Commit) -> Pushed:
-        """Make the repository hold a state, by one commit or pull request; by none when it is up to date.
+        """Bring the repository to a state by one commit or pull request, or by none if it is up to date.
 
-        Commits of others meanwhile are no obstacle unless they touch the same files; the card is merged.
+        Commits by others in the meantime don't matter unless they change the same files; the card is merged.
 
         Raises:
-            HubError: the Hub refuses, fails on every attempt, or others changed the same files meanwhile.
+            HubError: the Hub refuses, every attempt fails, or others changed the same files in the meantime.
         """
         before: _State | None = None
         for wait in (*COMMIT_WAITS, None):
@@ -204,7 +205,7 @@ class Repository:
                     url = retried(lambda: self._open_pull(commit))
                     if url:
                         return Pushed(self.repo_id, url)
-                if before:  # not the first attempt: the head may hold work of others
+                if before:  # not the first attempt: the head may contain work of others
                     self._check_untouched(before, state, [*commit.files, *gone])
                 try:
                     return self._commit(commit, state.sha, adds, gone)
@@ -213,17 +214,17 @@ class Repository:
                     if wait is None or not (_head_moved(reason) or is_transient(reason)):
                         raise
                     before = state
-                    # A moved head only has to be read again, without waiting.
+                    # After a moved head, there is no reason to wait: the head only has to be read again.
                     if not _head_moved(reason):
                         time.sleep(max(wait, requested_wait(reason)))
         raise AssertionError("the last attempt returns or raises")
 
     def _check_untouched(self, before: _State, now: _State, paths: Iterable[str]) -> None:
-        """Refuse to overwrite what others changed since this push began."""
+        """Check that others haven't changed these files since the previous attempt; refuse to overwrite them."""
         touched: set[str] = set()
         for path in paths:
             changed = _content_id(before.files.get(path)) != _content_id(now.files.get(path))
-            if changed and path != CARD:  # the card keeps what others wrote
+            if changed and path != CARD:  # the new card contains what others wrote
                 touched.add(path)
         if touched:
             raise HubError(
@@ -232,17 +233,17 @@ class Repository:
             )
 
     def _read(self, revision: str | None = None) -> _State:
-        """A revision's commit and files; without one, those of the main branch."""
-        # By commit: between the two requests a branch may move.
+        """Read the commit and the files of a revision, by default the main branch."""
+        # The files are listed by commit, because a branch may move between the two requests.
         sha = self._api.model_info(self.repo_id, revision=revision).sha
         entries = self._api.list_repo_tree(self.repo_id, recursive=True, revision=sha)
         files = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
         return _State(str(sha), files)
 
     def _changes(self, commit: Commit, state: _State) -> tuple[list[CommitOperationAdd], list[str]]:
-        """What has to be added and deleted to get from this state to the commit's."""
+        """The files to add and to delete to get from this state to the commit's."""
         adds = [self._add(path, content) for path, content in commit.files.items()]
-        card = None  # the repository's current one
+        card = None  # the repository's current card
         if CARD in state.files:
             path = self._api.hf_hub_download(self.repo_id, CARD, revision=state.sha, cache_dir=self._hub.cache_dir)
             card = Path(path).read_text("utf-8", errors="replace")
@@ -266,15 +267,15 @@ class Repository:
         return Pushed(self.repo_id, done.pr_url or done.commit_url, changed)
 
     def _upload(self, adds: list[CommitOperationAdd]) -> None:
-        """Send the content of large files, which a commit only refers to."""
+        """Upload the content of large files, which a commit only refers to."""
 
         def preupload() -> None:
             try:
-                # The content stays in memory: another attempt sends it again.
+                # The content stays in memory, because another attempt sends it again.
                 self._api.preupload_lfs_files(self.repo_id, adds, create_pr=self._create_pr, free_memory=False)
             except OSError as error:
                 if XET_TOKEN in str(error):
-                    # The Xet library doesn't pass on how the Hub answered: the same request shows it.
+                    # The Xet library doesn't pass on the Hub's answer: the same request shows it.
                     query = "?create_pr=1" if self._create_pr else ""
                     self._hub.connection.get(f"/api/models/{self.repo_id}{XET_TOKEN}main{query}")
                 raise
@@ -282,14 +283,14 @@ class Repository:
         retried(preupload)
 
     def _add(self, path: str, content: Content) -> CommitOperationAdd:
-        """The one operation of a path, so that its file is hashed and sent once, even if it has been moved since."""
+        """The operation of a path: one object per path, so that its file is hashed and sent once, even if moved."""
         if path not in self._adds:
             self._adds[path] = CommitOperationAdd(path, content)
         self._adds[path].path_or_fileobj = content if isinstance(content, bytes) else str(content)
         return self._adds[path]
 
     def _open_pull(self, commit: Commit) -> str | None:
-        """Address of an open pull request with just this content: of a run that was killed, or whose reply was lost."""
+        """Address of an open pull request with just this content, from a killed run or one whose reply was lost."""
         pulls = self._api.get_repo_discussions(self.repo_id, discussion_type="pull_request", discussion_status="open")
         for pull in pulls:
             if pull.title != commit.title:
@@ -301,7 +302,7 @@ class Repository:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Turn what breaks a push into a `HubError` of one line."""
+        """Turn errors of a push into a `HubError` of one line."""
         try:
             yield
         except PUSHING as error:
@@ -313,7 +314,7 @@ def _head_moved(error: BaseException) -> bool:
 
 
 def _content_id(file: RepoFile | None) -> str | None:
-    """What identifies a file's content; None where there is no file."""
+    """The id of a file's content; None if there is no file."""
     if file is None:
         return None
     return str(file.lfs.sha256 if file.lfs else file.blob_id)

@@ -15,16 +15,16 @@ from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.checkpoints.safetensors import MAX_HEADER_BYTES, parse_entry
 from hf_tsv.errors import CheckpointError, some
 
-FIRST_READ_BYTES = 100_000  # holds the header of most files, so that one request suffices
-RUN_BYTES = 8 << 20  # of neighbouring tensors in one request
-KEPT_RUNS = 4  # in memory: a few threads read neighbouring places at a time
+FIRST_READ_BYTES = 100_000  # contains the header of most files, so that one request suffices
+RUN_BYTES = 8 << 20  # size limit of neighbouring tensors fetched in one request
+KEPT_RUNS = 4  # runs kept in memory, because a few threads read neighbouring tensors at a time
 
 Fetch = Callable[[str, int, memoryview], None]  # (file, first byte, view to fill)
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One tensor of a remote file: its header, and the bytes [begin, end) of the file that hold its data."""
+    """One tensor of a remote file: its header, and the bytes [begin, end) of its data in the file."""
 
     info: TensorInfo
     file: str
@@ -32,12 +32,12 @@ class Slice:
     end: int
 
 
-Headers = Mapping[str, Mapping[str, Slice]]  # file to tensor's name to its place
+Headers = Mapping[str, Mapping[str, Slice]]  # by file and tensor's name
 
 
 @dataclass
 class _Run:
-    """Neighbouring tensors of a file that are fetched together: its bytes [begin, end), once they are here."""
+    """Neighbouring tensors that are fetched together: bytes [begin, end) of a file, and `data` once fetched."""
 
     file: str
     begin: int
@@ -47,20 +47,20 @@ class _Run:
 
 
 class RemoteCheckpoint:
-    """Tensors on the Hub, at one commit, each fetched by byte range when it is read.
+    """A checkpoint on the Hub at one commit, whose tensors are fetched by byte range when they are read.
 
-    Small neighbours come in one request, and the last few such runs stay in memory: reading in the order of the file
-    fetches each byte once. Safe to use from several threads.
+    Small neighbours are fetched in one request, and the last few such runs stay in memory: reading in the order of the
+    file fetches each byte once. Safe to use from several threads.
     """
 
     def __init__(self, headers: Headers, fetch: Fetch, *, label: str, fingerprint: str) -> None:
         self.label = label
         self._tensors: dict[str, Slice] = {}
-        self._runs: dict[str, _Run] = {}  # only of the tensors that share one with others
+        self._runs: dict[str, _Run] = {}  # by tensor's name; only tensors that share a run
         for slices in headers.values():
             self._tensors |= slices
             self._runs |= _runs(slices)
-        self._recent: OrderedDict[int, _Run] = OrderedDict()  # the last used at the end
+        self._recent: OrderedDict[int, _Run] = OrderedDict()  # by id; the last used at the end
         self._lock = Lock()
         self._fetch = fetch
         self._fingerprint = fingerprint
@@ -75,15 +75,15 @@ class RemoteCheckpoint:
         stored = self._tensors[name]
         begin, shape = stored.begin, stored.info.shape
         if rows:
-            row_bytes = stored.info.nbytes // max(1, shape[0])
+            row_bytes = stored.info.nbytes // max(1, shape[0])  # a tensor may have no rows
             begin += rows[0] * row_bytes
             shape = (rows[1] - rows[0], *shape[1:])
         tensor = torch.empty(shape, dtype=stored.info.torch_dtype)
         if not tensor.numel():
             return tensor
-        # The tensor's own memory, as bytes (numel * itemsize,): nothing is copied but what the network brings.
+        # The tensor's own memory as bytes (numel * itemsize,), filled without another copy.
         view = tensor.view(-1).view(torch.uint8).numpy().data
-        # Single rows of a tensor are read because the whole is too large: its neighbours don't come along.
+        # Single rows are read if the whole tensor is too large, so its neighbours aren't fetched with them.
         run = self._runs.get(name) if rows is None else None
         if run is None:
             self._fetch(stored.file, begin, view)
@@ -103,7 +103,7 @@ class RemoteCheckpoint:
             self._recent[id(run)] = run
             self._recent.move_to_end(id(run))
             if len(self._recent) > KEPT_RUNS:
-                # Threads that still read it hold a reference of their own to the bytes.
+                # Threads that still read this run have their own reference to the bytes.
                 _, oldest = self._recent.popitem(last=False)
                 oldest.data = None
         return data
@@ -112,12 +112,12 @@ class RemoteCheckpoint:
         """Do nothing: ranges are fetched when they are read."""
 
     def fingerprint(self) -> str:
-        """Repository and commit: a commit's content can't change."""
+        """Repository and commit, because a commit's content can't change."""
         return self._fingerprint
 
 
 def _runs(tensors: Mapping[str, Slice]) -> dict[str, _Run]:
-    """The run of each tensor of a file that shares one with others; the rest are fetched alone."""
+    """The runs of a file, by tensor's name. Tensors that share no run with others have none, and are fetched alone."""
     groups: list[list[Slice]] = []
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.begin):
         fits = groups and tensor.end - groups[-1][0].begin <= RUN_BYTES
@@ -134,13 +134,13 @@ def _runs(tensors: Mapping[str, Slice]) -> dict[str, _Run]:
 
 
 def read_header(fetch: Fetch, file: str, size: int, label: str) -> dict[str, Slice]:
-    """The tensors of one remote safetensors file of `size` bytes, in the order of their data.
+    """Read the header of a remote safetensors file of `size` bytes: its tensors, in the order of their data.
 
     Raises:
-        CheckpointError: it isn't a safetensors file, or its header contradicts itself or the file's size.
+        CheckpointError: the file isn't safetensors, or its header contradicts itself or the file's size.
     """
     where = f"{label}/{file}"
-    # A safetensors file: the header's length (8 bytes), the header as JSON, the tensors' data.
+    # A safetensors file has the header's length (8 bytes), the header as JSON, and the tensors' data.
     head = _read(fetch, file, 0, min(size, FIRST_READ_BYTES))
     length = int.from_bytes(head[:8], "little")
     if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
@@ -158,7 +158,7 @@ def check_index(headers: Headers, weight_map: Mapping[str, str], label: str) -> 
     """Check that shards and index agree.
 
     Raises:
-        CheckpointError: a tensor lies in two shards, or isn't in the shard that the index names.
+        CheckpointError: a tensor is in two shards, or isn't in the shard that the index names.
     """
     counts: Counter[str] = Counter()
     for tensors in headers.values():
@@ -172,20 +172,20 @@ def check_index(headers: Headers, weight_map: Mapping[str, str], label: str) -> 
 
 
 def _read(fetch: Fetch, file: str, begin: int, length: int) -> bytearray:
-    """`length` bytes of a file from `begin` on."""
+    """Read `length` bytes of a file from `begin` on."""
     data = bytearray(length)
     fetch(file, begin, memoryview(data))
     return data
 
 
 def _checked(header: Any, file: str, where: str, *, data: int, size: int) -> dict[str, Slice]:
-    """The tensors of a header, checked to fill the file to its end and not to overlap.
+    """Return the tensors of a header, checked to end where the file ends and not to overlap.
 
     Args:
-        header: The header as JSON: a stranger wrote it.
+        header: The header's JSON value, written by a stranger.
         file: The file's path in the repository.
-        where: What messages call the file.
-        data: Where in the file the tensors' data begin.
+        where: The file's name in messages.
+        data: Offset of the tensors' data in the file, in bytes.
         size: The file's size in bytes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which of a repository's files are its weights."""
+"""Finding a repository's weights by its file names."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +22,10 @@ class Weights:
     """The weight files of a repository.
 
     Attributes:
-        kind: A full model, or an adapter that needs its base.
-        files: The safetensors files that hold the tensors; empty until the index has been read.
-        index: The file that says which shard holds which tensor, None when there is one file.
-        weight_map: Its content: tensor to file.
+        kind: `model` for a full model, `adapter` for an adapter that needs its base.
+        files: The safetensors files with the tensors; empty until the index has been read.
+        index: Name of the file that maps tensors to shards, None if there is no index.
+        weight_map: The index's map from a tensor's name to its file.
     """
 
     kind: Literal["model", "adapter"]
@@ -35,10 +35,10 @@ class Weights:
 
 
 def in_folder(files: Mapping[str, int], folder: str, repo_id: str) -> dict[str, int]:
-    """The files in a folder of a repository and their sizes, as seen from there.
+    """The files in a folder of a repository, with paths relative to the folder, and their sizes.
 
     Raises:
-        CheckpointError: it has no such folder; the message names those with weights.
+        CheckpointError: there is no such folder; the message names the folders with weights.
     """
     if not folder:
         return dict(files)
@@ -56,10 +56,10 @@ def _folders_with_weights(files: Collection[str]) -> list[str]:
 
 
 def weights_of(files: Collection[str], label: str) -> Weights:
-    """What a repository's weights are, by its file names; a single file precedes an index, as in transformers.
+    """Find a repository's weights by its file names; a single file precedes an index, as in transformers.
 
     Raises:
-        CheckpointError: there are none in safetensors; the message says what there is instead.
+        CheckpointError: there are no safetensors weights; the message says what there is instead.
     """
     for stem in STEMS:
         single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
@@ -68,10 +68,10 @@ def weights_of(files: Collection[str], label: str) -> Weights:
         if index in files:
             return Weights("model", index=index)
     if {ADAPTER_WEIGHTS, ADAPTER_CONFIG} <= set(files):
-        # The sidecar of this package: tensors that PEFT can't hold in an adapter.
+        # The sidecar is this package's file for tensors that PEFT can't store in an adapter.
         parts = [file for file in (ADAPTER_WEIGHTS, SIDECAR_FILE) if file in files]
         return Weights("adapter", tuple(parts))
-    # Many merges are published as one file with a name of its own; with two of them nobody knows which is meant.
+    # Many merges are published as one file with a name of its own; of two such files, either could be meant.
     lone = [file for file in files if fnmatch(file, "*.safetensors") and "/" not in file]
     if len(lone) == 1 and lone[0] != ADAPTER_WEIGHTS:
         return Weights("model", (lone[0],))
@@ -84,17 +84,17 @@ def weights_of(files: Collection[str], label: str) -> Weights:
 
 
 def _why_none(files: Collection[str]) -> str:
-    """What a repository without safetensors weights has instead, and what to do about it."""
+    """A message with what a repository has instead of safetensors weights, and the way out."""
 
     def first(*patterns: str) -> str | None:
-        """The alphabetically first file of such a name: messages mustn't depend on the order of a listing."""
+        """The alphabetically first file that matches, so that messages don't depend on the order of a listing."""
         return min((file for file in files if matches(patterns, [file])), default=None)
 
     if ADAPTER_CONFIG in files:
         weights = first("adapter_model.*") or "no weights"
         way_out = "Save it again with PEFT, which writes safetensors"
         return f"an adapter with {weights}, expected {ADAPTER_WEIGHTS}. {way_out}"
-    if "model_index.json" in files:  # which diffusers writes
+    if "model_index.json" in files:  # written by diffusers
         return "a diffusers pipeline, not a single model. Save the component you want (its unet/ or transformer/) alone"
     pickle = first(*PICKLES)
     if pickle:

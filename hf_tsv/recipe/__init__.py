@@ -1,6 +1,6 @@
-"""YAML <-> Recipe. Strict: every mistake is reported at once, in the order of the file, with its line and the way out.
+"""Conversion between YAML and Recipe. Strict: all mistakes are reported at once, in file order, with line and way out.
 
-A recipe can be changed in the text that its author wrote, whose comments stay: see `edited`.
+`edited` changes a recipe in its author's text and keeps the comments.
 """
 
 from hf_tsv.recipe._compression import as_adapter_output, as_compression

@@ -1,4 +1,4 @@
-"""A recipe with another output: adapters of every task, as `hf-tsv compress` makes them, or one of the merge."""
+"""Changes of a recipe's output: one adapter per task, as `hf-tsv compress` makes, or one adapter for the merge."""
 
 import copy
 from collections.abc import Mapping, Set
@@ -15,26 +15,26 @@ from hf_tsv.recipe._edit import edited, models_of, own_value, put_key, put_keys,
 from hf_tsv.recipe._parameters import NO_EFFECT, WEIGHT
 from hf_tsv.recipe._recipe import Recipe
 
-COMPRESSING = tsv_c.name  # the method that keeps every task's change in an adapter
-BASE = base.name  # the one that changes nothing
+COMPRESSING = tsv_c.name  # the method that stores every task's change in an adapter
+BASE = base.name  # the method that changes nothing
 
 
 def as_compression(
     recipe: Recipe, rule: Mapping[str, Any] | None = None, adapters: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """The recipe that compresses each task's change into an adapter, instead of merging.
+    """Return the recipe that compresses each task's change into an adapter, instead of merging.
 
-    Every method becomes `tsv_c`, without the parameters of the method it replaces and so with the default rule for the
-    ranks. `base` stays where it stands beside another method: it chooses what isn't compressed. Where a method is
-    replaced nothing is merged any more, and `residuals` goes.
+    Every method becomes `tsv_c`, without the parameters of the method it replaces and so with the default rule for
+    ranks. `base` stays if the recipe has another method too: it chooses the tensors that aren't compressed. If a method
+    is replaced, nothing is merged any more and `residuals` is removed.
 
     Args:
-        recipe: A recipe that was read.
-        rule: One rule for the ranks of all tensors, such as `{"rank": 8}`, in place of the recipe's own.
+        recipe: A parsed recipe.
+        rule: One rule for the ranks of all tensors, such as `{"rank": 8}`, which replaces the recipe's own.
         adapters: Keys of the recipe's `adapters` to set: `profiles`, `rank`, `factor_dtype`.
 
     Returns:
-        The new recipe, with the author's comments; the very same one where nothing has to change.
+        The new recipe, with the author's comments; the same object if nothing has to change.
 
     Raises:
         RecipeError: the rule or the keys aren't valid in a recipe.
@@ -45,7 +45,7 @@ def as_compression(
         remove_key(document, "output")
         if rule is not None:
             put_keys(document, "parameters", {name: _in_yaml(value) for name, value in rule.items()})
-            # One rule for all ranks. Models have none of their own: no rule may differ from task to task.
+            # One rule for all ranks. Models have none of their own, because a rule may not differ from task to task.
             _remove_parameters(document, RULES.keys() - rule.keys())
             for i, entry in enumerate(document.get("overrides") or []):
                 if RULES.keys() & _given(entry):
@@ -63,19 +63,19 @@ def as_compression(
 
 
 def as_adapter_output(recipe: Recipe, rule: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe whose output is one adapter on the base, which holds what the merge changes.
+    """Return the recipe whose output is one adapter on the base with the merged change.
 
     Args:
-        recipe: A recipe that was read.
-        rule: One rule for the ranks of all tensors, such as `{"rank": 8}`, in place of the recipe's own; None for what
-            the recipe says, or all of the change.
+        recipe: A parsed recipe.
+        rule: One rule for the ranks of all tensors, such as `{"rank": 8}`, which replaces the recipe's own; None for
+            the recipe's own rule, or the whole change if it has none.
 
     Returns:
-        The new recipe, with the author's comments; the very same one where nothing has to change.
+        The new recipe, with the author's comments; the same object if nothing has to change.
 
     Raises:
-        RecipeError: the rule isn't valid in a recipe, or the recipe keeps something of single tasks, which an adapter
-            can't carry.
+        RecipeError: the rule isn't valid in a recipe, or the recipe stores parts of single tasks, which an adapter
+            can't contain.
     """
 
     def change(document: CommentedMap) -> None:
@@ -87,9 +87,9 @@ def as_adapter_output(recipe: Recipe, rule: Mapping[str, Any] | None = None) -> 
 
 
 def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
-    """Have every method be `tsv_c`, or `base` beside another one."""
+    """Replace every method by `tsv_c`, except `base` beside another method."""
     methods = set(recipe.methods)
-    # With nothing but the base's weights there would be nothing to compress.
+    # If `base` were the only method and stayed, nothing would be compressed.
     stay = set() if methods == {BASE} else methods & {COMPRESSING, BASE}
     if stay == methods:
         return
@@ -98,9 +98,9 @@ def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
         put_key(document, "merge_method", COMPRESSING)
         remove_key(document, "parameters")
     remove_key(document, "residuals")
-    if not document.get("base_model"):  # some methods do without, and the first model stands in
+    if not document.get("base_model"):  # some methods need none: the first model is then the base
         put_key(document, "base_model", recipe.base.text)
-    # What is left were parameters of several methods.
+    # The parameters that are left may belong to other methods too.
     of_every_method = {WEIGHT.name, *NO_EFFECT}
     taken = {*of_every_method, *METHODS[COMPRESSING].parameters, *METHODS[COMPRESSING].aliases}
     _remove_parameters(document, _given(document) - taken)
@@ -112,15 +112,15 @@ def _replace_methods(document: CommentedMap, recipe: Recipe) -> None:
 
 
 def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stay: Set[str]) -> None:
-    """Have the method of every override be `tsv_c`, unless it is one of those that stay."""
-    # An override that compresses has had these from the recipe's own parameters, if those go.
+    """Replace the method of every override by `tsv_c`, unless it is one of those that stay."""
+    # Parameters that an override with `tsv_c` inherits from the recipe: copied to it if the recipe's own are removed.
     inherited: dict[str, Any] = {}
     if recipe.merge_method not in stay:
         shared = document.get("parameters") or {}
         inherited = {name: value for name, value in shared.items() if name in METHODS[COMPRESSING].parameters}
-    for i, branch in enumerate(recipe.branches[:-1]):  # the last is the recipe's own
+    for i, branch in enumerate(recipe.branches[:-1]):  # the last branch is the recipe's own
         missing = inherited.keys() - _given(document["overrides"][i])
-        # Only what is changed is copied, so that a recipe that needs no change stays the very same.
+        # Only changed parts are copied, so that a recipe that needs no change stays the same object.
         if branch.method not in stay:
             overrides = own_value(document, "overrides")
             entry = own_value(overrides, i)
@@ -134,7 +134,7 @@ def _replace_in_overrides(document: CommentedMap, recipe: Recipe, stay: Set[str]
 
 
 def _given(entry: CommentedMap) -> Set[str]:
-    """The names of the parameters that the recipe, an override or a model has of its own."""
+    """The names of the parameters given directly in the recipe, an override or a model."""
     return set(entry.get("parameters") or {})
 
 
@@ -151,7 +151,7 @@ def _remove_parameters(entry: CommentedMap, names: Set[str]) -> None:
 
 
 def _in_yaml(value: Any) -> Any:
-    """A value as it is written: a list in one line."""
+    """A value as ruamel.yaml writes it: a list goes on one line."""
     if not isinstance(value, list | tuple):
         return value
     written = CommentedSeq(value)

@@ -1,4 +1,4 @@
-"""What a YAML file of ours says, and everything that is wrong with it."""
+"""The content of one of this package's YAML files, and its mistakes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ Mark = tuple[int, int]  # line and column, from 1
 
 @dataclass(frozen=True)
 class _Problem:
-    """A mistake, and where it stands in the file."""
+    """A mistake and its position in the file."""
 
     mark: Mark
     text: str
@@ -19,14 +19,14 @@ class _Problem:
 
 @dataclass
 class Document:
-    """What a recipe file says, and what is wrong with it.
+    """The content of a recipe file, and its mistakes.
 
     Attributes:
-        source: What messages call the file.
-        data: Its content: dicts with text keys, lists and scalars.
-        marks: Where each value starts; for the value of a key, where the key does.
-        notes: What is right but has no effect, or a different one than its words suggest.
-        layers: How many layers it says the models have, and the line; None where it doesn't say.
+        source: The file's name in messages.
+        data: The content: dicts with text keys, lists and scalars.
+        marks: The start of each value, by path; for the value of a key, the start of the key.
+        notes: Messages about valid settings that have no effect, or another one than their words suggest.
+        layers: The models' number of layers by the file, and the line that gives it; None if the file doesn't say.
     """
 
     source: str
@@ -35,16 +35,16 @@ class Document:
     notes: list[str] = field(default_factory=list)
     layers: tuple[int, int] | None = None
     _problems: list[_Problem] = field(default_factory=list)
-    # The paths of the problems, and everything around them: files may have many thousands of each.
+    # The paths of the problems, and of everything around them. Sets, because a file may have thousands of each.
     _wrong: set[Path] = field(default_factory=set)
     _around_wrong: set[Path] = field(default_factory=set)
 
     def tell(self, path: Path, problem: str) -> None:
-        """Note a mistake, to be raised together with all others. A missing value has the line around it."""
+        """Note a mistake, to be raised together with all others. A missing value gets its parent's line."""
         self.tell_at(self._mark(path), problem, path)
 
     def tell_at(self, mark: Mark, problem: str, path: Path = ()) -> None:
-        """Note a mistake at a line and column; `path` is the value it is in, if it is in one."""
+        """Note a mistake at a line and column; `path` is the value that contains it, if any."""
         self._problems.append(_Problem(mark, problem))
         if path:
             self._wrong.add(path)
@@ -52,22 +52,22 @@ class Document:
                 self._around_wrong.add(path[:end])
 
     def tell_missing(self, path: Path, way_out: str) -> None:
-        """Note that a key is missing, unless it is there and wrong."""
+        """Note that a key is missing, unless a mistake in it is already noted."""
         if not self.has_problem(path):
             self.tell(path, f"'{path[-1]}' is missing. {way_out}")
 
     def has_problem(self, path: Path) -> bool:
-        """Whether a mistake was noted for the value at `path`, or for one inside or around it."""
+        """True if a mistake was noted for the value at `path`, or for one inside or around it."""
         if path in self._around_wrong:
             return True
         return any(path[:end] in self._wrong for end in range(1, len(path)))
 
     def line(self, path: Path) -> int:
-        """The line of the value at `path`, or of what it is missing from."""
+        """The line of the value at `path`; if it is missing, the line of its parent."""
         return self._mark(path)[0]
 
     def note(self, path: Path, note: str) -> None:
-        """Note what has no effect, or a different one than its words suggest."""
+        """Note that the value at `path` has no effect, or another one than its words suggest."""
         self.notes.append(f"{self.source}:{self.line(path)}: {note}")
 
     def raise_problems(self) -> None:
@@ -77,7 +77,7 @@ class Document:
             raise RecipeError(f"{self.source}:{problem.mark[0]}: {problem.text}" for problem in in_order)
 
     def _mark(self, path: Path) -> Mark:
-        # The top has a mark, so this ends there at the latest.
+        # `read_yaml` marks the top, so the loop ends there at the latest.
         while path not in self.marks:
             path = path[:-1]
         return self.marks[path]

@@ -1,7 +1,7 @@
-"""A recipe with changes, in the text that its author wrote: comments, quotes and order stay.
+"""Changes of a recipe in its author's text: comments, quotes and order stay.
 
 ruamel.yaml keeps a comment with the value before it. A comment on lines of its own is about what follows, though, so
-it must not go when that value does, nor end up inside what is put in its place: `put_key` and `remove_key` see to that.
+it must not be removed with that value, nor end up inside the new value. `put_key` and `remove_key` take care of that.
 """
 
 import copy
@@ -19,20 +19,20 @@ from hf_tsv.recipe._recipe import Recipe
 from hf_tsv.recipe._yaml import yaml_of
 
 _Part = CommentedMap | CommentedSeq
-# Lines are broken only where they get longer than this, and than the text's own by more than what is written into it:
-# for each model the hashes of its commit and of its adapter's. A list in braces has all models on one line.
+# Lines are broken only if they get longer than this, and longer than the text's own lines by more than the inserted
+# hashes: per model that of its commit and that of its adapter's. A list in braces has all models on one line.
 MIN_WIDTH = 120
 GROWTH_OF_A_MODEL = 2 * 48
-_COMMENT_AT = {CommentedMap: 2, CommentedSeq: 0}  # where ruamel keeps the comment after a value
+_COMMENT_AT = {CommentedMap: 2, CommentedSeq: 0}  # the slot in which ruamel stores the comment after a value
 
 
 def edited(recipe: Recipe, change: Callable[[CommentedMap], None]) -> Recipe:
-    """The recipe after a change of its text; the very same recipe where nothing changes.
+    """Return the recipe after a change of its text; the same object if nothing changes.
 
     Args:
-        recipe: A recipe that was read. A choice of `svd` that was made beside its text goes into the new text.
-        change: Changes the recipe's mapping, as ruamel.yaml has it. `models_of`, `own_value`, `put_key`, `put_keys` and
-            `remove_key` are for this.
+        recipe: A parsed recipe. If its `svd` differs from its text, the new text gets it.
+        change: Function that changes the recipe's ruamel.yaml mapping in place, with `models_of`, `own_value`,
+            `put_key`, `put_keys` and `remove_key`.
 
     Raises:
         RecipeError: the text is no longer a recipe after the change. The lines are those of the new text.
@@ -66,9 +66,9 @@ def models_of(document: CommentedMap) -> CommentedSeq:
 
 
 def own_value(part: _Part, key: str | int) -> Any:
-    """The value at `key`, as one that can be changed without changing any other.
+    """The value at `key`, safe to change without changing any other.
 
-    A value with an anchor may stand elsewhere too, and keys that `<<` merges stand in another mapping: both are copied.
+    A value with an anchor may be used elsewhere too, and keys that `<<` merges are another mapping's: both are copied.
     """
     value = part[key]
     if _is_shared(value):
@@ -78,7 +78,7 @@ def own_value(part: _Part, key: str | int) -> Any:
 
 
 def put_key(mapping: CommentedMap, key: str, value: Any) -> None:
-    """Set a key, at the mapping's end if it is new. Comment lines below the place stay below."""
+    """Set a key, at the mapping's end if it is new. Comment lines below it stay below."""
     at = key if key in mapping else _last_key(mapping)
     below = "" if at is None else _take_comment_below(mapping, at)
     mapping[key] = value
@@ -86,9 +86,9 @@ def put_key(mapping: CommentedMap, key: str, value: Any) -> None:
 
 
 def put_keys(mapping: CommentedMap, key: str, values: Mapping[str, Any]) -> None:
-    """Set keys of the mapping at `key`, which is made if it isn't there."""
+    """Set keys of the mapping at `key`, which is created if it is missing or empty."""
     if not mapping.get(key):
-        # Filled before it is put, or the comment lines below would end up in it.
+        # Filled before it is inserted, or the comment lines below would end up in it.
         put_key(mapping, key, CommentedMap(values))
         return
     inner = own_value(mapping, key)
@@ -98,7 +98,7 @@ def put_keys(mapping: CommentedMap, key: str, values: Mapping[str, Any]) -> None
 
 
 def remove_key(mapping: CommentedMap, key: str) -> None:
-    """Remove a key, if it is there, with the comment behind it. Comment lines below it stay."""
+    """Remove a key, if it exists, with the comment on its line. Comment lines below it stay."""
     if key not in mapping:
         return
     keys = list(mapping)
@@ -111,13 +111,13 @@ def remove_key(mapping: CommentedMap, key: str) -> None:
     if at > 0:
         _add_comment_below(mapping, keys[at - 1], below)
     elif len(keys) > 1:
-        # The first key goes, and no value is above the comment: it becomes one before the next key.
+        # Without the first key, no value is above the comment: it becomes a comment before the next key.
         lines = [line.strip().removeprefix("#").strip() for line in below.splitlines()]
         mapping.yaml_set_comment_before_after_key(keys[1], before="\n".join(lines), indent=mapping.lc.col)
 
 
 def _is_shared(value: Any) -> bool:
-    """Whether a change of the value may change others too: it has an anchor, or keys that `<<` merges."""
+    """True if a change of the value can change others too: it has an anchor, or keys that `<<` merges."""
     if not isinstance(value, _Part):
         return False
     anchor = getattr(value, Anchor.attrib, None)
@@ -127,10 +127,10 @@ def _is_shared(value: Any) -> bool:
 
 
 def _own_copy(value: _Part) -> _Part:
-    """A copy without anchors and merges, of all that is in it too."""
-    copied: _Part = copy.deepcopy(value)  # a copied mapping has the merged keys as its own
+    """A deep copy without anchors and merges, at any level."""
+    copied: _Part = copy.deepcopy(value)  # the copy of a mapping contains the merged keys itself
     parts: list[Any] = [copied]  # still to be cleared
-    cleared: set[int] = set()  # by identity: an alias makes one part stand in several places
+    cleared: set[int] = set()  # by identity: aliases put one part in several places
     while parts:
         part = parts.pop()
         if id(part) in cleared:
@@ -151,7 +151,7 @@ def _last_key(part: _Part) -> str | int | None:
 
 
 def _last_leaf(part: _Part, key: str | int) -> tuple[_Part, str | int]:
-    """The last value that is written in lines of its own at `key`: where the comment below all of it is kept."""
+    """The last value on lines of its own within `key`, which has the comment below all of it."""
     while True:
         value = part[key]
         if not isinstance(value, _Part) or value.fa.flow_style():
@@ -175,7 +175,7 @@ def _take_comment_below(part: _Part, key: str | int) -> str:
     if token is None:
         return ""
     on_its_line, _, below = token.value.partition("\n")
-    token.value = f"{on_its_line}\n"  # a flow mapping has the same token
+    token.value = f"{on_its_line}\n"  # changed in place, because a flow mapping has the same token
     if not on_its_line:
         part.ca.items[key][_COMMENT_AT[type(part)]] = None
     return str(below)
@@ -194,7 +194,7 @@ def _add_comment_below(part: _Part, key: str | int, below: str) -> None:
 
 
 def _indent_alike(yaml: Any, document: CommentedMap) -> None:
-    """Have it written with the indents that the text has: those of the first mapping and the first list in it."""
+    """Set the indents for writing to the text's own: those of its first mapping and its first list."""
     mapping = sequence = offset = None
     for value in document.values():
         if not isinstance(value, _Part) or value.fa.flow_style() or not value:
@@ -203,7 +203,7 @@ def _indent_alike(yaml: Any, document: CommentedMap) -> None:
         if isinstance(value, CommentedMap):
             mapping = mapping or indent
         elif offset is None:
-            _, column = value.lc.item(0)  # behind the dash
+            _, column = value.lc.item(0)  # after the dash
             offset = indent
             sequence = column - document.lc.col
     yaml.indent(mapping=mapping, sequence=sequence, offset=offset)

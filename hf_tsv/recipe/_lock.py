@@ -1,4 +1,4 @@
-"""The recipe again, with every model pinned."""
+"""The text of a recipe with every model pinned."""
 
 from collections.abc import Mapping
 
@@ -10,11 +10,11 @@ from hf_tsv.recipe._refs import ModelRef
 
 
 def pinned_text(recipe: Recipe, pins: Mapping[str, str]) -> str:
-    """The text of a recipe that always means the same: each reference is replaced by the one that `pins` has for it.
+    """Return a recipe's text in which each reference is replaced by its pinned one, so that its meaning stays fixed.
 
     Args:
-        recipe: A recipe that was read.
-        pins: From references as the recipe writes them to pinned ones.
+        recipe: A parsed recipe.
+        pins: The pinned references, by the text of the reference in the recipe.
     """
     refs = {model.entry: model.ref for model in recipe.models}
 
@@ -23,7 +23,7 @@ def pinned_text(recipe: Recipe, pins: Mapping[str, str]) -> str:
             put_key(document, "base_model", pins[recipe.base.text])
         models = models_of(document)
         for i in range(len(models)):
-            ref = refs.get(i, recipe.base)  # an entry that is no task is the base
+            ref = refs.get(i, recipe.base)  # an entry that isn't a task is the base
             if ref.text in pins:
                 put_key(own_value(models, i), "model", pins[ref.text])
         source = recipe.tokenizer.source

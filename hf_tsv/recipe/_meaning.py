@@ -1,4 +1,4 @@
-"""The meaning of a well-shaped recipe, or everything that is wrong with it."""
+"""The meaning of a recipe whose shape was checked, or all its mistakes."""
 
 from pathlib import Path as Folder
 from typing import Any
@@ -17,18 +17,18 @@ from hf_tsv.recipe._settings import Chain, Filter
 
 
 def read_meaning(document: Document, file: RecipeFile, text: str, folder: Folder | None) -> Recipe:
-    """Read a recipe whose shape is checked.
+    """Read a recipe whose shape was checked.
 
     Raises:
-        RecipeError: anything is wrong with it, in its shape or its meaning.
+        RecipeError: the recipe has mistakes, in its shape or its meaning.
     """
     return _MeaningReader(document, file, folder).recipe(text)
 
 
 class _MeaningReader:
-    """Reads each part of a recipe as far as the mistakes in others let it.
+    """Reader of a recipe that reads each part as far as mistakes in the others allow.
 
-    A place is where a method can be named: () for the recipe itself, ("overrides", i) for an override.
+    A place is a path at which a method can be named: () for the recipe itself, ("overrides", i) for an override.
     """
 
     def __init__(self, document: Document, file: RecipeFile, folder: Folder | None) -> None:
@@ -45,7 +45,7 @@ class _MeaningReader:
         filters = self._read_parameters()
         tokenizer = self._model_reader.tokenizer(self._models)
         dtype, out_dtype = self._file.dtype, self._file.out_dtype
-        if dtype is not None and BY_WORD[dtype].is_half:  # a half precision is meant for the output
+        if dtype is not None and BY_WORD[dtype].is_half:  # half precision can only be meant for the output
             out_dtype = out_dtype or dtype
             self._document.note(("dtype",), f"arithmetic is in float32 whatever the output is, here {out_dtype}.")
         residuals = None
@@ -63,7 +63,7 @@ class _MeaningReader:
         assert self._models.base is not None, "its absence is a mistake"
         adapters = self._file.adapters or Adapters()
         branches = [self._branch(place, tensors) for place, tensors in filters.items()]
-        branches.append(self._branch((), None))  # last: it takes what the overrides leave
+        branches.append(self._branch((), None))  # last: it takes the tensors that no override takes
         return Recipe(
             text=text,
             source=self._document.source,
@@ -94,7 +94,7 @@ class _MeaningReader:
     # Methods
 
     def _read_methods(self) -> dict[Path, MergeMethod]:
-        """The method of each place where it is known; an override has the recipe's own unless it names one."""
+        """The method of each place, where it is known; an override without a method has the recipe's."""
         own = self._file.merge_method
         if own is None:
             self._document.tell_missing(("merge_method",), f"Known methods: {', '.join(sorted(METHODS))}.")
@@ -118,7 +118,7 @@ class _MeaningReader:
 
     @property
     def _used(self) -> list[tuple[Path, MergeMethod]]:
-        """The known methods, each with the place that names it first."""
+        """The known methods, each with the first place that uses it."""
         first: dict[str, tuple[Path, MergeMethod]] = {}
         for place, method in self._methods.items():
             first.setdefault(method.name, (place, method))
@@ -127,7 +127,7 @@ class _MeaningReader:
     # Models
 
     def _read_models(self) -> Models:
-        """The models, checked to be as many as each method takes, and to have a base where one is needed."""
+        """Read the models, and check that each method gets as many as it takes, and a base if it needs one."""
         is_missing = self._file.base_model is None and not self._document.has_problem(("base_model",))
         first_is_base = is_missing and self._all_known
         for place, method in self._used:
@@ -139,7 +139,7 @@ class _MeaningReader:
         for place, method in self._used:
             least, most = method.inputs.min_tasks, method.inputs.max_tasks
             number, beside = len(models.tasks), " besides the base"
-            if is_missing and method.inputs.base == "either":  # the base is one of the models that are merged
+            if is_missing and method.inputs.base == "either":  # the base is one of the merged models
                 number, beside = number + 1, ""
             problem = ""
             if most is not None and number > most:
@@ -153,7 +153,7 @@ class _MeaningReader:
     # Parameters
 
     def _read_parameters(self) -> dict[Path, Filter]:
-        """Read the parameters in every place that has some; the filters of the overrides, by place."""
+        """Read the parameters in every place that has some. Return the filters of the overrides, by place."""
         used = [method for _, method in self._used]
         read = self._parameter_reader.read
         read(("parameters",), self._file.parameters, used, all_known=self._all_known)
@@ -170,7 +170,7 @@ class _MeaningReader:
         return filters
 
     def _branch(self, place: Path, tensors: Filter | None) -> Branch:
-        """How one place's tensors are merged. A model's own parameters win over the place's, then the rest."""
+        """The branch of one place. A model's own parameters precede the place's, and those precede the recipe's."""
         method = self._methods[place]
         shared_places: list[Path] = [(*place, "parameters")]
         if place:
@@ -186,7 +186,7 @@ class _MeaningReader:
             return tuple(of_entry(name, entry) for entry in self._models.tasks)
 
         parameters = method.parameters.values()
-        # The base, where it is listed, may be one of the models that are merged.
+        # The base may be one of the merged models if it is listed.
         counts_base = method.base == "model" or (method.base == "either" and self._file.base_model is None)
         base_weight = None
         if self._models.base_entries and counts_base:
@@ -204,14 +204,14 @@ class _MeaningReader:
     # The rest
 
     def _check_rule(self, key: str, rule: dict[str, Any]) -> None:
-        """Check a rule for ranks, as `tsv_c` takes it."""
+        """Check a rule for ranks, in the form that `tsv_c` takes."""
         try:
             rank_choice(rule, num_tasks=1, checkpoint_bytes=1)  # any numbers do to check the rule
         except MethodError as error:
             self._document.tell((key,), f"{error}.")
 
     def _read_output(self) -> dict[str, Any] | None:
-        """The rule for the ranks of an output that is one adapter; None for another output."""
+        """The rule for ranks if the output is one adapter; None for another output."""
         section = self._file.output
         if section is None:
             return None

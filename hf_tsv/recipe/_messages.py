@@ -1,4 +1,4 @@
-"""The wording of mistakes: what was expected, what is there instead, and which known word was likely meant."""
+"""The wording of mistakes: the expected value, the actual value, and the known word that was likely meant."""
 
 import difflib
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-# What papers and other tools call it, where the words are not spelled alike.
+# Names used by papers and other tools that are spelled too differently to be matched.
 OTHER_WORDS = {
     "bf16": "bfloat16",
     "fp16": "float16",
@@ -26,7 +26,7 @@ OTHER_WORDS = {
 
 MAX_SHOWN = 60  # characters of a value in a message
 
-# pydantic's types of errors, as "expected ..." goes on; in braces what pydantic says about the limit.
+# How "expected ..." continues for each of pydantic's error types; in braces, the limit from pydantic's context.
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
@@ -46,7 +46,7 @@ _EXPECTED = {
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` is most likely meant to be."""
+    """The known word that `word` most likely stands for; None if none is near."""
     # Compared in lower case, so that only the spelling counts; the answer has the known word's own case.
     by_lower = {other.lower(): other for other in known}
     other_word = OTHER_WORDS.get(word.lower())
@@ -57,7 +57,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
-    """A sentence that names the nearest known word, or nothing. A mapping says what each known word stands for."""
+    """A sentence that suggests the nearest known word, or nothing. A mapping gives each known word's suggestion."""
     meant = nearest(word, known)
     if meant is None:
         return ""
@@ -67,14 +67,14 @@ def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str]) -> str:
 
 
 def joined(words: Sequence[str], last: str) -> str:
-    """`a, b or c`, with `last` before the last."""
+    """The words as `a, b or c`, with `last` before the last one."""
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def shown(value: Any) -> str:
-    """A value as a message quotes it: short, and in YAML's words rather than Python's."""
+    """A value as messages quote it: short, and in YAML's words rather than Python's."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -87,10 +87,10 @@ def shown(value: Any) -> str:
 
 
 def wrong_value(label: str, error: ValidationError | Sequence[ErrorDetails]) -> str:
-    """What a value should have been, by every error that pydantic found in it."""
+    """A message with a wrong value and what was expected, by all the errors that pydantic found in it."""
     errors = error.errors(include_url=False) if isinstance(error, ValidationError) else error
     for one in errors:
-        if one["type"] == "value_error":  # raised by one of our validators, in words of its own
+        if one["type"] == "value_error":  # raised by one of our validators, with its own wording
             return f"{label} has a wrong value: {one['ctx']['error']}"
     expected: list[str] = []  # each once, in order
     for one in errors:
@@ -102,7 +102,7 @@ def wrong_value(label: str, error: ValidationError | Sequence[ErrorDetails]) -> 
             words = one["msg"].removeprefix("Input should be ")
         if words not in expected:
             expected.append(words)
-    # All errors are about the same value: those of a union differ in what they would have taken.
+    # All errors are about the same value: those of a union differ only in what they expect.
     value = errors[0]["input"]
     problem = f"{label} has a wrong value, expected {joined(expected, 'or')} but got {shown(value)}."
     for one in errors:
@@ -113,7 +113,7 @@ def wrong_value(label: str, error: ValidationError | Sequence[ErrorDetails]) -> 
 
 
 def _words(error: ErrorDetails) -> list[str]:
-    """The words of a literal, which pydantic lists as `'a', 'b' or 'c'`; none for another error."""
+    """The words of a literal, which pydantic lists as `'a', 'b' or 'c'`; empty for another error."""
     if error["type"] != "literal_error":
         return []
     listed = error["ctx"]["expected"].replace(" or ", " ")

@@ -1,4 +1,4 @@
-"""Reads which models a recipe names, and which of them is the base."""
+"""Reading the models that a recipe names, and which of them is the base."""
 
 import re
 from contextlib import suppress
@@ -21,10 +21,10 @@ class Models:
     """The models of a recipe, as far as they could be read.
 
     Attributes:
-        refs: One per entry of `models`, None where it is wrong.
-        base: The base model, None where it is wrong or missing.
-        base_entries: Which entries are the base.
-        tasks: The other entries' tasks, by the entry's index.
+        refs: One reference per entry of `models`, None if the entry is wrong.
+        base: The base model, None if it is wrong or missing.
+        base_entries: Indices of the entries that are the base.
+        tasks: The tasks of the other entries, by the entry's index.
     """
 
     refs: tuple[ModelRef | None, ...]
@@ -34,7 +34,7 @@ class Models:
 
 
 class ModelReader:
-    """Reads references, and notes what is wrong in the document."""
+    """Reader of model references that notes mistakes in the document."""
 
     def __init__(self, document: Document, file: schema.RecipeFile, folder: Folder | None) -> None:
         self._document = document
@@ -43,7 +43,7 @@ class ModelReader:
         self._folder = folder
 
     def read(self, *, first_is_base: bool) -> Models:
-        """Read all models; `first_is_base` says that the first is the base where none is named."""
+        """Read all models; with `first_is_base`, the first is the base if none is named."""
         refs = tuple(self._ref(("models", i, "model"), entry.model) for i, entry in enumerate(self._entries))
         base = None
         if self._file.base_model:
@@ -52,11 +52,11 @@ class ModelReader:
             self._document.note(("models", 0), f"there is no base_model: {refs[0]} stands in for it.")
             base = refs[0]
         base_entries = tuple(i for i, ref in enumerate(refs) if ref and ref == base)
-        # At least one model has to be listed besides the base, and the base not twice.
+        # At least one model has to be listed besides the base, and the base at most once.
         if self._file.models == []:
             self._document.tell(("models",), "'models' is empty. List at least one fine-tuned model.")
         elif not self._entries:
-            if not self._document.has_problem(("slices",)):  # which is where they are, then
+            if not self._document.has_problem(("slices",)):  # if `slices` is wrong, the models are probably in it
                 self._document.tell_missing(("models",), "List at least one fine-tuned model.")
         elif len(base_entries) == len(self._entries):
             self._document.tell(("models",), "only the base model is listed. List at least one fine-tuned model.")
@@ -66,7 +66,7 @@ class ModelReader:
         return Models(refs, base, base_entries, self._tasks(refs, base_entries))
 
     def tokenizer(self, models: Models) -> TokenizerChoice:
-        """Whose vocabulary and tokenizer the output gets."""
+        """Read the model whose vocabulary and tokenizer the output gets."""
         section = self._file.tokenizer
         if section is None:
             source = self._tokenizer_source(("tokenizer_source",), self._file.tokenizer_source, models)
@@ -88,15 +88,15 @@ class ModelReader:
         by_name = {task.name: task.ref for task in models.tasks.values()}
         if text in by_name:
             return by_name[text]
-        # It may be a model of the recipe, written as a reference.
+        # The text may be a reference to a model of the recipe.
         with suppress(RecipeError):
             meant = ModelRef.parse(text, self._folder)
             for ref in (models.base, *models.refs):
-                if ref == meant:  # as `models` writes it, which is how the lock looks it up
+                if ref == meant:  # in the spelling of `models`, by which the lock looks it up
                     return ref
         if text == UNION:
             return UNION
-        # If a model is wrong, the source may mean that one: its own mistake is noted already.
+        # If a model is wrong, the source may name that one, whose own mistake is noted already.
         if models.base and all(models.refs):
             words = ["base", UNION, *by_name]
             problem = f"tokenizer source '{text}' is none of the models, expected {joined(words, 'or')}."
@@ -115,7 +115,7 @@ class ModelReader:
             return None
 
     def _tasks(self, refs: tuple[ModelRef | None, ...], base_entries: tuple[int, ...]) -> dict[int, RecipeModel]:
-        """The tasks whose models and names are sound, by the entry's index."""
+        """The tasks with a valid model and name, by the entry's index."""
         tasks: dict[int, RecipeModel] = {}
         by_lower_case: dict[str, RecipeModel] = {}
         for i, ref in enumerate(refs):
@@ -127,7 +127,7 @@ class ModelReader:
             path: Path = ("models", i, "name")
             if self._document.has_problem(path):
                 continue
-            # Names become file names, and some file systems don't tell upper from lower case.
+            # Names become file names, and some file systems don't distinguish upper and lower case.
             same = by_lower_case.get(name.lower())
             problem = ""
             if not _TASK_NAME.fullmatch(name):

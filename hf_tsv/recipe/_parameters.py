@@ -1,4 +1,4 @@
-"""Reads the parameters that a recipe gives, in each of the places where it may give them."""
+"""Reading a recipe's parameters, in each place where it can have some."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,10 +27,10 @@ NO_EFFECT = {"int8_mask": "weights are streamed tensor by tensor as it is"}
 
 
 class ParameterReader:
-    """Checks parameters against the methods that are used, and notes what is wrong in the document.
+    """Reader that checks parameters against the methods in use, and notes mistakes in the document.
 
     Attributes:
-        filters: The filters of every list of filter and value, by its place.
+        filters: The filters of each list of filter and value, by the path of the list.
     """
 
     def __init__(self, document: Document) -> None:
@@ -44,10 +44,10 @@ class ParameterReader:
         """Read the parameters written at `path`.
 
         Args:
-            path: The place of the block.
-            block: The parameters as they are written, if there are any.
-            methods: The methods that they are for.
-            all_known: Whether these are all, so that what none of them takes is a mistake.
+            path: The path of the block.
+            block: The parameters as written, if there are any.
+            methods: The methods that use the parameters.
+            all_known: True if all methods are known, so that a parameter that none of them takes is a mistake.
         """
         block = block or {}
         per_model = path[0] == "models"
@@ -63,7 +63,7 @@ class ParameterReader:
                 if parameter is None or (per_model and not parameter.per_task):
                     continue
                 is_taken = True
-                # A method may take a parameter under two names. If both are written, the second is the mistake.
+                # A method can take a parameter under two names. If both are written, the second is the mistake.
                 first = next(word for word in block if _taken(method, word) == parameter)
                 if first != name and not self._document.has_problem(here):
                     problem = f"'{name}' and '{first}' mean the same for {method.name}. Keep one of them."
@@ -79,7 +79,7 @@ class ParameterReader:
                 self._document.tell(here, _not_taken(name, methods, per_model))
 
     def chain(self, name: str, method: MergeMethod, places: Sequence[Path]) -> Chain:
-        """A method's parameter as these places give it, the most specific first."""
+        """The settings of a method's parameter in these places, the most specific first."""
         blocks = [self._settings.get((place, method.name), {}) for place in places]
         return Chain(tuple(block[name] for block in blocks if name in block))
 
@@ -91,11 +91,11 @@ class ParameterReader:
         return by_name(EVERYTHING if written is None else written, line)
 
     def _setting(self, path: Path, written: Any, parameter: Parameter, label: str) -> Setting:
-        """What is written at `path`: a list of filter and value, a gradient, or one value."""
+        """The setting written at `path`: a list of filter and value, a gradient, or one value."""
         has_filters = isinstance(written, list) and isinstance(written[0], schema.Choice)
         if not has_filters:
             return self._value(path, written, parameter, label)
-        if path not in self.filters:  # its filters are the same for every method that takes it
+        if path not in self.filters:  # the filters are the same for every method that takes the parameter
             self.filters[path] = tuple(self.filter((*path, i), choice.filter) for i, choice in enumerate(written))
         choices: list[tuple[Filter, Constant | Gradient]] = []
         for i, chooser in enumerate(self.filters[path]):
@@ -110,7 +110,7 @@ class ParameterReader:
         return Gradient(tuple(values))
 
     def _checked(self, path: Path, value: Any, parameter: Parameter, label: str) -> Any:
-        """The value as the method takes it; ABSENT where it is wrong, which is noted."""
+        """The value as the method takes it; ABSENT after noting a mistake if it is wrong."""
         try:
             return parameter.adapter.validate_python(value, strict=True)
         except ValidationError as error:
@@ -120,7 +120,7 @@ class ParameterReader:
 
 
 def _taken(method: MergeMethod, name: str) -> Parameter | None:
-    """The parameter that a method takes under this name."""
+    """The parameter that a method takes under this name, or None."""
     own_name = method.aliases.get(name, name)
     own = method.parameters.get(own_name)
     if own is None and name == WEIGHT.name:
@@ -129,7 +129,7 @@ def _taken(method: MergeMethod, name: str) -> Parameter | None:
 
 
 def _not_taken(name: str, methods: Sequence[MergeMethod], per_model: bool) -> str:
-    """What is wrong with a parameter that none of the methods takes in its place."""
+    """A message about a parameter that none of the methods takes in its place."""
     takers = [method.name for method in methods if _taken(method, name)]
     if takers:
         whose = joined(takers, "and")

@@ -1,4 +1,4 @@
-"""What a recipe says, ready to be looked up tensor by tensor."""
+"""A recipe's content, ready to be looked up tensor by tensor."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ class RecipeModel:
     """A fine-tuned model of the recipe.
 
     Attributes:
-        ref: Where it is.
-        name: Its task's name, fit for a file name and unlike every other task's.
-        line: Where it was written.
-        entry: Which of the recipe's `models` it is, from 0; the base may be among them.
+        ref: Reference to the model.
+        name: Name of the model's task: valid as a file name, and unique.
+        line: Line of the model in the recipe.
+        entry: Index of the model in the recipe's `models`, from 0. That list may also contain the base.
     """
 
     ref: ModelRef
@@ -34,12 +34,12 @@ class RecipeModel:
 
 @dataclass(frozen=True)
 class TokenizerChoice:
-    """Whose vocabulary, and with it whose tokenizer, the output gets.
+    """The choice of the output's vocabulary, and with it of its tokenizer.
 
     Attributes:
-        source: A model, or the union of all vocabularies; None where the recipe doesn't say, which is the base's as
-            long as the models' vocabularies don't differ.
-        pad_to_multiple_of: What the embedding's rows are padded to; None for what the base's are.
+        source: A model, or the union of all vocabularies. None if the recipe doesn't say, which means the base's
+            vocabulary as long as the models' don't differ.
+        pad_to_multiple_of: The embedding's number of rows is padded to a multiple of this; None for the base's padding.
     """
 
     source: ModelRef | Literal["union"] | None = None
@@ -48,14 +48,14 @@ class TokenizerChoice:
 
 @dataclass(frozen=True)
 class RecipeAdapters:
-    """How adapters are written, as far as the recipe says.
+    """The recipe's settings for writing adapters. None for a format, rank or dtype that it doesn't give.
 
     Attributes:
         profiles: Names of the formats to write.
         rank: Rank of all factors in formats with one rank.
         factor_dtype: Dtype of the factors.
-        together: Whether the adapters share their budgets.
-        verify: How PEFT's reading of an adapter is compared with what was meant.
+        together: True if the adapters share their budgets, so that a task that changed more gets more bytes.
+        verify: How to check that PEFT reads an adapter as intended: by its `weights`, or by a `forward` pass too.
     """
 
     profiles: tuple[Profile, ...] | None = None
@@ -67,15 +67,15 @@ class RecipeAdapters:
 
 @dataclass(frozen=True)
 class Rule:
-    """What to do with one tensor.
+    """The rule for merging one tensor.
 
     Attributes:
         method: The merge method, a key of METHODS.
-        parameters: Those of its keywords that the recipe gives: one value each, or one per task where it takes that.
+        parameters: The method's keywords that the recipe gives: one value each, or one per task if it is per task.
         weights: One factor per task.
-        base_weight: The base's own factor where it is averaged as one of the models: it is a task without any
-            change, which matters to a normalised `linear`. 0 elsewhere.
-        line: Where the method was written.
+        base_weight: Factor of the base if it is averaged as one of the models, else 0. The base is then a task without
+            any change, which matters to a normalised `linear`.
+        line: Line of the method in the recipe.
     """
 
     method: str
@@ -87,16 +87,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Branch:
-    """How the tensors that one filter chooses are merged.
+    """The settings for merging the tensors that one filter chooses.
 
     Attributes:
-        filter: Which tensors, None for all that no other branch takes.
-        method: Their merge method.
-        line: Where it was written.
-        shared: The method's parameters that have one value for all tasks.
-        per_task: Those that have a value for each task, each with the default for a task that gives none.
-        weights: One per task.
-        base_weight: None where the base isn't one of the models.
+        filter: Filter that chooses the tensors, None for all that no other branch takes.
+        method: The tensors' merge method.
+        line: Line of the method in the recipe.
+        shared: Settings of the method's parameters with one value for all tasks, by parameter.
+        per_task: Default, and one chain of settings per task, of the method's per-task parameters, by parameter.
+        weights: The weight's settings, one chain per task.
+        base_weight: Settings of the base's weight, None if the base isn't one of the merged models.
     """
 
     filter: Filter | None
@@ -115,7 +115,7 @@ class Branch:
 
     @cached_property
     def _constant(self) -> Rule | None:
-        """The rule of all its tensors, where it depends on none of them; models may have many thousands."""
+        """The rule of all tensors, if it is the same for all, else None. Cached: models may have many thousands."""
         chains = [*self.shared.values(), *self.weights]
         for _, of_tasks in self.per_task.values():
             chains += of_tasks
@@ -126,7 +126,7 @@ class Branch:
         return self._rule("", "other", 0.0)  # the same for any name, kind and depth
 
     def _rule(self, name: str, kind: str, depth: float) -> Rule:
-        """The rule for one tensor. Parameters without a value are left out, so that the method's own default counts."""
+        """The rule for one tensor. Parameters without a value are left out, so that the method's default applies."""
 
         def at(chain: Chain, default: Any) -> Any:
             value = chain.at(name, kind, depth)
@@ -139,7 +139,7 @@ class Branch:
                 parameters[key] = value
         for key, (default, chains) in self.per_task.items():
             values = [at(chain, ABSENT) for chain in chains]
-            if any(value is not ABSENT for value in values):  # else the method's own default counts for all
+            if any(value is not ABSENT for value in values):  # else the method's default applies to all tasks
                 parameters[key] = tuple(at(chain, default) for chain in chains)
         weights = tuple(float(at(chain, 1.0)) for chain in self.weights)
         base_weight = 0.0 if self.base_weight is None else float(at(self.base_weight, 1.0))
@@ -148,30 +148,30 @@ class Branch:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to merge, and how.
+    """The models to merge, and the settings for merging them.
 
     Attributes:
-        text: The recipe as it was written.
-        source: What messages call its file.
+        text: Text of the recipe as written.
+        source: Name of the recipe's file in messages.
         merge_method: The method of every tensor that no override takes.
-        base: The base model, which for `linear` alone may be the first of the models.
-        models: The fine-tuned models, one a task, without the base.
+        base: The base model; for `linear` alone, it may be the first of the models.
+        models: The fine-tuned models, one per task, without the base.
         dtype: Arithmetic dtype.
-        out_dtype: Dtype of the output's floating-point tensors, None for the base's own, tensor by tensor.
-        tokenizer: Whose vocabulary and tokenizer the output gets.
-        chat_template: The Jinja text of the output's chat template, `auto` for the models' most common one, None for
-            that of the tokenizer's model.
-        svd: How singular vectors are computed.
-        residuals: How much of what a merge loses of each task goes into an adapter on the merged model, as parameters
-            of `tsv_c`; None for nothing.
-        adapters: How adapters are written.
-        output: How much of the merged change goes into one adapter, as parameters of `tsv_c` and empty for all of it;
-            None where the output is what the methods make.
-        notes: What the recipe asks for that has no effect, or a different one than its words suggest.
-        branches: The overrides in their order, and last what is left.
-        filters: Every list of filters of which the first match counts.
-        layers: How many layers it says the models have, and the line; None where it doesn't say.
-        folder: Where it lies, for models' relative paths; None where it comes from no file.
+        out_dtype: Dtype of the output's floating-point tensors, None for the dtype of each of the base's tensors.
+        tokenizer: The choice of the output's vocabulary and tokenizer.
+        chat_template: Jinja text of the output's chat template; `auto` for the models' most common one; None for that
+            of the tokenizer's model.
+        svd: The way of computing singular vectors.
+        residuals: Parameters of `tsv_c` for each task's residual adapter on the merged model, which holds part of what
+            the merge loses of the task; None for no such adapters.
+        adapters: Settings for writing adapters.
+        output: Parameters of `tsv_c` for storing the merged change in one adapter, empty for the whole change; None if
+            the output is what the methods make.
+        notes: Messages about settings that have no effect, or another one than their words suggest.
+        branches: The overrides in their order, then the branch of all other tensors.
+        filters: All lists of filters. In each, the first filter that matches a tensor counts.
+        layers: The models' number of layers by the recipe, and the line that gives it; None if the recipe doesn't say.
+        folder: The recipe's folder, for models' relative paths; None if the recipe isn't from a file.
     """
 
     text: str = field(repr=False)
@@ -195,25 +195,25 @@ class Recipe:
 
     @property
     def tokenizer_model(self) -> ModelRef:
-        """The model whose tokenizer's files the output gets; a union's tokens are added to the base's."""
+        """The model whose tokenizer files the output gets. A union adds its tokens to the base's."""
         source = self.tokenizer.source
-        return source if isinstance(source, ModelRef) else self.base  # for a union too, or if the recipe doesn't say
+        return source if isinstance(source, ModelRef) else self.base  # the base also for a union
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Every merge method that it names, each once."""
+        """The recipe's merge methods, each once."""
         in_order = [self.merge_method, *(branch.method for branch in self.branches)]
         return tuple(dict.fromkeys(in_order))
 
     def rule_at(self, name: str, kind: str, depth: float) -> Rule:
-        """What to do with a tensor, by its name, its kind and its depth from 0 (first layer) to 1 (last)."""
-        # There is one: the last takes every tensor.
+        """The rule for a tensor, by its name, its kind and its depth from 0 (first layer) to 1 (last)."""
+        # Never StopIteration: the last branch takes every tensor.
         branch = next(branch for branch in self.branches if branch.takes(name, kind))
         return branch.rule(name, kind, depth)
 
     def unmatched_filters(self, tensors: Iterable[tuple[str, str]]) -> list[str]:
-        """A message for every filter that chooses none of these tensors, given as (name, kind), in recipe order."""
-        tensors = list(tensors)  # read once for every list of filters
+        """A message for each filter that chooses none of these tensors, given as (name, kind), in recipe order."""
+        tensors = list(tensors)  # iterated once per list of filters
         idle: list[tuple[Filter, str]] = []
         for filters in self.filters:
             idle += idle_filters(filters, tensors)
@@ -221,7 +221,7 @@ class Recipe:
         return [f"{self.where(f.line)}: filter '{f.text}' has no effect: {why}" for f, why in idle]
 
     def wrong_layers(self, of_base: int) -> list[str]:
-        """A message if the base's number of layers isn't what the recipe says."""
+        """A list with a message if the base's number of layers isn't the recipe's; else an empty list."""
         if self.layers is None or self.layers[0] == of_base:
             return []
         stated, line = self.layers
@@ -230,5 +230,5 @@ class Recipe:
         return [f"{self.where(line)}: {problem} {way_out}"]
 
     def where(self, line: int) -> str:
-        """A line of the recipe as messages call it."""
+        """The name of a recipe's line in messages."""
         return f"{self.source}:{line}"

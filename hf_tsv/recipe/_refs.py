@@ -1,4 +1,4 @@
-"""Where a model is: on the Hub or in a folder, with or without an adapter on top."""
+"""References to models: on the Hub or in a folder, with or without an adapter on top."""
 
 import re
 from dataclasses import dataclass, field
@@ -16,8 +16,8 @@ _FOLDER = re.compile(r"[./~]")  # no Hub id begins with one of these
 class ModelRef:
     """A model as a recipe names it: `path[@revision][+adapter[@revision]]`.
 
-    `path` and `adapter` are each a Hub id, with or without a folder in the repository behind it, an `hf://` URI, the
-    address of a page on the Hub, or a folder.
+    `path` and `adapter` are each a Hub id, with or without a folder in the repository after it, an `hf://` URI, the
+    address of a page on the Hub, or a local folder.
 
     ModelRef.parse("org/name")                     a Hub id
     ModelRef.parse("org/name@v1.0")                at a branch, tag or commit
@@ -26,11 +26,11 @@ class ModelRef:
     ModelRef.parse("./folder")                     a local folder
 
     Attributes:
-        path: Hub id, perhaps with a folder in the repository, or folder of the model.
-        revision: Branch, tag or commit on the Hub, None for the default branch.
-        adapter: The same of the adapter on top, if any.
-        adapter_revision: Branch, tag or commit of the adapter.
-        text: The reference as it was written.
+        path: The model's Hub id, perhaps with a folder in the repository, or its local folder.
+        revision: The model's branch, tag or commit on the Hub, None for the default branch.
+        adapter: Hub id or folder of the adapter on top, if any.
+        adapter_revision: The adapter's branch, tag or commit, None for the default branch.
+        text: The reference as written.
     """
 
     path: str
@@ -43,14 +43,14 @@ class ModelRef:
     def parse(cls, text: str, folder: Path | None = None) -> "ModelRef":
         """Read a reference.
 
-        A relative path starts at the current directory, as in mergekit, and if no folder is there, at `folder`, where
-        the recipe lies. A text that is a folder's path as a whole means that folder, whatever signs it holds.
+        A relative path starts at the current directory, as in mergekit, and if no folder is there, at `folder`, the
+        recipe's folder. If the whole text is the path of a folder, it means that folder, even with '@' or '+' in it.
 
         Raises:
             RecipeError: the text isn't a reference.
         """
         whole = _folder(text, folder)
-        if whole:  # first of all, because a folder's name may hold '@' and '+'
+        if whole:  # first of all, because a folder's name may contain '@' and '+'
             return cls(whole, text=text)
         model, plus, adapter = _cut(text, "+", folder)
         if plus and not adapter:
@@ -61,13 +61,14 @@ class ModelRef:
 
     @property
     def is_local(self) -> bool:
-        """Whether the model is a folder on this machine, or is meant to be one."""
+        """True if the model's path is an existing folder, or is written as one."""
         return is_local(self.path)
 
     @property
     def default_name(self) -> str:
-        """A task's name unless the recipe gives one: the last part of the path, or of the adapter's."""
+        """The task's name unless the recipe gives one: the last part of the adapter's path, or else of the model's."""
         source = self.adapter or self.path
+        # Resolved, because `.` has no name. Without leading dots, because no task's name starts with one.
         last = Path(source).resolve().name if is_local(source) else source.rsplit("/", 1)[-1]
         return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip(".")
 
@@ -76,12 +77,12 @@ class ModelRef:
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is that of a folder: because it exists, or because it is written as one."""
+    """True if a path is an existing folder, or is written as one."""
     return bool(_FOLDER.match(path)) or _folder(path, None) is not None
 
 
 def _folder(path: str, beside: Path | None) -> str | None:
-    """The path of the folder of this name, seen from here or else from `beside`; None if there isn't one."""
+    """The folder's path, relative to the current directory or else to `beside`; None if there is no such folder."""
     if not path:
         return None
     try:
@@ -90,7 +91,7 @@ def _folder(path: str, beside: Path | None) -> str | None:
         for place in places:
             if place.is_dir():
                 found = str(place)
-                # Marked as a path, so that nobody takes it for a Hub id later.
+                # Written as a path, so that it isn't mistaken for a Hub id later.
                 return found if _FOLDER.match(found) else f"./{found}"
     except (OSError, RuntimeError, ValueError):  # too long for a path, no such ~user, or a NUL in it
         return None
@@ -98,7 +99,7 @@ def _folder(path: str, beside: Path | None) -> str | None:
 
 
 def _cut(text: str, sign: str, folder: Path | None) -> tuple[str, str, str]:
-    """`text` before, at and after the sign behind the longest name of a folder, or else at the first sign."""
+    """Split `text` at the sign after the longest folder name, or else at the first: text before, sign, text after."""
     at = [i for i, letter in enumerate(text) if letter == sign]
     behind_folder = [i for i in at if _folder(text[:i], folder)]
     first = at[0] if at else len(text)
@@ -140,18 +141,18 @@ def _source(part: str, text: str, folder: Path | None) -> tuple[str, str | None]
 
 
 def _is_hub_id(path: str) -> bool:
-    """Whether a path is a repository's id, alone or with a folder behind it."""
+    """True if a path is a repository's id, alone or followed by a folder."""
     repo_id, folder = in_repository(path)
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
         return False
-    # No part of the folder may be empty, or lead elsewhere as `..` does.
+    # No part of the folder's path may be empty, or lead elsewhere as `..` does.
     return repo_id == path or all(part.strip(".") and "\\" not in part for part in folder.split("/"))
 
 
 def in_repository(path: str) -> tuple[str, str]:
-    """The id of the repository, and the folder in it: `org/name/checkpoints/3` is `checkpoints/3` of `org/name`."""
+    """Split a path into repository id and folder: `org/name/checkpoints/3` is `checkpoints/3` of `org/name`."""
     owner, _, rest = path.partition("/")
     name, _, folder = rest.partition("/")
     return (f"{owner}/{name}" if name else owner), folder

@@ -1,7 +1,7 @@
 """The recipe's grammar: one class per level, one field per key. A new key is a new field.
 
-Only shapes are checked here. Every key of a recipe may be missing, and null counts as missing: which ones are needed
-depends on the method, and is checked where the meaning is read.
+Only shapes are checked here. Every key of a recipe may be missing, and null counts as missing: the required keys
+depend on the method, and are checked when the meaning is read.
 """
 
 import copy
@@ -33,11 +33,11 @@ from hf_tsv.recipe._settings import ABSENT, by_name
 
 
 class Keys(BaseModel):
-    """A level of the grammar.
+    """Base class of the grammar's levels.
 
     Attributes:
-        place: Where its keys stand, for messages; empty for the recipe itself.
-        refused: mergekit's keys that aren't taken here, each with the reason and the way out.
+        place: Words for the level in messages; empty for the recipe itself.
+        refused: mergekit's keys that this level refuses, each with the reason and the way out.
     """
 
     # Strict: "2" isn't read as a number, nor 1 as true, so that a value means what it looks like.
@@ -48,7 +48,7 @@ class Keys(BaseModel):
 
 
 def _scalar(value: Any) -> Any:
-    """The value if it is a scalar. Which scalars a parameter takes, its method knows."""
+    """Return the value if it is a scalar, else raise. The method checks later which scalars its parameter takes."""
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("scalar_type", "{expected}", {"expected": "a finite number"})
     if not isinstance(value, bool | int | float | str | None):
@@ -56,8 +56,8 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-# A value's shape alone tells which member of a union it is meant to be, so that only that one's mistakes are reported.
-# The tags stand in the paths of pydantic's errors; the brackets keep them apart from a recipe's own words.
+# A value's shape alone selects the member of a union, so that only the mistakes by that member are reported.
+# The tags are in the paths of pydantic's errors; the brackets distinguish them from a recipe's own words.
 _TAGS = {"<mapping>", "<text>", "<scalar>", "<gradient>", "<filters>"}
 
 
@@ -70,7 +70,7 @@ def _scalar_or_gradient(value: Any) -> str:
 
 
 def _setting_shape(value: Any) -> str:
-    """The tag of a parameter's value. One mapping makes a list one of filters; numbers in it are mistakes then."""
+    """The tag of a parameter's value. A list with a mapping in it is one of filters, where numbers are mistakes."""
     if not isinstance(value, list):
         return "<scalar>"
     has_filters = any(isinstance(item, dict) for item in value)
@@ -85,7 +85,7 @@ Gradient = Annotated[list[Scalar], Field(min_length=1)]
 
 
 class KindFilter(Keys):
-    """`{kind: embedding}`"""
+    """A filter by kind: `{kind: embedding}`."""
 
     place = " in a filter"
 
@@ -93,7 +93,7 @@ class KindFilter(Keys):
 
 
 def _name_filter(text: str) -> str:
-    by_name(text, line=0)  # only for the error that it raises: the line isn't known yet
+    by_name(text, line=0)  # only for the error that it raises: the line isn't known here
     return text
 
 
@@ -104,7 +104,7 @@ FilterKey = Annotated[
 
 
 class Location(Keys):
-    """`{path: org/name, revision: main}`"""
+    """A model's location: `{path: org/name, revision: main}`."""
 
     place = " in a model's location"
 
@@ -121,7 +121,7 @@ def _in_one_line(location: Location | str) -> str:
 
 
 class Reference(Keys):
-    """`{model: {path: org/name, revision: main}, lora: {path: org/adapter}}`"""
+    """A reference to a model: `{model: {path: org/name, revision: main}, lora: {path: org/adapter}}`."""
 
     place = " in a model"
     refused = {"override_architecture": "tensors are matched by name, whatever the architecture. Leave it out."}
@@ -137,7 +137,7 @@ class Reference(Keys):
 
 
 class Choice(Keys):
-    """`{filter: q_proj, value: 0.5}`"""
+    """A parameter's value for the tensors that a filter chooses: `{filter: q_proj, value: 0.5}`."""
 
     place = " in a list of filter and value"
 
@@ -157,7 +157,7 @@ Setting = Annotated[
 
 
 class ModelEntry(Keys):
-    """One of `models`."""
+    """An entry of `models`."""
 
     place = " in 'models'"
     refused = {
@@ -172,7 +172,7 @@ class ModelEntry(Keys):
 
 
 class Override(Keys):
-    """One of `overrides`."""
+    """An entry of `overrides`."""
 
     place = " in 'overrides'"
 
@@ -182,7 +182,7 @@ class Override(Keys):
 
 
 class RankRuleKeys(Keys):
-    """One rule for ranks, as `tsv_c` takes it: a field for each rule of `hf_tsv.linalg.ranks.RULES`."""
+    """One rule for ranks, in the form that `tsv_c` takes: a field for each rule of `hf_tsv.linalg.ranks.RULES`."""
 
 
 if not TYPE_CHECKING:  # the fields come from the registry, which type checkers can't read
@@ -191,13 +191,13 @@ if not TYPE_CHECKING:  # the fields come from the registry, which type checkers 
 
 
 class Residuals(RankRuleKeys):
-    """`residuals: {budget: 5%}`"""
+    """The rule for the ranks of residual adapters: `residuals: {budget: 5%}`."""
 
     place = " in residuals"
 
 
 def _one_of(words: Sequence[str | int], value: Any) -> Any:
-    """The value if it is one of those words; else the error that a Literal of them would give."""
+    """Return the value if it is one of those words; else raise the error that a Literal of them would raise."""
     if not isinstance(value, str | int) or value not in words:
         expected = " or ".join(repr(word) for word in words)
         raise PydanticCustomError("literal_error", "{expected}", {"expected": expected})
@@ -209,20 +209,20 @@ def _format_name(value: Any) -> Any:
 
 
 def _format_rank(value: Any) -> Any:
-    """A rank that some format takes. Whether the chosen formats take it is checked by the plan."""
+    """Return the rank if some format takes it, else raise. The plan checks that the chosen formats take it."""
     ranks: set[int] = set()
     for one in FORMATS.values():
         ranks.update(one.ranks)
     return _one_of(sorted(ranks), value)
 
 
-# By functions rather than Literals, because formats are registered: the words are those of the moment.
+# Functions rather than Literals, because formats are registered: the words are those registered when a recipe is read.
 FormatName = Annotated[str, BeforeValidator(_format_name)]
 FormatRank = Annotated[int, BeforeValidator(_format_rank)]
 
 
 class Adapters(Keys):
-    """`adapters: {profiles: [faithful, serving], rank: 64, together: true}`"""
+    """How adapters are written: `adapters: {profiles: [faithful, serving], rank: 64, together: true}`."""
 
     place = " in adapters"
 
@@ -234,7 +234,7 @@ class Adapters(Keys):
 
 
 class Output(RankRuleKeys):
-    """`output: {form: adapter, rank: 16}`: what the output is, and the rule for an adapter's ranks."""
+    """The form of the output, and the rule for an adapter's ranks: `output: {form: adapter, rank: 16}`."""
 
     place = " in output"
 
@@ -242,7 +242,7 @@ class Output(RankRuleKeys):
 
 
 class TokenizerKeys(Keys):
-    """`tokenizer: {source: union, pad_to_multiple_of: 64}`"""
+    """The output's tokenizer: `tokenizer: {source: union, pad_to_multiple_of: 64}`."""
 
     place = " in tokenizer"
     refused = {
@@ -254,7 +254,7 @@ class TokenizerKeys(Keys):
 
 
 def _without_fast(value: Any) -> Any:
-    """Any value but `fast`, which recipes of earlier versions may have."""
+    """Return any value but `fast`, which recipes of earlier versions may have; raise for that."""
     if value == "fast":
         raise ValueError("fast was removed, because it was slower than exact. Leave 'svd' out, or write svd: sketch.")
     return value
@@ -288,25 +288,25 @@ class RecipeFile(Keys):
 
 
 def read_shape(document: Document) -> RecipeFile:
-    """The recipe without the parts that don't fit the grammar; those are noted in the document."""
+    """Read the recipe without the parts that don't fit the grammar, and note those in the document."""
     try:
         return RecipeFile.model_validate(document.data)
     except ValidationError as error:
         details = error.errors(include_url=False)
-    # The rest is read all the same, so that mistakes in the meaning are reported together with those in the shape.
+    # The rest is still read, so that mistakes in the meaning are reported together with those in the shape.
     sound = copy.deepcopy(document.data)
     for detail in details:
         path = _untagged(detail["loc"])
         if detail["type"] == "extra_forbidden":
             *above, key = detail["loc"]
-            path = (*_untagged(above), key)  # the key is the file's own, even if it looks like a tag
+            path = (*_untagged(above), key)  # the key is the recipe's own, even if it looks like a tag
         document.tell(path, _problem(path, detail))
         _drop_unusable(sound, path, detail)
     return RecipeFile.model_validate(sound)
 
 
 def _problem(path: Path, error: ErrorDetails) -> str:
-    """What one of pydantic's errors means to a recipe's author."""
+    """The message about one of pydantic's errors for a recipe's author."""
     *above, last = path
     level = _level(tuple(above))
     if error["type"] == "missing":
@@ -333,14 +333,14 @@ def _problem(path: Path, error: ErrorDetails) -> str:
 
 
 def _untagged(loc: Sequence[int | str]) -> Path:
-    """A path as the file has it, from one that holds the tags of unions. A parameter may be called like a tag."""
+    """A path in the file, from pydantic's path with the tags of unions. A parameter's name may look like a tag."""
     parameters = _parameters_at(loc)
     name_at = None if parameters is None else parameters + 1
     return tuple(step for i, step in enumerate(loc) if step not in _TAGS or i == name_at)
 
 
 def _parameters_at(path: Sequence[int | str]) -> int | None:
-    """Where a path enters the parameters of the recipe (0) or of an entry of a list (2); None if it doesn't."""
+    """Index of `parameters` in a path: 0 in the recipe, 2 in an entry of a list; None if it isn't in either place."""
     for at in (0, 2):
         if list(path[at : at + 1]) == ["parameters"]:
             return at
@@ -348,7 +348,7 @@ def _parameters_at(path: Sequence[int | str]) -> int | None:
 
 
 def _level(path: Path) -> type[Keys]:
-    """The grammar of the mapping at a path."""
+    """The grammar's class for the mapping at a path."""
     match path:
         case ("models", int()):
             return ModelEntry
@@ -376,7 +376,7 @@ def _level(path: Path) -> type[Keys]:
 def _drop_unusable(data: Any, path: Path, error: ErrorDetails) -> None:
     """Remove from a recipe's data the piece that an error at `path` makes useless.
 
-    That is a key of the recipe, of an entry or of a list of filter and value; a gradient goes as a whole. An entry of
+    The piece is a key of the recipe, of an entry or of a list of filter and value, or a whole gradient. An entry of
     a list becomes an empty one, so that the others keep their places.
     """
     parameters = _parameters_at(path)
@@ -392,7 +392,7 @@ def _drop_unusable(data: Any, path: Path, error: ErrorDetails) -> None:
     *above, last = path[:length]
     for step in above:
         if isinstance(data, dict) and step not in data:
-            return  # another error has removed what is around it
+            return  # an earlier error has already removed a part around it
         data = data[step]
     if isinstance(data, list):
         data[int(last)] = {}

@@ -1,4 +1,4 @@
-"""A parameter's value as a function of the tensor: one for all, a gradient over depth, or by filters."""
+"""A parameter's value as a function of the tensor: a constant, a gradient over depth, or one value per filter."""
 
 import fnmatch
 import re
@@ -15,13 +15,13 @@ EVERYTHING = "*"
 
 @dataclass(frozen=True)
 class Filter:
-    """Chooses tensors by their name or their kind.
+    """A choice of tensors by their name or their kind.
 
     Attributes:
-        text: The filter as it was written.
-        line: Where it was.
-        kind: The kind it chooses, None when it goes by names.
-        pattern: What it looks for in names, None when that is `text` as it stands.
+        text: The filter as written.
+        line: The filter's line in the recipe.
+        kind: The kind to choose, None for a filter on names.
+        pattern: Regular expression to search for in names, None to search for `text` itself.
     """
 
     text: str
@@ -42,7 +42,7 @@ class Filter:
 
 
 def by_name(text: str, line: int) -> Filter:
-    """A filter on names: a part of the name, a glob over all of it, or after `re:` a regular expression.
+    """Return a filter on names: a part of the name, a glob over the whole name, or after `re:` a regular expression.
 
     Raises:
         ValueError: the text is empty, or isn't a regular expression.
@@ -63,15 +63,15 @@ def by_name(text: str, line: int) -> Filter:
 
 
 def by_kind(kind: Kind, line: int) -> Filter:
-    """A filter on what tensors are."""
+    """Return a filter on the kind of tensors."""
     return Filter(f"kind: {kind}", line, kind=kind)
 
 
 class Setting(Protocol):
-    """What was written for one parameter in one place."""
+    """The values written for one parameter in one place."""
 
     def at(self, name: str, kind: str, depth: float) -> Any:
-        """The value for one tensor, ABSENT where this setting has none for it."""
+        """The value for one tensor, ABSENT if this setting has none for it."""
         ...
 
 
@@ -87,9 +87,9 @@ class Constant:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Values spread evenly over the depth from 0 to 1, as in mergekit.
+    """Values at evenly spaced depths from 0 to 1, as in mergekit.
 
-    Between numbers it is linear, and rounded between whole numbers; other values hold until the next.
+    Numbers are interpolated linearly, and between whole numbers rounded; other values apply until the next.
     """
 
     values: tuple[Any, ...]
@@ -99,7 +99,7 @@ class Gradient:
         return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
 
     def at(self, name: str, kind: str, depth: float) -> Any:
-        # The values stand at 0, 1, ..., last; this is where the depth falls between them.
+        # The values are at positions 0, 1, ..., last; `position` is that of the depth.
         last = len(self.values) - 1
         position = depth * last
         i = int(position)
@@ -127,13 +127,13 @@ class Filtered:
 
 @dataclass(frozen=True)
 class Chain:
-    """What was written for one parameter, from the most specific place on: the first that has a value counts."""
+    """The settings of one parameter, the most specific first: the first that has a value counts."""
 
     settings: tuple[Setting, ...]
 
     @property
     def is_constant(self) -> bool:
-        """Whether every tensor has the same value: a constant in the first place leaves nothing to the others."""
+        """True if every tensor has the same value: no setting, or a constant first, after which no other counts."""
         return not self.settings or isinstance(self.settings[0], Constant)
 
     def at(self, name: str, kind: str, depth: float) -> Any:
@@ -145,10 +145,10 @@ class Chain:
 
 
 def idle_filters(filters: Sequence[Filter], tensors: Sequence[tuple[str, str]]) -> list[tuple[Filter, str]]:
-    """The filters of a list that choose no tensor, each with the reason; the first to match takes a tensor."""
+    """The filters of a list that choose no tensor, each with the reason. A tensor goes to the first matching filter."""
     idle = {id(f): f for f in filters if not f.is_everything}  # by identity: the same filter may be written twice
     for name, kind in tensors:
-        if not idle:  # usually after a few tensors, and models have many thousands
+        if not idle:  # usually after a few tensors of many thousands
             break
         taker = next((f for f in filters if f.matches(name, kind)), None)
         idle.pop(id(taker), None)
@@ -166,7 +166,7 @@ def idle_filters(filters: Sequence[Filter], tensors: Sequence[tuple[str, str]]) 
 
 
 def _meant(idle: Filter) -> Filter | None:
-    """The same text as another sort of filter on names, which may have been intended; None where it can't be one."""
+    """The same text as another type of filter on names, which may have been intended; None if it can't be one."""
     if idle.kind is not None or idle.text.startswith("re:"):
         return None
     text = f"re:{idle.text}" if idle.pattern is None else f"*{idle.text}*"

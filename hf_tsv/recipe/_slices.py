@@ -1,14 +1,14 @@
-"""mergekit's `slices`, where they say no more than `models` does: one slice, of all layers of every model."""
+"""mergekit's `slices`, if they are equivalent to `models`: one slice with all layers of every model."""
 
 from hf_tsv.recipe._document import Document
 
-SOURCES = ("slices", 0, "sources")  # where the models are then
+SOURCES = ("slices", 0, "sources")  # the path of the models in such a recipe
 
 
 def read_whole_slice(document: Document) -> None:
-    """Write the sources of a recipe's only slice as its models, and note the layers that they are said to have.
+    """Move the sources of a recipe's only slice to `models`, and note the number of layers that they give.
 
-    What isn't of that form stays as it is, to be refused with the other keys that aren't taken.
+    Slices of any other form stay, and are refused later with the other unknown keys.
     """
     match document.data:
         case {"models": _}:

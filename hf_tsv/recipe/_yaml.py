@@ -1,7 +1,7 @@
-"""YAML text -> plain data in which every value knows its line; and plain data -> YAML text.
+"""Conversion of YAML text to plain data with the line of each value, and of plain data to YAML text.
 
-The parser is ruamel.yaml's. Its loaders stop at the first mistake, so the tree that its composer makes is walked here
-instead: every mistake is noted, and the rest is read.
+The parser is ruamel.yaml's. Its loaders stop at the first mistake, so this module walks the composer's tree instead:
+every mistake is noted, and the rest is read.
 """
 
 import io
@@ -21,15 +21,15 @@ from hf_tsv.errors import RecipeError
 from hf_tsv.recipe._document import Document, Mark, Path
 from hf_tsv.recipe._messages import shown
 
-# Far beyond any recipe: what is larger is refused before time or memory is spent on it.
+# Far beyond any recipe: larger files are refused before they take time or memory.
 MAX_CHARACTERS = 1_000_000
 MAX_VALUES = 100_000  # a few lines of nested aliases can stand for billions
 MAX_DEPTH = 100
 
 _TAG = "tag:yaml.org,2002:"
 _KEY_TAGS = (_TAG + "str", _TAG + "merge")
-_TAGS_OF_TEXT = (_TAG + "timestamp", _TAG + "value")  # ruamel's for 2024-01-31 and =, which are text in YAML 1.2
-_FLOAT = re.compile(r"[-+]?\.[0-9]+[eE][0-9]+")  # which ruamel takes for text, but YAML 1.2 doesn't
+_TAGS_OF_TEXT = (_TAG + "timestamp", _TAG + "value")  # ruamel's tags for 2024-01-31 and =, which are text in YAML 1.2
+_FLOAT = re.compile(r"[-+]?\.[0-9]+[eE][0-9]+")  # such as .5e3: text for ruamel, a number in YAML 1.2
 _WAYS_OUT = {
     "'\\t'": "Indent with spaces instead of tabs.",
     "that cannot start any token": "Put the value in quotes.",
@@ -41,11 +41,11 @@ Pairs = dict[str, tuple[Node, Node]]  # the nodes of key and value, by the key
 
 
 def yaml_of(typ: Literal["safe", "rt"]) -> YAML:
-    """ruamel's YAML with our limits and scalars; `rt` keeps comments, quotes and order on the way back to text."""
+    """Return a ruamel YAML with our limits and scalars; `rt` keeps comments, quotes and order when writing."""
     yaml = YAML(typ=typ, pure=True)
     yaml.Resolver = _Resolver
     yaml.max_depth = MAX_DEPTH
-    yaml.composer.warn_double_anchors = False  # YAML allows them, and the latest counts
+    yaml.composer.warn_double_anchors = False  # YAML allows double anchors: the latest counts
     yaml.allow_unicode = True
     yaml.preserve_quotes = True
     yaml.brace_single_entry_mapping_in_flow_sequence = True  # JSON stays JSON
@@ -54,7 +54,7 @@ def yaml_of(typ: Literal["safe", "rt"]) -> YAML:
 
 
 def to_yaml(data: Any) -> str:
-    """Plain data as YAML text, in its own order."""
+    """Return plain data as YAML text, with its keys in their order."""
     text = io.StringIO()
     yaml_of("rt").dump(data, text)
     return text.getvalue()
@@ -67,15 +67,15 @@ def read_yaml(
     keys: str = "merge_method, base_model and models",
     example: str = "merge_method: tsv_m",
 ) -> Document:
-    """Read the one YAML document of a file of ours, which must be a mapping.
+    """Read one of this package's YAML files: one document, which must be a mapping.
 
-    Scalars are those of YAML 1.2: 1e-3 is a number; yes, on and dates are text. What doesn't keep the rest from being
-    read, such as a key written twice, is noted in the document.
+    Scalars are those of YAML 1.2: 1e-3 is a number; yes, on and dates are text. Mistakes that don't prevent reading
+    the rest, such as a key written twice, are noted in the document.
 
     Args:
         text: The file's text.
-        source: What messages call the file.
-        keys: The keys that it must have, for the message about an empty file.
+        source: The file's name in messages.
+        keys: The keys that the file must have, for the message about an empty file.
         example: A line of such a file, for the message about one that isn't a mapping.
 
     Raises:
@@ -88,7 +88,7 @@ def read_yaml(
         return _read(text, source, keys, example)
     except MaxDepthExceededError as error:
         raise RecipeError(_too_deep(source, _line_of(error))) from None
-    except RecursionError:  # a long chain of aliases, each of which is part of the next
+    except RecursionError:  # from a long chain of aliases, each part of the next
         raise RecipeError(_too_deep(source)) from None
     except MarkedYAMLError as error:
         problem = f"this isn't YAML: {error.problem}"
@@ -110,7 +110,7 @@ def _too_deep(source: str, line: int = 1) -> str:
 
 
 def _read(text: str, source: str, keys: str, example: str) -> Document:
-    """Read what `read_yaml` reads; the parser's own errors pass through."""
+    """Read a document as `read_yaml` does, but let the parser's own errors pass through."""
     yaml = yaml_of("safe")
     constructor, parser = yaml.get_constructor_parser(text)
     composer = yaml.composer
@@ -129,7 +129,7 @@ def _read(text: str, source: str, keys: str, example: str) -> Document:
 
 
 class _Resolver(VersionedResolver):
-    """Tells which plain scalars are numbers, by YAML 1.2's core schema where ruamel departs from it."""
+    """ruamel's resolver of scalars' types, with YAML 1.2's core schema where ruamel departs from it."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)
@@ -144,16 +144,16 @@ class _Resolver(VersionedResolver):
 
 
 class _TreeReader:
-    """Turns nodes into data, and marks where each value stands."""
+    """Converter of nodes to data that marks the position of each value."""
 
     def __init__(self, constructor: SafeConstructor, document: Document) -> None:
         self._constructor = constructor
         self._document = document
-        self._above: set[int] = set()  # ids of the nodes around the one that is read
+        self._above: set[int] = set()  # ids of the nodes around the current one
         self._pairs_of: dict[int, Pairs] = {}  # by the mapping node's id
 
     def value(self, node: Node, path: Path) -> Any:
-        """The value of a node, None where a mistake is noted in it."""
+        """The value of a node, None if the node itself is a mistake, which is noted."""
         if len(self._document.marks) > MAX_VALUES:
             problem = f"it has more than {MAX_VALUES} values, with those that its aliases stand for."
             raise RecipeError(f"{self._document.source}:1: {problem} Leave out what isn't needed.")
@@ -191,16 +191,16 @@ class _TreeReader:
             return text
         try:
             return self._constructor.construct_object(node)
-        except (YAMLError, ValueError, KeyError):  # KeyError: what `!!bool maybe` raises
+        except (YAMLError, ValueError, KeyError):  # `!!bool maybe` raises KeyError
             problem = f"{shown(node.value)} can't be read as {_short(node.tag)}."
             self._document.tell(path, f"{problem} Leave the tag out, or put the value in quotes.")
             return None
 
     def _pairs(self, node: MappingNode) -> Pairs:
-        """The keys of a mapping and of those merged into it by `<<`, whose keys yield to its own."""
+        """The pairs of a mapping and of those that `<<` merges into it; the mapping's own take precedence."""
         if id(node) in self._pairs_of:
             return self._pairs_of[id(node)]
-        self._pairs_of[id(node)] = {}  # so that a mapping merged into itself adds nothing, and ends
+        self._pairs_of[id(node)] = {}  # so that a mapping merged into itself adds nothing and the recursion ends
         own = self._own_pairs(node)
         merged = Pairs()
         for key, value in node.value:
@@ -217,7 +217,7 @@ class _TreeReader:
         return self._pairs_of[id(node)]
 
     def _own_pairs(self, node: MappingNode) -> Pairs:
-        """The pairs that a mapping has of its own. If a key is written twice, the first counts."""
+        """The pairs written in a mapping itself. If a key is written twice, the first counts."""
         pairs: Pairs = {}
         for key, value in node.value:
             is_scalar = isinstance(key, ScalarNode) and key.tag in _KEY_TAGS
@@ -234,7 +234,7 @@ class _TreeReader:
 
 
 def _whole_characters(text: str) -> str | None:
-    """The text with surrogate pairs, which JSON escapes one character as, joined; None if half of a pair is missing."""
+    """The text with surrogate pairs (as JSON escapes some characters) joined; None if half of a pair is missing."""
     if text.isascii():
         return text
     try:
@@ -248,7 +248,7 @@ def _mark(node: Node) -> Mark:
 
 
 def _short(tag: str | None) -> str:
-    """A tag as people write it: `!!int`."""
+    """A tag in its short form: `!!int`."""
     return str(tag).replace(_TAG, "!!")
 
 

@@ -1,4 +1,4 @@
-"""What an output says of itself: typed models that write, read and check `hf_tsv.json`, and give its JSON schema."""
+"""The record of an output: typed models that write, read and check `hf_tsv.json`, and give its JSON schema."""
 
 from hf_tsv.record.evaluation import (
     Evaluation,

@@ -1,4 +1,4 @@
-"""The records of an evaluation: scores, one a line in a file, and their summary in the output's record."""
+"""The records of an evaluation: a file with one score per line, and the summary in the output's record."""
 
 from hf_tsv.record.parts import Count, Part, Sha256
 
@@ -8,11 +8,11 @@ class ScoreLine(Part):
 
     Attributes:
         key: Hash of everything that the score depends on.
-        score: Its value.
-        examples: How many examples it was measured on.
-        task: The suite's task.
-        model: What was scored: `base`, `finetuned`, `merged`, ...
-        metric: What was measured.
+        score: The measured value.
+        examples: Number of examples that the score was measured on.
+        task: Name of the task in the suite.
+        model: The scored model: `base`, `finetuned`, `merged`, ...
+        metric: Name of the metric.
     """
 
     key: Sha256
@@ -27,9 +27,9 @@ class SuiteEntry(Part):
     """The suite that was run.
 
     Attributes:
-        file: Its name.
-        sha256: Hash of its content.
-        seed: Its seed.
+        file: Name of the suite's file.
+        sha256: SHA-256 of the suite's file.
+        seed: The suite's seed.
         dtype: The dtype in which models were run.
     """
 
@@ -40,7 +40,7 @@ class SuiteEntry(Part):
 
 
 class EvaluationVersions(Part):
-    """Versions of the packages that measured. Attributes: one for each."""
+    """Versions of the packages that ran the evaluation, one attribute per package."""
 
     hf_tsv: str
     torch: str
@@ -52,13 +52,13 @@ class TaskScores(Part):
 
     Attributes:
         kind: The kind of the task, such as `text-classification`.
-        metric: What was measured.
-        higher_is_better: Whether a higher score is better.
+        metric: Name of the metric.
+        higher_is_better: True if a higher score is better.
         data: A data set's id, or a file's name.
-        data_sha256: Hash of the examples; None where lm-eval reads them itself.
-        examples: How many there are.
-        scores: By model.
-        relative: Each score relative to the fine-tuned model's, where there is one: 1 is as good, more is better.
+        data_sha256: SHA-256 of the examples; None if lm-eval reads them itself.
+        examples: Number of examples.
+        scores: The scores, by model.
+        relative: Each score relative to the fine-tuned model's, if that has one: 1 is as good, more is better.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class TaskScores(Part):
 
 
 class MeanScores(Part):
-    """Means over the tasks that have them, by model. Attributes: of the `scores`, and of the `relative` ones."""
+    """Means over the tasks that have scores, by model. Attributes: means of `scores`, and of `relative` ones."""
 
     scores: dict[str, float]
     relative: dict[str, float]
@@ -82,10 +82,10 @@ class Evaluation(Part):
     """The results of evaluating an output.
 
     Attributes:
-        suite: The suite.
-        versions: What it was run with.
+        suite: The suite that was run.
+        versions: Versions of the packages that ran the suite.
         tasks: The scores, by task of the suite.
-        mean: Their means.
+        mean: The means of the scores over the tasks.
     """
 
     suite: SuiteEntry

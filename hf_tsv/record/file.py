@@ -1,4 +1,4 @@
-"""`hf_tsv.json` itself: written, read, and checked as a file that anyone may have edited."""
+"""Writing, reading and checking `hf_tsv.json`, a file that anyone may have edited."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from hf_tsv.record.record import FORMAT, AdaptersRecord, MergeRecord, Record
 MAX_BYTES = 2**29  # a record of a million tensors takes less
 WAY_OUT = "Make the output again, or download it again"
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
-# How some of pydantic's errors are put to people who never heard of it.
+# Wording of some of pydantic's errors for people who don't know pydantic.
 _WORDS = {
     "missing": "this field is missing",
     "extra_forbidden": "there is no such field",
@@ -27,12 +27,12 @@ _WORDS = {
 
 
 def to_text(record: Record) -> str:
-    """The record as JSON. Fields that have their default value are left out."""
+    """Return the record as JSON, without the fields that have their default value."""
     return record.model_dump_json(indent=1, exclude_defaults=True) + "\n"
 
 
 def to_data(record: Record) -> dict[str, Any]:
-    """The record as plain data, as its file holds it."""
+    """Return the record as plain data, with the content of its file."""
     return record.model_dump(mode="json", exclude_defaults=True)
 
 
@@ -54,7 +54,7 @@ def read_record(folder: Path) -> Record:
     """
     path = folder / RECORD_FILE
     try:
-        # Looked at first, because a stranger's file may be larger than memory.
+        # Checked first, because a stranger's file may be larger than memory.
         too_large = path.stat().st_size > MAX_BYTES
         content = b"" if too_large else path.read_bytes()
     except OSError as error:
@@ -75,7 +75,7 @@ def read_record(folder: Path) -> Record:
 
 
 def read_merge_record(folder: Path) -> MergeRecord:
-    """Read the record of a merged model. Raises what `read_record` does, and OutputError for another kind."""
+    """Read the record of a merged model. Raises the errors of `read_record`, and OutputError for another kind."""
     record = read_record(folder)
     if not isinstance(record, MergeRecord):
         raise OutputError(f"{folder / RECORD_FILE}: kind: expected a merge but got {record.kind}. Choose another path")
@@ -83,7 +83,7 @@ def read_merge_record(folder: Path) -> MergeRecord:
 
 
 def read_adapters_record(folder: Path) -> AdaptersRecord:
-    """Read the record of adapters. Raises what `read_record` does, and OutputError for another kind."""
+    """Read the record of adapters. Raises the errors of `read_record`, and OutputError for another kind."""
     record = read_record(folder)
     if not isinstance(record, AdaptersRecord):
         raise OutputError(f"{folder / RECORD_FILE}: kind: expected adapters but got {record.kind}. Choose another path")
@@ -91,7 +91,7 @@ def read_adapters_record(folder: Path) -> AdaptersRecord:
 
 
 def json_schema(what: str) -> dict[str, Any]:
-    """The JSON schema of `record` (hf_tsv.json) or `evaluation` (a line of evaluation.jsonl).
+    """Return the JSON schema of `record` (hf_tsv.json) or `evaluation` (a line of evaluation.jsonl).
 
     Raises:
         KeyError: there is no such schema.
@@ -106,16 +106,16 @@ SCHEMAS: dict[str, TypeAdapter[Any]] = {"record": _RECORD, "evaluation": TypeAda
 
 
 def _other_format(content: bytes) -> str:
-    """Whether a record that is wrong here is of another version's format, and what to do then; else empty."""
+    """A message if an invalid record has another version's format, with the way out; else empty."""
     try:
-        # Without the model, which knows only this version's format.
+        # Parsed without the model, which knows only this version's format.
         data = from_json(content)
     except ValueError:
         return ""
     number = data.get("format") if isinstance(data, dict) else None
     if not isinstance(number, int) or isinstance(number, bool):
         return ""
-    # Anything else is a wrong field; a number of thousands of digits couldn't even be printed.
+    # Other numbers are an invalid field; one of thousands of digits couldn't even be printed.
     if number == FORMAT or not 0 < number < 1000:
         return ""
     if number > FORMAT:
@@ -124,7 +124,7 @@ def _other_format(content: bytes) -> str:
     written = versions.get("hf_tsv") if isinstance(versions, dict) else None
     by = "an earlier hf-tsv"
     way_out = "Make the output again with this version"
-    # Only what looks like a version goes into a command that people copy: a stranger may have written the file.
+    # People copy the command, and a stranger may have written the file: only what looks like a version goes into it.
     if isinstance(written, str) and re.fullmatch(r"\d+(\.\w+){0,4}", written):
         by = f"hf-tsv {written}"
         way_out += f", or read it with pip install hf-tsv=={written}"
@@ -132,17 +132,17 @@ def _other_format(content: bytes) -> str:
 
 
 def _first_of(mistakes: Sequence[ErrorDetails]) -> str:
-    """The first mistake with the path of its field, and how many more there are."""
+    """The first mistake with the path of its field, and the number of other mistakes."""
     first = mistakes[0]
     if first["type"] == "json_invalid":
         return f"is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}. {WAY_OUT}"
-    # The first entry of a place within the union is the kind of record.
+    # The first entry of the location is the member of the union, which is the kind of record.
     place = [str(key) for key in first["loc"][1:]]
     if first["type"].startswith("union_tag"):  # the union's tag is a field of the record
         place = ["kind"]
     problem = _WORDS.get(first["type"])
     if problem is None:
-        problem = first["msg"][:1].lower() + first["msg"][1:]  # it follows a colon
+        problem = first["msg"][:1].lower() + first["msg"][1:]  # lower case, because it follows a colon
     if place:
         problem = f"{'.'.join(place)}: {problem}"
     if len(mistakes) > 1:

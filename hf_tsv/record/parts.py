@@ -1,4 +1,4 @@
-"""The parts that records are made of."""
+"""The parts of records."""
 
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal
@@ -16,18 +16,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-LARGEST_COUNT = 2**63 - 1  # so that no number of a stranger's file is too large to be printed or divided
+LARGEST_COUNT = 2**63 - 1  # a stranger's larger number might be too large to print or divide
 
 
 class Part(BaseModel):
-    """Base of everything in a record: immutable, without unknown fields, without converting values."""
+    """Base of all models in a record: immutable, without unknown fields, without converting values."""
 
-    # Infinity and NaN are written as Python's json writes them: an infinite perplexity has to stay one.
+    # Infinity and NaN are written as Python's json writes them: an infinite perplexity must stay infinite.
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 def _inside(file: str) -> str:
-    """A path that stays in the folder it is joined to, on any operating system."""
+    """Check that a path stays in the folder it is joined to, on any operating system, and return it."""
     windows = PureWindowsPath(file)
     # A backslash is part of a name on POSIX, and a slash separates on both.
     parts = {*PurePosixPath(file).parts, *windows.parts}
@@ -37,7 +37,7 @@ def _inside(file: str) -> str:
 
 
 def _one_component(name: str) -> str:
-    """A name without any separator, on any operating system: Windows takes both kinds."""
+    """Check that a name has no separator on any operating system (Windows has two), and return it."""
     parts = PureWindowsPath(_inside(name)).parts
     if len(parts) != 1:
         raise PydanticCustomError("task", "expected a name that a folder can have")
@@ -45,7 +45,7 @@ def _one_component(name: str) -> str:
 
 
 def _integer_or_dense(value: object, validate: ValidatorFunctionWrapHandler) -> int | str:
-    """Pydantic would report a wrong member of a union once for each of its types."""
+    """Check an integer or `dense` with one error. Pydantic alone would report one per type of the union."""
     try:
         rank: int | str = validate(value)
     except ValidationError:
@@ -54,21 +54,21 @@ def _integer_or_dense(value: object, validate: ValidatorFunctionWrapHandler) -> 
 
 
 FilePath = Annotated[str, AfterValidator(_inside)]
-TaskName = Annotated[str, AfterValidator(_one_component)]  # of a task that has a folder of its own
+TaskName = Annotated[str, AfterValidator(_one_component)]  # used as the name of the task's folder
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Rank = Annotated[Count | Literal["dense"], WrapValidator(_integer_or_dense)]  # dense: stored whole, not as factors
 
 
 class Versions(Part):
-    """What the bits of an output depend on besides recipe and sources, and the version of Python.
+    """The versions that an output's bits depend on besides recipe and sources, and the version of Python.
 
     Attributes:
         hf_tsv: Version of this package.
-        numerics: Counts up whenever this package gives other bits for the same inputs.
+        numerics: Number that is increased whenever this package gives other bits for the same inputs.
         torch: Version of torch.
         python: Version of Python.
-        processor: Where methods computed: `CPU ...` or `GPU ...`.
+        processor: The processor that computed: `CPU ...` or `GPU ...`.
     """
 
     hf_tsv: str
@@ -79,16 +79,16 @@ class Versions(Part):
 
 
 class Terms(Part):
-    """What a model or adapter says about itself.
+    """A model's or adapter's statements about itself: licence, languages, datasets and access.
 
     Attributes:
-        license: The Hub's word for its licence, such as `apache-2.0` or `other`.
-        license_name: The licence's name when it is `other`.
-        license_link: Where the licence can be read.
-        language: The languages it is for.
-        datasets: The datasets it was trained on.
-        private: Whether only its owners see it. None where that isn't known, because the run was offline.
-        gated: Whether one has to ask for access. None likewise.
+        license: The Hub's identifier of the licence, such as `apache-2.0` or `other`.
+        license_name: Name of the licence if `license` is `other`.
+        license_link: Link to the text of the licence.
+        language: Languages of the model.
+        datasets: Datasets that the model was trained on.
+        private: True if only its owners can see the model; None if unknown, because the run was offline.
+        gated: True if access has to be requested; None if unknown, because the run was offline.
     """
 
     license: str | None = None
@@ -101,26 +101,26 @@ class Terms(Part):
 
     @property
     def license_label(self) -> str:
-        """How people call its licence; empty where it names none."""
+        """The licence's name for people; empty if there is none."""
         return self.license_name or self.license or ""
 
     @property
     def may_be_private(self) -> bool:
-        """Whether only its owners see it, as far as that is known."""
-        return self.private is not False  # None, after an offline run, may mean either
+        """True if only its owners can see the model, or if that isn't known."""
+        return self.private is not False  # None (after an offline run) means unknown
 
 
 class SourceEntry(Part):
-    """One model that an output was made from.
+    """One of the models that an output was made from.
 
     Attributes:
-        role: Whether it is the base model or a fine-tune.
+        role: Role of the model: `base`, or `task` for a fine-tune.
         task: The fine-tune's task; None for the base.
         model: A Hub id, or the path of a local folder.
-        revision: The commit on the Hub; None for a local folder.
+        revision: The model's commit on the Hub; None for a local folder.
         fingerprint: A value that changes when the files of a local folder do; None on the Hub.
         adapter: The adapter on top of the model, `ID@COMMIT` or a folder.
-        terms: What the model, and then the adapter, say about themselves; empty if they weren't read.
+        terms: The terms of the model, then of the adapter; empty if they weren't read.
     """
 
     role: Literal["base", "task"]
@@ -140,19 +140,19 @@ class SourceEntry(Part):
 
 
 class TensorEntry(Part):
-    """What was done with one tensor of a merged model.
+    """The record of one tensor of a merged model.
 
     Attributes:
-        kind: What it is: `linear`, `embedding`, `norm`, ...
-        shape: Its shape in the output.
-        dtype: Its dtype in the output, as safetensors names it.
-        method: The method that merged it; `base` for a tensor that was copied.
-        sha256: Hash of its bytes in the output.
-        seconds: How long it took.
-        why: Why it was not merged; empty if it was, or if no task changed it.
-        unchanged: Whether no task changed it, so that it is the base's.
+        kind: The tensor's kind: `linear`, `embedding`, `norm`, ...
+        shape: Shape in the output.
+        dtype: Dtype in the output, as safetensors names it.
+        method: The method that merged the tensor; `base` for a copied tensor.
+        sha256: SHA-256 of the tensor's bytes in the output.
+        seconds: Time taken by the tensor, in seconds.
+        why: Reason why the tensor wasn't merged; empty if it was, or if no task changed it.
+        unchanged: True if no task changed the tensor, so that it is the base's.
         parameters: The method's parameters.
-        notes: Facts that the method reports, such as the rank and energy that TSV-M kept for each task.
+        notes: Facts reported by the method, such as the rank and energy that TSV-M kept for each task.
     """
 
     kind: str
@@ -168,18 +168,18 @@ class TensorEntry(Part):
 
 
 class TensorSum(Part):
-    """A tensor of a restored checkpoint. Attributes: `sha256` of its bytes."""
+    """A tensor of a restored checkpoint. Attributes: `sha256`, the SHA-256 of the tensor's bytes."""
 
     sha256: Sha256
 
 
 class VerifiedReport(Part):
-    """How an adapter as PEFT reads it compares with the intended change.
+    """The comparison of an adapter, as PEFT reads it, with the intended change.
 
     Attributes:
-        tensors: How many tensors were compared.
+        tensors: Number of compared tensors.
         largest_error: The largest relative error of a tensor.
-        logits_error: The largest error of the logits, where the model was run.
+        logits_error: The largest error of the logits; None if the model wasn't run.
     """
 
     tensors: Count
@@ -188,18 +188,18 @@ class VerifiedReport(Part):
 
 
 class AdapterReport(Part):
-    """One adapter.
+    """The record of one adapter.
 
     Attributes:
-        bytes: Size of its weights.
-        tensors: How many tensors of the model it changes.
-        left_out: The changed tensors that it lacks, each with the reason.
-        in_sidecar: The tensors that PEFT can't load, in a file beside it.
-        left_out_share: Share of the whole squared change that it lacks.
-        energy: Share of the task matrices' squared singular values that the chosen triplets hold.
+        bytes: Size of the adapter's weights in bytes.
+        tensors: Number of the model's tensors that the adapter changes.
+        left_out: The changed tensors that the adapter lacks, each with the reason.
+        in_sidecar: The tensors that PEFT can't load, stored in a file beside the adapter.
+        left_out_share: Share of the whole squared change that the adapter lacks.
+        energy: Share of the task matrices' squared singular values in the chosen triplets.
         errors: Relative error of each task matrix.
-        ranks: The rank that it holds of each tensor, or `dense` for the whole tensor.
-        verified: The comparison with what PEFT reads; None until it was made.
+        ranks: The rank stored for each tensor, or `dense` for the whole tensor.
+        verified: The comparison of the adapter, as PEFT reads it, with the intended change; None until it is made.
     """
 
     bytes: Count
@@ -220,10 +220,10 @@ class MaskReport(Part):
     """One task's mask.
 
     Attributes:
-        file: Where it lies.
-        bytes: Its size.
+        file: Path of the mask's file.
+        bytes: Size of the file in bytes.
         own: Share of the masked weights that are the task's own.
-        factor: What the merged change is multiplied by to give the task's (EMR); 1 for other masks.
+        factor: Factor by which the merged change is multiplied to give the task's (EMR); 1 for other masks.
     """
 
     file: FilePath
@@ -233,12 +233,12 @@ class MaskReport(Part):
 
 
 class MaskUse(Part):
-    """How many tasks use the weights that any of them changed, as shares.
+    """Shares of the weights that any task changed, by the number of tasks that use them.
 
     Attributes:
-        catastrophic: Used by no task.
-        selfish: Used by one.
-        shared: Used by several.
+        catastrophic: Share used by no task.
+        selfish: Share used by one task.
+        shared: Share used by several tasks.
     """
 
     catastrophic: float
@@ -247,27 +247,27 @@ class MaskUse(Part):
 
 
 class Masks(Part):
-    """The masks beside a merged model. Attributes: `tasks`, a mask each; `weights`, how they overlap."""
+    """The masks beside a merged model. Attributes: `tasks`, the mask of each task; `weights`, the masks' overlap."""
 
     tasks: dict[TaskName, MaskReport]
     weights: MaskUse
 
 
 class TaskPart(Part):
-    """Tensors that only one task has, such as its head. Attributes: the `file`, and the `tensors` in it."""
+    """Tensors that only one task has, such as its head. Attributes: the `file`, and its `tensors`."""
 
     file: FilePath
     tensors: tuple[str, ...]
 
 
 class MethodEntry(Part):
-    """A method that was used. Attributes: `paper`, the address of its source; empty if it has none."""
+    """A method that was used. Attributes: `paper`, the address of the method's source; empty if it has none."""
 
     paper: str
 
 
 class Arithmetic(Part):
-    """How tensors were computed.
+    """The settings of the arithmetic.
 
     Attributes:
         dtype: Dtype of intermediate results.
@@ -279,20 +279,20 @@ class Arithmetic(Part):
 
 
 class Traffic(Part):
-    """Bytes of weights. Attributes: how many were `read` and `written`."""
+    """Bytes of weights. Attributes: the numbers of bytes `read` and `written`."""
 
     read: Count
     written: Count
 
 
 class VocabularyEntry(Part):
-    """The output's vocabulary, where the models' differ.
+    """The output's vocabulary, if the models' differ.
 
     Attributes:
-        source: `base`, `union`, or a task.
-        tokens: How many tokens it has.
-        new: How many of them the base lacks.
-        rows: Rows of each tensor that has one a token.
+        source: Source of the vocabulary: `base`, `union`, or a task.
+        tokens: Number of tokens.
+        new: Number of tokens that the base lacks.
+        rows: Number of rows of each tensor with one row per token.
     """
 
     source: str

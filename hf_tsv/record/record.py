@@ -1,4 +1,4 @@
-"""The record of a run, `hf_tsv.json`: what was made of what, tensor by tensor. Cards and reports read nothing else."""
+"""The record of a run, `hf_tsv.json`: sources and output, tensor by tensor. Cards and reports read nothing else."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,25 +27,25 @@ from hf_tsv.record.parts import (
     VocabularyEntry,
 )
 
-FORMAT = 2  # repeated in `_Common.format`, because a Literal can't take a name
+FORMAT = 2  # repeated in `_Common.format`, because a Literal can't contain a name
 
 
 @dataclass(frozen=True)
 class PushedTo:
-    """A repository that an output was pushed to. Attributes: its `repo_id`; the `url` of the commit."""
+    """A repository that an output was pushed to. Attributes: the `repo_id`, and the `url` of the commit."""
 
     repo_id: str
     url: str
 
 
 class _Common(Part):
-    """What all records have in common.
+    """The fields that all records have in common.
 
     Attributes:
         format: Version of the record's format.
-        versions: Versions of what the bits depend on.
+        versions: The versions that the output's bits depend on.
         sources: The models, the base first.
-        checksums: SHA-256 of every file whose tensors have none of their own, but for cards and the record itself.
+        checksums: SHA-256 of every file without a checksum per tensor, except cards and the record itself.
     """
 
     format: Literal[2]
@@ -53,36 +53,36 @@ class _Common(Part):
     sources: tuple[SourceEntry, ...] = Field(min_length=1)
     checksums: dict[FilePath, Sha256] = Field(default_factory=dict)
 
-    # A private attribute is no field: what one call pushed is not written into the file.
+    # A private attribute isn't a field, so the repositories that one call pushed to are not written into the file.
     _pushed: tuple[PushedTo, ...] = PrivateAttr(default=())
 
     @property
     def pushed(self) -> tuple[PushedTo, ...]:
-        """Where the call that returned this record has pushed the output; empty in a record that was read."""
+        """The repositories pushed to by the call that returned this record; empty if it was read from a file."""
         return self._pushed
 
-    # `model_copy` doesn't check what it is given, so these say what may be changed, and to what.
+    # `model_copy` doesn't check its arguments, so these methods fix the fields that can be changed, and their types.
 
     def with_pushed(self, pushed: Sequence[PushedTo]) -> Self:
-        """The same record, saying where it was pushed."""
+        """Return a copy of the record with the repositories that it was pushed to."""
         record = self.model_copy()  # a frozen model's private attributes can still be set
         record._pushed = tuple(pushed)
         return record
 
     def with_checksums(self, checksums: Mapping[str, str]) -> Self:
-        """The same record with the checksums of the files that lie beside the weights."""
+        """Return a copy of the record with the checksums of the files beside the weights."""
         return self.model_copy(update={"checksums": dict(checksums)})
 
 
 class _Made(_Common):
-    """What the records of merges and compressions have in common.
+    """The fields that records of merges and compressions have in common.
 
     Attributes:
         method: The recipe's method.
-        arithmetic: How tensors were computed.
-        seconds: Wall time.
-        warnings: What the plan warned of.
-        adapters: The adapters, by task and profile. On the merged model, where one was written; else on the base.
+        arithmetic: The settings of the arithmetic.
+        seconds: Wall time in seconds.
+        warnings: The plan's warnings.
+        adapters: The adapters, by task and profile; on the merged model if one was written, else on the base.
         evaluation: The results of evaluating the output.
     """
 
@@ -94,7 +94,7 @@ class _Made(_Common):
     evaluation: Evaluation | None = None
 
     def with_evaluation(self, evaluation: Evaluation) -> Self:
-        """The same record with the results of an evaluation."""
+        """Return a copy of the record with the results of an evaluation."""
         return self.model_copy(update={"evaluation": evaluation})
 
 
@@ -103,12 +103,12 @@ class MergeRecord(_Made):
 
     Attributes:
         methods: The methods that merged tensors.
-        bytes: Weights read and written.
-        vocabulary: The output's vocabulary, where the models' differ.
-        files: The weight files.
+        bytes: Bytes of weights read and written.
+        vocabulary: The output's vocabulary if the models' differ, else None.
+        files: Paths of the weight files.
         task_parts: The tensors that only one task has, by task.
         masks: The tasks' masks on the merged change.
-        tensors: What was done with each tensor.
+        tensors: The record of each tensor, by name.
     """
 
     kind: Literal["merge"]
@@ -125,7 +125,7 @@ class AdaptersRecord(_Made):
     """The record of a compression, or of a merge as one adapter.
 
     Attributes:
-        checkpoint_bytes: Size of each task's checkpoint.
+        checkpoint_bytes: Size of each task's checkpoint in bytes.
     """
 
     kind: Literal["adapters"]
@@ -143,9 +143,9 @@ class RestoredRecord(_Common):
     """The record of one task's restored checkpoint.
 
     Attributes:
-        task: The task.
-        files: The weight files.
-        tensors: A checksum for each tensor.
+        task: Name of the task.
+        files: Paths of the weight files.
+        tensors: The checksum of each tensor, by name.
     """
 
     kind: Literal["restored"]
