@@ -109,7 +109,7 @@ def embedding(model: Any, encoded: Any, task: Labelled) -> Tensor:
 def perplexity(
     model: Any, tokenizer: Any, task: Perplexity, examples: Examples, suite: Suite, advance: Advance
 ) -> Score:
-    """Compute exp of the mean negative log-likelihood of all tokens but each window's first, given those before them."""
+    """Compute exp of the mean negative log-likelihood of all tokens but each window's first, given those before."""
     longest = getattr(model.config, "max_position_embeddings", None) or task.context
     width = min(task.context, longest)
     # verbose=False: no warning that the whole text is too long for the model, because its windows aren't.
