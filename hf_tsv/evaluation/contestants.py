@@ -199,6 +199,7 @@ def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -
 
 
 def _class_for(contestant: Contestant, task: AnyTask) -> tuple[Any, Any]:
+    """Return the model's configuration, and the transformers class that the task needs."""
     import transformers
 
     if contestant.adapter:  # its keys fit only the class that it was made for
@@ -244,6 +245,7 @@ def load_processor(contestant: Contestant) -> Any:
 
 
 def _inputs(contestant: Contestant, files: Sequence[str], name: str, what: str) -> Any:
+    """Load the tokenizer or processor by its Auto class `name`; messages call it `what`."""
     import transformers
 
     for folder in contestant.input_folders:

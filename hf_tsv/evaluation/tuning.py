@@ -89,7 +89,7 @@ def tune(
         recipe: The recipe to tune.
         validation: The data and models to score choices with.
         search: The scales and lambdas to try.
-        resources: Limits of memory and threads for the merge.
+        resources: The workers, memory and device for the merge.
         progress: The display of finished evaluations.
 
     Raises:
@@ -111,6 +111,7 @@ def tune(
         )
     candidates.merge(resources)
     groups = sorted(candidates.groups, key=candidates.energy, reverse=True)
+    # 1 for the untuned choice; refining a group also scores the best choice so far.
     evaluations = 1 + len(candidates.masked) * len(search.lambdas)
     if groups:
         evaluations += len(search.scales)

@@ -226,6 +226,7 @@ def _entries(plan: Plan, step: Step) -> Entries:
     pieces: list[tuple[int, int] | None] = [None]  # ranges of rows; None for a scalar, which has no rows
     shape = step.info.shape
     if shape:
+        # Rows in one piece: `PIECE` entries of all tasks together, or a single larger row.
         at_once = max(1, PIECE // num_tasks * shape[0] // max(1, step.info.numel))
         pieces = [(first, min(first + at_once, shape[0])) for first in range(0, shape[0], at_once)]
     for rows in pieces:

@@ -197,7 +197,7 @@ def _fewest(spectrum: Spectrum, share: float) -> int:
 
 
 def _bytes(inspection: Inspection, t: int, spectra: Mapping[str, Spectrum]) -> int:
-    """Count the bytes that TSV-C stores for a task at 99% of each matrix's energy: factors, or a smaller tensor."""
+    """Count the bytes that TSV-C stores for a task at 99% of each matrix's energy: factors, or tensors if smaller."""
     ranks = choose_ranks(spectra, Energy(NEARLY_ALL))
     total = 0
     for tensor in inspection.tensors:

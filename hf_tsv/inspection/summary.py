@@ -127,11 +127,11 @@ class Place(_Data):
 
 
 class Layer(Facts, Place):
-    """The tensors of one layer; of the attributes of `Place` only `stack` and `layer` mean anything."""
+    """Measurements of one layer's tensors; of the attributes of `Place`, only `stack` and `layer` are meaningful."""
 
 
 class Group(Facts, Place):
-    """Tensors of one module type and shape, over all layers or in one.
+    """Measurements of tensors of one module type and shape, over all layers or in one.
 
     Attributes:
         rank: The number of singular triplets of each task that TSV-Merge keeps; None without matrices.
