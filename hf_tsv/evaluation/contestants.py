@@ -33,7 +33,7 @@ class Contestant:
         label: The model's name in the results.
         identity: A value that changes when the model's weights do.
         body: The checkpoint of the whole model, or of the model under its adapter.
-        parts: The task's own tensors that `body` lacks, such as its head; None if there are none.
+        parts: The checkpoint of the task's own tensors that `body` lacks, such as its head; None if there are none.
         config_folder: The folder whose config.json says how the model is built.
         input_folders: Folders to search for its tokenizer or processor; the first one found is used.
         adapter: The folder of a PEFT adapter on top; None without one.

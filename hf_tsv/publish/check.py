@@ -49,7 +49,7 @@ class Contents:
 
     Attributes:
         terms: The terms of its sources, from which the licence follows.
-        named: The terms of all models that the recipe names. It is uploaded too, and must not reveal private ones.
+        named: The terms of all models that the recipe names, because it is uploaded too and could reveal private ones.
         card: The output's card, if there is one: a licence that a person wrote into its header counts as chosen.
         tasks: The tasks whose adapters are uploaded; None for the whole output.
     """
