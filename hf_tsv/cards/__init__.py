@@ -1,4 +1,4 @@
-"""The record of a run -> the card: `README.md`, and what of an output is published."""
+"""Model cards, `README.md`, made from an output's record; and the published versions of an output's files."""
 
 from hf_tsv.cards._adapters import of_task, render_adapters
 from hf_tsv.cards._licences import LICENCE_ID, Inherited, Licence, inherited

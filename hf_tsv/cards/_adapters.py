@@ -1,4 +1,4 @@
-"""The card of adapters made by TSV-Compress: of one, or of a folder of them."""
+"""The card of adapters made by TSV-Compress: one adapter, or a folder of them."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,20 +36,20 @@ TASK_CLASSES = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
-Places = Mapping[tuple[str, Profile], str]  # where each adapter lies in a repository, by task and profile
+Places = Mapping[tuple[str, Profile], str]  # each adapter's folder in a repository, by task and profile
 
 
 @dataclass(frozen=True)
 class AdapterRow:
-    """An adapter in the table of what was kept.
+    """A row of the table of adapters.
 
     Attributes:
-        task: Its task.
-        folder: Where it lies.
-        bytes: Its size.
-        share: That as a share of the task's checkpoint.
-        energy: Share of the task matrices' squared singular values that it holds.
-        left_out: Share of the whole squared change that it lacks.
+        task: The adapter's task.
+        folder: The adapter's folder in the repository.
+        bytes: The adapter's size.
+        share: The size as a share of the task's checkpoint.
+        energy: The share of the task matrices' squared singular values that the adapter holds.
+        left_out: The share of the whole squared change that the adapter lacks.
     """
 
     task: str
@@ -62,7 +62,7 @@ class AdapterRow:
 
 @dataclass(frozen=True)
 class RankRow:
-    """A module type in the table of ranks. Attributes: its `name`, the `count` of its tensors, and their `ranks`."""
+    """A row of the table of ranks: the module type's `name`, the `count` of its tensors, and their `ranks`."""
 
     name: str
     count: int
@@ -70,7 +70,7 @@ class RankRow:
 
 
 def of_task(record: AdaptersRecord, task: str) -> AdaptersRecord:
-    """The part of a compression's record that is about one task."""
+    """Return the part of a compression's record that is about one task."""
     return record.model_copy(
         update={
             "sources": tuple(source for source in record.sources if source.task in (None, task)),
@@ -83,17 +83,17 @@ def of_task(record: AdaptersRecord, task: str) -> AdaptersRecord:
 def render_adapters(
     record: AdaptersRecord, folder: Path, places: Places, *, olds: Sequence[str], licence: Licence | None
 ) -> str:
-    """The card of the adapters of a record; what people wrote into earlier ones stays.
+    """Render the card of a record's adapters; what people wrote into earlier cards stays.
 
     Args:
-        record: A compression's, or the part of it about one task.
-        folder: The compression's output.
-        places: Where each adapter lies in the repository that the card is for.
-        olds: Earlier cards.
-        licence: The one chosen; None for what follows from the sources.
+        record: The record of a compression, or its part about one task.
+        folder: The compression's output folder.
+        places: The folder of each adapter in the card's repository.
+        olds: The earlier cards.
+        licence: The chosen licence; None for the licence that follows from the sources.
     """
     common = provenance(record, published_recipe(record, folder), licence)
-    # An adapter's relation is to the base alone, which comes first; a local base has no id to name.
+    # An adapter is related to the base alone, which comes first; a local base has no id to name.
     has_id = common["base_model"] and record.sources[0].revision
     common["base_model"] = common["base_model"][:1] if has_id else None
     header = ModelCardData(
@@ -108,11 +108,11 @@ def render_adapters(
 
 
 def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str, Any]:
-    """What the template shows."""
+    """Collect the values that the template shows."""
     sources = source_rows(record)
     (task, profile), place = next(iter(places.items()))
     base = sources[0].places[0]
-    is_merge = (folder / ADAPTER_CONFIG).is_file()  # several tasks as one adapter, which is the output itself
+    is_merge = (folder / ADAPTER_CONFIG).is_file()  # several tasks merged into one adapter, which is the output itself
     adapter = folder if is_merge else folder / ADAPTERS[profile] / task
     config = read_json(adapter / ADAPTER_CONFIG)
     adapters: list[AdapterRow] = []
@@ -131,9 +131,9 @@ def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str,
             )
         )
     profiles = list(dict.fromkeys(profile for _, profile in places))
-    # A table of ranks by module type has room for one profile: the first one's.
+    # The table of ranks by module type has room for one profile, the first.
     adapters_of_profile = [key for key in places if key[1] == profile]
-    # The arguments of `from_pretrained`, as JSON, which writes strings as Python reads them.
+    # The arguments of `from_pretrained`, as JSON, because Python can read its strings.
     base_in_python = json.dumps(base.name)
     if base.revision:
         base_in_python += f", revision={json.dumps(base.revision)}"
@@ -164,24 +164,24 @@ def _contents(record: AdaptersRecord, folder: Path, places: Places) -> dict[str,
 
 
 def _model_class(config: Mapping[str, Any]) -> str:
-    """The Auto class by the adapter's task, else the base's own class, as PEFT has noted it."""
+    """Return the Auto class for the adapter's task, else the base's own class, as PEFT has recorded it."""
     if auto_class := TASK_CLASSES.get(str(config.get("task_type"))):
         return auto_class
     mapping = config.get("auto_mapping")
     own = str(mapping.get("base_model_class")) if isinstance(mapping, dict) else ""
-    # The card's snippet is code that people run: only a name may get into it.
+    # The card's snippet is code that people run, so only an identifier may get into it.
     return own if own.isidentifier() and own != "None" else "AutoModel"
 
 
 def _rank_rows(record: AdaptersRecord, adapters: Iterable[tuple[str, Profile]]) -> list[RankRow]:
-    """By module type, how many tensors these adapters hold, and between which ranks they lie."""
+    """Return, by module type, the number of tensors in these adapters and the range of their ranks."""
     by_module: dict[str, list[int | str]] = {}
     for task, profile in adapters:
         for name, rank in record.adapters[task][profile].ranks.items():
             by_module.setdefault(group_of(name), []).append(rank)
     rows: list[RankRow] = []
     for name, ranks in by_module.items():
-        numbers = [rank for rank in ranks if isinstance(rank, int)]  # others are `dense`
+        numbers = [rank for rank in ranks if isinstance(rank, int)]  # the others are `dense`
         shown: list[str] = []
         if numbers:
             ends = dict.fromkeys((min(numbers), max(numbers)))

@@ -1,4 +1,4 @@
-"""Which licence a model made of others may carry, by what these say of themselves. A report, no legal advice."""
+"""The licence that a model made of others may carry, by the terms that they state. A report, not legal advice."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hf_tsv.record import Terms
 
-LICENCE_ID = r"[a-z0-9][a-z0-9.-]*"  # how the Hub writes one
+LICENCE_ID = r"[a-z0-9][a-z0-9.-]*"  # as the Hub writes it
 PERMISSIVE = frozenset(
     {
         *("apache-2.0", "mit", "isc", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "zlib", "ncsa"),
@@ -21,9 +21,9 @@ class Licence:
     """A licence as a card's header states it.
 
     Attributes:
-        id: The Hub's word for it, such as `apache-2.0`, or `other`.
-        name: Its name when it is `other`.
-        link: Where it can be read.
+        id: The licence's id on the Hub, such as `apache-2.0`, or `other`.
+        name: The licence's name if the id is `other`.
+        link: The address of its text.
     """
 
     id: str
@@ -32,17 +32,17 @@ class Licence:
 
     @property
     def label(self) -> str:
-        """How people call it."""
+        """The licence's name for people."""
         return self.name or self.id
 
 
 @dataclass(frozen=True)
 class Inherited:
-    """What follows from the licences of all sources.
+    """The licence that follows from those of all sources.
 
     Attributes:
-        licence: The one to carry; None when a person has to decide.
-        why: How it follows, or why it doesn't.
+        licence: The licence to carry; None if a person has to decide.
+        why: The reason why it follows, or why none does.
     """
 
     licence: Licence | None
@@ -53,18 +53,18 @@ def inherited(terms: Sequence[Terms]) -> Inherited:
     """Find the licence that a model made of these sources may carry.
 
     If all sources have the same licence, it is that one. Permissive ones alone give Apache-2.0 if it is among them,
-    else the base's; a single stricter one wins over permissive ones. Two different stricter ones, or a source that
-    names none, are a conflict.
+    else the base's; a single stricter one takes precedence over permissive ones. Two different stricter ones, or a
+    source that names none, are a conflict.
 
     Args:
-        terms: What each source says of itself, the base first.
+        terms: The terms that each source states, the base first.
     """
     licences: list[Licence] = []
     for term in terms:
         if not re.fullmatch(LICENCE_ID, term.license or ""):
             return Inherited(None, "some sources name no licence, or several")
         licences.append(Licence(term.license or "", term.license_name, term.license_link))
-    # By id and name, since everything that the Hub has no word for is called 'other'. Of equal ones the base's counts.
+    # By id and name, because every licence without an id on the Hub is 'other'. Among equal ones, the first is kept.
     different = {(licence.id, licence.name): licence for licence in reversed(licences)}
     strict = [licence for licence in different.values() if licence.id not in PERMISSIVE]
     if len(different) == 1:

@@ -1,4 +1,4 @@
-"""How a model is loaded, by the configuration beside its weights."""
+"""The library and classes that load a model, by the configuration beside its weights."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# How a transformers class is named, the Auto class that loads all such classes, and their task on the Hub.
+# Pattern of a transformers class's name: the Auto class that loads all such classes, and their task on the Hub.
 AUTO_CLASSES = {
     r"\w+ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
     r"\w+ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
@@ -20,24 +20,24 @@ AUTO_CLASSES = {
     r"\w+ForAudioClassification": ("AutoModelForAudioClassification", "audio-classification"),
     r"\w+ForCTC": ("AutoModelForCTC", "automatic-speech-recognition"),
 }
-# What config_sentence_transformers.json may call the model, and its task on the Hub.
+# The model type in config_sentence_transformers.json, and its task on the Hub.
 SENTENCE_CLASSES = {
     "SentenceTransformer": "sentence-similarity",
     "SparseEncoder": "feature-extraction",
     "MultiVectorEncoder": "feature-extraction",
-    "CrossEncoder": None,  # that depends on its labels
+    "CrossEncoder": None,  # its task depends on its labels
 }
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How the model is loaded.
+    """The library and classes that load a model.
 
     Attributes:
-        library: The library that does it, as the Hub calls it.
-        model_class: Its class for the model.
-        input_class: Its class for what prepares the inputs, if there is such a thing beside the model.
-        pipeline_tag: The model's task on the Hub, where that is sure.
+        library: The library's name on the Hub.
+        model_class: The library's class for the model.
+        input_class: The library's class for the tokenizer or processor, if there is one beside the model.
+        pipeline_tag: The model's task on the Hub, if it is certain.
     """
 
     library: str
@@ -47,7 +47,7 @@ class Loading:
 
 
 def loading(folder: Path) -> Loading | None:
-    """How an output is loaded; None where neither transformers nor sentence-transformers knows its configuration."""
+    """Find how an output is loaded; None if neither transformers nor sentence-transformers knows its configuration."""
     if (folder / "modules.json").is_file():
         named = str(read_json(folder / "config_sentence_transformers.json").get("model_type"))
         model_class = named if named in SENTENCE_CLASSES else "SentenceTransformer"
@@ -58,11 +58,11 @@ def loading(folder: Path) -> Loading | None:
 
     listed = config.get("architectures")
     architecture = str(listed[0]) if isinstance(listed, list) and listed else ""
-    # The snippet is code that people run: only a name may get into it. With auto_map the class isn't transformers' own.
+    # The snippet is code that people run, so only a name may get into it. With auto_map, transformers lacks the class.
     is_own_class = re.fullmatch(r"[A-Z][A-Za-z0-9]*", architecture) and "auto_map" not in config
     model_class = architecture if is_own_class else "AutoModel"
     pipeline_tag = None
-    # An Auto class only where it is sure to load the same architecture.
+    # An Auto class is used only if it is certain to load the same architecture.
     for pattern, (auto_class, task) in AUTO_CLASSES.items():
         if re.fullmatch(pattern, architecture):
             model_class, pipeline_tag = auto_class, task
@@ -78,7 +78,7 @@ def loading(folder: Path) -> Loading | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A configuration; empty if it is missing or malformed, which is no reason to lose a merge."""
+    """Read a configuration; empty if it is missing or malformed, which is no reason to lose a merge."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

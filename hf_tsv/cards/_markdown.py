@@ -1,7 +1,7 @@
-"""Markdown that strangers' words can't break out of.
+"""Markdown that untrusted text can't break out of.
 
-Names of models, tasks and tensors are strangers' words. So a template escapes all that it prints, but for what a filter
-(`code`, `fence`, `link`) has made safe in its own way.
+Names of models, tasks and tensors are untrusted. So a template escapes every value that it prints, except those that a
+filter (`code`, `fence`, `link`) has made safe in its own way.
 """
 
 import re
@@ -17,7 +17,7 @@ from hf_tsv.files.bundled import bundled
 
 
 class Markdown(str):
-    """Text that is Markdown on purpose, which templates print as it is."""
+    """Text that is meant as Markdown, which templates print unchanged."""
 
     __slots__ = ()
 
@@ -27,14 +27,14 @@ _SIGNIFICANT = re.compile(
     r"|\*(?!\s)|(?<!\s)\*"  # an asterisk that isn't between spaces
     r"|(?<![^\W_])_|_(?![^\W_])"  # an underscore that isn't within a word
     r"|^[-+=#]|^\d+(?=[.)](\s|$))"  # lists and headings, at the start of a block
-    r"|:(?=//)|(?i:w(?=ww\.))"  # addresses, which the Hub makes links
+    r"|:(?=//)|(?i:w(?=ww\.))"  # addresses, which the Hub turns into links
 )
 _PLAIN_CODE = re.compile(r"[\w.,:;/@+=*()\[\]{}-]+", re.ASCII)
 _PUNCTUATION = re.compile(r"[^\w ]|_")
 
 
 def text(value: object) -> Markdown:
-    """One line that reads as itself within a paragraph, a heading, a table's cell or a link's label."""
+    """Escape one line, to be shown literally in a paragraph, a heading, a table cell or a link's label."""
     if isinstance(value, Markdown):
         return value
     line = one_line(str(value))
@@ -42,7 +42,7 @@ def text(value: object) -> Markdown:
 
 
 def code(value: object) -> Markdown:
-    """One line in typewriter type. Pipes and backticks have no safe form within backticks in a table."""
+    """Format one line as code. It uses HTML if needed: backticks in a table can't safely hold pipes or backticks."""
     line = one_line(str(value))
     if _PLAIN_CODE.fullmatch(line):
         return Markdown(f"`{line}`")
@@ -50,7 +50,7 @@ def code(value: object) -> Markdown:
 
 
 def fence(content: str, language: str) -> Markdown:
-    """Lines as they are, between fences longer than any run of backticks in them."""
+    """Put lines unchanged between fences longer than any run of backticks in them."""
     longest = max(map(len, re.findall("`+", content)), default=0)
     marks = "`" * max(3, longest + 1)
     content = content.rstrip("\n")
@@ -58,7 +58,7 @@ def fence(content: str, language: str) -> Markdown:
 
 
 def score(value: object) -> str:
-    """A measured number with four digits; nothing where it wasn't measured."""
+    """Format a measured number with four digits; empty if it wasn't measured."""
     return f"{value:.4g}" if isinstance(value, int | float) else ""
 
 
@@ -67,7 +67,7 @@ def link(label: object, url: str) -> Markdown:
 
 
 def one_line(value: str) -> str:
-    """Without line breaks, and without invisible signs that could reorder or hide what stands there."""
+    """Replace line breaks by spaces, and invisible characters, which could reorder or hide text, by U+FFFD."""
     characters = []
     for character in " ".join(value.split()):
         is_invisible = unicodedata.category(character).startswith("C")  # control, format, surrogate, unassigned
@@ -83,8 +83,8 @@ def _as_entities(match: re.Match[str]) -> str:
 def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(bundled("cards")),
-        autoescape=False,  # HTML's rules aren't Markdown's
-        finalize=text,  # every value that is printed goes through it
+        autoescape=False,  # its HTML rules don't fit Markdown
+        finalize=text,  # escapes every printed value
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -95,7 +95,7 @@ def _templates() -> Environment:
 
 
 def sections(template: str, contents: Mapping[str, Any]) -> dict[str, str]:
-    """What each block of a card's template makes of the contents, without those that come to nothing."""
+    """Render each block of a card's template with the contents; empty ones are left out."""
     loaded = _templates().get_template(template)
     context = loaded.new_context(dict(contents))
     texts: dict[str, str] = {}

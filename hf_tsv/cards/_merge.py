@@ -21,7 +21,7 @@ from hf_tsv.files.names import PICTURES
 from hf_tsv.lora.formats import ADAPTERS
 from hf_tsv.record import MergeRecord
 
-# The Hub's names of the kinds of evaluated tasks that have one; all others are text generation.
+# The Hub's names for kinds of evaluated tasks; all others are text generation.
 HUB_TASKS = {"text-classification": "text-classification", "image-classification": "image-classification"}
 
 
@@ -30,11 +30,11 @@ class AdapterRow:
     """An adapter on the merged model.
 
     Attributes:
-        task: Its task.
-        folder: Where it lies.
-        folder_in_python: That as Python writes it.
-        bytes: Its size.
-        energy: Share of the task's change that it holds.
+        task: The adapter's task.
+        folder: The adapter's folder in the output.
+        folder_in_python: The folder as a Python string literal.
+        bytes: The adapter's size.
+        energy: The share of the task's change that the adapter holds.
     """
 
     task: str
@@ -46,14 +46,14 @@ class AdapterRow:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in the output's folder. Attributes: its `title`, and its `path` as a link has it."""
+    """A picture in the output's folder: its `title`, and its `path`, quoted for a link."""
 
     title: str
     path: Markdown
 
 
 def render_merge(record: MergeRecord, folder: Path, *, olds: Sequence[str], licence: Licence | None) -> str:
-    """The card of a merged model; what people wrote into earlier ones stays."""
+    """Render the card of a merged model; what people wrote into earlier cards stays."""
     how = loading(folder)
     common = provenance(record, published_recipe(record, folder), licence)
     method_tags = [name.replace("_", "-") for name in record.methods]
@@ -72,7 +72,7 @@ def render_merge(record: MergeRecord, folder: Path, *, olds: Sequence[str], lice
         for profile, report in profiles.items():
             path = f"{ADAPTERS[profile]}/{task}"
             adapters.append(AdapterRow(task, path, Markdown(json.dumps(path)), report.bytes, report.energy))
-    # Those in the output's folder `assets`, such as the ones of `hf-tsv inspect --plots`.
+    # Pictures in the output's folder `assets`, such as those of `hf-tsv inspect --plots`.
     pictures: list[Picture] = []
     for image in sorted((folder / PICTURES).glob("*.png")):
         address = quote(f"{PICTURES}/{image.name}")
@@ -105,12 +105,12 @@ def render_merge(record: MergeRecord, folder: Path, *, olds: Sequence[str], lice
 
 
 def _model_index(record: MergeRecord) -> dict[str, Any]:
-    """What the header's `model-index` is made of; nothing for a model that was not evaluated."""
+    """Return the values of the header's `model-index`; empty for a model that wasn't evaluated."""
     if record.evaluation is None:
         return {}
     results: list[EvalResult] = []
     for task, measured in record.evaluation.tasks.items():
-        # Only the model that the card is about: not the base, the fine-tunes or adapters.
+        # Only scores of the model that the card is about, not of the base, the fine-tuned models or adapters.
         if "merged" in measured.scores:
             results.append(
                 EvalResult(

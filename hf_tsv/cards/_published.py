@@ -1,4 +1,4 @@
-"""What of an output may be seen by all: no folder of the machine where it was made."""
+"""The published versions of an output's text files, without paths of the machine where it was made."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from hf_tsv.recipe import read_yaml, to_yaml
 from hf_tsv.record import Record, RestoredRecord, SourceEntry, to_text
 
 MODEL_KEYS = ("base_model", "model", "path", "lora", "tokenizer_source", "source")  # keys of a recipe that name a model
-NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that do
+NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")  # keys of a configuration that name a model
 WRITTEN_AS_FOLDER = re.compile(r"[~/]|\.{1,2}(/|$)")  # at the start of a reference
 # A path of folders, absolute or from `~`, `.` or `..`, up to its last slash; not the slashes of a Hub id or an address.
 _FOLDER = re.compile(r"(?<![\w.~/-])(?:~\w*|\.{1,2})?/(?!/)(?:[^\s/'\"]*/)*")
 
 
 def published(folder: Path, record: Record) -> dict[str, bytes]:
-    """The text files of an output folder that are published otherwise than they lie there, by name."""
+    """Return the text files of an output folder that are changed before they are published, by name."""
     return {
         RECORD_FILE: to_text(published_record(record)).encode(),
         RECIPE_FILE: published_recipe(record, folder).encode(),
@@ -27,7 +27,7 @@ def published(folder: Path, record: Record) -> dict[str, bytes]:
 
 
 def published_record(record: Record) -> Record:
-    """The record with folders by their names alone."""
+    """Return the record with folders reduced to their names."""
     sources: list[SourceEntry] = []
     for source in record.sources:
         in_order = places(source)  # the model, and maybe an adapter on it
@@ -42,19 +42,19 @@ def published_record(record: Record) -> Record:
 
 
 def published_recipe(record: Record, folder: Path) -> str:
-    """The recipe as it was written. One that names folders loses their paths, and with them its comments."""
+    """Return the recipe as it was written. If it names folders, their paths are removed, and all comments are lost."""
     text = (folder / RECIPE_FILE).read_text("utf-8")
     names_folders = any(path in text for path in _folders(record)) or _FOLDER.search(text)
     return _masked(text, RECIPE_FILE, record) if names_folders else text
 
 
 def published_lock(record: Record, folder: Path) -> str:
-    """The recipe with every Hub model pinned to its commit, and with folders by their names alone."""
+    """Return the recipe with every Hub model pinned to its commit, and with folders reduced to their names."""
     return _masked((folder / LOCK_FILE).read_text("utf-8"), LOCK_FILE, record)
 
 
 def published_config(text: str) -> str:
-    """A JSON configuration; where it names a folder that it came from, by its name alone."""
+    """Return a JSON configuration in which a source folder is reduced to its name."""
 
     def masked(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
@@ -66,19 +66,19 @@ def published_config(text: str) -> str:
 
     data = json.loads(text)
     shown = masked(data)
-    # Where nothing is masked, the file keeps its formatting.
+    # If nothing is masked, the file keeps its formatting.
     return text if shown == data else json.dumps(shown, indent=2, ensure_ascii=False) + "\n"
 
 
 def without_folders(message: str) -> str:
-    """A message without the folders of the machine that it is from: neither the recipe's nor any model's."""
-    # The recipe's folder may have spaces in its name, so everything before FILE:LINE goes.
+    """Remove the folders of this machine from a message: the recipe's and any model's."""
+    # The recipe's folder may have spaces in its name, so everything before FILE:LINE is removed.
     message = re.sub(r"^.*?([^/]+:\d+: )", r"\1", message)
     return _FOLDER.sub("", message)
 
 
 def _folders(record: Record) -> set[str]:
-    """The paths of all sources that are folders."""
+    """Return the paths of all sources that are folders."""
     paths: set[str] = set()
     for source in record.sources:
         paths.update(place.path for place in places(source) if not place.revision)
@@ -86,7 +86,7 @@ def _folders(record: Record) -> set[str]:
 
 
 def _masked(text: str, name: str, record: Record) -> str:
-    """A recipe's text with folders by their names alone."""
+    """Return a recipe's text with folders reduced to their names."""
     folders = _folders(record)
 
     def published(value: Any, key: str = "") -> Any:
@@ -96,8 +96,8 @@ def _masked(text: str, name: str, record: Record) -> str:
             return [published(item) for item in value]
         if key not in MODEL_KEYS or not isinstance(value, str):
             return value
-        # `MODEL` or `MODEL+ADAPTER`, each that is a folder by its name alone: known, or written as one.
-        # A folder's name may hold a plus sign, so that it is looked up as a whole first.
+        # `MODEL` or `MODEL+ADAPTER`: a part that is a known folder, or is written as one, is reduced to its name.
+        # A folder's name may contain a plus sign, so the whole value is looked up first.
         parts = [value] if value in folders else value.split("+")
         shown: list[str] = []
         for part in parts:

@@ -1,4 +1,4 @@
-"""The card of an output, whatever it is."""
+"""The card of any output: a merged model or adapters."""
 
 import re
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ RELATIONS = ("merge", "adapter", "quantized", "finetune")
 
 
 def write_card(record: Record, folder: Path, *, licence: Licence | None = None, keep: Sequence[str] = ()) -> None:
-    """Write the card of an output into its folder, and of a compression one into every adapter's.
+    """Write the card of an output into its folder; for a compression, also one into every adapter's folder.
 
     Args:
-        record: What was done, as `hf_tsv.json` holds it.
-        folder: The output: its recipes, and the configuration that says how a model is loaded.
-        licence: The one chosen; None for what follows from the sources.
-        keep: Earlier cards, whose sections by people stay.
+        record: The output's record, as in `hf_tsv.json`.
+        folder: The output folder, which holds the recipes and the model's configuration.
+        licence: The chosen licence; None for the licence that follows from the sources.
+        keep: Earlier cards, whose sections written by people stay.
 
     Raises:
         ResourceError: the disk is full.
@@ -49,7 +49,7 @@ def write_card(record: Record, folder: Path, *, licence: Licence | None = None, 
 
 
 def render_card(record: Record, folder: Path, *, olds: Sequence[str] = (), licence: Licence | None = None) -> str:
-    """The card of an output as a whole: a merged model, or all adapters of a compression.
+    """Render the card of a whole output: a merged model, or all adapters of a compression.
 
     Raises:
         OutputError: the record is of a restored checkpoint, which has no card.
@@ -67,12 +67,12 @@ def render_card(record: Record, folder: Path, *, olds: Sequence[str] = (), licen
 
 
 def is_one_adapter(folder: Path) -> bool:
-    """Whether an output is an adapter itself, not a folder of them."""
+    """Return True if an output is itself an adapter, not a folder of them."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
 def check_card(card: str) -> list[str]:
-    """What the Hub would refuse of a card, found without asking it."""
+    """List the parts of a card that the Hub would refuse, found without a request to it."""
     try:
         document = header_of_card(card)
         document.raise_problems()

@@ -1,6 +1,6 @@
-"""A card of our sections and other people's: ours are written anew, theirs stay where they stand.
+"""A card of hf_tsv's sections and other people's: hf_tsv's are rewritten, the others stay in place.
 
-Each section of ours lies between two marks that carry a digest of it. No text can hold its own digest, so nothing in a
+Each of our sections is between two marks that carry its digest. No text can contain its own digest, so nothing in a
 section, whoever wrote it, can end it early.
 """
 
@@ -24,7 +24,7 @@ OWN_TAGS = {
     "tsv-c",
     "lora",
     *(name.replace("_", "-") for name in METHODS),
-}  # an old one doesn't stay
+}  # of earlier cards, these tags are dropped
 JOINED_KEYS = ("tags", "language", "datasets")
 _MARKED = re.compile(
     r"<!-- hf_tsv:begin (?P<name>\w+) (?P<digest>[0-9a-f]{16}) -->\n"
@@ -35,19 +35,19 @@ _HEADER = re.compile(r"\A\s*---[ \t]*\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", re.DOTAL
 
 
 def compose(header: ModelCardData, sections: Mapping[str, str], olds: Sequence[str]) -> str:
-    """The card's text: our header and sections, and what people added to earlier cards.
+    """Compose the card's text from our header and sections, and what people added to earlier cards.
 
     Composing again with the result among the old cards changes nothing.
 
     Args:
-        header: What we say of the model.
-        sections: Ours, by name, in order.
+        header: Our header.
+        sections: Our sections, by name, in order.
         olds: Earlier cards of the same model; one that isn't ours counts as written by people as a whole.
     """
     added: defaultdict[str | None, list[str]] = defaultdict(list)
     for old in olds:
         for after, written in _written_by_people(old, sections):
-            # The card on the Hub and the one in the folder often hold the same words.
+            # The card on the Hub and the one in the folder often contain the same text.
             if all(written not in known for known in added.values()):
                 added[after].append(written)
     parts = [*added[None]]
@@ -56,7 +56,7 @@ def compose(header: ModelCardData, sections: Mapping[str, str], olds: Sequence[s
         parts.append(f"<!-- hf_tsv:begin {name} {digest} -->\n{section}\n<!-- hf_tsv:end {name} {digest} -->")
         parts += added[name]
 
-    # Our header with what people added to the earlier ones; the licence is decided elsewhere.
+    # Our header, with what people added to earlier ones, except the licence, which is decided elsewhere.
     merged = _plain(header)
     for old in olds:
         for key, value in _header_of(old).items():
@@ -72,45 +72,45 @@ def compose(header: ModelCardData, sections: Mapping[str, str], olds: Sequence[s
 
 
 def licence_in(card: str) -> dict[str, Any]:
-    """What a card's header says of the licence."""
+    """Return the licence keys of a card's header that are strings."""
     header = _header_of(card)
     return {key: header[key] for key in LICENCE_KEYS if isinstance(header.get(key), str)}
 
 
 def _written_by_people(card: str, sections: Collection[str]) -> Iterator[tuple[str | None, str]]:
-    """The text between our sections, with the name of the one before it that there still is."""
+    """Yield the texts between our sections, each after the name of the last section before it that still exists."""
     body = _HEADER.sub("", card, count=1)
     after: str | None = None
     end = 0
     for section in _MARKED.finditer(body):
         if written := body[end : section.start()].strip():
             yield after, written
-        # What follows a section that is gone stays behind the one before that.
+        # Text after a section that no longer exists stays after the section before it.
         after = section["name"] if section["name"] in sections else after
         end = section.end()
     if written := body[end:].strip():
-        # A card without any section of ours is somebody else's as a whole, and comes last.
+        # A card without our sections was written by people as a whole, and comes last.
         yield after if end else list(sections)[-1], written
 
 
 def _listed(value: Any) -> list[Any]:
-    """A header's value as a list: people write one language or tag without brackets."""
+    """Return a header's value as a list, because people write a single language or tag without brackets."""
     if isinstance(value, list):
         return list(value)
     return [value] if value else []
 
 
 def _header_of(card: str) -> dict[str, Any]:
-    """The header as data; empty if it can't be read."""
+    """Read a card's header as data; empty if it can't be read."""
     try:
         header = header_of_card(card).data
-        # With this flag a malformed `model-index` of a stranger is left out, not refused.
+        # With this flag, a malformed `model-index` is left out instead of raising an error.
         return _plain(ModelCardData(**{**header, "ignore_metadata_errors": True}))
     except (ValueError, RecipeError):
         return {}
 
 
 def _plain(data: CardData) -> dict[str, Any]:
-    """A header as plain data."""
+    """Return a header as plain data."""
     plain: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]  # huggingface_hub has no types for it
     return plain

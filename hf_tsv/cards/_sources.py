@@ -16,20 +16,20 @@ HUB = "https://huggingface.co"
 
 
 class Place(NamedTuple):
-    """Where a model or an adapter lies: a Hub id with its commit, or a folder, which has none."""
+    """The location of a model or adapter: a Hub id with its commit, or a folder, which has none."""
 
     path: str
     revision: str | None
 
     @property
     def name(self) -> str:
-        """A Hub id, or a folder's last part: where it lies on somebody's machine is nobody's business."""
+        """A Hub id, or a folder's last part, because the path on somebody's machine is private."""
         return self.path if self.revision else folder_name(self.path)
 
 
 @dataclass(frozen=True)
 class NamedTerms:
-    """What a model or adapter says of itself. Attributes: the `name` that cards give it, and the `terms`."""
+    """The `terms` that a model or adapter states, with its `name` in cards."""
 
     name: str
     terms: Terms
@@ -40,10 +40,10 @@ class PlaceCell:
     """A model or adapter in the table of sources.
 
     Attributes:
-        name: What it is called.
-        revision: Its commit; None for a folder.
-        url: Its page on the Hub at that commit; None for a folder.
-        licence: The licence that it names.
+        name: The name of the model or adapter.
+        revision: The commit; None for a folder.
+        url: The page on the Hub at that commit; None for a folder.
+        licence: The licence that the model or adapter names; None if it names none.
     """
 
     name: str
@@ -54,36 +54,36 @@ class PlaceCell:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row of the table of sources. Attributes: the `task`, None for the base; a model and maybe an adapter on it."""
+    """A row of the table of sources: the `task`, None for the base, and the `places` of its model and any adapter."""
 
     task: str | None
     places: tuple[PlaceCell, ...]
 
 
 def places(source: SourceEntry) -> list[Place]:
-    """Where a source's model lies, and the adapter on top of it, if any."""
+    """Return the location of a source's model, then of the adapter on top of it, if any."""
     in_order = [Place(source.model, source.revision)]
     if source.adapter:
         path, _, revision = source.adapter.rpartition("@")
-        # A folder's name may hold an @ as well.
+        # A folder's name may also contain an @.
         is_pinned = re.fullmatch("[0-9a-f]{40}", revision)
         in_order.append(Place(path, revision) if is_pinned else Place(source.adapter, None))
     return in_order
 
 
 def folder_name(path: str) -> str:
-    """The last part of a folder's path."""
+    """Return the last part of a folder's path, or `local folder` if it isn't a name."""
     name = PurePosixPath(path).name
-    return name if name.strip(".~") else "local folder"  # of `..` or `~` there is no name to show
+    return name if name.strip(".~") else "local folder"  # `..` and `~` aren't names to show
 
 
 def all_terms(record: Record) -> list[NamedTerms]:
-    """What each model and adapter that a record names says of itself; the base first."""
+    """Return the terms of each model and adapter that a record names, the base first."""
     return named_terms(record.sources)
 
 
 def named_terms(sources: Iterable[SourceEntry]) -> list[NamedTerms]:
-    """As `all_terms`, for these sources."""
+    """Return the terms of each model and adapter of these sources, in order."""
     named: list[NamedTerms] = []
     for source in sources:
         for place, terms in zip(places(source), _terms(source), strict=True):
@@ -92,7 +92,7 @@ def named_terms(sources: Iterable[SourceEntry]) -> list[NamedTerms]:
 
 
 def source_rows(record: Record) -> list[SourceRow]:
-    """The sources as a table shows them, the base first."""
+    """Return the rows of the table of sources, the base first."""
     rows: list[SourceRow] = []
     for source in record.sources:
         cells: list[PlaceCell] = []
@@ -109,12 +109,12 @@ def source_rows(record: Record) -> list[SourceRow]:
 
 
 def have_licences(rows: Sequence[SourceRow]) -> bool:
-    """Whether any source names a licence, so that the table needs a column for it."""
+    """Return True if any source names a licence, so that the table needs a column for it."""
     return any(place.licence for place in _all_places(rows))
 
 
 def have_folders(rows: Sequence[SourceRow]) -> bool:
-    """Whether any source is a local folder."""
+    """Return True if any source is a local folder."""
     return any(not place.url for place in _all_places(rows))
 
 
@@ -124,17 +124,17 @@ def _all_places(rows: Sequence[SourceRow]) -> Iterator[PlaceCell]:
 
 
 def provenance(record: Record, recipe: str, licence: Licence | None) -> dict[str, Any]:
-    """What every card's header says of where the model comes from.
+    """Return the part of every card's header about the model's origin.
 
     Args:
         record: The output's record.
-        recipe: The text of the recipe as it is published.
-        licence: The one chosen; None for what follows from the sources.
+        recipe: The recipe's text as it is published.
+        licence: The chosen licence; None for the licence that follows from the sources.
 
     Returns:
         Keyword arguments of `huggingface_hub.ModelCardData`.
     """
-    # As the keys of dictionaries: each once, in order.
+    # Keys of dictionaries, so that each appears once, in order.
     ids: dict[str, None] = {}
     for source in record.sources:
         for place in places(source):
@@ -163,7 +163,7 @@ def provenance(record: Record, recipe: str, licence: Licence | None) -> dict[str
 
 
 def licence_sentence(record: Record, licence: Licence | None) -> str:
-    """Say which licence the model carries, and why; empty where no source names one."""
+    """Say which licence the model carries, and why; empty if no source names one."""
     terms = [named.terms for named in all_terms(record)]
     following = inherited(terms)
     if licence:
@@ -175,15 +175,15 @@ def licence_sentence(record: Record, licence: Licence | None) -> str:
         return f"No licence follows from these sources: {following.why}." if any_named else ""
     carried = licence or following.licence
     if carried and carried.id.startswith("llama"):
-        sentence += " Built with Llama."  # these licences ask for the sentence
+        sentence += " Built with Llama."  # these licences require the sentence
     return sentence
 
 
 def base_name(rows: Sequence[SourceRow]) -> str:
-    """The base model's name without its owner."""
+    """Return the base model's name without its owner."""
     return PurePosixPath(rows[0].places[0].name).name
 
 
 def _terms(source: SourceEntry) -> Sequence[Terms]:
-    """One for each of a source's places; empty ones where nobody looked."""
+    """Return the terms of each of a source's places; empty ones if they weren't read."""
     return source.terms or [Terms() for _ in places(source)]

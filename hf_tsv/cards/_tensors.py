@@ -1,4 +1,4 @@
-"""The tables of a merged model's tensors: grouped by module type, with what was done with each group."""
+"""The tables of a merged model's tensors, grouped by module type, with the treatment of each group."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from hf_tsv.record import MergeRecord, TensorEntry
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors of one module type that are treated alike.
+    """Tensors of one module type that were treated the same.
 
     Attributes:
-        name: Their names, with `*` for the numbers in which they differ.
-        shape: Their shape, as people write it.
+        name: The tensors' common name, with `*` for the numbers in which they differ.
+        shape: The tensors' shape, as people write it.
         method: The method that merged them.
-        why: Why they are the base's; empty if they were merged.
+        why: The reason why they are the base's; empty if they were merged.
         tensors: The tensors themselves.
     """
 
@@ -37,10 +37,10 @@ class MergedRow:
     """A row of the table of merged tensors.
 
     Attributes:
-        group: The tensors.
-        parameters: The method's parameters that other tensors have otherwise.
-        rank: The range of the ranks that were kept; empty for a method without any.
-        energy: The range of the shares that these hold.
+        group: The row's tensors.
+        parameters: The method's parameters whose values differ between its tensors.
+        rank: The range of the ranks that were kept; empty for a method without ranks.
+        energy: The range of the shares of energy at these ranks.
     """
 
     group: Group
@@ -54,11 +54,11 @@ class MethodRow:
     """A method that merged tensors.
 
     Attributes:
-        name: Its name in recipes.
-        paper: The address of its source; empty if it has none.
-        summary: What it does, in a sentence; empty where it isn't known here.
-        count: How many tensors it merged.
-        parameters: Those that all its tensors share.
+        name: The method's name in recipes.
+        paper: The address of its paper; empty if it has none.
+        summary: A sentence on what it does; empty if the method isn't installed.
+        count: The number of tensors that it merged.
+        parameters: The parameters that have the same value for all its tensors.
     """
 
     name: str
@@ -70,14 +70,14 @@ class MethodRow:
 
 @dataclass(frozen=True)
 class TensorTables:
-    """All that a card says of tensors.
+    """The facts about tensors in a card.
 
     Attributes:
         methods: The methods that were used.
-        merged: What was merged.
-        kept: What is the base's.
-        dtypes: The floating-point dtypes of the weights, the one of the most bytes first.
-        nbytes: How much all weights take.
+        merged: The tensors that were merged.
+        kept: The tensors that are the base's.
+        dtypes: The floating-point dtypes of the weights, the one with the most bytes first.
+        nbytes: The bytes of all weights.
     """
 
     methods: list[MethodRow]
@@ -100,7 +100,7 @@ def tensor_tables(record: MergeRecord) -> TensorTables:
     for name, entries in by_method.items():
         if not entries:
             continue
-        keys: dict[str, None] = {}  # of all its tensors' parameters, each once
+        keys: dict[str, None] = {}  # names of all its tensors' parameters, each once
         for entry in entries:
             keys |= dict.fromkeys(entry.parameters)
         shared: list[str] = []
@@ -111,7 +111,7 @@ def tensor_tables(record: MergeRecord) -> TensorTables:
                 varying[name].append(key)
             else:
                 shared.append(key)
-        # A plug-in's method may not be installed where a card is written again.
+        # A plug-in's method may be missing on the machine that writes a card again.
         summary = METHODS[name].summary if name in METHODS else ""
         paper = record.methods[name].paper if name in record.methods else ""
         methods.append(MethodRow(name, paper, summary, len(entries), _parameters(entries, shared)))
@@ -135,14 +135,14 @@ def tensor_tables(record: MergeRecord) -> TensorTables:
 
 
 def _why_kept(entry: TensorEntry) -> str:
-    """Why a tensor is the base's; empty when it was merged."""
+    """Return the reason why a tensor is the base's; empty if it was merged."""
     if entry.why:
         return entry.why
     return "no task changed it" if entry.unchanged else ""
 
 
 def _grouped(tensors: Mapping[str, TensorEntry]) -> list[Group]:
-    """Tensors of one module type and shape that were treated alike, in the order of the first of each."""
+    """Group tensors of one module type and shape that were treated the same, in order of first appearance."""
     members: dict[tuple[str, str, str, str], list[TensorEntry]] = {}
     for name, entry in tensors.items():
         shape = " × ".join(map(str, entry.shape)) or "scalar"
@@ -152,14 +152,14 @@ def _grouped(tensors: Mapping[str, TensorEntry]) -> list[Group]:
 
 
 def _parameters(entries: Iterable[TensorEntry], keys: Iterable[str]) -> list[str]:
-    """Each of these parameters with its values, as far as they are given."""
+    """Return each of these parameters with its values, if any are given."""
     given = [entry.parameters for entry in entries]
     shown: list[str] = []
     for key in keys:
         values = [parameters[key] for parameters in given if key in parameters]
         if not values:
             continue
-        # True and False are ints in Python.
+        # bool is a subclass of int in Python.
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if len(numbers) == len(values):
             text = _range(numbers, "{:g}".format)
@@ -170,7 +170,7 @@ def _parameters(entries: Iterable[TensorEntry], keys: Iterable[str]) -> list[str
 
 
 def value_text(value: JsonValue) -> str:
-    """A parameter as the recipe has it; of one value for each task, those that differ."""
+    """Return a parameter as the recipe writes it; of one value per task, all of them, or one if they are equal."""
     if not isinstance(value, list):
         return str(value).lower()
     texts = list(map(value_text, value))
@@ -180,7 +180,7 @@ def value_text(value: JsonValue) -> str:
 
 
 def _numbers(value: JsonValue) -> Iterator[float]:
-    """The numbers within nested lists: one a task, and for stacked experts one list an expert, or none."""
+    """Yield the numbers in nested lists, if any: one per task, or for stacked experts one list per expert."""
     if isinstance(value, list):
         for item in value:
             yield from _numbers(item)
@@ -189,9 +189,9 @@ def _numbers(value: JsonValue) -> Iterator[float]:
 
 
 def _range(values: Sequence[float], show: Callable[[float], str]) -> str:
-    """The smallest and the largest value, or the one that they both are."""
+    """Return the smallest and the largest value, or one if both look the same; empty without values."""
     if not values:
         return ""
-    # Compared as they are shown: 0.501 and 0.502 are both 50%.
+    # Compared as shown: 0.5011 and 0.5012 are both 50.1%.
     ends = dict.fromkeys((show(min(values)), show(max(values))))
     return " to ".join(ends)

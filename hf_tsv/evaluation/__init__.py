@@ -1,4 +1,4 @@
-"""What a merge or a compression is worth: scores of the base, the fine-tuned models, and what was made of them."""
+"""Evaluation of a merge or a compression: scores of the base, the fine-tuned models, and the output's models."""
 
 from hf_tsv.evaluation.contestants import MERGED, RESTORED, Contestant, made
 from hf_tsv.evaluation.results import Results

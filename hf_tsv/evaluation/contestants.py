@@ -1,4 +1,4 @@
-"""The models that are compared on a task, each loaded by transformers, or by PEFT on top of it."""
+"""The models that are compared on a task, each loaded by transformers, adapters by PEFT on top of it."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,13 +30,13 @@ class Contestant:
     """One model on one task.
 
     Attributes:
-        label: What the results call it.
-        identity: A value that changes when its weights do.
-        body: The checkpoint of the whole model, or of the one its adapter is put on.
-        parts: What the task alone has and `body` lacks, such as its head.
-        config_folder: Whose config.json says how the model is built.
-        input_folders: Where its tokenizer or processor may lie; the first folder that has one counts.
-        adapter: The folder of a PEFT adapter on top.
+        label: The model's name in the results.
+        identity: A value that changes when the model's weights do.
+        body: The checkpoint of the whole model, or of the model under its adapter.
+        parts: The checkpoint of the task's own tensors that `body` lacks, such as its head; None if there are none.
+        config_folder: The folder whose config.json says how the model is built.
+        input_folders: Folders to search for its tokenizer or processor; the first one found is used.
+        adapter: The folder of a PEFT adapter on top; None without one.
     """
 
     label: str
@@ -49,26 +49,26 @@ class Contestant:
 
 
 def originals(sources: Sequence[Source], task: str | None) -> list[Contestant]:
-    """The models that others are compared with on a task: the base, and the fine-tuned model if there is one.
+    """List the models that others are compared with on a task: the base, and the fine-tuned model if there is one.
 
     Args:
         sources: The recipe's models, fetched, the base first.
-        task: The recipe's task; None for a task of the suite that belongs to none, and has no fine-tuned model.
+        task: The recipe's task; None for a task of the suite that has no fine-tuned model.
     """
     base = sources[0]
     own: Source | None = None
-    if task is not None:  # None is the base's own
+    if task is not None:  # the base's own task is None
         own = next((source for source in sources if source.task == task), None)
     assert base.folder is not None
     config = base.folder
     parts: Checkpoint | None = None
     identity = base.identity
-    # An adapter has no configuration and no head of its own: the base's do.
+    # An adapter has no configuration and no head of its own: it uses the base's.
     if own and own.folder and not isinstance(own.checkpoint, AdapterCheckpoint):
         config = own.folder
         base_shapes = {name: base.checkpoint.info(name).shape for name in base.checkpoint.names()}
         own_shapes = {name: own.checkpoint.info(name).shape for name in own.checkpoint.names()}
-        # Such as a head that the base lacks, or has for another number of labels.
+        # For example, a head that the base lacks, or has for another number of labels.
         if any(shape != base_shapes.get(name) for name, shape in own_shapes.items()):
             parts = own.checkpoint
             identity = f"{base.identity} {own.identity}"
@@ -85,14 +85,14 @@ def made(
     base: Contestant,
     task: str | None,
 ) -> list[Contestant]:
-    """An output's models for a task: the merged model, its adapters, or both.
+    """List an output's models for a task: the merged model, its adapters, or both.
 
-    Where PEFT loads less than an adapter's folder contains, and where the task has a mask, its restored checkpoint too.
+    If PEFT loads less than an adapter's folder contains, or the task has a mask, its restored checkpoint is added.
 
     Args:
         out: An output of `merge` or `compress`.
-        record: Its record.
-        restored: Gives a task's checkpoint as `hf-tsv restore` writes it.
+        record: The output's record.
+        restored: A function that returns a task's checkpoint as `hf-tsv restore` writes it.
         base: The base model on that task.
         task: The recipe's task, as `originals` takes it.
 
@@ -114,7 +114,7 @@ def made(
     shared = Contestant(MERGED, identity, merged, parts, base.config_folder, inputs)
     contestants = [shared, *_adapted(out, record.adapters, restored, shared, task)]
     if task is not None and record.masks and task in record.masks.tasks:
-        # The task's own model is what its mask leaves of the merged one.
+        # The task's own model is the part of the merged one that its mask keeps.
         whole = restored(task)
         contestants.append(replace(shared, label=RESTORED, identity=whole.fingerprint(), body=whole, parts=None))
     return contestants
@@ -127,7 +127,7 @@ def _adapted(
     on: Contestant,
     task: str | None,
 ) -> Iterator[Contestant]:
-    """The adapters that were written for a task, by profile, each on its model."""
+    """Yield the adapters that were written for a task, by profile, each on its model."""
     if task is None:
         return
     for profile, report in written.get(task, {}).items():
@@ -145,7 +145,7 @@ def _adapted(
 
 
 def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -> Any:
-    """The model in evaluation mode. A task with a head of its own gets a model without one.
+    """Load the model in evaluation mode, without a head if the task has its own.
 
     Raises:
         CheckpointError: transformers can't build it, or weights that it needs are missing; the message names them.
@@ -163,10 +163,10 @@ def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -
     suite_has_head = isinstance(task, Classification) and bool(task.head)
     state = dict(_tensors(contestant.body))
     if contestant.parts and not suite_has_head:
-        # Only what the body lacks or has in another shape: its merged tensors must stay.
+        # Add only tensors that the body lacks or has in another shape: its merged tensors must stay.
         shapes = {name: tensor.shape for name, tensor in state.items()}
         state |= {name: tensor for name, tensor in _tensors(contestant.parts) if tensor.shape != shapes.get(name)}
-    # Weights that an adapter replaces are drawn at random first; nothing may depend on which numbers they are.
+    # Weights that an adapter replaces are random first. The fixed seed makes these numbers the same each time.
     torch.manual_seed(0)
     try:
         with quiet():
@@ -180,10 +180,10 @@ def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -
             )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise CheckpointError(f"{contestant.body.label}: transformers can't load it: {error}") from error
-    # Weights that had to be drawn at random, except those of a pooler that the task doesn't use.
+    # Missing weights were initialized at random. Those of a pooler that the task doesn't use are harmless.
     ignores_pooler = isinstance(task, Classification) and suite_has_head and task.pooling != "pooled"
     missing = sorted(key for key in info["missing_keys"] if not (ignores_pooler and "pooler" in key))
-    # An adapter may bring the weights that its model lacks, such as a head.
+    # An adapter can contain the weights that its model lacks, such as a head.
     if missing and not contestant.adapter:
         raise CheckpointError(
             f"{contestant.body.label}: as {type(model).__name__} for '{task.name}' it lacks {some(missing)}. Give the"
@@ -201,9 +201,10 @@ def load_model(contestant: Contestant, task: AnyTask, dtype: str, device: str) -
 
 
 def _class_for(contestant: Contestant, task: AnyTask) -> tuple[Any, Any]:
+    """Return the model's configuration, and the transformers class that the task needs."""
     import transformers
 
-    if contestant.adapter:  # its keys are those of the class that it was made for
+    if contestant.adapter:  # its keys fit only the class that it was made for
         return model_class_of(contestant.config_folder)
     auto: Any = transformers.AutoModelForCausalLM
     if isinstance(task, Classification) and task.head:
@@ -216,7 +217,7 @@ def _class_for(contestant: Contestant, task: AnyTask) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(contestant.config_folder, trust_remote_code=False)
         if isinstance(task, LmEval) and config.is_encoder_decoder:
             auto = transformers.AutoModelForSeq2SeqLM
-        with quiet(), torch.device("meta"):  # for its class alone: no memory is taken
+        with quiet(), torch.device("meta"):  # built only to learn its class: takes no memory
             return config, type(auto.from_config(config))
     except (ValueError, OSError) as error:
         reason = str(error).split("\n", 1)[0]
@@ -228,24 +229,25 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_tokenizer(contestant: Contestant) -> Any:
-    """The tokenizer of a model.
+    """Load the tokenizer of a model.
 
     Raises:
-        CheckpointError: it has none, or it can't be loaded.
+        CheckpointError: the model has none, or it can't be loaded.
     """
     return _inputs(contestant, TOKENIZER, "AutoTokenizer", "tokenizer")
 
 
 def load_processor(contestant: Contestant) -> Any:
-    """The image processor of a model.
+    """Load the image processor of a model.
 
     Raises:
-        CheckpointError: it has none, or it can't be loaded.
+        CheckpointError: the model has none, or it can't be loaded.
     """
     return _inputs(contestant, PROCESSOR, "AutoImageProcessor", "image processor")
 
 
 def _inputs(contestant: Contestant, files: Sequence[str], name: str, what: str) -> Any:
+    """Load the tokenizer or processor by its Auto class `name`; messages call it `what`."""
     import transformers
 
     for folder in contestant.input_folders:
@@ -253,16 +255,16 @@ def _inputs(contestant: Contestant, files: Sequence[str], name: str, what: str) 
         if matches(files, names):
             try:
                 with quiet():
-                    loader = getattr(transformers, name)  # an ImportError where what it needs isn't installed
+                    loader = getattr(transformers, name)  # ImportError if a package that it needs isn't installed
                     return loader.from_pretrained(folder, local_files_only=True)
             except (ValueError, OSError, ImportError, KeyError) as error:
                 raise CheckpointError(f"{folder}: its {what} can't be loaded: {error}") from error
-    # The base's folder may be listed twice: as the one of its configuration, too.
+    # The base's folder may be listed twice, because it may also be the configuration's folder.
     folders = ", ".join(map(str, dict.fromkeys(contestant.input_folders)))
     raise CheckpointError(f"{contestant.body.label}: no {what} in {folders}. Put one beside the base model")
 
 
 def label_names(model: Any) -> dict[str, int]:
-    """The labels of a model with a head, by name."""
+    """Return the label numbers of a model with a head, by label name."""
     numbers = getattr(model.config, "label2id", None) or {}
     return {str(name): int(number) for name, number in numbers.items()}

@@ -1,4 +1,4 @@
-"""The examples of a task: from a file, or a data set on the Hub."""
+"""The examples of a task, read from a file or a data set on the Hub."""
 
 import csv
 import hashlib
@@ -27,10 +27,10 @@ class Examples:
     """The data that a task is scored on.
 
     Attributes:
-        inputs: One tuple per example: the values of the task's columns.
-        labels: One per example, as the data has them.
-        folder: Where the paths of images begin.
-        sha256: The SHA-256 of the file; for a data set on the Hub, its fingerprint.
+        inputs: The values of the task's columns, one tuple per example.
+        labels: The labels as the data has them, one per example.
+        folder: The folder that images' paths are relative to.
+        sha256: The SHA-256 of the file, or the fingerprint of a data set on the Hub.
     """
 
     inputs: Sequence[tuple[Any, ...]]
@@ -46,7 +46,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier on embeddings: weight (C, d), bias (C,) or None, and the labels' names if it has any."""
+    """A linear classifier on embeddings: weight (C, d), bias (C,) or None, and the labels' names, if any."""
 
     weight: Tensor
     bias: Tensor | None
@@ -54,16 +54,16 @@ class Head:
     sha256: str
 
     def __call__(self, embeddings: Tensor) -> Tensor:
-        """Logits, (N, C), of embeddings (N, d)."""
+        """Compute the logits, (N, C), of embeddings (N, d)."""
         bias = None if self.bias is None else self.bias.to(embeddings)
         return functional.linear(embeddings, self.weight.to(embeddings), bias)
 
 
 def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
-    """The examples of a task, in the data's order; with a `limit` as many, drawn by the suite's seed.
+    """Read the examples of a task in the data's order; with a `limit`, a sample drawn by the suite's seed.
 
     Raises:
-        DataError: the data can't be read, or lack a column; the message names task and file.
+        DataError: the data can't be read, or lack a column; names the task and the file.
     """
     if isinstance(task, Perplexity):
         path = suite.path(task.data)
@@ -80,18 +80,18 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
     if not rows:
         raise DataError(f"{suite.where(task)}: the data of '{task.name}' contain no examples.")
     chosen = list(range(len(rows)))
-    # Sorted, so that a limit changes which examples there are, but not their order.
+    # Sorted, so that a limit changes which examples are used, but not their order.
     if task.limit and task.limit < len(rows):
         chosen = sorted(random.Random(suite.file.seed).sample(chosen, task.limit))
     try:
         if isinstance(rows, list):
             in_memory = _Inputs(rows, task.columns, chosen)
-            # Read once now, so that a row that lacks a column is reported before any model is loaded.
+            # Read now, so that a row that lacks a column is reported before any model is loaded.
             inputs: Sequence[tuple[Any, ...]] = [in_memory[i] for i in range(len(chosen))]
             labels = [rows[i][task.label] for i in chosen]
         else:
             inputs = _Inputs(rows, task.columns, chosen)
-            all_labels = list(rows[task.label])  # by column: by row each image would be decoded for its label
+            all_labels = list(rows[task.label])  # as a column: reading rows would decode each image
             labels = [all_labels[i] for i in chosen]
     except KeyError as error:
         raise DataError(f"{suite.where(task)}: an example of '{task.name}' has no {error}. Fill it in.") from None
@@ -99,10 +99,10 @@ def read_examples(suite: Suite, task: Labelled | Perplexity) -> Examples:
 
 
 def read_head(suite: Suite, task: Labelled) -> Head | None:
-    """The head that a task gives, if it gives one.
+    """Read the head that a task names, if any.
 
     Raises:
-        DataError: it can't be read, or doesn't contain a head.
+        DataError: the file can't be read, or doesn't contain a head.
     """
     if task.head is None:
         return None
@@ -127,10 +127,10 @@ def read_head(suite: Suite, task: Labelled) -> Head | None:
 
 
 def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, where: str) -> Tensor:
-    """Labels as numbers below `count`, (N,) int64, from names or numbers.
+    """Convert labels, names or numbers, to numbers below `count`, (N,) int64.
 
     Raises:
-        DataError: one is neither.
+        DataError: a label is neither a known name nor such a number.
     """
 
     def number(label: Any) -> int:
@@ -140,7 +140,7 @@ def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, w
             index = int(label)
         except (TypeError, ValueError):
             index = -1
-        # 1.7 would become 1: a column of floats holds no labels.
+        # int(1.7) is 1: a column of floats doesn't hold labels.
         if not 0 <= index < count or isinstance(label, float):
             known = ", ".join(list(names)[:8])
             more = ", …" if len(names) > 8 else ""
@@ -153,10 +153,10 @@ def label_numbers(labels: Sequence[Any], names: Mapping[str, int], count: int, w
 
 
 def _read_rows(suite: Suite, task: Labelled) -> tuple[Any, Path, str]:
-    """A task's labelled data: their rows, the folder where paths in them begin, and the SHA-256 or fingerprint.
+    """Open a task's labelled data: its rows, the folder that its paths are relative to, and its SHA-256 or fingerprint.
 
-    Rows of a file are a list of dictionaries; those of the Hub a data set of the package `datasets`, which reads a row
-    when it is asked for.
+    Rows of a file are a list of dictionaries. Those of the Hub are a data set of the package `datasets`, which reads a
+    row when it is used.
     """
     if isinstance(task.data, HubData):
         try:
@@ -169,7 +169,7 @@ def _read_rows(suite: Suite, task: Labelled) -> tuple[Any, Path, str]:
         hub, config, split, revision = task.data.hub, task.data.config, task.data.split, task.data.revision
         try:
             dataset = datasets.load_dataset(hub, config, split=split, revision=revision)
-        except Exception as error:  # of whatever kind a data set's reader raises
+        except Exception as error:  # a data set's reader may raise any kind
             raise DataError(f"{suite.where(task)}: {hub} can't be read: {error}") from error
         return dataset, suite.source.parent, str(dataset._fingerprint)
     path = suite.path(task.data)
@@ -187,7 +187,7 @@ def _read_rows(suite: Suite, task: Labelled) -> tuple[Any, Path, str]:
 
 def _text(suite: Suite, task: AnyTask, path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")  # spreadsheets begin their exports with a byte order mark
+        return path.read_text("utf-8-sig")  # spreadsheet exports begin with a byte order mark
     except UnicodeDecodeError as error:
         raise DataError(f"{suite.where(task)}: {path} isn't UTF-8 text ({error.reason}).") from None
     except OSError as error:
@@ -200,7 +200,7 @@ def _json_lines(text: str) -> list[Any]:
 
 
 def _table(text: str, delimiter: str) -> list[Any]:
-    lines = text.splitlines(keepends=True)  # a quoted value may go on over lines
+    lines = text.splitlines(keepends=True)  # a quoted value may span lines
     return list(csv.DictReader(lines, delimiter=delimiter, strict=True))
 
 
@@ -214,7 +214,7 @@ _READERS: Mapping[str, Callable[[str], list[Any]]] = {
 
 @dataclass(frozen=True)
 class _Inputs(Sequence[tuple[Any, ...]]):
-    """Chosen rows of a data set, each read when it is used: all images of a task, decoded, don't fit in memory."""
+    """Chosen rows of a data set, each read when it is used: a task's decoded images don't all fit in memory."""
 
     rows: Any
     columns: Sequence[str]
@@ -229,13 +229,13 @@ class _Inputs(Sequence[tuple[Any, ...]]):
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+    """Compute the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def image(task: Labelled, examples: Examples, value: Any) -> Any:
-    """An image as PIL reads it, from a path or from what `datasets` gives.
+    """Read an image as RGB with PIL, from a path or an image of `datasets`.
 
     Raises:
         DataError: Pillow isn't installed, or the file can't be read.

@@ -1,4 +1,4 @@
-"""What a person may choose about a search for scales."""
+"""Options of a search for scales and lambdas."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ By = Literal["all", "kind", "type"]
 
 @dataclass(frozen=True)
 class Search:
-    """What is tried.
+    """The values that a search tries.
 
     Attributes:
-        by: What has a scale of its own: `all` have one, each `kind` of tensor, or each module `type`; and the same
-            within each override.
+        by: How tensors share scales: one for `all`, one per `kind` of tensor, or one per module `type`; overrides have
+            scales of their own.
         scales: The scales to try.
         lambdas: The masks' lambdas to try; by default the paper's.
     """

@@ -1,4 +1,4 @@
-"""Known scores, so that none is computed twice: one line each, under a hash of all that the score depends on."""
+"""A file of known scores, so that none is computed twice: one line each, keyed by a hash of all it depends on."""
 
 import hashlib
 import json
@@ -36,14 +36,14 @@ class Results:
             OutputError: the file can't be written.
         """
         self._known[line.key] = Score(line.score, line.examples)
-        # By json, not by pydantic, which writes an infinite perplexity as null.
+        # Written by json, because pydantic writes an infinite perplexity as null.
         text = json.dumps(line.model_dump()) + "\n"
         try:
             with self._path.open("ab+") as file:
-                if file.tell():  # appending starts at the end, which is 0 in an empty file
+                if file.tell():  # the position is the end of the file: 0 if it is empty
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":
-                        text = "\n" + text  # what an interruption cut short stays a line of its own
+                        text = "\n" + text  # keeps a line that an interruption cut short separate
                 file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -52,16 +52,16 @@ class Results:
 
 
 def key_of(depends_on: Mapping[str, Any]) -> str:
-    """The hash of what a score depends on."""
+    """Return the hash of everything that a score depends on."""
     text = json.dumps(depends_on, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(path: Path) -> list[ScoreLine]:
-    """The lines of a file; none if it doesn't exist.
+    """Read the lines of a file; none if it doesn't exist.
 
     Raises:
-        OutputError: it can't be read, or a line isn't a score; says where and which field.
+        OutputError: the file can't be read, or a line isn't a score; names the line and the field.
     """
     try:
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
@@ -69,7 +69,7 @@ def _read(path: Path) -> list[ScoreLine]:
         raise OutputError(f"{path}: can't be read as scores of an earlier evaluation: {error}") from error
     scores: list[ScoreLine] = []
     for number, line in enumerate(lines, start=1):
-        # A line without its closing brace was cut short by an interruption: it is no score, and nobody's mistake.
+        # A line without its closing brace was cut short by an interruption: it isn't a score, but not an error either.
         if not line.rstrip().endswith("}"):
             continue
         try:

@@ -1,4 +1,4 @@
-"""Score everything in a suite, once."""
+"""Score every model on every task of a suite, each pair once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,18 +29,19 @@ from hf_tsv.merging.progress import Progress
 from hf_tsv.record import Evaluation, EvaluationVersions, MeanScores, ScoreLine, SuiteEntry, TaskScores
 from hf_tsv.sources.models import Source
 
-SCORING = "1"  # raised whenever the same model and suite give another score than before
+SCORING = "1"  # incremented whenever the same model and suite give a different score than before
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task with all that its scores are computed from.
+    """A task with everything that its scores are computed from.
 
     Attributes:
+        task: The task in the suite.
         finetuned: The recipe's task that it belongs to, if any.
-        entrants: The models, the base first.
-        examples: None for what lm-eval reads itself.
-        head: What the suite puts on embeddings, if anything.
+        entrants: The models to score, the base first.
+        examples: The task's data; None for a task of lm-eval, which reads its own.
+        head: The suite's classifier on embeddings, if any.
     """
 
     task: AnyTask
@@ -53,15 +54,15 @@ class Prepared:
 def prepare(
     suite: Suite, sources: Sequence[Source], more: Callable[[Contestant, str | None], Sequence[Contestant]]
 ) -> list[Prepared]:
-    """Read everything but models.
+    """Read everything except the models.
 
     Args:
-        suite: What is scored.
+        suite: The suite whose tasks are scored.
         sources: The recipe's models, fetched, the base first.
-        more: Further models to score, given the base and the recipe's task.
+        more: A function that returns further models to score, given the base and the recipe's task.
 
     Raises:
-        HfTsvError: examples, heads or fine-tuned models are missing, all of them in one error; or transformers is.
+        HfTsvError: examples, heads or fine-tuned models are missing, all in one error; or transformers isn't installed.
     """
     check_installed()
     known = [source.task for source in sources if source.task]
@@ -91,7 +92,7 @@ def prepare(
 
 
 def score_all(suite: Suite, prepared: Sequence[Prepared], results: Results, device: str, progress: Progress) -> None:
-    """Score every model on every task, except for what `results` contains already, and add it there.
+    """Score every model on every task, and add the scores to `results`; those already there aren't computed again.
 
     Raises:
         HfTsvError: a model can't be loaded, or doesn't fit its task.
@@ -99,7 +100,7 @@ def score_all(suite: Suite, prepared: Sequence[Prepared], results: Results, devi
     pairs: list[tuple[Prepared, Contestant]] = []
     for one in prepared:
         pairs += [(one, entrant) for entrant in one.entrants]
-    # One model in memory at a time; several heads of the suite may share a body, so pairs go by model.
+    # One model is in memory at a time. Several heads of the suite may share a body, so pairs are sorted by model.
     pairs.sort(key=lambda pair: pair[1].label)
     progress.begin(len(pairs))
     loaded_key: tuple[str, ...] | None = None
@@ -114,7 +115,7 @@ def score_all(suite: Suite, prepared: Sequence[Prepared], results: Results, devi
                 progress.advance(1, name)
                 continue
             body_key = (entrant.label, task.kind, task.name)
-            # Tasks whose heads the suite gives are scored with the same loaded model.
+            # Tasks with heads from the suite are scored with the same loaded model.
             has_shared_body = one.head is not None and entrant.adapter is None and entrant.label in (BASE, MERGED)
             if has_shared_body and isinstance(task, Classification):
                 body_key = (entrant.label, task.kind, task.pooling)
@@ -137,7 +138,7 @@ def score_all(suite: Suite, prepared: Sequence[Prepared], results: Results, devi
 
 
 def score_key(suite: Suite, one: Prepared, entrant: Contestant) -> str:
-    """The hash of all that a score depends on."""
+    """Return the hash of everything that a score depends on."""
     import transformers
 
     return key_of(
@@ -158,7 +159,7 @@ def score_key(suite: Suite, one: Prepared, entrant: Contestant) -> str:
 
 
 def _scored(suite: Suite, one: Prepared, entrant: Contestant, model: Any, progress: Progress, name: str) -> Score:
-    """A loaded model's score on a task; `progress` shows the work under this name."""
+    """Score a loaded model on a task; `progress` shows the work under this name."""
     task = one.task
     if isinstance(task, LmEval):
         score = harness(model, load_tokenizer(entrant), task, suite)
@@ -181,10 +182,9 @@ def _metric(task: AnyTask) -> str:
 
 
 def summarize(suite: Suite, prepared: Sequence[Prepared], results: Results) -> Evaluation:
-    """What the record says about an evaluation.
+    """Return an evaluation's entry in the record.
 
-    A score `relative` to the fine-tuned model's is 1 where it is as good and more where it is better, whatever the
-    metric.
+    A score `relative` to the fine-tuned model's is 1 if it is as good and larger if it is better, for every metric.
     """
     import transformers
 
@@ -198,20 +198,20 @@ def summarize(suite: Suite, prepared: Sequence[Prepared], results: Results) -> E
             hf_tsv=__version__, torch=str(torch.__version__), transformers=transformers.__version__
         ),
         tasks=tasks,
-        # Accuracies and perplexities have no mean; shares of the fine-tunes' scores do.
+        # Accuracies and perplexities have no common mean; scores relative to the fine-tuned models do.
         mean=MeanScores(scores=_means(scores) if len(metrics) == 1 else {}, relative=_means(relative)),
     )
 
 
 def _task(suite: Suite, one: Prepared, results: Results) -> TaskScores:
-    """What the record says about one task."""
+    """Return one task's entry in the record."""
     task = one.task
     if isinstance(task, LmEval):
         data = task.task
     elif isinstance(task.data, HubData):
         data = task.data.hub
     else:
-        data = Path(task.data).name  # the folder that it lies in is nobody's business
+        data = Path(task.data).name  # the folder is left out, because it is private
     values: dict[str, float] = {}
     examples = 0
     for entrant in one.entrants:
@@ -221,7 +221,7 @@ def _task(suite: Suite, one: Prepared, results: Results) -> TaskScores:
         if entrant.label == BASE:
             examples = score.examples
     own = values.get(FINETUNED)
-    if not own:  # nothing is a share of no score, or of a score of 0
+    if not own:  # there is no ratio to a missing score, or to 0
         relative = {}
     elif task.higher_is_better:
         relative = {label: value / own for label, value in values.items()}
@@ -240,7 +240,7 @@ def _task(suite: Suite, one: Prepared, results: Results) -> TaskScores:
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """By model, over all rows; without the models that some row lacks."""
+    """Compute each model's mean over all rows; models that a row lacks are left out."""
     if not rows:
         return {}
     means: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""A model on a task -> one number."""
+"""Scoring: a model on a task -> one number."""
 
 import math
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from hf_tsv.evaluation.contestants import label_names
 from hf_tsv.evaluation.data import DataError, Examples, Head, image, label_numbers
 from hf_tsv.evaluation.suite import ImageClassification, Labelled, LmEval, Perplexity, Suite, TextClassification
 
-Advance = Callable[[float], None]  # called with the share of the work just done
+Advance = Callable[[float], None]  # called with the share of the work just done, 0 to 1
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score, and the number of examples (for perplexity: of predicted tokens) that it is the mean of."""
+    """A mean score, and the number of examples (for perplexity: of predicted tokens) behind it."""
 
     value: float
     examples: int
@@ -29,36 +29,37 @@ class Score:
 def accuracy(
     model: Any, inputs: Any, task: Labelled, examples: Examples, head: Head | None, suite: Suite, advance: Advance
 ) -> Score:
-    """The share of examples whose most likely label is their own.
+    """Compute the share of examples whose most likely label is their own.
 
     Args:
-        model: A model of transformers, with a head unless `head` is given.
-        inputs: Its tokenizer, or image processor.
-        task: How the examples are read.
+        model: A transformers model, with a head unless `head` is given.
+        inputs: The model's tokenizer or image processor.
+        task: The task, which says how its examples are read.
         examples: The labelled examples.
-        head: A classifier on its embeddings; None for the model's own head.
-        suite: For the batch size, and messages.
-        advance: Notified of the work done.
+        head: A classifier on the model's embeddings; None for the model's own head.
+        suite: The suite, used for its batch size and for messages.
+        advance: A callback for the share of the work just done.
     """
     names = label_names(model) if head is None else {name: i for i, name in enumerate(head.labels)}
     count = model.config.num_labels if head is None else len(head.weight)
     labels = label_numbers(examples.labels, names, count, suite.where(task))
     order = list(range(len(examples.inputs)))
     if isinstance(task, TextClassification):
-        # Texts of like length together: little is spent on padding, and the order is the same each time.
+        # Texts of similar length together need little padding; the index makes the order the same each time.
         lengths = [sum(map(len, map(str, texts))) for texts in examples.inputs]
         order.sort(key=lambda i: (lengths[i], i))
     right = 0
     for start in range(0, len(order), suite.file.batch_size):
         chosen = order[start : start + suite.file.batch_size]
-        rows = [examples.inputs[i] for i in chosen]  # one tuple an example
+        rows = [examples.inputs[i] for i in chosen]  # one tuple per example
         if isinstance(task, ImageClassification):
             images = [image(task, examples, row[0]) for row in rows]
             encoded = inputs(images=images, return_tensors="pt")
         else:
-            columns = [list(map(str, column)) for column in zip(*rows, strict=True)]  # two for pairs of texts
+            columns = [list(map(str, column)) for column in zip(*rows, strict=True)]  # two columns for pairs of texts
             most = task.max_length
-            if most is None and inputs.model_max_length > 10**6:  # what transformers writes for "not known"
+            # transformers writes a huge number for "not known".
+            if most is None and inputs.model_max_length > 10**6:
                 most = 512
             encoded = inputs(*columns, padding=True, truncation=True, max_length=most, return_tensors="pt")
         encoded = encoded.to(model.device)
@@ -79,8 +80,8 @@ def accuracy(
 
 
 def embedding(model: Any, encoded: Any, task: Labelled) -> Tensor:
-    """What a task's head reads, (N, d): as the task's `pooling` and `normalize` say."""
-    # Of a model of two towers, such as CLIP, the one for these inputs; and of a model with a head the part below it.
+    """Compute the embeddings that a task's head reads, (N, d), as its `pooling` and `normalize` say."""
+    # A model with two towers, such as CLIP, gives the one for these inputs; one with a head, the part below it.
     tower = "vision_model" if isinstance(task, ImageClassification) else "text_model"
     encoder = getattr(model, tower, model)
     prefix = getattr(encoder, "base_model_prefix", "")
@@ -108,10 +109,10 @@ def embedding(model: Any, encoded: Any, task: Labelled) -> Tensor:
 def perplexity(
     model: Any, tokenizer: Any, task: Perplexity, examples: Examples, suite: Suite, advance: Advance
 ) -> Score:
-    """exp of the mean negative log-likelihood of every token but the first of each window, given those before it."""
+    """Compute exp of the mean negative log-likelihood of all tokens but each window's first, given those before."""
     longest = getattr(model.config, "max_position_embeddings", None) or task.context
     width = min(task.context, longest)
-    # verbose=False: the whole text is longer than the model takes, but its windows aren't.
+    # verbose=False: no warning that the whole text is too long for the model, because its windows aren't.
     encoded = tokenizer(examples.text, return_tensors="pt", verbose=False)
     ids = encoded["input_ids"][0][: task.limit]  # (tokens,)
     windows = [ids[start : start + width] for start in range(0, len(ids), width)]
@@ -119,12 +120,12 @@ def perplexity(
     windows = [window for window in windows if len(window) > 1]
     if not windows:
         raise DataError(f"{suite.where(task)}: the text of '{task.name}' is shorter than two tokens. Use a longer one.")
-    # Full windows in batches, the shorter rest alone: padding would have to be left out of the mean.
+    # Full windows go in batches, the shorter rest alone, so that no padding has to be left out of the mean.
     full = [window for window in windows if len(window) == width]
     size = suite.file.batch_size
     batches = [torch.stack(full[i : i + size]) for i in range(0, len(full), size)]  # (batch, width) each
     batches += [window[None] for window in windows if len(window) < width]
-    total = 0.0  # of negative log-likelihoods, in nats
+    total = 0.0  # sum of negative log-likelihoods, in nats
     predicted = 0
     for batch in batches:
         batch = batch.to(model.device)
@@ -138,7 +139,7 @@ def perplexity(
 
 
 def harness(model: Any, tokenizer: Any, task: LmEval, suite: Suite) -> Score:
-    """A score of lm-evaluation-harness.
+    """Compute a score with lm-evaluation-harness.
 
     Raises:
         HfTsvError: lm-eval isn't installed, doesn't know the task, or the task has no such score.
@@ -164,7 +165,7 @@ def harness(model: Any, tokenizer: Any, task: LmEval, suite: Suite) -> Score:
             numpy_random_seed=suite.file.seed,
             torch_random_seed=suite.file.seed,
             fewshot_random_seed=suite.file.seed,
-            bootstrap_iters=0,  # for standard errors, which are not shown
+            bootstrap_iters=0,  # only for standard errors, which aren't shown
             log_samples=False,
         )
     except (KeyError, ValueError, OSError) as error:

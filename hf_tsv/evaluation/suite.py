@@ -1,4 +1,7 @@
-"""A suite: the tasks that models are scored on, in YAML. As strict as a recipe: all mistakes at once, with lines."""
+"""A suite: the tasks that models are scored on, in YAML.
+
+The reader is as strict as the recipe's: it reports all mistakes at once, with their lines.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,9 +18,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Keys(BaseModel):
-    """A level of the grammar."""
+    """A mapping in the suite file."""
 
-    # strict: "3" is no number, and 1 is no truth value; extra="forbid": a misspelt key is an error, not ignored.
+    # strict: "3" is not a number, and 1 is not a boolean; extra="forbid": a misspelt key is an error, not ignored.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -30,7 +33,7 @@ class HubData(Keys):
     revision: str | None = None
 
 
-# Told apart by their type, so that an error names the keys of the one that was meant.
+# Distinguished by type, so that an error names the keys of the intended one.
 Data = Annotated[
     Annotated[HubData, Tag("<mapping>")] | Annotated[str, Tag("<text>")],
     Discriminator(lambda value: "<mapping>" if isinstance(value, dict | HubData) else "<text>"),
@@ -38,12 +41,12 @@ Data = Annotated[
 
 
 class Task(Keys):
-    """What every task has.
+    """The keys of every task.
 
     Attributes:
-        name: What the results call it.
-        finetuned: The recipe's task whose fine-tuned model and adapter it is for; `name` unless given.
-        limit: How many examples are used, drawn by the seed; for perplexity, how many leading tokens. All by default.
+        name: The task's name in the results.
+        finetuned: The recipe's task whose fine-tuned model and adapter are scored; by default `name`.
+        limit: The number of examples, drawn by the seed; for perplexity, of leading tokens. By default all are used.
     """
 
     metric: ClassVar[str]
@@ -55,8 +58,8 @@ class Task(Keys):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a score depends on."""
-        # Names don't change a score: a task that is renamed isn't scored again.
+        """The settings that a score depends on."""
+        # Names don't change a score: a renamed task isn't scored again.
         return self.model_dump(exclude={"name", "finetuned"})
 
 
@@ -65,13 +68,13 @@ class Classification(Task):
 
     Attributes:
         data: A .jsonl, .json, .csv or .tsv file, or a data set on the Hub.
-        label: The column of the label: its name in the model's configuration or in the head, or its number.
-        head: A safetensors file with `weight` (C, d) and optionally `bias` (C,), put on the embedding of a model
-            without a head, and optionally, in its metadata, `labels`, a JSON list of names. By default the model's
-            own head.
-        pooling: What the embedding is: the `mean` of the last hidden states, their first (`cls`), or the model's
-            pooler's output (`pooled`).
-        normalize: Whether embeddings are scaled to length 1.
+        label: The column that holds the labels: names from the model's configuration or the head, or numbers.
+        head: A safetensors file with `weight` (C, d) and optionally `bias` (C,), applied to the embeddings of a
+            model without a head. Its metadata may hold `labels`, a JSON list of names. By default the model's own
+            head is used.
+        pooling: How the embedding is computed: the `mean` of the last hidden states, the first of them (`cls`), or
+            the output of the model's pooler (`pooled`).
+        normalize: True if embeddings are scaled to length 1.
     """
 
     metric = "accuracy"
@@ -84,7 +87,7 @@ class Classification(Task):
 
 
 class TextClassification(Classification):
-    """`text` names the text's column, or the two of a pair; `max_length` is in tokens."""
+    """Accuracy on texts: `text` names their column, or two for pairs; `max_length` is in tokens."""
 
     kind: Literal["text-classification"]
     text: str | Annotated[list[str], Field(min_length=1, max_length=2)] = "text"
@@ -96,7 +99,7 @@ class TextClassification(Classification):
 
 
 class ImageClassification(Classification):
-    """`image` names the column that holds the path of an image file, from the data file's folder."""
+    """Accuracy on images: `image` names the column of their paths, relative to the data file's folder."""
 
     kind: Literal["image-classification"]
     image: str = "image"
@@ -143,8 +146,8 @@ class SuiteFile(Keys):
     """A whole suite.
 
     Attributes:
-        seed: Draws the examples of a task with a `limit`.
-        batch_size: Examples in one batch.
+        seed: The seed that draws the examples of a task with a `limit`.
+        batch_size: The number of examples in one batch.
         dtype: The dtype that models compute in; `auto` is the one they are stored in.
     """
 
@@ -156,12 +159,13 @@ class SuiteFile(Keys):
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite, and where it lies.
+    """A suite and its file.
 
     Attributes:
-        source: Its file.
-        sha256: The SHA-256 of its text.
-        lines: The line of each task.
+        file: The file's content.
+        source: The file's path.
+        sha256: The SHA-256 of the file's text.
+        lines: The line number of each task.
     """
 
     file: SuiteFile
@@ -170,11 +174,11 @@ class Suite:
     lines: tuple[int, ...]
 
     def where(self, task: AnyTask) -> str:
-        """A task's place as messages call it."""
+        """Return a task's place, FILE:LINE, for messages."""
         return f"{self.source}:{self.lines[self.file.tasks.index(task)]}"
 
     def path(self, written: str) -> Path:
-        """A path in it, from the suite's own folder."""
+        """Resolve a path written in the suite, relative to the suite's folder."""
         return self.source.parent / Path(written).expanduser()
 
 
@@ -206,11 +210,11 @@ def load_suite(path: str | Path) -> Suite:
 
 def _tell(document: Document, error: ErrorDetails) -> None:
     """Add a mistake that pydantic found to the document's problems, at its line."""
-    # pydantic puts the tags of unions into paths, where the file has nothing.
+    # pydantic puts the tags of unions into paths; the file has no such level.
     path = tuple(step for step in error["loc"] if step not in {*KINDS, "<mapping>", "<text>"})
     place = " in a task" if path[:1] == ("tasks",) and len(path) > 2 else ""
     if error["type"] == "extra_forbidden":
-        # The keys of the level that the unknown one is in.
+        # Show the keys of the level that contains the unknown key.
         level: type[Keys] = next((KINDS[str(step)] for step in error["loc"] if step in KINDS), SuiteFile)
         if "<mapping>" in error["loc"]:
             level = HubData
@@ -227,7 +231,7 @@ def _tell(document: Document, error: ErrorDetails) -> None:
         hint = did_you_mean(given, KINDS.keys())
         problem = f"unknown kind '{given}'.{hint} Known kinds: {', '.join(KINDS)}."
     elif error["type"] in ("model_type", "model_attributes_type"):
-        # For a task, a member of a union, pydantic has a type of its own for the same mistake.
+        # For a task, a member of a union, pydantic has another type for the same mistake.
         problem = wrong_value(f"'{_label(path)}'", [{**error, "type": "model_type"}])
     else:
         problem = wrong_value(f"'{_label(path)}'", [error])
@@ -235,5 +239,5 @@ def _tell(document: Document, error: ErrorDetails) -> None:
 
 
 def _label(path: Sequence[int | str]) -> str:
-    """The last key of a path, after which there may be numbers of a list's items."""
+    """Return the last key of a path, which the numbers of a list's items may follow."""
     return next((str(step) for step in reversed(path) if isinstance(step, str)), "the suite")

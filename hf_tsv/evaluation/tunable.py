@@ -1,4 +1,4 @@
-"""What of a recipe can be chosen by scores, and the recipe in which it is chosen."""
+"""The parameters of a recipe that can be tuned by scores, and the recipe with chosen values."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from hf_tsv.merging.plan import Step
 from hf_tsv.methods import METHODS
 from hf_tsv.recipe import Recipe, edited, models_of, own_value, put_keys, remove_key
 
-REST = "rest"  # of methods with a `rest_scale`: what is no matrix, whose factor that is
+REST = "rest"  # the group of non-matrix tensors, for methods that scale them by `rest_scale`
 _SCALES = ("scale", "rest_scale")
 
 
@@ -24,8 +24,8 @@ class Group:
 
     Attributes:
         name: `all`, a kind of tensor, a module type's name with `*`, or `rest`.
-        override: The place, in the recipe, of the override that takes them; None where none does.
-        filter: That override's filter, as it was written.
+        override: The index of the override that takes these tensors; None if none does.
+        filter: The override's filter, as it is written in the recipe.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of all that can be chosen.
+    """A value for every parameter that can be tuned.
 
     Attributes:
-        scales: By group.
-        lambdas: By task, the parameter of its mask that can be chosen; what the recipe says where a task has none here.
+        scales: The scale of each group.
+        lambdas: The tuned parameter of each task's mask; a task without an entry keeps the recipe's value.
     """
 
     scales: Mapping[Group, float] = field(default_factory=dict)
@@ -50,32 +50,32 @@ class Choice:
 
 
 def scaled_methods() -> tuple[str, ...]:
-    """The methods whose scale can be chosen, as it is a factor on all that they merge."""
+    """Return the methods whose scale can be tuned, because it is a factor on everything that they merge."""
     return tuple(sorted(name for name, method in METHODS.items() if method.is_scaled))
 
 
 def tuned_of_mask(method: str) -> str:
-    """The parameter of a method's masks that can be chosen task by task; empty for none."""
+    """Return the parameter of a method's masks that can be tuned per task; empty if there is none."""
     mask = METHODS[method].mask
     return mask.tuned if mask else ""
 
 
 def at_scale_one(recipe: Recipe) -> Recipe:
-    """The recipe whose deltas are scaled: not rounded to the output's dtype, and with every scale that can be chosen 1.
+    """Return the recipe with every tunable scale set to 1, and without rounding to the output's dtype.
 
     Raises:
-        PlanError: there is nothing to choose, or another method depends on what is chosen.
+        PlanError: there is nothing to tune, or another method depends on a tuned parameter.
     """
     _check(recipe)
-    # Twice the scale would be twice the delta, so the deltas at scale 1 give those at all others.
+    # Twice the scale is twice the delta, so the deltas at scale 1 give those at all other scales.
     places = [place for place, method in _methods(recipe) if METHODS[method].is_scaled]
     at_one = _edited(recipe, {place: dict.fromkeys(_SCALES, 1.0) for place in places}, {})
     return replace(at_one, out_dtype=recipe.dtype)
 
 
 def groups_of(recipe: Recipe, steps: Sequence[Step], by: By) -> dict[str, Group]:
-    """Which tensors share a scale, by tensor name; without those that have none to choose."""
-    overrides = len(recipe.branches) - 1  # the last branch is the recipe itself, which takes all the rest
+    """Return the group of each tensor, by name; tensors without a tunable scale are left out."""
+    overrides = len(recipe.branches) - 1  # the last branch is the recipe itself, which takes the rest
     groups: dict[str, Group] = {}
     for step in steps:
         method = METHODS[step.method]
@@ -96,12 +96,12 @@ def groups_of(recipe: Recipe, steps: Sequence[Step], by: By) -> dict[str, Group]
 
 
 def chosen_text(recipe: Recipe, choice: Choice) -> str:
-    """The recipe's text with a choice: scales as mergekit's lists of filter and value, lambdas at their models."""
+    """Write a choice into the recipe's text: scales as mergekit's lists of filter and value, lambdas per model."""
     settings: dict[int | None, dict[str, Any]] = {}
     for place in dict.fromkeys(group.override for group in choice.scales):
         scales = {group.name: scale for group, scale in choice.scales.items() if group.override == place}
         parameters: dict[str, Any] = {}
-        # A glob matches longer names too, whose own filters therefore come first.
+        # A glob also matches longer names, so the filters of these come first.
         names = [name for name in sorted(scales, key=len, reverse=True) if name != REST]
         filters: list[dict[str, Any]] = []
         for name in names:
@@ -110,7 +110,7 @@ def chosen_text(recipe: Recipe, choice: Choice) -> str:
         if "all" in scales:
             parameters["scale"] = scales["all"]
         elif filters:
-            parameters["scale"] = [*filters, {"value": 1.0}]  # what no filter takes isn't scaled
+            parameters["scale"] = [*filters, {"value": 1.0}]  # tensors that no filter matches aren't scaled
         if REST in scales:
             parameters["rest_scale"] = scales[REST]
         settings[place] = parameters
@@ -118,7 +118,7 @@ def chosen_text(recipe: Recipe, choice: Choice) -> str:
 
 
 def _check(recipe: Recipe) -> None:
-    """Refuse a recipe in which there is nothing to choose, or in which a choice would change more than it should."""
+    """Refuse a recipe that has nothing to tune, or in which a choice would change more than it should."""
     localized = [name for name in recipe.methods if tuned_of_mask(name)]
     if not localized and not any(METHODS[name].is_scaled for name in recipe.methods):
         known = ", ".join([*scaled_methods(), *sorted(filter(tuned_of_mask, METHODS))])
@@ -142,14 +142,14 @@ def _check(recipe: Recipe) -> None:
 
 
 def _methods(recipe: Recipe) -> Iterator[tuple[int | None, str]]:
-    """The method of every override, by its place, and at None the recipe's own."""
+    """Yield each override's index and method, then None and the recipe's own method."""
     for place, branch in enumerate(recipe.branches[:-1]):
         yield place, branch.method
     yield None, recipe.branches[-1].method
 
 
 def _edited(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lambdas: Mapping[str, float]) -> Recipe:
-    """The recipe with these scales in their places, and these lambdas at their tasks."""
+    """Return the recipe with these scales, by override index, and these lambdas, by task."""
 
     def change(document: CommentedMap) -> None:
         shared = dict(document.get("parameters") or {})
@@ -160,7 +160,7 @@ def _edited(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lamb
                 continue
             overrides = own_value(document, "overrides")
             entry = own_value(overrides, place)
-            if not METHODS[method].is_scaled:  # what it has from the whole recipe isn't to change
+            if not METHODS[method].is_scaled:  # a scale that it inherits from the recipe must not change
                 given = entry.get("parameters") or {}
                 for name, value in shared.items():
                     if _meaning(name, method) in _SCALES and name not in given:
@@ -177,7 +177,7 @@ def _edited(recipe: Recipe, scales: Mapping[int | None, Mapping[str, Any]], lamb
 
 
 def _set_parameters(entry: CommentedMap, method: str, settings: Mapping[str, Any]) -> None:
-    """Set those that the method takes, in place of what it has under another word for the same."""
+    """Set the parameters that the method takes, and remove the same ones under other names."""
     taken = {name: value for name, value in settings.items() if _meaning(name, method)}
     if not taken:
         return
@@ -190,6 +190,6 @@ def _set_parameters(entry: CommentedMap, method: str, settings: Mapping[str, Any
 
 
 def _meaning(name: str, method: str) -> str | None:
-    """The parameter that a method takes under this name."""
+    """Return the parameter that a method takes under this name; None if it takes none."""
     real = METHODS[method].aliases.get(name, name)
     return real if real in METHODS[method].parameters else None

@@ -1,7 +1,7 @@
-"""Choose a merge's scales, and its masks' lambdas, by scores on validation data, the merge itself computed once.
+"""Choose a merge's scales, and its masks' lambdas, by scores on validation data; the merge itself is computed once.
 
-A method's `scale` is a factor on its merged delta, and a mask's lambda compares deltas that are known. So the deltas
-are computed once, at scale 1, and each choice costs a sum and an evaluation, but no decomposition.
+A method's `scale` is a factor on its merged delta, and a mask's lambda compares known deltas. So the deltas are
+computed once, at scale 1, and each choice costs a sum and an evaluation, but no decomposition.
 """
 
 import hashlib
@@ -36,12 +36,12 @@ class Tuned:
     """The outcome of a search.
 
     Attributes:
-        scales: By group: `all`, a kind of tensor, a module type's name with `*`, or `rest`; of an override after its
-            filter and a colon.
-        lambdas: TALL-masks' lambda, by task.
+        scales: The chosen scale by group: `all`, a kind of tensor, a module type's name with `*`, or `rest`; for a
+            group within an override, its filter and a colon come first.
+        lambdas: The chosen TALL-masks lambda, by task.
         relative: The mean score relative to the fine-tuned models', with these scales and lambdas.
-        untuned: The same at scale 1, with the recipe's lambdas.
-        tried: How many choices were scored.
+        untuned: The same mean at scale 1, with the recipe's lambdas.
+        tried: The number of choices that were scored.
         text: The recipe with these scales and lambdas.
     """
 
@@ -55,13 +55,13 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Validation:
-    """What choices are scored on.
+    """The validation data and models that choices are scored with.
 
     Attributes:
-        suite: Validation data: not what the merge is reported on.
-        prepared: Its tasks with the base and the fine-tuned models.
+        suite: The suite of validation data, which must not be the data that the merge is reported on.
+        prepared: The suite's tasks with the base and the fine-tuned models.
         results: The file of known scores.
-        device: Of torch.
+        device: The torch device to score on.
     """
 
     suite: Suite
@@ -81,20 +81,20 @@ def tune(
 ) -> Tuned:
     """Search each task's lambda, then one scale for all, then group by group, those that change most first.
 
-    With TALL-masks a task's score is that of its own model, which its mask makes of the merged one, and its lambda has
-    no effect on the other tasks' scores. Of lambdas with the same score the first wins, as in the authors' code.
+    With TALL-masks, a task's score is that of its own model, the merged one under its mask, and its lambda has no
+    effect on the other tasks' scores. If lambdas have the same score, the first wins, as in the authors' code.
 
     Args:
-        plan: Of `at_scale_one(recipe)`.
+        plan: The plan of `at_scale_one(recipe)`.
         recipe: The recipe to tune.
-        validation: What choices are scored on.
-        search: What is tried.
-        resources: For the merge.
-        progress: Notified of the evaluations.
+        validation: The data and models to score choices with.
+        search: The scales and lambdas to try.
+        resources: The workers, memory and device for the merge.
+        progress: The display of finished evaluations.
 
     Raises:
         PlanError: a task of the suite has no fine-tuned model, or a task with a mask has no data.
-        HfTsvError: as merging and scoring do.
+        HfTsvError: merging or scoring failed.
     """
     candidates = _Candidates(plan, recipe, validation, search.by)
     source, prepared = validation.suite.source, validation.prepared
@@ -111,6 +111,7 @@ def tune(
         )
     candidates.merge(resources)
     groups = sorted(candidates.groups, key=candidates.energy, reverse=True)
+    # 1 for the untuned choice; refining a group also scores the best choice so far.
     evaluations = 1 + len(candidates.masked) * len(search.lambdas)
     if groups:
         evaluations += len(search.scales)
@@ -122,12 +123,12 @@ def tune(
     untuned = candidates.score(best, progress)
     for task in candidates.masked:
         choices = [replace(best, lambdas={**best.lambdas, task: lam}) for lam in search.lambdas]
-        # One of those that are tried, even if the recipe's own lambda would score better.
+        # The best of those tried, even if the recipe's own lambda would score better.
         best = max(choices, key=partial(candidates.score, progress=progress, task=task))
     if groups:
         choices = [replace(best, scales=dict.fromkeys(groups, scale)) for scale in search.scales]
         best = _best(candidates, choices, progress)
-    # One group alone has been searched above. Of several each is refined once, given the choices made so far.
+    # A single group was searched above. Several are each refined once, given the choices made so far.
     if len(groups) > 1:
         for group in groups:
             others = [replace(best, scales={**best.scales, group: scale}) for scale in search.scales]
@@ -143,7 +144,7 @@ def tune(
 
 
 def _best(candidates: "_Candidates", choices: Sequence[Choice], progress: Progress) -> Choice:
-    """The choice with the highest score; of equals the one nearest to scale 1."""
+    """Return the choice with the highest score; on a tie, the one nearest to scale 1."""
 
     def rank(choice: Choice) -> tuple[float, float]:
         distance = sum(abs(scale - 1) for scale in choice.scales.values())
@@ -156,9 +157,9 @@ class _Candidates:
     """Scores choices on tasks, each once.
 
     Attributes:
-        masked: The recipe's tasks, where each has a mask.
-        groups: What has a scale of its own.
-        tried: All choices that were scored.
+        masked: The recipe's tasks if each has a mask; else empty.
+        groups: The groups of tensors that each have their own scale.
+        tried: The keys of all choices that were scored.
     """
 
     def __init__(self, plan: Plan, recipe: Recipe, validation: Validation, by: By) -> None:
@@ -170,12 +171,12 @@ class _Candidates:
         self._known: dict[tuple[str, str], float] = {}  # relative scores, by task and `_key`
         self._plan, self._validation = plan, validation
         self._out = BY_WORD[recipe.out_dtype].torch if recipe.out_dtype else None
-        self._base: dict[str, Tensor] = {}  # all tensors of the model
-        self._merged: dict[str, Tensor] = {}  # those that are merged, at scale 1
+        self._base: dict[str, Tensor] = {}  # all tensors of the base
+        self._merged: dict[str, Tensor] = {}  # the merged tensors, at scale 1
         self._surveys = Surveys(plan, self._localized, for_masks=True)
-        # One task's own deltas at a time, in the order in which tasks are scored: all don't fit in memory.
+        # One task's own deltas at a time, in the order in which tasks are scored: not all fit in memory.
         self._changes: tuple[str, dict[str, TaskDelta]] = ("", {})
-        # What all candidates' weights depend on, whatever is chosen: their scores are known by it in the results.
+        # Hash of what all candidates' weights depend on, apart from the choice: part of their scores' keys.
         weights = [checkpoint.fingerprint() for checkpoint in (plan.base, *plan.finetuned)]
         sources = (plan.recipe.text, str(recipe.out_dtype), *weights)
         self._identity = hashlib.sha256("\0".join(sources).encode()).hexdigest()
@@ -191,7 +192,7 @@ class _Candidates:
         self._merged[step.name] = tensor
 
     def energy(self, group: Group) -> float:
-        """The squared norm of a group's merged deltas."""
+        """Compute the squared norm of a group's merged deltas."""
         total = 0.0
         for name, merged in self._merged.items():
             if self._group_of.get(name) == group:
@@ -200,11 +201,11 @@ class _Candidates:
         return total
 
     def score(self, choice: Choice, progress: Progress, task: str | None = None) -> float:
-        """The mean score relative to the fine-tuned models', over all tasks of the suite or those of one model."""
+        """Compute the mean score relative to the fine-tuned models', over all tasks or those of one model."""
         wanted = [one for one in self._validation.prepared if task in (None, one.finetuned)]
         keys = [(one.task.name, _key(choice, one.finetuned)) for one in wanted]
         new = [one for one, key in zip(wanted, keys, strict=True) if key not in self._known]
-        if self.masked:  # its mask makes a model of its own for each task
+        if self.masked:  # with masks, each task has its own model
             for one in new:
                 self._score([one], choice)
         elif new:
@@ -218,7 +219,7 @@ class _Candidates:
         return fmean(self._known[key] for key in keys)
 
     def _score(self, together: Sequence[Prepared], choice: Choice) -> None:
-        """Score one model of a choice on these tasks, which with masks belong to one fine-tuned model."""
+        """Score one model of a choice on these tasks; with masks, they belong to one fine-tuned model."""
         validation = self._validation
         task = together[0].finetuned
         key = _key(choice, task)
@@ -236,11 +237,11 @@ class _Candidates:
             self._known[name, key] = scores.relative[label]
 
     def _state(self, choice: Choice, task: str | None) -> dict[str, Tensor]:
-        """A task's model with a choice, as merging writes it and, where there are masks, restoring."""
+        """Return a task's model for a choice, as merging writes it; with masks, as restoring writes it."""
         state = {name: self._stored(tensor, tensor) for name, tensor in self._base.items()}
         for name, merged in self._merged.items():
             scale = choice.scales[self._group_of[name]] if name in self._group_of else 1.0
-            if scale != 1:  # at 1 exactly as it was merged: base + (merged - base) would round
+            if scale != 1:  # 1 leaves the merged tensor exact: base + (merged - base) would round
                 base = self._base[name].to(merged.dtype)
                 merged = torch.add(base, merged - base, alpha=scale)
             state[name] = self._stored(merged, self._base[name])
@@ -260,23 +261,23 @@ class _Candidates:
         return state
 
     def _stored(self, tensor: Tensor, base: Tensor) -> Tensor:
-        """The tensor rounded as the merge writes it."""
+        """Round the tensor as the merge writes it."""
         return tensor.to(self._out or base.dtype) if base.is_floating_point() else tensor
 
     def _changes_of(self, task: str) -> dict[str, TaskDelta]:
-        """A task's own deltas where there are masks, by tensor; those of the last task are kept until the next."""
+        """Return a task's own deltas for masked tensors, by name; the last task's are cached."""
         if self._changes[0] != task:
             t = self._plan.tasks.index(task)
             changes: dict[str, TaskDelta] = {}
-            self._changes = (task, changes)  # frees the last task's before these are computed
+            self._changes = (task, changes)  # frees the last task's deltas before these are computed
             for step in self._localized:
-                deltas = StoredTensor(self._plan, step, None).deltas()  # of all tasks, each read when it is asked for
+                deltas = StoredTensor(self._plan, step, None).deltas()  # of all tasks, each read when it is used
                 changes[step.name] = TaskDelta(t, deltas[t], deltas.weights[t], self._surveys.of(step))
         return self._changes[1]
 
 
 def _key(choice: Choice, task: str | None = None) -> str:
-    """The part of a choice that a task's score depends on; without a task, all of it."""
+    """Return the part of a choice that a task's score depends on, as JSON; without a task, all of it."""
     scales = {str(group): scale for group, scale in choice.scales.items()}
     lambdas = {name: lam for name, lam in choice.lambdas.items() if task in (None, name)}
     return json.dumps([scales, lambdas], sort_keys=True)

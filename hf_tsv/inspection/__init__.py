@@ -1,4 +1,4 @@
-"""What fine-tuning changed, and where tasks get in each other's way, before anything is merged."""
+"""Inspection before a merge: what fine-tuning changed, and where tasks interfere with each other."""
 
 from hf_tsv.inspection.measure import Entries, Inspected, Inspection, Interference, Matrices, inspect_plan
 from hf_tsv.inspection.page import render_page

@@ -1,4 +1,4 @@
-"""What the numbers mean for a merge, in sentences. Each quotes the number it is based on."""
+"""Advice on a merge, in sentences. Each quotes the number that it is based on."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -7,19 +7,19 @@ from statistics import median
 from hf_tsv.errors import size
 from hf_tsv.inspection.summary import Summary, TaskFacts
 
-# Where advice changes. Judgement, not theory: a sentence quotes its number, so that a reader can judge otherwise.
-LONG = 1.5  # times the others' median norm: a task that outweighs them
-DUPLICATE = 0.9  # cosine of two task vectors that are nearly the same change
+# Thresholds where advice changes. They are judgement, not theory: readers see the number and can judge otherwise.
+LONG = 1.5  # times the others' median norm: above this, a task outweighs them
+DUPLICATE = 0.9  # cosine from which two task vectors are nearly the same change
 ALIKE = 0.5  # mean cosine from which averaging loses little
-LOW_RANK = 0.25  # of the smaller side, in the median matrix
-SPREAD = 0.5  # energy at TSV-Merge's rank below which it throws more away than it keeps
-OWN = 0.4  # of the changed weights in a single task's mask, from which dropping them costs that task much
-NOBODYS = 0.2  # of them in no task's mask, from which they are worth dropping alone
+LOW_RANK = 0.25  # share of the smaller side, in the median matrix, below which a task is of low rank
+SPREAD = 0.5  # share of energy at TSV-Merge's rank; below this it throws away more than it keeps
+OWN = 0.4  # share of changed weights in one task's mask only, from which dropping them costs that task much
+NOBODYS = 0.2  # share of changed weights in no task's mask, from which they alone are worth dropping
 CLASHING = 1.5  # times chance from which orthogonalisation has something to undo
 
 
 def advice(summary: Summary) -> list[str]:
-    """Sentences about a summary, the choice of a method first."""
+    """Write sentences about a summary, the choice of a method first."""
     changed = [task for task in summary.per_task if task.norm]
     if not changed:
         return ["No task changes any tensor that the recipe merges: there is nothing to merge."]
@@ -50,7 +50,7 @@ def advice(summary: Summary) -> list[str]:
 
 
 def _method(summary: Summary, tasks: Sequence[TaskFacts]) -> str:
-    """Which merge method fits; the first reason against TSV-Merge decides."""
+    """Recommend a merge method; the first reason against TSV-Merge decides."""
     cosine = _mean_of_pairs(summary.total.cosines)
     if cosine >= ALIKE:
         return (
@@ -60,7 +60,7 @@ def _method(summary: Summary, tasks: Sequence[TaskFacts]) -> str:
     interference = summary.total.interference
     if interference is None:
         return f"No task matrix changed, and the mean cosine is {_rounded(cosine)}: use merge_method: linear."
-    kept = min(task.energy for task in tasks)  # by the task that loses most
+    kept = min(task.energy for task in tasks)  # of the task that loses most
     if kept < SPREAD:
         return (
             f"At the rank TSV-Merge keeps, the changes hold as little as {kept:.0%} of their energy: too spread out"
@@ -80,8 +80,8 @@ def _method(summary: Summary, tasks: Sequence[TaskFacts]) -> str:
 
 
 def _where(summary: Summary) -> Iterator[str]:
-    """Where the interference is, and between which tasks."""
-    # Cells without matrices have none, and one whose tasks don't disturb each other can't be the worst.
+    """Locate the interference: the worst group of tensors, and the tasks that clash most."""
+    # Cells without matrices have no interference, and one without any can't be the worst.
     disturbed = [cell for cell in summary.cells if cell.interference and cell.interference.before and cell.clashes]
     total = summary.total
     if not disturbed or not total.interference or not total.clashes:
@@ -97,7 +97,7 @@ def _where(summary: Summary) -> Iterator[str]:
         f" ({worst.interference.times_chance:.2g} times chance), where {_pair(summary, i, j)} clash most"
         f" ({worst.clashes[i][j]:.2g} times)."
     )
-    if len(summary.tasks) > 2:  # of two tasks there is one pair, which the sentence above names
+    if len(summary.tasks) > 2:  # two tasks are one pair, which the sentence above names
         i, j = _largest_pair(total.clashes)
         yield (
             f"Over all layers {_pair(summary, i, j)} clash most: {total.clashes[i][j]:.2g} times chance,"
@@ -106,7 +106,7 @@ def _where(summary: Summary) -> Iterator[str]:
 
 
 def _pairs_to_keep_apart(summary: Summary) -> list[str]:
-    """Tasks that are nearly the same, then tasks that undo each other."""
+    """Name tasks that are nearly the same, then tasks that undo each other."""
     cosines = summary.total.cosines
     duplicates: list[str] = []
     opposites: list[str] = []
@@ -126,10 +126,10 @@ def _pairs_to_keep_apart(summary: Summary) -> list[str]:
 
 
 def _dominance(tasks: Sequence[TaskFacts]) -> str:
-    """Whether one task's vector outweighs the others'."""
+    """Say if one task's vector outweighs the others'."""
     longest = max(tasks, key=lambda task: task.norm)
     shortest = min(tasks, key=lambda task: task.norm)
-    # Without the longest itself, which would lift the median where there are few tasks.
+    # The longest itself is left out: among few tasks it would raise the median.
     middle = median(task.norm for task in tasks if task is not longest)
     if longest.norm > LONG * middle:
         return (
@@ -144,7 +144,7 @@ def _dominance(tasks: Sequence[TaskFacts]) -> str:
 
 
 def _owners(summary: Summary) -> str:
-    """Whose the changed weights are, and which of the methods that drop some of them fits."""
+    """Say how many tasks use the changed weights, and which method that drops some of them fits."""
     shares = summary.total.weights
     fact = (
         f"Of the changed weights {shares.shared:.0%} are used by several tasks, {shares.selfish:.0%} by one"
@@ -159,7 +159,7 @@ def _owners(summary: Summary) -> str:
         return f"{fact} consensus_ta with k: 2 has {1 - shares.shared:.0%} of them to drop."
     cosine = _mean_of_pairs(summary.total.cosines)
     if cosine >= ALIKE:
-        # The others' sum is many times a task's own change then: the masks miss weights on which all tasks agree.
+        # The others' sum is then many times a task's own change: the masks miss weights on which all tasks agree.
         return f"{fact} the tasks agree there (mean cosine {_rounded(cosine)}), so consensus_ta would drop too much."
     return f"{fact} consensus_ta with k: 1 drops what no task uses."
 

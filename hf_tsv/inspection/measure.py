@@ -1,4 +1,4 @@
-"""One pass over the task vectors of a recipe, which leaves a few numbers per task and tensor."""
+"""One pass over the task vectors of a recipe, which measures a few numbers per task and tensor."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -35,20 +35,20 @@ from hf_tsv.methods.tsv_m import NUMERICAL_RANK
 from hf_tsv.recipe import is_local
 
 MASK_LAMBDA: float = tall_mask.parameters["mask_lambda"].default
-PIECE = 2**22  # entries, of all tasks together, that are compared at a time
+PIECE = 2**22  # entries of all tasks together that are compared at once
 
 
 @dataclass(frozen=True)
 class Entries:
-    """T deltas compared entry by entry; of one tensor, or summed over several.
+    """A comparison of T deltas entry by entry, for one tensor or summed over several.
 
     Attributes:
-        inner: Their inner products, (T, T) float64; the diagonal holds the squared norms.
-        both: Entries that both tasks of a pair changed, (T, T) int64; the diagonal holds those that a task changed.
-        opposed: Entries that a pair moved in opposite directions, (T, T) int64.
-        use: How many of the entries that any task changed are in how many of the tasks' TALL-masks on their sum, at
-            the default lambda of `consensus_ta` and `tall_mask`.
-        numel: Entries of a task.
+        inner: The deltas' inner products, (T, T) float64; the diagonal holds the squared norms.
+        both: The number of entries that both tasks of a pair changed, (T, T) int64; on the diagonal, that one changed.
+        opposed: The number of entries that a pair moved in opposite directions, (T, T) int64.
+        use: The number of changed entries by how many tasks' TALL-masks they are in. The masks are on the tasks' sum,
+            at the default lambda of `consensus_ta` and `tall_mask`.
+        numel: The number of entries of one task.
     """
 
     inner: Tensor
@@ -59,18 +59,18 @@ class Entries:
 
     @property
     def norms(self) -> Tensor:
-        """Frobenius norms, (T,) float64."""
+        """The deltas' Frobenius norms, (T,) float64."""
         return self.inner.diagonal().sqrt()
 
     @property
     def cosines(self) -> Tensor:
-        """Cosines of the angles between the tasks, (T, T) float64; 0 beside a task that changed nothing."""
+        """The cosines of the angles between the tasks, (T, T) float64; 0 for a task that changed nothing."""
         products = self.norms[:, None] * self.norms  # (T, T)
         return self.inner / products.clamp(min=torch.finfo(torch.float64).tiny)
 
     @property
     def opposed_shares(self) -> Tensor:
-        """Of the entries that both tasks of a pair changed, those moved in opposite directions, (T, T) float64."""
+        """The share of entries changed by both of a pair that they moved in opposite directions, (T, T) float64."""
         return self.opposed / self.both.clamp(min=1)
 
     @staticmethod
@@ -90,14 +90,14 @@ class Entries:
 
 @dataclass(frozen=True)
 class Interference:
-    """How T task matrices disturb each other at the rank that TSV-Merge keeps; of one, or summed over several.
+    """The interference of T task matrices at the rank that TSV-Merge keeps, for one tensor or summed over several.
 
     Attributes:
-        before: Singular Task Interference.
-        left: The same after TSV-Merge's orthogonalisation.
-        chance: What it would be for subspaces that have nothing to do with each other.
-        pairs: What task j leaves in the directions of task i, (T, T) float64.
-        pairs_by_chance: What that would be by chance, (T, T) float64.
+        before: The Singular Task Interference of the task matrices as they are.
+        left: The interference after TSV-Merge's orthogonalisation.
+        chance: The interference that unrelated subspaces would have.
+        pairs: The interference of task j in the directions of task i, (T, T) float64.
+        pairs_by_chance: The same for unrelated subspaces, (T, T) float64.
     """
 
     before: float
@@ -108,15 +108,15 @@ class Interference:
 
     @property
     def times_chance(self) -> float:
-        """1 where the tasks' directions are as good as random, 0 where they are orthogonal."""
+        """Interference as a multiple of chance: about 1 for random directions, 0 for orthogonal ones."""
         return self.before / self.chance if self.chance else 0.0
 
     @property
     def clashes(self) -> Tensor:
-        """What two tasks leave in each other's directions, in units of chance: (T, T) float64, symmetric."""
+        """The interference of each pair of tasks as a multiple of chance, (T, T) float64, symmetric."""
         both = self.pairs + self.pairs.T
         chance = self.pairs_by_chance + self.pairs_by_chance.T
-        return torch.where(chance > 0, both / chance, 0.0)  # 0 / 0 where a task changed nothing
+        return torch.where(chance > 0, both / chance, 0.0)  # 0 / 0 if a task changed nothing
 
     @staticmethod
     def sum(parts: Iterable["Interference"]) -> "Interference":
@@ -131,17 +131,17 @@ class Interference:
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors of one shape."""
+    """Sum tensors of one shape."""
     return torch.stack(list(tensors)).sum(dim=0)
 
 
 @dataclass(frozen=True)
 class Matrices:
-    """A tensor as T task matrices; stacked experts as one.
+    """Measurements of a tensor as T task matrices; those of stacked experts are combined.
 
     Attributes:
-        rank: Singular triplets that TSV-Merge keeps of each task: min(m, n) // T, at least 1.
-        interference: How they disturb each other at that rank.
+        rank: The singular triplets that TSV-Merge keeps of each task: min(m, n) // T, at least 1.
+        interference: The matrices' interference at that rank.
         spectra: All singular values, one spectrum per task.
     """
 
@@ -152,7 +152,7 @@ class Matrices:
 
 @dataclass(frozen=True)
 class Inspected:
-    """One tensor. `matrices` is None for non-matrix tensors, and where no task changed anything."""
+    """Measurements of one tensor. `matrices` is None for non-matrix tensors, and if no task changed anything."""
 
     info: TensorInfo
     kind: Kind
@@ -162,13 +162,13 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The task vectors of a recipe, tensor by tensor in the base's order.
+    """Measurements of a recipe's task vectors, tensor by tensor in the base's order.
 
     Attributes:
-        base: What the base model is called.
+        base: The base model's name.
         tasks: The tasks' names, in recipe order.
-        checkpoint_bytes: Bytes of the base's tensors.
-        tensors: What would be merged.
+        checkpoint_bytes: The bytes of the base's tensors.
+        tensors: Measurements of the tensors that would be merged.
     """
 
     base: str
@@ -183,9 +183,9 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
     The task vectors are taken as they are: neither the recipe's methods nor its weights matter.
 
     Raises:
-        HfTsvError: a source can't be read, or contains NaN or infinity; or memory does not suffice.
+        HfTsvError: a source can't be read, or contains NaN or infinity; or there isn't enough memory.
     """
-    # Memory and work are those of singular vectors, whatever the recipe's method.
+    # Singular vectors determine memory and work, whatever the recipe's method.
     steps = [
         replace(step, method="tsv_m", parameters={}, weights=(1.0,) * len(step.weights), base_weight=0.0)
         for step in plan.merged
@@ -209,7 +209,7 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
     with one_thread_each():
         each_step(steps, measure, plan, resources, progress)
     return Inspection(
-        base=Path(base).name if is_local(base) else base,  # where a folder lies is nobody's business
+        base=Path(base).name if is_local(base) else base,  # the path to a folder is left out, because it is private
         tasks=plan.tasks,
         checkpoint_bytes=sum(step.info.nbytes for step in plan.steps),
         tensors=tuple(measured[step.name] for step in steps),
@@ -219,13 +219,14 @@ def inspect_plan(plan: Plan, resources: Resources, progress: Progress) -> Inspec
 def _entries(plan: Plan, step: Step) -> Entries:
     """Compare a tensor's deltas entry by entry, `PIECE` entries of all tasks together at a time."""
     num_tasks = len(plan.tasks)
-    as_stored = replace(step, view=None)  # entries don't care for the matrix they lie in
+    as_stored = replace(step, view=None)  # entries are compared without their matrix structure
     inner = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
     both, balance = inner.clone(), inner.clone()  # whole numbers, exact in float64
     use = Use((0,) * (num_tasks + 1))
-    pieces: list[tuple[int, int] | None] = [None]  # ranges of rows; a scalar has none
+    pieces: list[tuple[int, int] | None] = [None]  # ranges of rows; None for a scalar, which has no rows
     shape = step.info.shape
     if shape:
+        # Rows in one piece: `PIECE` entries of all tasks together, or a single larger row.
         at_once = max(1, PIECE // num_tasks * shape[0] // max(1, step.info.numel))
         pieces = [(first, min(first + at_once, shape[0])) for first in range(0, shape[0], at_once)]
     for rows in pieces:
@@ -234,29 +235,31 @@ def _entries(plan: Plan, step: Step) -> Entries:
         inner += _gram(deltas)
         merged = torch.zeros_like(deltas[0])  # (n,)
         for delta in deltas:
-            merged += delta  # one by one: the order of a sum decides how it rounds
-        in_masks = torch.zeros(deltas.shape[1:], dtype=torch.int32)  # (n,): in how many tasks' masks each entry is
+            merged += delta  # one by one, because the order of a sum decides how it rounds
+        # (n,): the number of tasks' masks that contain each entry
+        in_masks = torch.zeros(deltas.shape[1:], dtype=torch.int32)
         for delta in deltas:
             in_masks += mask_bits.tall_mask(delta, merged, MASK_LAMBDA)
         use += Use.of(in_masks, deltas.any(dim=0), num_tasks)
-        # In place, for memory: signs (-1, 0, 1) count pairs that agree less pairs that don't, their magnitudes both.
+        # In place, to save memory: products of signs (-1, 0, 1) count agreeing entries minus opposed ones.
         balance += _gram(deltas.sign_())
+        # Products of magnitudes (0, 1) count the entries that both tasks changed: agreeing plus opposed.
         both += _gram(deltas.abs_())
     opposed = (both - balance) / 2
     return Entries(inner, both.long(), opposed.long(), use, step.info.numel)
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """Inner products of the rows (T, n): (T, T) float64."""
+    """Compute the inner products, (T, T) float64, of the rows (T, n)."""
     wide = rows.double()
     return wide @ wide.T
 
 
 def _matrices(plan: Plan, step: Step) -> Matrices:
-    """Compare a tensor's task matrices by their singular vectors; stacked experts one after the other."""
+    """Compare a tensor's task matrices by their singular vectors, stacked experts one by one."""
     assert step.view is not None
     rank = max(1, min(step.view.m, step.view.n) // len(plan.tasks))
-    # Stacked experts lie one after the other along the first dimension.
+    # Stacked experts are stacked along the first dimension.
     stack: list[tuple[int, int] | None] = [None]
     if step.view.count > 1:
         stack = [(i, i + 1) for i in range(step.view.count)]
@@ -272,13 +275,13 @@ def _matrices(plan: Plan, step: Step) -> Matrices:
 
 
 def _one_matrix(deltas: Deltas, rank: int) -> tuple[Interference, list[Spectrum]]:
-    """The interference of T task matrices at a rank, and all their singular values, one spectrum a task."""
+    """Compute the interference of T task matrices at a rank, and all their singular values, one spectrum per task."""
     m, n = deltas.shape
     factors: list[Factors] = []
     spectra: list[Spectrum] = []
     for t in range(len(deltas)):
         noise = deltas.noise(t)
-        floor = noise if deltas.is_half(t) else 0.0  # as TSV-Merge cuts them by default
+        floor = noise if deltas.is_half(t) else 0.0  # the default cut of TSV-Merge
         # An adapter's own factors are exact, and save a decomposition of the full matrix.
         known = deltas.factors(t) or truncated_svd(deltas[t], rank, rtol=NUMERICAL_RANK, floor=floor)
         factors.append(replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank]))

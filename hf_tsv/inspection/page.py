@@ -1,4 +1,4 @@
-"""The summary as one HTML page that needs nothing else: no network, no other file."""
+"""The summary as one self-contained HTML page, which needs no network and no other file."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ _IN_A_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def render_page(summary: Summary) -> str:
-    """The page of a summary. Whatever characters names contain, none becomes markup or script."""
+    """Render the page of a summary. No character of a name becomes markup or script."""
     plain = summary.plain()
     text = json.dumps(plain, separators=(",", ":"))
     # JSON allows these characters as escapes, so the data can't end the script that contains them.

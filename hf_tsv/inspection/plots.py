@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST = 28  # letters of a label
+MOST = 28  # maximum letters of a label
 NAN = float("nan")
-PRINTED = 12  # rows and columns up to which values are written into the fields
+PRINTED = 12  # maximum number of columns with values written into the fields
 
 
 def write_plots(summary: Summary, folder: Path) -> list[Path]:
@@ -58,7 +58,7 @@ def _interference(summary: Summary) -> "Figure":
     layers: list[int | None] = [*sorted(number for number in numbers if number is not None)]
     if None in numbers:
         layers.insert(0, None)
-    values: list[list[float]] = []  # a row a module type, a column a layer; NaN where there is no such tensor
+    values: list[list[float]] = []  # a row per module type, a column per layer; NaN if there is no such tensor
     for group in types:
         row = [times_chance.get((group.group, tuple(group.shape), layer), NAN) for layer in layers]
         values.append(row)
@@ -83,7 +83,7 @@ def _pairs(summary: Summary) -> "Figure":
     for axes, (matrix, title, colours, around_zero) in zip(all_axes, panels, strict=True):
         values = [list(row) for row in matrix]
         for i, row in enumerate(values):
-            row[i] = NAN  # a task with itself says nothing, and would set the colours' scale
+            row[i] = NAN  # comparing a task with itself says nothing, and would set the colour scale
         _field(axes, values, tasks, tasks, colours=colours, around_zero=around_zero)
         axes.set_title(title, fontsize=10, loc="left")
     return figure
@@ -104,11 +104,11 @@ def _spectra(summary: Summary) -> "Figure":
     from matplotlib import colormaps
     from matplotlib.ticker import PercentFormatter
 
-    # Of one or two ranks there is no curve to draw.
+    # One or two ranks don't make a curve.
     groups = [group for group in summary.groups if group.spectra and len(group.spectra.ranks) > 2]
     columns = min(3, len(groups))
     rows = math.ceil(len(groups) / columns)
-    more_lines = len(summary.tasks) // 6  # of the legend, which has six tasks a line
+    more_lines = len(summary.tasks) // 6  # of the legend, which has six tasks per line
     figure = _figure(3.4 * columns, 2.5 * rows + 0.3 + 0.2 * more_lines)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     hues = colormaps["tab10" if len(summary.tasks) <= 10 else "tab20"]
@@ -142,14 +142,14 @@ def _field(
     colours: str,
     around_zero: bool = False,
 ) -> "Axes":
-    """A grid of coloured fields, with their values where there is room; NaN leaves a field empty."""
+    """Draw a grid of coloured fields, with their values if there is room; NaN leaves a field empty."""
     finite: list[float] = []
     for row in values:
         finite += [abs(value) for value in row if not math.isnan(value)]
     largest = max(finite, default=1.0) or 1.0
     if around_zero:
-        largest = max(largest, 0.1)  # less than that is next to nothing, and should look so
-    # A sequential scale ends above the largest value: its dark end would hide the text.
+        largest = max(largest, 0.1)  # smaller values are next to nothing, and should look so
+    # A sequential scale ends above the largest value, because its dark end would hide the text.
     lowest, highest = (-largest, largest) if around_zero else (0.0, 1.15 * largest)
     axes.imshow(values, aspect="auto", cmap=colours, vmin=lowest, vmax=highest)
     axes.set_yticks(range(len(rows)), [_cut(name) for name in rows], fontsize=8, parse_math=False)
@@ -167,7 +167,7 @@ def _field(
     axes.tick_params(length=0)
     if len(columns) > PRINTED:
         return axes
-    # On darker fields than this black text can't be read.
+    # Black text can't be read on fields darker than this.
     dark_from = (0.7 if around_zero else 0.6) * largest
     for r, row in enumerate(values):
         for c, value in enumerate(row):
@@ -180,7 +180,7 @@ def _field(
 
 
 def _cut(text: str, most: int = MOST) -> str:
-    """The start and the end of a text: names of one kind differ in either."""
+    """Shorten a text to its start and end, because names of one kind may differ in either."""
     if len(text) <= most:
         return text
     at_start = most // 3

@@ -1,4 +1,4 @@
-"""What was measured -> the summary, by task, pair, module type and layer."""
+"""Measurements -> the summary, by task, pair, module type and layer."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from statistics import median
@@ -12,13 +12,13 @@ from hf_tsv.inspection.measure import MASK_LAMBDA, Entries, Inspected, Inspectio
 from hf_tsv.inspection.summary import Facts, Group, InterferenceFacts, Layer, Place, Spectra, Summary, TaskFacts, Use
 from hf_tsv.linalg.ranks import DENSE, Energy, Spectrum, choose_ranks, pooled
 
-POINTS = 32  # of a spectrum's curve
-ROUNDING = 1e-6  # of an interference: less than that share of it is left by rounding, not by the tasks
+POINTS = 32  # on a spectrum's curve
+ROUNDING = 1e-6  # a smaller share of the interference left is due to rounding, not to the tasks
 MOST, NEARLY_ALL = 0.9, 0.99  # shares of a task matrix's energy
 
 
 def summarize(inspection: Inspection) -> Summary:
-    """The whole inspection, with advice."""
+    """Summarize the whole inspection, with advice."""
     tensors = inspection.tensors
     stacks = _short_names({layer_of(tensor.info.name)[0] for tensor in tensors} - {""})
 
@@ -32,9 +32,9 @@ def summarize(inspection: Inspection) -> Summary:
         return group_key(tensor), layer_key(tensor)
 
     by_layer = _gathered(tensors, layer_key)
-    names = [layer_of(layer[0].info.name) for layer in by_layer]  # a stack and a number each
+    names = [layer_of(layer[0].info.name) for layer in by_layer]  # (stack, number) of each layer
     in_order = list(dict.fromkeys(stack for stack, _ in names))
-    # Stack by stack, layer 2 before layer 10: files hold them by name.
+    # Stack by stack, and by number: sorted by name, as in files, layer 10 would come before layer 2.
     order = sorted(range(len(by_layer)), key=lambda i: (in_order.index(names[i][0]), names[i][1] or 0))
     layers: list[Layer] = []
     for i in order:
@@ -56,12 +56,12 @@ def summarize(inspection: Inspection) -> Summary:
 
 
 def _fields(model: Place | Facts) -> dict[str, Any]:
-    """What is set of a model, to be taken over into a larger one."""
+    """Return the fields that are set in a model, to be copied into a larger one."""
     return {name: getattr(model, name) for name in model.model_fields_set}
 
 
 def _gathered(tensors: Iterable[Inspected], key: Callable[[Inspected], Hashable]) -> list[list[Inspected]]:
-    """Tensors with the same key together, in the order in which the keys appear."""
+    """Group tensors by key, in the order in which the keys appear."""
     groups: dict[Hashable, list[Inspected]] = {}
     for tensor in tensors:
         groups.setdefault(key(tensor), []).append(tensor)
@@ -69,13 +69,13 @@ def _gathered(tensors: Iterable[Inspected], key: Callable[[Inspected], Hashable]
 
 
 def _place(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> Place:
-    """What a group of tensors is called."""
+    """Return the names, shape and layer of a group of tensors."""
     first = tensors[0].info
     stack, layer = layer_of(first.name)
     group = group_of(first.name)
     label = group
     if stack:
-        # The short name of its stack instead of the long one, and no layer.
+        # The short name of its stack replaces the long one and the layer.
         within = group.removeprefix(f"{stack}*.")
         label = f"{stacks[stack]}.{within}" if stacks[stack] else within
     return Place(
@@ -90,9 +90,9 @@ def _place(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> Place:
 
 
 def _short_names(stacks: Iterable[str]) -> dict[str, str]:
-    """What tells stacks of layers apart; "" where there is one.
+    """Return a short distinguishing name of each stack of layers; "" if there is only one.
 
-    `text_model` and `vision_model` for `text_model.encoder.layers.` and `vision_model.encoder.layers.`.
+    For example, `text_model` and `vision_model` for `text_model.encoder.layers.` and `vision_model.encoder.layers.`.
     """
     parts = {stack: stack.rstrip(".").split(".") for stack in stacks}
     # Cut at the start, then at the end, as long as all of them agree there.
@@ -106,7 +106,7 @@ def _short_names(stacks: Iterable[str]) -> dict[str, str]:
 
 
 def _facts(tensors: Sequence[Inspected]) -> Facts:
-    """What was measured of some tensors together."""
+    """Sum the measurements of some tensors."""
     entries = Entries.sum(tensor.entries for tensor in tensors)
     shares = entries.use.shares()
     measured: dict[str, Any] = {
@@ -133,13 +133,13 @@ def _facts(tensors: Sequence[Inspected]) -> Facts:
 
 
 def _group(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> Group:
-    """Tensors of one module type and shape, with their spectra if they are matrices."""
+    """Summarize tensors of one module type and shape, with their spectra if they are matrices."""
     known = _fields(_place(tensors, stacks)) | _fields(_facts(tensors))
     matrices = [tensor.matrices for tensor in tensors if tensor.matrices]
     if not matrices:
         return Group(**known)
     by_matrix = [one.spectra for one in matrices]
-    spectra = [pooled(of_task) for of_task in zip(*by_matrix, strict=True)]  # one a task
+    spectra = [pooled(of_task) for of_task in zip(*by_matrix, strict=True)]  # one per task
     side = min(spectra[0].m, spectra[0].n)
     # Evenly spaced on a logarithmic axis, from 1 to the full rank; small matrices have fewer ranks than points.
     ranks = sorted({round(side ** (i / (POINTS - 1))) for i in range(POINTS)})
@@ -152,7 +152,7 @@ def _group(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> Group:
         for rank in ranks:
             # A decomposition may give fewer values than the full rank: the rest are 0.
             value = float(spectrum.values[rank - 1]) if rank <= len(spectrum.values) else 0.0
-            # Pooled values are root sums of squares over the matrices; shown are root means.
+            # Pooled values are root sums of squares over the matrices; the summary shows root mean squares.
             values_of_task.append(_short(value / len(matrices) ** 0.5))
             kept_of_task.append(_short(spectrum.energy_at(rank) / whole if whole else 0.0))
         values.append(values_of_task)
@@ -161,7 +161,7 @@ def _group(tensors: Sequence[Inspected], stacks: Mapping[str, str]) -> Group:
 
 
 def _task_facts(inspection: Inspection, t: int) -> TaskFacts:
-    """What was measured of task t alone."""
+    """Summarize the measurements of task t alone."""
     entries = Entries.sum(tensor.entries for tensor in inspection.tensors)
     matrices: dict[str, Matrices] = {}  # of the tensors that this task changed
     for tensor in inspection.tensors:
@@ -173,7 +173,7 @@ def _task_facts(inspection: Inspection, t: int) -> TaskFacts:
     ranks_for_nearly_all = [_fewest(spectrum, NEARLY_ALL) for spectrum in spectra.values()]
 
     def median_share(ranks: Sequence[int]) -> float:
-        """The median of ranks, each as a share of its matrix's smaller side."""
+        """Return the median of ranks, each as a share of its matrix's smaller side."""
         sides = [min(spectrum.m, spectrum.n) for spectrum in spectra.values()]
         shares = [rank / side for rank, side in zip(ranks, sides, strict=True)]
         return _short(median(shares)) if shares else 0.0
@@ -192,12 +192,12 @@ def _task_facts(inspection: Inspection, t: int) -> TaskFacts:
 
 
 def _fewest(spectrum: Spectrum, share: float) -> int:
-    """The fewest singular triplets that hold a share of a matrix's energy."""
+    """Return the smallest number of singular triplets that hold a share of a matrix's energy."""
     return int((spectrum.kept < share * spectrum.kept[-1]).sum())
 
 
 def _bytes(inspection: Inspection, t: int, spectra: Mapping[str, Spectrum]) -> int:
-    """Bytes that TSV-C stores for a task at 99% of each matrix's energy: factors, or the tensor where that is less."""
+    """Count the bytes that TSV-C stores for a task at 99% of each matrix's energy: factors, or tensors if smaller."""
     ranks = choose_ranks(spectra, Energy(NEARLY_ALL))
     total = 0
     for tensor in inspection.tensors:
@@ -209,13 +209,13 @@ def _bytes(inspection: Inspection, t: int, spectra: Mapping[str, Spectrum]) -> i
             total += info.nbytes
         else:
             item_bytes = info.nbytes // info.numel
-            numbers = spectra[info.name].rank_bytes // 4  # of one rank, which `rank_bytes` counts in float32
+            numbers = spectra[info.name].rank_bytes // 4  # per rank; `rank_bytes` counts them as float32, 4 bytes each
             total += int(rank) * numbers * item_bytes
     return total
 
 
 def _energy_share(matrices: Sequence[Matrices], t: int) -> float:
-    """Share of task t's energy in the triplets that TSV-Merge keeps; 0 where it changed nothing."""
+    """Compute the share of task t's energy in the triplets that TSV-Merge keeps; 0 if it changed nothing."""
     whole = sum(float(one.spectra[t].kept[-1]) for one in matrices)
     kept = sum(one.spectra[t].energy_at(one.rank) for one in matrices)
     return kept / whole if whole else 0.0
@@ -230,5 +230,5 @@ def _matrix(values: Tensor) -> list[list[float]]:
 
 
 def _short(value: float) -> float:
-    """Four digits: what anybody reads, and a page of a tenth the size."""
+    """Round to four digits: enough for a reader, and the page is a tenth of the size."""
     return float(f"{value:.4g}")

@@ -1,8 +1,8 @@
-"""An inspection as people and pages read it: shares, ratios and T x T matrices of T tasks, fit for JSON.
+"""The summary of an inspection: shares, ratios and T x T matrices of T tasks, ready for JSON.
 
 `hf_tsv.inspection.report` computes it; tables, pictures, the page and `--json` read it. Matrices are rows of floats
-with four digits. What can't be measured, such as the interference of tensors that aren't matrices, is None, and absent
-from the JSON.
+with four digits. Values that can't be measured, such as the interference of tensors that aren't matrices, are None,
+and absent from the JSON.
 """
 
 from typing import Any
@@ -15,18 +15,18 @@ class _Data(BaseModel):
 
 
 class TaskFacts(_Data):
-    """One task vector.
+    """Measurements of one task vector.
 
     Attributes:
         task: The task's name.
-        norm: The Frobenius norm.
+        norm: The Frobenius norm of the task vector.
         changed: The share of all weights that it changes.
         energy: The share of its energy in the singular triplets that TSV-Merge keeps.
         rank: The rank above rounding noise as a share of the full rank, the median over its matrices.
         largest_rank: The largest of those ranks, in triplets.
         rank_for_90: The share of the full rank that holds 90% of a matrix's energy, the median over its matrices.
-        rank_for_99: The same for 99%.
-        bytes_for_99: Bytes that TSV-C stores at 99% of every matrix's energy.
+        rank_for_99: The same share for 99%.
+        bytes_for_99: The bytes that TSV-C stores at 99% of every matrix's energy.
     """
 
     task: str
@@ -41,12 +41,12 @@ class TaskFacts(_Data):
 
 
 class Use(_Data):
-    """How many tasks use the weights that any task changed, as shares of them; by TALL-masks.
+    """The weights that any task changed, by how many tasks use them: shares, counted by TALL-masks.
 
     Attributes:
-        catastrophic: Used by none.
-        selfish: Used by one.
-        shared: Used by several.
+        catastrophic: The share that no task uses.
+        selfish: The share that one task uses.
+        shared: The share that several tasks use.
     """
 
     catastrophic: float
@@ -58,9 +58,9 @@ class InterferenceFacts(_Data):
     """Singular Task Interference at the rank that TSV-Merge keeps.
 
     Attributes:
-        before: Of the task vectors as they are.
-        left: After TSV-Merge's orthogonalisation.
-        times_chance: `before` as a multiple of what unrelated subspaces would have.
+        before: The interference of the task vectors as they are.
+        left: The interference after TSV-Merge's orthogonalisation.
+        times_chance: `before` as a multiple of the interference of unrelated subspaces.
     """
 
     before: float
@@ -69,16 +69,16 @@ class InterferenceFacts(_Data):
 
 
 class Facts(_Data):
-    """What was measured of some tensors together.
+    """Measurements of some tensors together.
 
     Attributes:
         norms: The tasks' Frobenius norms, (T,).
         cosines: Cosines between the tasks, (T, T).
-        opposed: Of the weights that both tasks of a pair changed, the share moved in opposite directions, (T, T).
-        weights: How many tasks use the changed weights.
-        interference: How the task matrices disturb each other; None where there are none.
-        clashes: What two tasks leave in each other's directions, in multiples of chance, (T, T).
-        energy: The share of each task's energy in the triplets that TSV-Merge keeps, (T,).
+        opposed: The share of the weights changed by both of a pair that they moved in opposite directions, (T, T).
+        weights: The changed weights by how many tasks use them.
+        interference: How the task matrices disturb each other; None if there are no matrices.
+        clashes: The interference of each pair of tasks, in multiples of chance, (T, T); None without matrices.
+        energy: The share of each task's energy in the triplets that TSV-Merge keeps, (T,); None without matrices.
     """
 
     norms: list[float]
@@ -95,8 +95,8 @@ class Spectra(_Data):
 
     Attributes:
         ranks: The ranks, (R,).
-        values: By task the singular values there, the root mean square over the matrices, (T, R).
-        kept: By task the share of energy in the triplets up to there, (T, R).
+        values: The singular values at these ranks by task, root mean squares over the matrices, (T, R).
+        kept: The share of energy in the triplets up to each rank, by task, (T, R).
     """
 
     ranks: list[int]
@@ -105,15 +105,15 @@ class Spectra(_Data):
 
 
 class Place(_Data):
-    """Which tensors.
+    """The identity of a group of tensors.
 
     Attributes:
         group: The module type: a tensor's name with `*` for the layer's number.
         label: A short name of the module type.
         kind: The kind of module, such as `linear` or `norm`.
         shape: The first tensor's shape.
-        tensors: How many tensors.
-        stack: Which of several stacks of layers; "" where there is one.
+        tensors: The number of tensors.
+        stack: The short name of the stack of layers; "" if there is only one.
         layer: The layer's number; None outside the layers.
     """
 
@@ -127,15 +127,15 @@ class Place(_Data):
 
 
 class Layer(Facts, Place):
-    """The tensors of one layer; of the attributes of `Place` only `stack` and `layer` mean anything."""
+    """Measurements of one layer's tensors; of the attributes of `Place`, only `stack` and `layer` are meaningful."""
 
 
 class Group(Facts, Place):
-    """Tensors of one module type and shape, over all layers or in one.
+    """Measurements of tensors of one module type and shape, over all layers or in one.
 
     Attributes:
-        rank: The singular triplets of each task that TSV-Merge keeps.
-        spectra: The tasks' spectra.
+        rank: The number of singular triplets of each task that TSV-Merge keeps; None without matrices.
+        spectra: The tasks' spectra; None without matrices.
     """
 
     rank: int | None = None
@@ -146,16 +146,16 @@ class Summary(_Data):
     """The whole inspection.
 
     Attributes:
-        base: What the base model is called.
+        base: The base model's name.
         tasks: The tasks' names, in recipe order.
-        checkpoint_bytes: Bytes of the base's tensors.
-        mask_lambda: The lambda of the TALL-masks that `weights` is counted by.
-        per_task: One entry per task.
-        total: All tensors together.
-        groups: By module type and shape.
-        layers: By layer, stack by stack.
-        cells: By module type and shape in one layer.
-        advice: What this means for a merge, in sentences.
+        checkpoint_bytes: The bytes of the base's tensors.
+        mask_lambda: The lambda of the TALL-masks that `weights` is counted with.
+        per_task: Measurements of each task vector, one entry per task.
+        total: Measurements of all tensors together.
+        groups: Measurements by module type and shape.
+        layers: Measurements by layer, stack by stack.
+        cells: Measurements by module type and shape within one layer.
+        advice: Sentences on what this means for a merge.
     """
 
     base: str
@@ -170,5 +170,5 @@ class Summary(_Data):
     advice: list[str] = []
 
     def plain(self) -> dict[str, Any]:
-        """The summary as plain data for JSON and templates, without what couldn't be measured."""
+        """Return the summary as plain data for JSON and templates, without values that couldn't be measured."""
         return self.model_dump(exclude_unset=True)

@@ -44,7 +44,7 @@ def print_tables(summary: Summary, console: Console) -> None:
         table = _table("layer", "STI", "x chance", "after TSV-M", "clash most", "")
         table.columns[4].justify = table.columns[5].justify = "left"
         layers = [(layer, layer.interference) for layer in summary.layers if layer.interference]
-        largest = max(interference.before for _, interference in layers) or 1.0  # 0 where no task disturbs another
+        largest = max(interference.before for _, interference in layers) or 1.0  # 0 if no task disturbs another
         for layer, interference in layers:
             bar = "█" * round(24 * interference.before / largest)  # 24 characters at most
             worst = _worst(summary.tasks, layer.clashes)
@@ -60,7 +60,7 @@ def print_tables(summary: Summary, console: Console) -> None:
             table.add_row(escape(label), *[f"{share:.1%}" for share in shares])
         console.print(_titled("Changed weights by how many tasks use them", table))
 
-    # Names of tasks stand in the advice, and would be taken for markup.
+    # The advice contains tasks' names, which may look like markup.
     sentences = [f"- {escape(sentence)}" for sentence in summary.advice]
     console.print(_titled("Advice", *sentences))
 
@@ -79,7 +79,7 @@ def _table(*columns: str, left: int = 1) -> Table:
 def _pairs(summary: Summary) -> Table:
     total, tasks = summary.total, summary.tasks
     pairs = list(combinations(range(len(tasks)), 2))
-    # The worst first: by clashes where there are matrices.
+    # The worst pair first: by clashes if there are matrices, else by cosines.
     order = total.clashes or total.cosines
     pairs.sort(key=lambda pair: -order[pair[0]][pair[1]])
     if len(tasks) > MAX_TASKS_ALL_PAIRS:
@@ -105,7 +105,7 @@ def _interference(facts: InterferenceFacts) -> Iterator[str]:
 
 
 def _worst(tasks: Sequence[str], clashes: Sequence[Sequence[float]] | None) -> str:
-    """The pair of tasks that clashes most."""
+    """Return the pair of tasks that clashes most, as text; empty if none clashes."""
     if clashes is None:
         return ""
     pairs = [(clashes[i][j], i, j) for i, j in combinations(range(len(tasks)), 2)]

@@ -1,1 +1,1 @@
-"""Publishing an output on the Hub: what goes (`parcel`), whether it may (`check`), and sending it (`send`)."""
+"""Publishing an output on the Hub: its files (`parcel`), permission to publish (`check`), and the upload (`send`)."""

@@ -1,4 +1,4 @@
-"""Whether something may go into a repository: its owner, its licence, and who may see what."""
+"""Checks before a push: the repository's owner, the licence, and who may see which source."""
 
 import re
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ TASK = "{task}"
 
 @dataclass(frozen=True)
 class Pushing:
-    """Where an output is pushed to, and how.
+    """Options of a push.
 
     Attributes:
-        repo: `user/name`; for adapters also `user/name-{task}`, a repository each.
-        create_pr: Open a pull request instead of committing to the main branch.
-        private: Whether a new repository is private; None for private where a source is private or gated, else as its
-            owner's settings say.
-        license: The licence to carry, in the Hub's word; None for what follows from the sources.
-        message: The commit message: its first line, and maybe more; None for what was done. The sources come below it.
+        repo: The repository, `user/name`; for adapters also `user/name-{task}`, one repository per task.
+        create_pr: True to open a pull request instead of committing to the main branch.
+        private: True if a new repository is private; None for private if a source is private or gated, else its owner's
+            default.
+        license: The licence's id on the Hub; None for the licence that follows from the sources.
+        message: The commit message, of one or more lines; None for a generated one. The sources are added below it.
     """
 
     repo: str
@@ -31,7 +31,7 @@ class Pushing:
     message: str | None = None
 
     def repositories(self, tasks: Sequence[str] | None) -> dict[str, tuple[str, ...] | None]:
-        """The repositories, each with the tasks that go there; None for a merged model, which is no task's.
+        """Return the repositories, each with the tasks whose adapters go there; None for a merged model.
 
         Raises:
             PublishError: a merged model's name has `{task}` in it.
@@ -45,13 +45,13 @@ class Pushing:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is to go into a repository, as far as it matters for whether it may.
+    """The facts about an upload that decide if it may be published.
 
     Attributes:
-        terms: What the sources of it say of themselves: the licence follows from them.
-        named: The same of all models that the recipe names, which goes along: not everyone may know of private ones.
+        terms: The terms of its sources, from which the licence follows.
+        named: The terms of all models that the recipe names, because it is uploaded too and could reveal private ones.
         card: The output's card, if there is one: a licence that a person wrote into its header counts as chosen.
-        tasks: The tasks whose adapters go there; None for all that the output is.
+        tasks: The tasks whose adapters are uploaded; None for the whole output.
     """
 
     terms: Sequence[NamedTerms]
@@ -62,15 +62,15 @@ class Contents:
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository that was found fit for what is to go there.
+    """A repository that passed the checks for an upload.
 
     Attributes:
-        repository: The way to it.
-        target: How it stands.
-        private: Whether it is made private, when it has to be made.
-        licence: The licence chosen by a person; None for what follows from the sources.
-        tasks: The tasks whose adapters go there; None for all that the output is.
-        message: The commit message; None for what was done.
+        repository: The client that writes to it.
+        target: The repository's state before the push.
+        private: True if it is created private; None for its owner's default.
+        licence: The licence chosen by a person; None for the licence that follows from the sources.
+        tasks: The tasks whose adapters are uploaded; None for the whole output.
+        message: The commit message; None for a generated one.
     """
 
     repository: Repository
@@ -81,23 +81,23 @@ class Destination:
     message: str | None = None
 
     def prepare(self) -> None:
-        """Make the repository if it isn't there."""
+        """Create the repository if it doesn't exist."""
         if not self.target.exists:
             self.repository.create(private=self.private)
 
 
 def check(pushing: Pushing, repo_id: str, contents: Contents, hub: Hub) -> Destination:
-    """Check whether something may go where it is to go, before anything is written.
+    """Check that an upload to a repository is allowed, before anything is written.
 
     Args:
-        pushing: What was asked for.
-        repo_id: The repository.
-        contents: What goes there.
-        hub: How to reach the Hub.
+        pushing: The options of the push.
+        repo_id: The repository's id.
+        contents: The facts about the upload.
+        hub: The client of the Hub.
 
     Raises:
         HubError: the repository can't be written.
-        PublishError: licence or privacy forbids it.
+        PublishError: the licence or privacy forbids it.
     """
     licence = licence_of_card(pushing.license, contents.terms, contents.card)
     following = inherited([named.terms for named in contents.terms])
@@ -106,7 +106,7 @@ def check(pushing: Pushing, repo_id: str, contents: Contents, hub: Hub) -> Desti
         raise PublishError(f"licence: {following.why} ({stated}). Look at their terms, then pass --license")
     repository = Repository(hub, repo_id, create_pr=pushing.create_pr)
     target = repository.check()
-    # A model that is only named by the recipe matters where its mere name is nobody's business.
+    # A model that only the recipe names matters if its name itself may be private.
     secret = [named for named in contents.named if named.terms.may_be_private and named not in contents.terms]
     hidden = [named.name for named in contents.terms if named.terms.gated or named.terms.may_be_private]
     hidden += [named.name for named in secret]
@@ -115,10 +115,10 @@ def check(pushing: Pushing, repo_id: str, contents: Contents, hub: Hub) -> Desti
 
 
 def check_replaces_no_source(pushing: Pushing, repo_id: str, source_ids: Sequence[str]) -> None:
-    """Check that a push doesn't replace a model of the recipe. `source_ids`: their repositories.
+    """Check that a push doesn't replace a model of the recipe. `source_ids`: the models' repositories.
 
     Raises:
-        PublishError: it would.
+        PublishError: the push would replace one.
     """
     if repo_id in source_ids and not pushing.create_pr:
         raise PublishError(
@@ -128,7 +128,7 @@ def check_replaces_no_source(pushing: Pushing, repo_id: str, source_ids: Sequenc
 
 
 def licence_of_card(option: str | None, terms: Sequence[NamedTerms], card: str) -> Licence | None:
-    """The licence that a person chose, by the option or in a card's header; None when nobody did.
+    """Return the licence that a person chose, by the option or in a card's header; None if nobody did.
 
     Raises:
         PublishError: the option is not a licence.
@@ -141,22 +141,22 @@ def licence_of_card(option: str | None, terms: Sequence[NamedTerms], card: str) 
     written = licence_in(card)
     if not written.get("license"):
         return None
-    # What follows from the sources was written by us.
+    # The licence that follows from the sources was written by hf_tsv, not by a person.
     if following and written["license"] == following.id:
         return None
     return Licence(written["license"], written.get("license_name"), written.get("license_link"))
 
 
 def _privacy(target: Target, wish: bool | None, hidden: Sequence[str]) -> bool | None:
-    """Decide whether to make a repository private, if it has to be made; None for its owner's settings.
+    """Decide if a new repository is private; None for its owner's default.
 
     Args:
-        target: The repository as it is.
-        wish: What was asked for: private, public, or nothing.
+        target: The repository's present state.
+        wish: True for private, False for public, None if neither was requested.
         hidden: The sources that not everyone may see.
 
     Raises:
-        PublishError: the public would see what not everyone may, or the repository is otherwise than it was asked for.
+        PublishError: a hidden source would become public, or the repository's privacy isn't the requested one.
     """
     if target.exists and wish is not None and target.private != wish:
         how, flag = ("public", "--private") if wish else ("private", "--public")
@@ -169,5 +169,5 @@ def _privacy(target: Target, wish: bool | None, hidden: Sequence[str]) -> bool |
             f"{target.repo_id}: is public, but not everyone may see {some(hidden)}. Pass --public if its owner allows"
             " that, or choose a private repository"
         )
-    # A wish counts for more: --public says that its owner allows it.
+    # A wish takes precedence: --public says that the source's owner allows it.
     return True if hidden and wish is None else wish

@@ -1,4 +1,4 @@
-"""What of an output folder goes into a repository on the Hub."""
+"""The files of an output folder that go into a repository on the Hub."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,26 +24,26 @@ from hf_tsv.lora.format import ADAPTER_CONFIG
 from hf_tsv.lora.formats import ADAPTERS
 from hf_tsv.record import AdaptersRecord, MergeRecord, Record, RestoredRecord, read_record
 
-CONFIG_MAX_BYTES = 1_000_000  # above every configuration; a tokenizer's vocabulary names no folder
+CONFIG_MAX_BYTES = 1_000_000  # larger than any configuration; larger files, such as vocabularies, name no folder
 PROFILES: Mapping[str, Profile] = {folder: profile for profile, folder in ADAPTERS.items()}
 
 
 class CardMaker(Protocol):
-    """Makes a card from earlier ones, under a chosen licence, or None for what follows from the sources."""
+    """Makes a card from earlier ones and the chosen licence; None for the licence that follows from the sources."""
 
     def __call__(self, *, olds: Sequence[str], licence: Licence | None) -> str: ...
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """What goes into one repository.
+    """An upload to one repository.
 
     Attributes:
-        record: The part of the output's record that is about it.
-        files: By path in the repository: a file, or its content where that is published otherwise than it lies there.
-        card: Makes the card.
-        old_card: The card that lies in the output; empty when there is none.
-        named: What each model that the recipe names says of itself; the recipe goes along as a whole.
+        record: The part of the output's record about this upload.
+        files: The files by path in the repository: a path on disk, or bytes if the published content differs.
+        card: The function that makes the card.
+        old_card: The card in the output; empty if there is none.
+        named: The terms of each model that the recipe names, because the whole recipe is uploaded.
     """
 
     record: MergeRecord | AdaptersRecord
@@ -54,14 +54,14 @@ class Parcel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files, without the card."""
+        """The bytes of all files, without the card."""
         total = 0
         for file in self.files.values():
             total += file.stat().st_size if isinstance(file, Path) else len(file)
         return total
 
     def files_in(self, repo_id: str) -> dict[str, Path | bytes]:
-        """The files as they lie in that repository, where adapters on the merged model name it as their base."""
+        """Return the files for that repository, in which adapters on the merged model name it as their base."""
         files = dict(self.files)
         if isinstance(self.record, MergeRecord) and self.record.adapters:
             for path, file in self.files.items():
@@ -69,18 +69,18 @@ class Parcel:
                     continue
                 content = file.read_bytes() if isinstance(file, Path) else file
                 config = json.loads(content) | {"base_model_name_or_path": repo_id}
-                # Spelt as PEFT spells it.
+                # Formatted as PEFT writes it.
                 text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
                 files[path] = text.encode()
         return files
 
 
 def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
-    """What of an output goes into one repository.
+    """Select the files of an output that go into one repository.
 
     Args:
         out: A merged model, a compression, or the folder of one adapter.
-        tasks: The tasks of a compression that go there; a single one lies at the repository's root. None for all.
+        tasks: The tasks of a compression to upload; a single one is put at the repository's root. None for all.
 
     Raises:
         OutputError: the folder wasn't made by hf-tsv, is incomplete, or is a restored checkpoint.
@@ -97,7 +97,7 @@ def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
     if isinstance(record, AdaptersRecord) and own_profile:
         return _parcel_of_task(root, record, out.resolve().name, {own_profile: "."})
     if isinstance(record, AdaptersRecord) and tasks is not None and len(tasks) == 1:
-        # The task's first adapter lies at the root, those of other profiles in the folders that they have here.
+        # The task's first adapter goes to the root, those of other profiles to the same folders as in the output.
         task = tasks[0]
         places: dict[Profile, str] = {}
         for profile in record.adapters[task]:
@@ -109,7 +109,7 @@ def parcel(out: Path, tasks: Sequence[str] | None) -> Parcel:
 
 
 def tasks_of(out: Path) -> tuple[str, ...] | None:
-    """The tasks whose adapters an output holds; None for a merged model, or the folder of one adapter.
+    """Return the tasks whose adapters an output holds; None for a merged model or the folder of one adapter.
 
     Raises:
         OutputError: the folder wasn't made by hf-tsv.
@@ -122,7 +122,7 @@ def tasks_of(out: Path) -> tuple[str, ...] | None:
 
 
 def _output_of(out: Path) -> tuple[Path, Profile | None]:
-    """The output that a folder is, or that it is an adapter of, and that adapter's profile."""
+    """Return the output that a folder is or belongs to, and the profile if the folder is one of its adapters."""
     place = out.resolve()
     if (place / ADAPTER_CONFIG).is_file() and place.parent.name in PROFILES:
         return place.parent.parent, PROFILES[place.parent.name]
@@ -130,7 +130,7 @@ def _output_of(out: Path) -> tuple[Path, Profile | None]:
 
 
 def _parcel_of_task(root: Path, record: AdaptersRecord, task: str, places: Mapping[Profile, str]) -> Parcel:
-    """Adapters of one task, by profile, with where each lies in the repository.
+    """Select one task's adapters. `places`: the folder of each profile in the repository.
 
     Raises:
         OutputError: the record lists no such task.
@@ -149,16 +149,16 @@ def _parcel_of_task(root: Path, record: AdaptersRecord, task: str, places: Mappi
     first_profile = next(iter(places))
     old_card = _text(root / ADAPTERS[first_profile] / task / CARD_FILE)
     card = partial(render_adapters, part, root, by_task)
-    # The recipe beside one task's adapter names the models of all tasks.
+    # The recipe published with one task's adapter names the models of all tasks.
     return Parcel(part, _published_files(files, root, part), card, old_card, all_terms(record))
 
 
 def _published_files(files: Mapping[str, Path], root: Path, record: Record) -> dict[str, Path | bytes]:
-    """The files as they are published: hidden ones not at all, and none with a folder of this machine in it."""
+    """Return the files as they are published: without hidden ones, and without paths of this machine."""
     shown: dict[str, Path | bytes] = {}
     for path, file in files.items():
         is_hidden = any(part.startswith(".") for part in path.split("/"))
-        # The card is made when it is sent, around the one on the Hub.
+        # The card is made at upload, because it keeps what people wrote into the one on the Hub.
         if path == CARD_FILE or is_hidden:
             continue
         shown[path] = file
@@ -167,14 +167,14 @@ def _published_files(files: Mapping[str, Path], root: Path, record: Record) -> d
         try:
             text = file.read_text("utf-8")
             config = published_config(text)
-        except (ValueError, RecursionError):  # not JSON, so not a configuration that we wrote
+        except (ValueError, RecursionError):  # not JSON, so not a configuration that hf_tsv wrote
             continue
         if config != text:
             shown[path] = config.encode()
-    # Record, recipe and lock name models as well, and are published without this machine's folders.
+    # The record, recipe and lock name models too, and are published without this machine's paths.
     return shown | published(root, record)
 
 
 def _text(path: Path) -> str:
-    """A file's text; empty where there is none."""
+    """Read a file's text; empty if it doesn't exist."""
     return path.read_text("utf-8") if path.is_file() else ""

@@ -1,4 +1,4 @@
-"""Sending an output to a repository: files ahead of the commit, while they are made, and the commit itself."""
+"""Sending an output to a repository: files are uploaded while others are written, then everything is committed."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -31,11 +31,10 @@ STALE = (
 
 @contextmanager
 def sending(to: Destination | None, waiting: Callable[[], None]) -> Iterator[Callable[[str, Path], None]]:
-    """A function that takes finished files, to be uploaded ahead of the commit while the caller goes on.
+    """Yield a function that uploads finished files in the background, before the commit.
 
-    Leaving the context waits for the uploads, after a call of `waiting`. A file that can't be uploaded ends the
-    sending without an error: `deliver` uploads what is missing, or says why it can't. Without a destination nothing is
-    sent.
+    Leaving the context calls `waiting`, then waits for the uploads. If a file can't be uploaded, sending stops without
+    an error: `deliver` uploads the missing files, or reports why it can't. Without a destination nothing is sent.
     """
     if to is None:
         yield lambda path, file: None
@@ -52,12 +51,12 @@ def sending(to: Destination | None, waiting: Callable[[], None]) -> Iterator[Cal
         waiting()
         pool.shutdown()
     finally:
-        # After an error nothing is waited for; after the shutdown above this does nothing.
+        # After an error, pending uploads are cancelled. After the shutdown above, this does nothing.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Sender:
-    """Uploads one file after another, until one can't be uploaded."""
+    """Uploads one file after another, until an upload fails."""
 
     def __init__(self, to: Destination) -> None:
         self._to = to
@@ -74,7 +73,7 @@ class _Sender:
 
 
 def deliver(parcel: Parcel, to: Destination) -> Pushed:
-    """Upload what isn't there yet, and commit.
+    """Upload the files that are still missing, and commit.
 
     Raises:
         PublishError: the Hub would refuse the card.
@@ -89,10 +88,10 @@ def deliver(parcel: Parcel, to: Destination) -> Pushed:
     if isinstance(record, AdaptersRecord):
         done = f"{some(list(record.adapters))}: adapter by hf_tsv ({record.method})"
     else:
-        num_models = len(record.sources) - 1  # without the base
+        num_models = len(record.sources) - 1  # excluding the base
         done = f"Merge {counted(num_models, 'model')} with hf_tsv ({record.method})"
     title, _, text = (to.message or done).strip().partition("\n")
-    # What it was made of: the models at their commits, and a digest for folders, which have none.
+    # The sources: the Hub models at their commits, and a digest of all, because folders have no commit.
     entries = [source.model_dump(mode="json") for source in record.sources]
     digest = sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:12]
     lines = [f"hf_tsv {record.versions.hf_tsv}, sources {digest}"]
@@ -104,13 +103,13 @@ def deliver(parcel: Parcel, to: Destination) -> Pushed:
 
 
 def _card(parcel: Parcel, to: Destination, on_hub: str | None) -> str:
-    """The card, around what people wrote into the one on the Hub and the one in the output."""
+    """Make the card, keeping what people wrote into the one on the Hub and the one in the output."""
     olds = [card for card in (on_hub, parcel.old_card) if card]
     return parcel.card(olds=olds, licence=to.licence)
 
 
 def _is_stale(path: str) -> bool:
-    """Whether a file that isn't pushed now is an earlier model's: its weights, or what would be read with them."""
+    """Return True if a file that isn't pushed now is an earlier model's: its weights, or files read with them."""
     folder, _, rest = path.partition("/")
-    # In folders only what lies in those that we write ourselves: others may be a person's.
+    # Of subfolders, only those that hf_tsv writes: others may be a person's.
     return folder in OWN_FOLDERS if rest else matches(STALE, [path])
