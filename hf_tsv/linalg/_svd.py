@@ -22,7 +22,7 @@ def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float 
         mode: `exact` is at least as good as an SVD in a's dtype. `sketch` is faster, without guaranteed digits.
         rtol: Triplets with s <= rtol * s[0] are dropped: float32 holds nothing there, and their directions
             are arbitrary.
-        floor: Triplets with s <= floor are dropped, such as the value of `rounding_edge`. With rtol = floor = 0,
+        floor: Triplets with s <= floor are dropped; `rounding_edge` computes a value for it. With rtol = floor = 0,
             exactly min(rank, m, n) triplets are kept, whatever their values.
 
     Returns:
