@@ -119,7 +119,5 @@ def _thinned(delta: Tensor, stays: Tensor, probability: float | Tensor, rescale:
         after = delta.abs().sum()
         return delta.mul_(before / after) if after else delta
     if rescale:
-        delta.div_(probability).masked_fill_(
-            ~stays, 0.0
-        )  # again, because entries with probability 0 are now 0 / 0 = NaN
+        delta.div_(probability).masked_fill_(~stays, 0.0)  # again: entries with probability 0 are now 0 / 0 = NaN
     return delta
