@@ -34,7 +34,7 @@ def consensus_ties(
         deltas: T deltas of one tensor.
         k: Number of tasks that must use an entry. 1 drops catastrophic weights, which no task uses; 2 also drops
             selfish ones; 0 is TIES.
-        mask_lambda: The masks' lambda_t: the larger, the fewer entries a task uses.
+        mask_lambda: The masks' lambda_t: the larger it is, the fewer entries a task uses.
         density: TIES' share of the entries that is kept, the largest by magnitude.
         trim: The range of that share, the task's whole vector (`global`) or each tensor (`tensor`), as for `ties`.
         scale: Factor on the merged delta (the paper's alpha).
