@@ -24,8 +24,8 @@ def consensus_ta(
         deltas: T deltas of one tensor.
         k: Number of tasks that must use an entry. 1 drops catastrophic weights, which no task uses; 2 also drops
             selfish ones; 0 is Task Arithmetic.
-        mask_lambda: The masks' lambda_t: the larger it is, the fewer entries a task uses. The paper chooses one per task
-            from 0.2 to 0.6 on validation data.
+        mask_lambda: The masks' lambda_t: the larger it is, the fewer entries a task uses. The paper chooses one per
+            task from 0.2 to 0.6 on validation data.
         scale: Factor on the merged delta (the paper's alpha).
     """
     return keep_consensus(deltas, deltas.weighted_sum(), k, mask_lambda).mul_(scale)

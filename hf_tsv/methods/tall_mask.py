@@ -46,8 +46,8 @@ def tall_mask(
     Args:
         deltas: T deltas of one tensor.
         of: The merge of the tasks: their sum, or TIES.
-        mask_lambda: The masks' lambda_t: the larger it is, the fewer entries a task uses. The paper chooses one per task
-            from 0.2 to 0.6 on validation data.
+        mask_lambda: The masks' lambda_t: the larger it is, the fewer entries a task uses. The paper chooses one per
+            task from 0.2 to 0.6 on validation data.
         density: TIES' share of the entries that is kept, the largest by magnitude.
         trim: The range of that share, the task's whole vector (`global`) or each tensor (`tensor`), as for `ties`.
     """
