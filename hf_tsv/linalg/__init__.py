@@ -1,7 +1,7 @@
-"""Factorisations that the merge methods stand on: tensors in, tensors out.
+"""Factorisations that the merge methods build on: tensors in, tensors out.
 
-Nothing here chooses a device or a number of threads. With the same number of threads results are the same bits, from
-run to run, side by side with others, and for any layout of the same values.
+Nothing here chooses a device or a number of threads. With the same number of threads, results are
+bit-identical from run to run, next to other running merges, and for any memory layout of the same values.
 """
 
 from hf_tsv.linalg._factored import factored_svd

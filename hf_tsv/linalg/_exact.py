@@ -1,4 +1,4 @@
-"""The singular value decomposition to the last digit that float32 or float64 holds, whatever LAPACK does."""
+"""Singular value decomposition to the last digit of float32 or float64, even where LAPACK fails."""
 
 import math
 
@@ -11,17 +11,17 @@ from hf_tsv.linalg._factors import Cut, Triplets
 from hf_tsv.linalg._gram import eigenvalues, gram, leading_eigenpairs, times
 from hf_tsv.linalg._lapack import LinAlgError
 
-RESOLVED = 1e-6  # of the largest singular value: squared, what lies below drowns in the Gram matrix's rounding
+RESOLVED = 1e-6  # of the largest singular value: the squares of smaller values are lost in the Gram matrix's rounding
 
 
 def exact_svd(a: Tensor, cut: Cut) -> Triplets:
-    """Leading triplets of a tall matrix (p, q).
+    """Return the leading triplets of a tall matrix (p, q).
 
-    float32 goes through the Gram matrix in float64, which holds more digits than an SVD in float32 and
-    takes a fraction of its time; what that can't resolve, and float64, through an SVD in float64.
+    A float32 matrix goes through its Gram matrix in float64, which holds more digits than an SVD in float32 and
+    takes a fraction of its time. float64 matrices, and those the Gram matrix can't resolve, get an SVD in float64.
 
     Raises:
-        MethodError: NaN or infinity in a, or nothing could factor it.
+        MethodError: a holds NaN or infinity, or no solver could factor it.
     """
     if a.dtype == torch.float64:
         return _by_svd(a, cut)
@@ -32,7 +32,7 @@ def exact_svd(a: Tensor, cut: Cut) -> Triplets:
 
 
 def exact_values(a: Tensor) -> Tensor:
-    """All singular values of a tall matrix (p, q), (q,) float64, descending."""
+    """Return all singular values of a tall matrix (p, q): (q,) float64, descending."""
     if a.dtype == torch.float64:
         return dense_svd(a)[1]
     try:
@@ -42,10 +42,12 @@ def exact_values(a: Tensor) -> Tensor:
 
 
 def checked_gram(a: Tensor) -> Tensor:
-    """The Gram matrix in float64. No finite float32 overflows in it, so its diagonal tells NaN and infinity.
+    """Return the Gram matrix in float64, after checking a for NaN and infinity.
+
+    No finite float32 overflows in float64, so the trace is finite exactly if all of a is.
 
     Raises:
-        MethodError: NaN or infinity in a.
+        MethodError: a holds NaN or infinity.
     """
     product = gram(a)
     if not math.isfinite(product.trace()):
@@ -54,12 +56,12 @@ def checked_gram(a: Tensor) -> Tensor:
 
 
 def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The thin SVD in float64: u, s, vh, proven by multiplying them out.
+    """Return the thin SVD in float64, u, s, vh, checked by multiplying it out.
 
-    Divide and conquer, and where that fails or comes out wrong, as MKL's does on some matrices, QR iteration.
+    Uses divide and conquer, then QR iteration where that fails or is wrong, as MKL's is on some matrices.
 
     Raises:
-        MethodError: NaN or infinity in a, or both failed.
+        MethodError: a holds NaN or infinity, or both solvers failed.
     """
     check_finite(a)
     x = a.double()
@@ -76,9 +78,10 @@ def dense_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_finite(a: Tensor) -> None:
-    """
+    """Check that every entry is finite.
+
     Raises:
-        MethodError: NaN or infinity in a.
+        MethodError: a holds NaN or infinity.
     """
     bad = a.numel() - int(a.isfinite().sum())
     if bad:
@@ -86,7 +89,7 @@ def check_finite(a: Tensor) -> None:
 
 
 def is_orthonormal(u: Tensor, tolerance: float | Tensor) -> bool:
-    """Whether u^T u = I within the tolerance, one for all entries or one for each; never where u holds NaN."""
+    """True if u^T u = I within the tolerance, one for all entries or one for each; False if u holds NaN."""
     defect = (u.T @ u).double() - torch.eye(u.shape[1], dtype=torch.float64, device=u.device)
     return bool((defect.abs() <= tolerance).all())
 
@@ -97,13 +100,13 @@ def _by_gram(a: Tensor, cut: Cut) -> Triplets:
     squares, vectors = leading_eigenpairs(product, cut.rank)
     s = roots(squares)
     k = cut.rank_of(s)
-    # What is too small for the squares to show has vectors of pure rounding: the caller then takes the slow way.
+    # The vectors of values too small to show in the squares are pure rounding: the caller then uses the SVD.
     if k and s[k - 1] <= RESOLVED * s[0]:
         raise LinAlgError("singular values that a Gram matrix does not resolve")
     kept = s[:k]
     right = vectors[:, :k]  # (q, k)
     left = times(a, right / kept)  # (p, k)
-    # Rounding leaves the left vectors' inner products this far from I: the Gram matrix's own, divided by s.
+    # Rounding moves the left vectors' inner products this far from I: the Gram matrix's rounding, divided by s.
     rounding = 8 * (len(s) + 16) * torch.finfo(torch.float64).eps * kept[:1].square() / (kept[:, None] * kept)
     if not is_orthonormal(right, 1e-10) or not is_orthonormal(left, rounding + 1e-5):
         raise LinAlgError("the eigenvectors are wrong")

@@ -1,4 +1,4 @@
-"""What a truncated singular value decomposition yields."""
+"""The result of a truncated singular value decomposition."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,8 +16,8 @@ class Factors:
     u has orthonormal columns and vh orthonormal rows. The largest entry of each column of u is positive.
 
     Attributes:
-        energy: Squared Frobenius norm of the whole matrix; None where it isn't known.
-        values: All singular values of the matrix, float64, where they came for nothing.
+        energy: Squared Frobenius norm of the whole matrix; None if unknown.
+        values: All singular values of the matrix, float64, if the solver computes them anyway; else None.
     """
 
     u: Tensor
@@ -28,7 +28,7 @@ class Factors:
 
 
 class Cut(NamedTuple):
-    """Which triplets to keep: at most `rank`, and of these the ones above rtol * s[0] and above floor."""
+    """A rule for the triplets to keep: at most `rank`, and of these the ones above rtol * s[0] and above floor."""
 
     rank: int
     rtol: float
@@ -39,7 +39,7 @@ class Cut(NamedTuple):
         return self.rtol > 0 or self.floor > 0
 
     def rank_of(self, s: Tensor) -> int:
-        """How many of the singular values s, descending, are kept: all `rank` of them where nothing is cut."""
+        """Return how many of the singular values s, descending, are kept: all `rank` of them if nothing is cut."""
         if not self.drops_zeros:
             return min(self.rank, len(s))
         return int((s[: self.rank] > max(self.rtol * float(s[0]), self.floor)).sum())
@@ -48,7 +48,7 @@ class Cut(NamedTuple):
 class Triplets(NamedTuple):
     """A solver's result for a matrix (p, q): left (p, k), s (k,), right (q, k), in any float dtypes and with any signs.
 
-    The rest is as in `Factors`.
+    `energy` and `values` are as in `Factors`.
     """
 
     left: Tensor
@@ -63,7 +63,7 @@ class Triplets(NamedTuple):
 
 
 def factors_of(triplets: Triplets, a: Tensor) -> Factors:
-    """The triplets with their signs fixed, in a's dtype on a's device.
+    """Return the triplets with their signs fixed, in a's dtype on a's device.
 
     Raises:
         MethodError: a singular value overflows that dtype.
@@ -74,7 +74,7 @@ def factors_of(triplets: Triplets, a: Tensor) -> Factors:
     if not s.isfinite().all():
         largest = float(triplets.s[0])
         raise MethodError(f"a singular value of {largest:.2g} is too large for {a.dtype}. Set dtype: float64")
-    # LAPACK's signs are arbitrary: the largest entry of each column of u becomes positive, the first of equals.
+    # LAPACK's signs are arbitrary: make the largest entry of each column of u positive, the first of equal ones.
     largest_at = u.abs().argmax(dim=0, keepdim=True)  # (1, k)
     signs = torch.where(u.gather(0, largest_at) < 0, -1.0, 1.0).to(u.dtype)
     u.mul_(signs)

@@ -1,4 +1,4 @@
-"""Gram matrices in float64 and their eigenpairs: where every factorisation here starts."""
+"""Gram matrices and their eigenpairs, the start of most factorisations here."""
 
 from collections.abc import Iterator
 
@@ -11,15 +11,15 @@ _ROWS = 1024  # rows in float64 at a time: a delta is never copied whole
 
 
 def tall(a: Tensor) -> Tensor:
-    """The matrix or its transpose, whichever has at least as many rows as columns; a view."""
+    """Return the matrix or its transpose as a view, whichever has at least as many rows as columns."""
     return a if a.shape[0] >= a.shape[1] else a.T
 
 
 def gram(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """a^T a, (q, q), of a matrix (p, q), computed in dtype. On the CPU only the upper triangle is filled."""
+    """Return a^T a (q, q) of a matrix (p, q), computed in dtype. On the CPU only the upper triangle is filled."""
     out = a.new_zeros(a.shape[1], a.shape[1], dtype=dtype)
     for _, rows in row_blocks(a, dtype):
-        if has_lapack(out):  # whose symmetric product counts double: torch has none
+        if has_lapack(out):  # LAPACK's symmetric product takes half the operations; torch has none
             _lapack.add_gram(out, rows)
         else:
             out.addmm_(rows.T, rows)
@@ -27,12 +27,12 @@ def gram(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def symmetric(upper: Tensor) -> Tensor:
-    """The symmetric matrix of which the upper triangle is given, as `gram` leaves it."""
+    """Return the full symmetric matrix from its upper triangle, as `gram` leaves it."""
     return upper.triu() + upper.triu(1).T
 
 
 def times(a: Tensor, b: Tensor) -> Tensor:
-    """a b for a tall matrix a (p, q) and a matrix b (q, k): in b's dtype, rounded once to a's."""
+    """Return a b for a tall matrix a (p, q) and a matrix b (q, k), computed in b's dtype and rounded once to a's."""
     out = new_matrix(a, a.shape[0], b.shape[1], a.dtype)
     for where, rows in row_blocks(a, b.dtype):
         out[where] = rows @ b
@@ -40,19 +40,19 @@ def times(a: Tensor, b: Tensor) -> Tensor:
 
 
 def row_blocks(a: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of a matrix some at a time, in dtype, dense in the matrix's own layout."""
+    """Yield the rows of a matrix in blocks, each with its slice: in dtype, dense in the matrix's own layout."""
     for start in range(0, a.shape[0], _ROWS):
         rows = a[start : start + _ROWS]
         yield slice(start, start + len(rows)), new_matrix(a, len(rows), a.shape[1], dtype).copy_(rows)
 
 
 def new_matrix(a: Tensor, p: int, q: int, dtype: torch.dtype) -> Tensor:
-    """An empty matrix (p, q) that lies row by row or column by column in memory, as a does."""
+    """Return an uninitialised matrix (p, q), in row-major or column-major order as a is."""
     return a.new_empty(p, q, dtype=dtype) if a.is_contiguous() else a.new_empty(q, p, dtype=dtype).T
 
 
 def leading_eigenpairs(symmetric: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """All eigenvalues (n,) descending, and the vectors (n, k) of the k largest. Overwrites its argument.
+    """Return all eigenvalues (n,), descending, and the vectors (n, k) of the k largest. Overwrites its argument.
 
     Raises:
         LinAlgError: the eigensolver did not converge.
@@ -64,7 +64,7 @@ def leading_eigenpairs(symmetric: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def eigenvalues(symmetric: Tensor) -> Tensor:
-    """All eigenvalues (n,) descending. Overwrites its argument."""
+    """Return all eigenvalues (n,), descending. Overwrites its argument."""
     if has_lapack(symmetric):
         return _lapack.eigenvalues(symmetric)
     values: Tensor = torch.linalg.eigvalsh(symmetric)
@@ -72,16 +72,16 @@ def eigenvalues(symmetric: Tensor) -> Tensor:
 
 
 def has_lapack(a: Tensor) -> bool:
-    """Whether LAPACK can work on the tensor's memory; elsewhere torch does."""
+    """True if LAPACK can work on the tensor's memory; otherwise torch does the work."""
     return a.device.type == "cpu"
 
 
 def largest_entry(a: Tensor) -> float:
-    """max |a_ij|, NaN where one is."""
+    """Return max |a_ij|; NaN if a holds NaN."""
     lowest, highest = a.aminmax()  # one pass, and no copy as a.abs() would be
     return max(-float(lowest), float(highest))
 
 
 def computable(a: Tensor) -> Tensor:
-    """The matrix where float64 exists, and contiguous, so that equal values give equal bits in any layout."""
+    """Return the matrix off MPS, which lacks float64, and contiguous: equal values give equal bits in any layout."""
     return (a.cpu() if a.device.type == "mps" else a).contiguous()

@@ -12,25 +12,25 @@ from hf_tsv.linalg._polar import nearest_orthogonal
 
 
 def singular_task_interference(factors: Sequence[Factors]) -> float:
-    """||(U^T U - I) S (V^T V - I)||_1 with U, S, V the tasks' triplets side by side; 0 where no two tasks overlap.
+    """Return ||(U^T U - I) S (V^T V - I)||_1 with U, S, V the tasks' triplets side by side; 0 if no tasks overlap.
 
-    The norm is the entrywise sum of magnitudes: the only reading that gives the size of the paper's figures.
+    The norm is the entrywise sum of magnitudes: the only reading that reproduces the size of the paper's figures.
 
     Args:
-        factors: One a task, all of one matrix's shape, of any ranks.
+        factors: One per task, all for matrices of one shape, of any ranks.
     """
     left, s, right = overlaps(factors)
     return float(((left * s) @ right).abs().sum())
 
 
 def interference_left(factors: Sequence[Factors], *, tolerance: float = 1e-7) -> float:
-    """`singular_task_interference` once TSV-Merge has made the tasks' singular vectors orthogonal.
+    """Return `singular_task_interference` after TSV-Merge has made the tasks' singular vectors orthogonal.
 
-    0 up to rounding, but for directions that two tasks have in common and that `nearest_orthogonal` therefore drops.
+    0 up to rounding, except for directions that two tasks share and that `nearest_orthogonal` therefore drops.
 
     Args:
-        factors: One a task, as they are before.
-        tolerance: As `nearest_orthogonal` takes it.
+        factors: One per task, before they are made orthogonal.
+        tolerance: The tolerance of `nearest_orthogonal`.
     """
     s = torch.cat([f.s for f in factors]).double()  # (K,)
     if not len(s):
@@ -41,18 +41,18 @@ def interference_left(factors: Sequence[Factors], *, tolerance: float = 1e-7) ->
 
 
 def interference_by_chance(factors: Sequence[Factors]) -> tuple[float, Tensor]:
-    """What `singular_task_interference` and `pairwise_interference` (T, T) come to, in the mean, where the tasks'
-    singular vectors have nothing to do with each other.
+    """Return the means of `singular_task_interference` and `pairwise_interference` (T, T) for tasks whose singular
+    vectors are unrelated.
 
-    The inner product of vectors from two random subspaces of R^m has variance 1 / m, so that each entry of the product
+    The inner product of vectors from two random subspaces of R^m has variance 1 / m, so each entry of the product
     is close to normal with variance sum_l s_l^2 / (m n) over the triplets l of the tasks that take part in it.
     """
     m, n = len(factors[0].u), factors[0].vh.shape[1]
     tasks = range(len(factors))
-    unit = math.sqrt(2 / (math.pi * m * n))
+    unit = math.sqrt(2 / (math.pi * m * n))  # mean of |x| for x normal with variance 1 / (m n)
     ranks = torch.tensor([len(f.s) for f in factors], dtype=torch.float64)
     energies = torch.stack([f.s.double().square().sum() for f in factors])
-    others = torch.empty(len(factors), len(factors))  # energy of the tasks beside i and j, who are one where i = j
+    others = torch.empty(len(factors), len(factors))  # energy of all tasks except i and j (one task where i = j)
     for i in tasks:
         for j in tasks:
             others[i, j] = float(energies.sum() - energies[list({i, j})].sum())
@@ -62,7 +62,7 @@ def interference_by_chance(factors: Sequence[Factors]) -> tuple[float, Tensor]:
 
 
 def pairwise_interference(factors: Sequence[Factors]) -> Tensor:
-    """||U_i^T U_j S_j V_j^T V_i||_1 for each pair: what task j leaves in task i's directions. (T, T), 0 for i = j."""
+    """Return ||U_i^T U_j S_j V_j^T V_i||_1, task j's part in task i's directions, per pair: (T, T), 0 for i = j."""
     left, s, right = overlaps(factors)
     ranks = [len(f.s) for f in factors]
     # Blocks by task: onto[i][j] is U_i^T U_j S_j (k_i, k_j), back[j][i] is V_j^T V_i (k_j, k_i).
@@ -77,12 +77,12 @@ def pairwise_interference(factors: Sequence[Factors]) -> Tensor:
 
 
 def overlaps(factors: Sequence[Factors]) -> tuple[Tensor, Tensor, Tensor]:
-    """U^T U - I (K, K), s (K,) and V^T V - I (K, K) of all tasks' triplets side by side, in float64.
+    """Return U^T U - I (K, K), s (K,) and V^T V - I (K, K) of all tasks' triplets side by side, in float64.
 
-    The blocks of a task with itself are 0, as its vectors are orthonormal.
+    Each task's block with itself is set to 0, because its vectors are orthonormal.
     """
     ranks = torch.tensor([len(f.s) for f in factors])
-    task = torch.arange(len(factors)).repeat_interleave(ranks)  # (K,): whose triplet it is
+    task = torch.arange(len(factors)).repeat_interleave(ranks)  # (K,): the task of each triplet
     others = (task[:, None] != task).to(factors[0].s.device)
     left = symmetric(gram(torch.cat([f.u for f in factors], dim=1))) * others
     right = symmetric(gram(torch.cat([f.vh for f in factors]).T)) * others
@@ -90,5 +90,5 @@ def overlaps(factors: Sequence[Factors]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _defect(u: Tensor) -> Tensor:
-    """u^T u - I in float64."""
+    """Return u^T u - I in float64."""
     return symmetric(gram(u)) - torch.eye(u.shape[1], dtype=torch.float64, device=u.device)

@@ -1,8 +1,8 @@
 """Spend a budget of bytes on the triplets of many matrices.
 
 The gain of a matrix is concave in its rank, so taking triplets by gain per byte is optimal up to the item that no
-longer fits. Storing a matrix whole breaks that: it gains all that is left for less than a triplet. The steps that lead
-there are bought as one item, which makes the gain concave again.
+longer fits. Storing a matrix whole breaks that: in the end it gains all that is left for at most a triplet's price. The
+steps that lead there are bought as one item, which makes the gain concave again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,10 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Goods:
-    """What can be bought of one matrix.
+    """The gains and prices of one matrix.
 
     Attributes:
-        gains: What each triplet gains, (k,) float64, descending.
+        gains: Gain of each triplet, (k,) float64, descending.
         price: Bytes of a triplet.
         whole_price: Bytes of the matrix stored whole, which gains as much as all triplets.
     """
@@ -28,7 +28,7 @@ class Goods:
 
 
 def spend(goods: Sequence[Goods], nbytes: int) -> list[int | None]:
-    """How many triplets of each matrix to buy; None for a matrix to be stored whole.
+    """Return how many triplets of each matrix to buy; None for a matrix to be stored whole.
 
     Ties go to the matrix that comes first.
     """
@@ -41,7 +41,7 @@ def spend(goods: Sequence[Goods], nbytes: int) -> list[int | None]:
                 is_whole = offer.ends_whole and items == len(offer.gains)
                 ranks.append(None if is_whole else items)
             return ranks
-        # What came next by gain per byte is a matrix as a whole, and too large: its triplets may still fit one by one.
+        # The next item by gain per byte is a whole matrix that is too large: its triplets may still fit one by one.
         offers[refused] = _offer(goods[refused], allow_whole=False)
     return []
 
@@ -51,9 +51,9 @@ class _Offer:
     """The items of one matrix, in the order in which they can be bought: triplets one by one, then maybe the rest.
 
     Attributes:
-        gains: Per item, float64; gain per byte falls from item to item.
-        costs: Per item, int64.
-        ends_whole: Whether the last item is the matrix as a whole, in the place of the triplets bought before.
+        gains: Gain of each item, float64; gain per byte never rises from item to item.
+        costs: Bytes of each item, int64.
+        ends_whole: True if the last item is the whole matrix, which replaces the triplets bought before.
     """
 
     gains: Tensor
@@ -63,14 +63,14 @@ class _Offer:
 
 def _offer(goods: Goods, *, allow_whole: bool) -> _Offer:
     gains, price = goods.gains, goods.price
-    factored = min(len(gains), (goods.whole_price - 1) // price)  # ranks cheaper than the whole
+    factored = min(len(gains), (goods.whole_price - 1) // price)  # largest rank that costs less than the whole
     costs = torch.full((factored,), price)
     if factored == len(gains) or not allow_whole:
         return _Offer(gains[:factored], costs, ends_whole=False)
-    rest = gains.flip(0).cumsum(0).flip(0)[: factored + 1]  # gained by the whole from each rank on
+    rest = gains.flip(0).cumsum(0).flip(0)[: factored + 1]  # gain of the whole over each rank
     rest_costs = goods.whole_price - price * torch.arange(factored + 1)
-    # From the first rank on from where the whole gains more per byte than the next triplet, it is the next item.
-    # That is true of the last rank at least.
+    # The whole is the next item from the first rank where it gains at least as much per byte as the next triplet.
+    # That holds for the last rank at least.
     is_better = rest * price >= gains[: factored + 1] * rest_costs
     start = int(is_better.nonzero()[0])
     return _Offer(
@@ -81,17 +81,17 @@ def _offer(goods: Goods, *, allow_whole: bool) -> _Offer:
 
 
 def _greedy(offers: Sequence[_Offer], left: int) -> tuple[list[int], int | None]:
-    """How many items of each matrix to buy.
+    """Choose how many items of each matrix to buy.
 
     Returns:
-        The counts, and the matrix whose item as a whole was the first that did not fit: it has to be bought in
-        smaller steps; None when there is none.
+        The counts, and the first matrix that did not fit as a whole, which has to be bought in smaller steps; None if
+        there is none.
     """
     counts = torch.tensor([len(offer.gains) for offer in offers])
     owners = torch.repeat_interleave(torch.arange(len(offers)), counts)  # (items,)
     costs = torch.cat([offer.costs for offer in offers])  # (items,)
     rates = torch.cat([offer.gains / offer.costs for offer in offers])  # (items,)
-    # A stable sort keeps the order of a matrix's own items, of which a later one is never worth more.
+    # A stable sort keeps the order of each matrix's own items, because a later one is never worth more per byte.
     order = torch.sort(rates, descending=True, stable=True).indices
     fitting = int(torch.searchsorted(costs[order].cumsum(0), left, right=True))
     bought = torch.bincount(owners[order[:fitting]], minlength=len(offers)).tolist()
@@ -100,7 +100,7 @@ def _greedy(offers: Sequence[_Offer], left: int) -> tuple[list[int], int | None]
 
 
 def _fill(offers: Sequence[_Offer], owners: Iterable[int], bought: list[int], left: int) -> int | None:
-    """Spend what is left on the next items that fit, adding to `bought`; returns what `_greedy` does besides."""
+    """Spend what is left on the next items that fit, adding to `bought`; return `_greedy`'s second result."""
     closed: set[int] = set()
     for owner in owners:
         if owner in closed:
@@ -113,7 +113,7 @@ def _fill(offers: Sequence[_Offer], owners: Iterable[int], bought: list[int], le
         elif offer.ends_whole and item == len(offer.gains) - 1:
             return owner
         else:
-            closed.add(owner)  # its later items cost as much, and can't be had without this one
+            closed.add(owner)  # its later items can't be bought without this one
             if len(closed) == len(offers):
                 break
     return None

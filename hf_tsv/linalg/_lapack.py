@@ -1,12 +1,12 @@
-"""The LAPACK routines that torch lacks, by ctypes.
+"""The BLAS and LAPACK routines that torch lacks, called through ctypes.
 
 scipy publishes its BLAS and LAPACK as C pointers (scipy.linalg.cython_blas, cython_lapack). ctypes releases the GIL
 around each call, which scipy's own wrappers of these routines don't: merges of several tensors run side by side.
-How many threads that BLAS uses is the caller's to limit, by threadpoolctl: at the sizes of weight matrices one is
-fastest, and the last bits depend on the number.
+The caller limits that BLAS's threads, with threadpoolctl: at the sizes of weight matrices one thread is fastest, and
+the last bits depend on the number.
 
-Tensors here are on the CPU, contiguous, float32 or float64. LAPACK reads columns first, so that a row of a tensor is
-a column to it, and the lower triangle of a symmetric matrix to it is the upper one of the tensor.
+Tensors here are on the CPU, contiguous, float32 or float64. LAPACK is column-major, so it sees a tensor's rows as
+columns and the tensor's upper triangle as the lower one.
 """
 
 import ctypes
@@ -19,37 +19,37 @@ from torch import Tensor
 
 LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # torch's stubs lack it
 
-_BLOCK = 64  # columns that LAPACK's blocked routines take at once; sizes their work space
+_BLOCK = 64  # columns per block in LAPACK's blocked routines; sets the size of their workspace
 
 
 def add_gram(gram: Tensor, rows: Tensor) -> None:
-    """gram += rows^T rows, the upper triangle only. gram (r, r), rows (c, r) dense row by row or column by column."""
+    """Add rows^T rows to gram's upper triangle. gram is (r, r); rows is (c, r), dense and row- or column-major."""
     c, r = rows.shape
-    # LAPACK takes rows that lie row by row as columns of length r, and others transposed, as columns of length c.
+    # Row-major rows are columns of length r to LAPACK; column-major ones are its transposed case, columns of length c.
     order, column = ("N", r) if rows.is_contiguous() else ("T", c)
     _call(_letter(gram) + "syrk", "L", order, r, c, 1.0, rows, column, 1.0, gram, r)
 
 
 def leading_eigenpairs(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Every eigenvalue of a symmetric matrix, and the vectors of the k largest.
+    """Return every eigenvalue of a symmetric matrix, and the vectors of the k largest.
 
-    Householder tridiagonalisation, divide and conquer on the tridiagonal matrix, and the way back for k vectors only:
-    half the time of a full eigendecomposition where k is n / 8.
+    Householder tridiagonalisation, divide and conquer on the tridiagonal matrix, and back-transformation of only k
+    vectors: half the time of a full eigendecomposition for k = n / 8.
 
     Args:
-        gram: (n, n), of which the upper triangle is read; overwritten.
-        k: Vectors wanted.
+        gram: (n, n). Only the upper triangle is read; overwritten.
+        k: Number of vectors.
 
     Returns:
         values (n,) descending and vectors (n, k), orthonormal columns.
 
     Raises:
-        LinAlgError: LAPACK did not converge, or met NaN.
+        LinAlgError: LAPACK did not converge, or found NaN.
     """
     n, letter = len(gram), _letter(gram)
     diagonal, off, tau = _tridiagonalise(gram)
     vectors = gram.new_empty(n, n)
-    work = gram.new_empty(1 + 4 * n + n * n)  # of the size that LAPACK's manual asks for, as are the integers
+    work = gram.new_empty(1 + 4 * n + n * n)  # sizes from LAPACK's manual, for the integers too
     integers = torch.empty(3 + 5 * n, dtype=torch.int32)
     _lapack(letter + "stevd", "V", n, diagonal, off, vectors, n, work, work.numel(), integers, integers.numel())
     leading = vectors[n - k :].flip(0)  # (k, n): LAPACK's columns are rows here, its values ascend
@@ -59,14 +59,14 @@ def leading_eigenpairs(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def eigenvalues(gram: Tensor) -> Tensor:
-    """Every eigenvalue of a symmetric matrix, (n,) descending. As for `leading_eigenpairs`."""
+    """Return every eigenvalue of a symmetric matrix, (n,) descending. Otherwise as `leading_eigenpairs`."""
     diagonal, off, _ = _tridiagonalise(gram)
     _lapack(_letter(gram) + "sterf", len(gram), diagonal, off)
     return diagonal.flip(0)
 
 
 def _tridiagonalise(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Diagonal (n,), the line beside it and the reflectors' factors; the reflectors overwrite gram."""
+    """Return the diagonal (n,), the off-diagonal and the reflectors' factors; the reflectors overwrite gram."""
     n = len(gram)
     diagonal, off, tau = gram.new_empty(n), gram.new_empty(n), gram.new_empty(n)
     work = gram.new_empty(_BLOCK * n)
@@ -79,7 +79,7 @@ def _letter(a: Tensor) -> str:
 
 
 def _lapack(name: str, *arguments: str | int | float | Tensor) -> None:
-    """Call a routine whose last argument is info, and raise LinAlgError when that is not 0."""
+    """Call a routine whose last argument is info, and raise LinAlgError if that is not 0."""
     info = ctypes.c_int()
     _call(name, *arguments, info)
     if info.value:
@@ -89,7 +89,7 @@ def _lapack(name: str, *arguments: str | int | float | Tensor) -> None:
 def _call(name: str, *arguments: str | int | float | Tensor | ctypes.c_int) -> None:
     """Call a Fortran routine, which takes every argument by address."""
     real = ctypes.c_double if name[0] == "d" else ctypes.c_float
-    scalars: list[Any] = []  # alive until the routine returns: it gets nothing but their addresses
+    scalars: list[Any] = []  # kept alive until the routine returns: it gets only their addresses
     addresses = []
     for argument in arguments:
         if isinstance(argument, Tensor):

@@ -8,27 +8,27 @@ from hf_tsv.linalg._gram import computable, gram, leading_eigenpairs, symmetric,
 from hf_tsv.linalg._lapack import LinAlgError
 
 COARSE = 1e-3  # of the largest singular value; its square is ten roundings of a Gram matrix in float32
-EVEN = 0.1  # of the largest singular value: from there on a product in float32 is as good as one in float64
+EVEN = 0.1  # of the largest singular value: if all are above, a product in float32 is as good as one in float64
 RESOLVED = 1e-7  # of the largest singular value; its square is a hundred roundings of the Gram matrix
 
 
 def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7, sketch: bool = False) -> Tensor:
-    """The polar factor P Q^T of a = P diag(d) Q^T, without the directions that a hardly has.
+    """Return the polar factor P Q^T of a = P diag(d) Q^T, without the directions where d is near 0.
 
-    It is the matrix with orthonormal columns (rows, when a is wide) nearest to a; where directions are
-    dropped, a partial isometry.
+    This is the matrix with orthonormal columns (rows, if a is wide) nearest to a, or a partial isometry if
+    directions are dropped.
 
     Args:
         a: Matrix (p, q), float32 or float64, on any device and of any layout.
         tolerance: Directions with d <= tolerance * d_max are dropped: float32 vectors hold nothing there. With
-            0 all are kept, and those of a rank-deficient matrix are arbitrary.
-        sketch: Work in float32 and drop what it doesn't resolve, 1e-3 of d_max: quick, and no promise on digits.
+            0 all are kept, and a rank-deficient matrix's extra ones are arbitrary.
+        sketch: True to work in a's dtype and also drop directions below 1e-3 of d_max: faster, digits not guaranteed.
 
     Returns:
         (p, q) in a's dtype on a's device.
 
     Raises:
-        MethodError: a holds NaN or infinity, or nothing could factor it.
+        MethodError: a holds NaN or infinity, or no solver could factor it.
     """
     if not a.numel():
         return a.clone()
@@ -39,7 +39,7 @@ def nearest_orthogonal(a: Tensor, *, tolerance: float = 1e-7, sketch: bool = Fal
 
 
 def _polar(a: Tensor, tolerance: float) -> Tensor:
-    if a.dtype == torch.float64:  # of whose digits a Gram matrix in float64 holds half
+    if a.dtype == torch.float64:  # its Gram matrix in float64 would hold half of its digits
         return _by_svd(a, tolerance)
     try:
         return _by_gram(a, tolerance)
@@ -48,7 +48,7 @@ def _polar(a: Tensor, tolerance: float) -> Tensor:
 
 
 def _sketched(a: Tensor, tolerance: float) -> Tensor:
-    """As `_by_gram`, in a's dtype and unchecked."""
+    """Return the polar factor as `_by_gram` does, but in a's dtype and unchecked."""
     try:
         squares, vectors = leading_eigenpairs(gram(a, a.dtype), a.shape[1])
     except LinAlgError:
@@ -59,7 +59,7 @@ def _sketched(a: Tensor, tolerance: float) -> Tensor:
 
 
 def _by_gram(a: Tensor, tolerance: float) -> Tensor:
-    """a (a^T a)^(-1/2) in float64: one product after the eigendecomposition of the small side."""
+    """Return a (a^T a)^(-1/2) by way of the small side's eigendecomposition in float64, then one product."""
     squares, vectors = leading_eigenpairs(checked_gram(a), a.shape[1])
     if tolerance < RESOLVED and squares[-1] <= RESOLVED**2 * squares[0]:
         raise LinAlgError("directions that a Gram matrix does not resolve")
@@ -80,11 +80,11 @@ def _by_svd(a: Tensor, tolerance: float) -> Tensor:
 
 
 def _is_partial_isometry(x: Tensor, directions: Tensor) -> bool:
-    """Whether x^T x projects on these orthonormal columns, as far as a few random vectors see: a gross error shows."""
+    """True if x^T x projects onto these orthonormal columns, tested on a few random vectors: catches gross errors."""
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(x.shape[1], 4, generator=generator, device="cpu").to(x)  # (q, 4)
     seen = x.T @ (x @ probe)
     wanted = directions @ (directions.T @ probe.double())
-    lengths = torch.linalg.vector_norm(x, dim=1 if x.is_contiguous() else 0)  # as it lies in memory, and no copy
+    lengths = torch.linalg.vector_norm(x, dim=1 if x.is_contiguous() else 0)  # in memory order, to avoid a copy
     size = float(lengths.square().sum(dtype=torch.float64))
     return abs(size - directions.shape[1]) < 0.5 and bool((seen - wanted).norm() <= 1e-2 * probe.norm())

@@ -1,4 +1,4 @@
-"""Truncated SVD by a random sketch, in float32 arithmetic: quick, and without a promise about the digits."""
+"""Truncated SVD by a random sketch, in float32 arithmetic: fast, but without guaranteed digits."""
 
 import math
 from collections.abc import Callable
@@ -11,38 +11,38 @@ from hf_tsv.linalg._factors import Cut, Triplets
 from hf_tsv.linalg._gram import gram, largest_entry, leading_eigenpairs, symmetric
 from hf_tsv.linalg._lapack import LinAlgError
 
-_SPARE = 0.25  # share of vectors found beyond the rank: they take up what would mix into the ones kept
+_SPARE = 0.25  # share of extra vectors beyond the rank: they absorb what would mix into the kept ones
 _DROWNED = 5e-4  # rounding of a Gram matrix, in units of the gaps between its values: vectors move by a seventh of it
-_OUTSTANDING = 50.0  # times the last value of a block: below that three steps of subspace iteration don't find a vector
-_BLOCK = 32  # vectors that the Krylov space grows by
+_OUTSTANDING = 50.0  # times the last value of a block: three steps of subspace iteration don't find a vector below that
+_BLOCK = 32  # vectors added to the Krylov space per step
 
 Basis = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # matrix, rank -> basis of right vectors and its image
 
 
 def sketch_svd(a: Tensor, cut: Cut) -> Triplets:
-    """Triplets of a tall matrix (p, q) with nearly the energy of the leading ones; `exact_svd`'s where that fails.
+    """Return triplets of a tall matrix (p, q) with nearly the leading ones' energy; `exact_svd`'s if that fails.
 
-    From a block Krylov space of twice the rank (Musco and Musco 2015). Where that is more than half of all
-    there is, or the matrix much taller than wide, the Gram matrix in float32 costs less.
+    They come from a block Krylov space of twice the rank (Musco and Musco 2015). If that is more than half of q, or
+    the matrix is much taller than wide, the Gram matrix in the matrix's dtype costs less.
     """
     return _attempt(a, cut) or exact_svd(a, cut)
 
 
 def _attempt(a: Tensor, cut: Cut) -> Triplets | None:
-    """Triplets by way of a basis of right vectors, of the matrix scaled so that float32 holds its entries' squares.
+    """Return triplets from a basis of right vectors of the matrix, scaled so that float32 holds its entries' squares.
 
-    None where that fails: an eigensolver, the basis, NaN, or a scale beyond float32's exponents.
+    None on failure: the eigensolver, vectors that aren't orthonormal, NaN, or a scale outside float32's exponents.
     """
     top = largest_entry(a)
     if not 2.0**-100 < top < 2.0**100:  # NaN fails the comparison, too
         return None
-    scale = 2.0 ** -math.frexp(top)[1]  # a power of two, which rounds nothing
+    scale = 2.0 ** -math.frexp(top)[1]  # a power of two, so that scaling rounds nothing
     x = a * scale
     p, q = x.shape
     basis_of: Basis = _krylov_basis if 4 * cut.rank <= q and p <= 8 * q else _gram_basis
     try:
         basis, image = basis_of(x, cut.rank)  # (q, size), (p, size)
-        # The triplets as far as the basis shows them (Rayleigh-Ritz), the small problem in float64.
+        # The basis's best approximation of the triplets (Rayleigh-Ritz); the small problem is in float64.
         squares, rotation = leading_eigenpairs(gram(image), cut.rank)
     except LinAlgError:
         return None
@@ -56,10 +56,10 @@ def _attempt(a: Tensor, cut: Cut) -> Triplets | None:
 
 
 def _gram_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Leading right vectors by Gram matrix, (q, rank and a few), and their image under x.
+    """Return leading right vectors from the Gram matrix, (q, rank and a few), and their image under x.
 
-    The eigenvectors of a Gram matrix in float32 lose what is small next to the largest eigenvalue: where that is much,
-    the largest directions are taken out first.
+    The eigenvectors of a Gram matrix in float32 lose directions that are small next to the largest eigenvalue. If too
+    much would be lost, the largest directions are removed first.
     """
     size = min(x.shape[1], rank + int(_SPARE * rank) + 8)
     product = gram(x, x.dtype)
@@ -72,10 +72,10 @@ def _gram_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _outstanding(product: Tensor, size: int) -> Tensor:
-    """The leading eigenvectors (q, few) beside whose values the rounding of the Gram matrix drowns the rest, if so.
+    """Return the leading eigenvectors (q, few) so large that the Gram matrix's rounding drowns the rest; maybe none.
 
-    The rounding is eps times the largest value. What it does to the vectors depends on the gaps between values, for
-    which the mean of those beyond the first `size` stands.
+    The rounding is eps times the largest value. Its effect on the vectors depends on the gaps between values; the mean
+    of the values beyond the first `size` is used as their estimate.
     """
     full = symmetric(product)  # (q, q)
     basis = _random(full, size)
@@ -90,20 +90,20 @@ def _outstanding(product: Tensor, size: int) -> Tensor:
 
 
 def _random(like: Tensor, size: int) -> Tensor:
-    """(rows of like, size), the same on every device."""
+    """Return a random normal matrix (rows of like, size), the same on every device."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(len(like), size, generator=generator, dtype=like.dtype, device="cpu").to(like.device)
 
 
 def _krylov_basis(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis of span(b, x^T x b, (x^T x)^2 b, ...), (q, twice the rank), and its image; b is random."""
+    """Return an orthonormal basis of span(b, x^T x b, ...), (q, about twice the rank), b random, and its image."""
     p, q = x.shape
     size = min(q, 2 * rank + _BLOCK)
-    basis = x.new_empty(size, q).T  # (q, size), column by column
+    basis = x.new_empty(size, q).T  # (q, size), column-major
     image = x.new_empty(size, p).T  # (p, size), likewise
     block = x.T @ _random(x, _BLOCK)
     for at in range(0, size, _BLOCK):
-        for _ in range(2):  # once leaves rounding errors that the division by a small norm blows up
+        for _ in range(2):  # once would leave rounding errors, which dividing by a small norm amplifies
             block = torch.linalg.qr(block - basis[:, :at] @ (basis[:, :at].T @ block))[0]
         block = block[:, : size - at]
         basis[:, at : at + _BLOCK] = block

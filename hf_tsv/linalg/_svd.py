@@ -14,23 +14,22 @@ SvdMode = Literal["exact", "sketch"]
 
 
 def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float = 1e-6, floor: float = 0.0) -> Factors:
-    """The leading singular triplets of a matrix, as far as they stand above its noise.
+    """Return the leading singular triplets of a matrix that are above its noise.
 
     Args:
         a: Matrix (m, n), float32 or float64, on any device and of any layout.
-        rank: Most triplets to keep.
-        mode: `exact` is at least as good as an SVD in a's dtype. `sketch` is quicker and promises nothing about the
-            digits.
+        rank: Maximum number of triplets.
+        mode: `exact` is at least as good as an SVD in a's dtype. `sketch` is faster, without guaranteed digits.
         rtol: Triplets with s <= rtol * s[0] are dropped: float32 holds nothing there, and their directions
             are arbitrary.
-        floor: Triplets with s <= floor are dropped; `rounding_edge` gives one. With rtol = floor = 0
-            exactly min(rank, m, n) triplets are kept, whatever they are.
+        floor: Triplets with s <= floor are dropped; `rounding_edge` computes a value for it. With rtol = floor = 0,
+            exactly min(rank, m, n) triplets are kept, whatever their values.
 
     Returns:
-        Factors in a's dtype on a's device. A zero matrix has none.
+        Factors in a's dtype on a's device; with rtol or floor above 0, a zero matrix has no triplets.
 
     Raises:
-        MethodError: a holds NaN or infinity, or nothing could factor it.
+        MethodError: a holds NaN or infinity, or no solver could factor it.
     """
     x = computable(a)
     cut = Cut(min(rank, *a.shape), rtol, floor)
@@ -39,16 +38,16 @@ def truncated_svd(a: Tensor, rank: int, *, mode: SvdMode = "exact", rtol: float 
         return Factors(a.new_empty(a.shape[0], 0), a.new_empty(0), a.new_empty(0, a.shape[1]), energy=energy)
     solve = sketch_svd if mode == "sketch" else exact_svd
     triplets = solve(tall(x), cut)
-    if x.shape[0] < x.shape[1]:  # what was factored is the transpose
+    if x.shape[0] < x.shape[1]:  # the transpose was factored
         triplets = triplets.transposed
     return factors_of(triplets, a)
 
 
 def singular_values(a: Tensor) -> Tensor:
-    """All singular values of a matrix (m, n), (min(m, n),) float64, descending; without any vector.
+    """Return all singular values of a matrix (m, n): (min(m, n),) float64, descending, without vectors.
 
     Raises:
-        MethodError: a holds NaN or infinity, or nothing could factor it.
+        MethodError: a holds NaN or infinity, or no solver could factor it.
     """
     if not a.numel():
         return torch.empty(0, dtype=torch.float64)

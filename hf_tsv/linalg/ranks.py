@@ -1,7 +1,7 @@
-"""How many singular triplets of each task matrix to keep (TSV-Compress, https://arxiv.org/abs/2412.00081).
+"""Rank rules: how many singular triplets of each task matrix to keep (TSV-Compress, https://arxiv.org/abs/2412.00081).
 
-A matrix stored as factors of rank k takes k (m + n) numbers, its error is the energy of the triplets left out. Every
-choice is made from singular values alone, before any vector is computed.
+A matrix stored as factors of rank k takes k (m + n) numbers; its squared error is the energy of the triplets left out.
+Every choice is made from singular values alone, before any vector is computed.
 """
 
 import math
@@ -25,7 +25,7 @@ Share = Annotated[float, Gt(0), Le(1)]
 
 
 class Dense(Enum):
-    """Marks a matrix that is stored whole: its factors would take as many bytes."""
+    """Marks a matrix that is stored whole, because its factors would take at least as many bytes."""
 
     DENSE = "dense"
 
@@ -38,19 +38,19 @@ DENSE: Final[Literal[Dense.DENSE]] = Dense.DENSE
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What a choice of ranks needs to know of a task matrix (m, n).
+    """The spectrum and sizes of a task matrix (m, n), from which its rank is chosen.
 
     Attributes:
         values: Singular values, float64, descending.
         m: Rows.
         n: Columns.
-        noise: Values up to this one are rounding noise: they count as no energy and are never kept.
-        unit: What a singular value is measured in when matrices compete for a budget. 1 counts plain energy; the
-            root mean square of the base matrix's weights counts change relative to the layer, which measured better.
-        factor_item: Bytes of a number in a factor.
-        whole_item: Bytes of a number of the matrix when it is stored whole.
-        rank_numbers: Numbers that one triplet takes, None for m + n.
-        whole_numbers: Numbers that the matrix stored whole takes, None for m n.
+        noise: Values up to this one are rounding noise: they have no energy and are never kept.
+        unit: Unit of the singular values when matrices compete for a budget. 1 counts plain energy; the root mean
+            square of the base matrix's weights counts change relative to the layer, which gave better results.
+        factor_item: Bytes per number in a factor.
+        whole_item: Bytes per number of the matrix stored whole.
+        rank_numbers: Numbers stored per triplet; None for m + n.
+        whole_numbers: Numbers of the matrix stored whole; None for m n.
     """
 
     values: Tensor
@@ -82,16 +82,16 @@ class Spectrum:
 
     @cached_property
     def kept(self) -> Tensor:
-        """Energy of the first k triplets, for k = 0, 1, ...: (k + 1,) float64."""
+        """Energy of the first j triplets, for j = 0, ..., k: (k + 1,) float64."""
         return torch.cat([torch.zeros(1, dtype=torch.float64), self.energies.cumsum(0)])
 
     @property
     def full_rank(self) -> int:
-        """Triplets above the noise."""
+        """Number of triplets above the noise."""
         return len(self.energies)
 
     def capped(self, rank: int) -> int | Dense:
-        """The rank as far as there is something to keep, or DENSE where that takes the bytes of the whole."""
+        """Return the rank, at most `full_rank`, or DENSE if it takes at least the bytes of the whole matrix."""
         rank = min(rank, self.full_rank)
         is_whole = rank > 0 and rank * self.rank_bytes >= self.whole_bytes
         return DENSE if is_whole else rank
@@ -100,28 +100,28 @@ class Spectrum:
         return self.whole_bytes if isinstance(rank, Dense) else rank * self.rank_bytes
 
     def energy_at(self, rank: int | Dense) -> float:
-        """Energy kept, above the noise."""
+        """Return the energy kept, above the noise."""
         k = self.full_rank if isinstance(rank, Dense) else min(rank, self.full_rank)
         return float(self.kept[k])
 
     def error_at(self, rank: int | Dense) -> float:
-        """Frobenius norm of what is left out over that of all, above the noise; 0 for a zero matrix."""
+        """Return the left-out part's Frobenius norm over the whole's, above the noise; 0 for a zero matrix."""
         total = float(self.kept[-1])
         if not total:
             return 0.0
         left_out = 1 - self.energy_at(rank) / total
-        return math.sqrt(max(0.0, left_out))  # rounding may leave less than nothing
+        return math.sqrt(max(0.0, left_out))  # rounding can make it slightly negative
 
 
 @dataclass(frozen=True)
 class RankRule(ABC):
-    """How many triplets of a matrix to keep. A new rule is one class here and its place in RULES.
+    """A rule for the number of triplets to keep. A new rule is one class here and its place in RULES.
 
     Attributes:
-        word: Its word in recipes and on the command line.
-        value: The type of what is written for it, with its range, as pydantic reads it.
-        about: What it keeps, for people.
-        example: A value, as it is typed.
+        word: The rule's name in recipes and on the command line.
+        value: Type and range of the rule's value, as pydantic reads them.
+        about: Description for help texts.
+        example: An example value, as typed on the command line.
     """
 
     word: ClassVar[str]
@@ -132,20 +132,20 @@ class RankRule(ABC):
     @classmethod
     @abstractmethod
     def of(cls, value: Any, checkpoint_bytes: int) -> Self:
-        """The rule from what was written; a size in per cent is a share of `checkpoint_bytes`.
+        """Build the rule from the value that was written; a size in per cent is a share of `checkpoint_bytes`.
 
         Raises:
-            MethodError: it can't be read.
+            MethodError: the value isn't valid.
         """
 
     @abstractmethod
     def choose(self, spectra: Mapping[Key, Spectrum], fixed_bytes: int) -> dict[Key, int | Dense]:
-        """As `choose_ranks`."""
+        """Choose the ranks. See `choose_ranks`."""
 
 
 @dataclass(frozen=True)
 class _OneByOne(RankRule):
-    """A rule that looks at one matrix at a time, and has one field: what was written for it."""
+    """A rule that considers one matrix at a time. Its only field is the value that was written for it."""
 
     @classmethod
     def of(cls, value: Any, checkpoint_bytes: int) -> Self:
@@ -156,7 +156,7 @@ class _OneByOne(RankRule):
 
     @abstractmethod
     def triplets(self, spectrum: Spectrum) -> int:
-        """How many to keep of one matrix, if it has so many above its noise."""
+        """Return how many triplets of one matrix to keep, if that many are above its noise."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Fraction(_OneByOne):
     example = "0.5"
 
     def triplets(self, spectrum: Spectrum) -> int:
-        # A hair more, or 1/49 of 49 would be 0 by the rounding of 1/49.
+        # Slightly more, or 1/49 of 49 would become 0 because 1/49 is rounded.
         return max(1, int(min(spectrum.m, spectrum.n) * self.share + 1e-9))
 
 
@@ -222,7 +222,7 @@ class Error(_OneByOne):
 
 @dataclass(frozen=True)
 class Budget(RankRule):
-    """As much energy as fits into this many bytes for all matrices together, with what is stored beside them."""
+    """As much energy as fits into this many bytes for all matrices together, including what is stored beside them."""
 
     nbytes: int
 
@@ -262,21 +262,21 @@ class Budget(RankRule):
 
 
 RULES: dict[str, type[RankRule]] = {rule.word: rule for rule in (FixedRank, Fraction, Energy, Error, Budget)}
-RankChoice: TypeAlias = RankRule  # what a choice of ranks goes by
-# What can be typed after --keep. A budget goes without its word.
+RankChoice: TypeAlias = RankRule  # the rule by which ranks are chosen
+# Forms accepted after --keep. A budget is written without its word.
 KEEP_FORMS = ("10%", "10MB", *(f"{word}={rule.example}" for word, rule in RULES.items() if rule is not Budget))
 
 
 def rank_choice(given: Mapping[str, Any], *, num_tasks: int, checkpoint_bytes: int) -> RankChoice:
-    """The rule that a recipe's parameters name; the paper's 1 / T when they name none.
+    """Return the rule that a recipe's parameters name; the paper's 1 / T if they name none.
 
     Args:
-        given: What is written for a word of RULES; None for nothing.
+        given: The value written for each word of RULES; None if nothing is.
         num_tasks: T.
-        checkpoint_bytes: What a budget in per cent is a share of.
+        checkpoint_bytes: Bytes of the model that a budget in per cent is a share of.
 
     Raises:
-        MethodError: several are given, or the budget isn't a size.
+        MethodError: several rules are given, or the budget isn't a size or share.
     """
     written = {word: value for word, value in given.items() if value is not None}
     if len(written) > 1:
@@ -287,18 +287,18 @@ def rank_choice(given: Mapping[str, Any], *, num_tasks: int, checkpoint_bytes: i
 
 
 def parse_keep(text: str) -> dict[str, Any]:
-    """The recipe's parameter that `--keep TEXT` sets: a budget, or a rule's word, `=`, and its value.
+    """Parse `--keep TEXT`: a budget, or a rule's word, `=`, and its value.
 
     Returns:
-        One entry, such as `{"budget": "10%"}` or `{"rank": 16}`, which `rank_choice` takes.
+        The recipe parameter that it sets, as `rank_choice` takes it, such as `{"budget": "10%"}` or `{"rank": 16}`.
 
     Raises:
-        MethodError: it is neither, or a value out of the rule's range.
+        MethodError: the text is neither, or the value is outside the rule's range.
     """
     way_out = f"Write one of {', '.join(KEEP_FORMS)}"
     before, equals, after = text.partition("=")
     word, written = before.strip(), after.strip()
-    if not equals:  # a budget goes without its word
+    if not equals:  # a budget is written without its word
         word, written = Budget.word, before.strip()
     if word not in RULES:
         raise MethodError(f"--keep {text}: there is no rule '{word}'. {way_out}")
@@ -315,30 +315,30 @@ def parse_keep(text: str) -> dict[str, Any]:
 
 
 def choose_ranks(spectra: Mapping[Key, Spectrum], how: RankChoice, *, fixed_bytes: int = 0) -> dict[Key, int | Dense]:
-    """How many triplets of each matrix to keep.
+    """Choose how many triplets of each matrix to keep.
 
     Args:
-        spectra: The matrices: those of one task, or of all tasks together when they share a budget.
+        spectra: The matrices of one task, or of all tasks together if they share a budget.
         how: The rule. Under a budget, ties go to the matrix that comes first.
-        fixed_bytes: Bytes of what is stored whatever the ranks are; they count into a budget.
+        fixed_bytes: Bytes stored whatever the ranks are; they count towards a budget.
 
     Returns:
-        A rank for each key, 0 where nothing is kept, or DENSE where the matrix itself takes no more bytes.
+        The rank for each key: 0 if nothing is kept, DENSE if the whole matrix takes no more bytes than its factors.
 
     Raises:
-        MethodError: the budget is smaller than what is stored anyway.
+        MethodError: the budget is smaller than fixed_bytes.
     """
     return how.choose(spectra, fixed_bytes)
 
 
 def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
-    """Matrices that must have one rank, such as the experts of a layer, as one spectrum.
+    """Combine matrices that must have the same rank, such as a layer's experts, into one spectrum.
 
-    Its j-th energy is the sum of theirs, in their own units; a triplet of it costs one of each.
+    Its j-th energy is the sum of their j-th energies, in their own units; its triplet costs one of each of theirs.
     """
     if len(spectra) == 1:
         return spectra[0]
-    # A shorter spectrum ends in zeros.
+    # Shorter spectra are padded with zeros.
     width = max((spectrum.full_rank for spectrum in spectra), default=0)
     energies = torch.zeros(width, dtype=torch.float64)
     for spectrum in spectra:
@@ -355,11 +355,11 @@ def pooled(spectra: Sequence[Spectrum]) -> Spectrum:
 
 @dataclass(frozen=True)
 class Compression(Generic[Key]):
-    """What a choice of ranks costs and keeps.
+    """Cost and error of a choice of ranks.
 
     Attributes:
-        nbytes: Bytes of all factors, of what is stored whole, and of what lies beside them.
-        energy: Share of the squared singular values above the noise that is kept, over all matrices; 1 when there
+        nbytes: Bytes of all factors, of the matrices stored whole, and of the fixed part.
+        energy: Share of the squared singular values above the noise that is kept, over all matrices; 1 if there
             are none.
         errors: Relative error of each matrix in the Frobenius norm.
     """
@@ -372,7 +372,7 @@ class Compression(Generic[Key]):
 def summarize(
     spectra: Mapping[Key, Spectrum], ranks: Mapping[Key, int | Dense], *, fixed_bytes: int = 0
 ) -> Compression[Key]:
-    """Bytes, energy and errors of a choice of ranks."""
+    """Compute the bytes, energy and errors of a choice of ranks."""
     total = sum(float(spectrum.kept[-1]) for spectrum in spectra.values())
     kept = sum(spectrum.energy_at(ranks[key]) for key, spectrum in spectra.items())
     return Compression(
@@ -383,8 +383,8 @@ def summarize(
 
 
 def _fewest(spectrum: Spectrum, share: float) -> int:
-    """The smallest k with that share of the energy; a share of 1 takes what a sum in float64 can tell from it."""
-    wanted = min(share, 1 - 1e-14) * spectrum.kept[-1]  # kept[k] is that of k triplets, so that a place is a rank
+    """Return the smallest k with that share of the energy; a share of 1 stops where float64 sums can't tell."""
+    wanted = min(share, 1 - 1e-14) * spectrum.kept[-1]  # kept[k] is the energy of k triplets, so an index is a rank
     return int(torch.searchsorted(spectrum.kept, wanted))
 
 

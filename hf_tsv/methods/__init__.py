@@ -1,7 +1,7 @@
 """Merge methods: one file each, one registry.
 
-Every module here without a leading underscore is a method, registered as it is imported. Other packages bring theirs by
-the entry-point group `hf_tsv.methods` (see CONTRIBUTING.md); what they need is exported here.
+Every module here without a leading underscore is a method, registered on import. Other packages add theirs through the
+entry-point group `hf_tsv.methods` (see CONTRIBUTING.md); everything they need is exported here.
 """
 
 import pkgutil

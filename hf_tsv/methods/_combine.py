@@ -7,14 +7,14 @@ from torch import Tensor
 from hf_tsv.errors import MethodError
 from hf_tsv.methods._deltas import Deltas
 
-Sparse = Callable[[int], Tensor]  # a task's delta after the method's first step, the caller's to change
+Sparse = Callable[[int], Tensor]  # returns a task's delta after the method's first step; the caller may change it
 
 
 def add_up(deltas: Deltas, sparse: Sparse, *, normalize: bool, scale: float) -> Tensor:
-    """scale * sum_t w_t sparse(t), divided by sum_t w_t when normalised.
+    """Return scale * sum_t w_t sparse(t), divided by sum_t w_t if normalize is set.
 
     Raises:
-        MethodError: the weights sum to zero and are to be normalised.
+        MethodError: normalize is set and the weights sum to zero.
     """
     weight = sum(deltas.weights) if normalize else 1.0
     if weight == 0:
@@ -26,7 +26,7 @@ def add_up(deltas: Deltas, sparse: Sparse, *, normalize: bool, scale: float) -> 
 
 
 def elect_and_merge(deltas: Deltas, sparse: Sparse, *, normalize: bool, scale: float) -> Tensor:
-    """Per entry the sign of sum_t w_t sparse(t), then the sum (or mean by weight) of the tasks that agree with it."""
+    """Elect each entry's sign by sum_t w_t sparse(t), then add up (or average by weight) the tasks that agree."""
     election = Election(deltas, normalize=normalize)
     for t in deltas.active:
         election.add(sparse(t), deltas.weights[t])
@@ -34,9 +34,9 @@ def elect_and_merge(deltas: Deltas, sparse: Sparse, *, normalize: bool, scale: f
 
 
 class Election:
-    """TIES' last two steps, elect and disjoint merge, in one pass: what speaks for plus is summed apart.
+    """TIES' last two steps, elect and disjoint merge, in one pass: positive entries are also summed separately.
 
-    Where the votes cancel exactly, plus is elected, as in mergekit.
+    If the votes cancel exactly, plus is elected, as in mergekit.
     """
 
     def __init__(self, deltas: Deltas, *, normalize: bool) -> None:
@@ -44,11 +44,11 @@ class Election:
         self._weights = (deltas.zeros(), deltas.zeros()) if normalize else None
 
     def add(self, delta: Tensor, weight: float) -> None:
-        """Count a task's delta, which it changes."""
+        """Count a task's delta. Changes the delta in place."""
         if weight != 1:
             delta.mul_(weight)
         self._total.add_(delta)
-        if self._weights:  # the same sums over weights instead of entries: what the mean is divided by
+        if self._weights:  # the same sums over weights instead of entries: the divisors of the mean
             total, plus = self._weights
             sign = delta.sign()
             total.add_(sign, alpha=weight)
@@ -56,9 +56,9 @@ class Election:
         self._plus.add_(delta.clamp_min_(0))
 
     def merged(self, votes: Tensor | None = None) -> Tensor:
-        """The sum, or the mean by weight, of what has the elected sign: that of `votes` where they aren't the sum.
+        """Return the sum, or the mean by weight, of the entries with the elected sign: that of `votes`, or of the sum.
 
-        In the place of what was counted, so it can be had once.
+        Overwrites what was counted, so it can be called only once.
         """
         minus = (self._total if votes is None else votes).sign().clamp_max_(0)  # -1 where minus is elected, else 0
         merged = _elected(minus, self._plus, self._total.sub_(self._plus))
@@ -70,5 +70,5 @@ class Election:
 
 
 def _elected(minus: Tensor, of_plus: Tensor, of_minus: Tensor) -> Tensor:
-    """`of_minus` where minus is elected, else `of_plus`, in the place of both; torch.where takes ten times as long."""
+    """Return `of_minus` where minus is elected, else `of_plus`. Overwrites both; ten times as fast as torch.where."""
     return of_plus.addcmul_(minus, of_minus.sub_(of_plus), value=-1)

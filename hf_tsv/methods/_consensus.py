@@ -16,17 +16,17 @@ MaskLambda = Annotated[float | Sequence[float], PerTask(), Ge(0)]
 
 
 def keep_consensus(deltas: Deltas, merged: Tensor, k: int, mask_lambda: float | Sequence[float]) -> Tensor:
-    """Zero, in place, the entries of a merged delta that fewer than k tasks' TALL-masks hold.
+    """Set the entries of a merged delta that are in fewer than k tasks' TALL-masks to zero, in place.
 
     Notes under `used_by` how many entries are in how many masks.
 
     Raises:
-        MethodError: there are fewer than k tasks, so that the base would come out.
+        MethodError: there are fewer than k tasks, so the result would be the base model.
     """
     if k > len(deltas):
         raise MethodError(f"no weight is used by {k} of {len(deltas)} tasks. Set k to {len(deltas)} at most")
     lambdas = per_task(mask_lambda, len(deltas))
-    # In how many masks every entry is, and whether any task changed it.
+    # The number of masks that each entry is in, and whether any task changed it.
     masks, is_changed = torch.zeros(deltas.shape, dtype=torch.int32), torch.zeros(deltas.shape, dtype=torch.bool)
     for t in deltas.active:
         delta = deltas.scaled(t)

@@ -13,22 +13,22 @@ from torch import Tensor
 from hf_tsv.errors import MethodError
 from hf_tsv.linalg import Factors, SvdMode
 
-DRAWN_AT_ONCE = 2**18  # entries; another number would draw others
+DRAWN_AT_ONCE = 2**18  # entries; changing this number changes the draws
 
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Where the numbers of one tensor, or of a piece of it, come from. What isn't known is None.
+    """The functions that read one tensor, or a piece of it. Those that aren't available are None.
 
     Attributes:
-        delta: Reads theta_t - theta_0 of task t, into a tensor that the caller may change.
+        delta: Reads theta_t - theta_0 of task t into a tensor that the caller may change.
         base: Reads theta_0.
-        noise: The largest singular value that storing task t's weights rounded can explain.
-        half: By task, whether its checkpoint stores this tensor in half precision; empty where none does.
-        factors: All singular triplets of task t's matrix, or None, without forming its delta.
-        product: B (m, r) and A (r, n) with delta_t = B A, or None, for a task that is stored as such a product.
+        noise: Returns the largest singular value that rounding task t's stored weights can explain.
+        half: Per task, True if its checkpoint stores this tensor in half precision; empty if none does.
+        factors: Returns all singular triplets of task t's matrix without forming its delta, or None.
+        product: Returns B (m, r) and A (r, n) with delta_t = B A if task t is stored as such a product, else None.
         name: The tensor's name.
-        offset: Where in the tensor the piece begins, in entries.
+        offset: The piece's first entry in the flattened tensor.
     """
 
     delta: Callable[[int], Tensor]
@@ -46,9 +46,9 @@ class Tasks:
     """The fine-tuned models that are merged.
 
     Attributes:
-        names: One a task.
-        weights: One factor a task, as the recipe's `weight` gives it.
-        base_weight: The base's own factor where it counts as one of the models that are averaged.
+        names: The tasks' names.
+        weights: One factor per task, the recipe's `weight`.
+        base_weight: The base's own factor if it counts as one of the averaged models.
     """
 
     names: Sequence[str]
@@ -57,30 +57,30 @@ class Tasks:
 
     @classmethod
     def alike(cls, number: int) -> "Tasks":
-        """So many tasks of weight 1, called task0, task1, ..."""
+        """Return this many tasks of weight 1, called task0, task1, ..."""
         return cls([f"task{t}" for t in range(number)], [1.0] * number)
 
 
 class Deltas(Sequence[Tensor]):
     """The T deltas (theta_t - theta_0) of one tensor, in task order, each read on access.
 
-    A method iterates, indexes and asks again as it likes, and holds no more of them at once than it needs:
-    that is what keeps a merge of many models within the memory of a few tensors. Every access may return
-    a fresh tensor, which the method may change.
+    A method may iterate, index and read again as it likes, and should hold no more of them at once than it needs:
+    that keeps a merge of many models within the memory of a few tensors. Every access may return a fresh tensor,
+    which the method may change.
 
     Attributes:
-        shape: Shape of every delta: (m, n) when they are task matrices, else whatever the tensor has.
+        shape: Shape of every delta: (m, n) for task matrices, else the tensor's.
         dtype: Arithmetic dtype of every delta, float32 or float64.
-        is_matrix: Whether they are to be seen as task matrices; a bias, norm or table of two rows may not be.
-        weights: One factor a task, as the recipe's `weight` gives it.
-        base_weight: The base's own factor where it counts as one of the models that are averaged.
-        tasks: The tasks' names, for methods that draw at random and for messages.
+        is_matrix: True if they are treated as task matrices; a bias, norm or table of two rows may not be.
+        weights: One factor per task, the recipe's `weight`.
+        base_weight: The base's own factor if it counts as one of the averaged models.
+        tasks: The tasks' names, for random draws and messages.
         name: The tensor's name, on which random draws depend.
-        offset: Where in the tensor these deltas begin, in entries, when they are a piece of it.
-        svd: How singular vectors are computed.
-        survey: What the method's first pass over the whole task vectors found, or None when this tensor is
-            all there is.
-        notes: Facts that the method reports about its work here; the engine puts them into the record.
+        offset: The first entry of these deltas in the flattened tensor, if they are a piece of it.
+        svd: The way singular vectors are computed.
+        survey: Result of the method's first pass over the whole task vectors, or None if there are no tensors
+            but this one.
+        notes: Facts about the method's work on this tensor; the engine writes them to the record.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class Deltas(Sequence[Tensor]):
         noise: Callable[[int], float] | None = None,
         half: bool = False,
     ) -> "Deltas":
-        """Deltas held in memory, for calling a method by hand: shape (T, *shape), float32 or float64."""
-        given = list(deltas)  # cloned on access: a method may change what it gets
+        """Wrap deltas held in memory, to call a method directly: shape (T, *shape), float32 or float64."""
+        given = list(deltas)  # cloned on access, because a method may change them
         alike = Tasks.alike(len(given))
         return cls(
             TensorSource(lambda t: given[t].clone(), noise=noise, half=[half] * len(given)),
@@ -145,32 +145,33 @@ class Deltas(Sequence[Tensor]):
 
     @property
     def base(self) -> Tensor:
-        """theta_0 of this tensor, for the few methods that need more than the change; zeros when unknown."""
+        """theta_0 of this tensor, for the few methods that need more than the change; zeros if unknown."""
         return self._source.base() if self._source.base else torch.zeros(self.shape, dtype=self.dtype)
 
     def is_half(self, t: int) -> bool:
-        """Whether task t's checkpoint stores this tensor in half precision."""
+        """True if task t's checkpoint stores this tensor in half precision."""
         return bool(self._source.half) and self._source.half[t]
 
     def noise(self, t: int) -> float:
-        """Largest singular value that storing task t's weights rounded can explain; 0 when unknown."""
+        """Return the largest singular value that rounding task t's stored weights can explain; 0 if unknown."""
         return self._source.noise(t) if self._source.noise else 0.0
 
     def factors(self, t: int) -> Factors | None:
-        """All singular triplets of task t's matrix where it is stored as a product of thin factors, as an adapter's
-        is; its delta is never formed for them. None where only the delta itself is known."""
+        """Return all singular triplets of task t's matrix if it is stored as a product of thin factors, as an adapter's
+        is, without forming its delta. None if only the delta itself is known."""
         return self._source.factors(t) if self._source.factors else None
 
     def product(self, t: int) -> tuple[Tensor, Tensor] | None:
-        """The thin factors themselves, B (m, r) and A (r, n) with delta_t = B A, where it is stored as such a product;
-        they are not to be changed. None where only the delta itself is known."""
+        """Return B (m, r) and A (r, n) with delta_t = B A if task t is stored as such a product, else None.
+
+        The caller must not change them."""
         return self._source.product(t) if self._source.product else None
 
     def uniform(self, t: int, seed: int) -> Tensor:
-        """A float32 draw from [0, 1) for every entry of task t's delta.
+        """Draw a float32 from [0, 1) for every entry of task t's delta.
 
-        It depends on the seed, the task's name and the entry's place in the tensor alone: not on the other tasks,
-        on what was drawn before, or on the pieces in which the tensor comes.
+        The draw depends only on the seed, the task's name, the tensor's name and the entry's place in it: not on the
+        other tasks, earlier draws, or the pieces in which the tensor comes.
         """
         # Each block of entries has a generator of its own, so that a piece can start in the middle of the tensor.
         end = self.offset + math.prod(self.shape)
@@ -191,26 +192,26 @@ class Deltas(Sequence[Tensor]):
 
     @contextmanager
     def naming(self, t: int) -> Iterator[None]:
-        """Add the task's name to an error that its delta alone is to blame for."""
+        """Prefix a MethodError with the name of task t, whose delta caused it."""
         try:
             yield
         except MethodError as error:
             raise MethodError(f"task '{self.tasks[t]}': {error}") from error
 
     def scaled(self, t: int) -> Tensor:
-        """w_t delta_t, for methods that have no weights of their own: a weight there is a factor on the change."""
+        """Return w_t delta_t, for methods without weights of their own, where a weight is a factor on the change."""
         return self[t].mul_(self.weights[t])
 
     @property
     def active(self) -> list[int]:
-        """The tasks whose weight isn't 0."""
+        """Indices of the tasks whose weight isn't 0."""
         return [t for t, weight in enumerate(self.weights) if weight]
 
     def zeros(self) -> Tensor:
         return torch.zeros(self.shape, dtype=self.dtype)
 
     def weighted_sum(self) -> Tensor:
-        """sum_t w_t delta_t, holding one delta at a time."""
+        """Return sum_t w_t delta_t, holding one delta at a time."""
         total = self.zeros()
         for delta, weight in zip(self, self.weights, strict=True):
             total.add_(delta, alpha=weight)
@@ -218,5 +219,5 @@ class Deltas(Sequence[Tensor]):
 
 
 def per_task(value: float | Sequence[float], num_tasks: int) -> tuple[float, ...]:
-    """One number a task, from one for all or one for each."""
+    """Return one number per task, from one number for all or one for each."""
     return tuple(value) if isinstance(value, Sequence) else (value,) * num_tasks

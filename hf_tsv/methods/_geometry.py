@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**17  # stays in the processor's cache, which is ten times as fast as what does not
+AT_ONCE = 2**17  # entries; a piece fits in the processor's cache, which makes it ten times as fast
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> over all entries, a float64 scalar; copies a piece at a time."""
+    """Return <a, b> over all entries, a float64 scalar. Copies one piece at a time."""
     total = torch.zeros((), dtype=torch.float64)
     for x, y in zip(torch.split(a.reshape(-1), AT_ONCE), torch.split(b.reshape(-1), AT_ONCE), strict=True):
         total += torch.dot(x.double(), y.double())
@@ -15,18 +15,18 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def inner_along(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    """<a, b> of every vector along a dimension, which stays with size 1; float64."""
+    """Return <a, b> of every vector along a dimension, float64. The dimension is kept with size 1."""
     return a.to(torch.float64, copy=True).mul_(b).sum(dim, keepdim=True)
 
 
 def slerp_coefficients(cos: Tensor, t: float, is_straight: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors (sin((1-t) phi), sin(t phi)) / sin(phi) on two vectors with angle phi; 1-t and t where it is straight."""
+    """Return (sin((1-t) phi), sin(t phi)) / sin(phi), two vectors' factors at angle phi; 1-t and t if is_straight."""
     phi = torch.acos(torch.where(is_straight, 0.0, cos.clamp(-1, 1)))
     first, second = torch.sin((1 - t) * phi) / torch.sin(phi), torch.sin(t * phi) / torch.sin(phi)
     return torch.where(is_straight, 1 - t, first), torch.where(is_straight, t, second)
 
 
 def cosine(product: Tensor, squared_a: Tensor, squared_b: Tensor) -> Tensor:
-    """cos of the angle; 0 where one of the vectors is zero."""
+    """Return the cosine of the angle; 0 if one of the vectors is zero."""
     norms = squared_a.sqrt() * squared_b.sqrt()
     return torch.where(norms > 0, product / norms.masked_fill(norms == 0, 1.0), 0.0).clamp(-1, 1)

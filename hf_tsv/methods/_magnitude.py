@@ -10,15 +10,15 @@ from torch import Tensor
 
 from hf_tsv.methods._deltas import Deltas
 
-SAMPLE = 1 / 16  # of every tensor's rows, for a first guess
-_MARGIN = 0.005  # of the entries, on either side of the guess
-_BINS_OF_SAMPLE = 1 << 15  # its pieces are small
+SAMPLE = 1 / 16  # share of every tensor's rows, for a first guess
+_MARGIN = 0.005  # share of the entries on either side of the guess
+_BINS_OF_SAMPLE = 1 << 15  # fewer bins, because the sample's pieces are small
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 @dataclass
 class _Bracket:
-    """Bit patterns [low, high) that a threshold is looked for among, counted 2^shift to a bin."""
+    """The bit patterns [low, high) that can hold a threshold, counted in bins of 2^shift patterns."""
 
     low: int
     high: int
@@ -33,7 +33,7 @@ class _Bracket:
         return -(-(self.high - self.low) >> self.shift)
 
     def counts(self, bits: Tensor) -> Tensor:
-        """How many lie below, in each bin, and above: (bins + 2,)."""
+        """Count the patterns below, in each bin, and above: (bins + 2,)."""
         places = bits - (self.low - (1 << self.shift))
         if self.shift:
             places >>= self.shift
@@ -44,16 +44,16 @@ class _Bracket:
 
 
 class MagnitudeThresholds:
-    """Per task, the magnitude that a given share of its entries reaches or exceeds.
+    """The magnitude that a given share of a task's entries reaches or exceeds, for each task.
 
-    The bit pattern of |x| orders like |x| itself, so the threshold is found by counting patterns. A sample says
-    where it should lie; one pass over everything then counts each pattern there. Where the sample was wrong, or
-    too many patterns lie there, another pass follows: the result is exact and the same for any order of the tensors.
+    The bit patterns of |x| sort like |x| itself, so the threshold is found by counting patterns. A sample shows
+    where it should be; one pass over everything then counts each pattern there. If the sample was wrong, or
+    too many patterns are there, another pass follows: the result is exact and the same for any order of the tensors.
 
     Attributes:
-        scope: Whether the entries are those of the `model`, or of one `tensor`.
-        share: What part of every tensor's rows the next pass has to see; 0 once all thresholds are known.
-        thresholds: One float a task, once they are known; keep |x| >= threshold.
+        scope: `model` to rank the entries of the whole model together, `tensor` for those of one tensor.
+        share: Share of every tensor's rows that the next pass has to see; 0 once all thresholds are known.
+        thresholds: One float per task, once they are known; keep |x| >= threshold.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class MagnitudeThresholds:
         inclusive: bool,
         scope: Literal["model", "tensor"] = "model",
     ) -> None:
-        """`inclusive` keeps one entry more, as the TIES authors' code does: N - int(density N) is their
-        rank from below of the smallest entry that stays."""
+        """Start with the sample. `inclusive` keeps one more entry, as the TIES authors' code does: there, the smallest
+        kept entry has rank N - int(density N) from below."""
         self.scope = scope
         self._densities = tuple(densities)
         self._dtype = dtype
@@ -92,7 +92,7 @@ class MagnitudeThresholds:
         return tuple(values)
 
     def observe(self, task: int, delta: Tensor) -> None:
-        """Count one tensor's entries, or some rows' of it."""
+        """Count the entries of one tensor, or of some of its rows."""
         if self._patterns[task] is not None:
             return
         magnitudes = delta.abs().to(self._dtype)
@@ -102,7 +102,7 @@ class MagnitudeThresholds:
             self._counts[task] += counts
 
     def advance(self) -> None:
-        """Look closer, at what the last pass leaves possible."""
+        """Narrow each unknown threshold's bracket by the counts of the last pass."""
         settle = self._guess if self._sampling else self._narrow
         for task, pattern in enumerate(self._patterns):
             if pattern is None:
@@ -111,7 +111,7 @@ class MagnitudeThresholds:
         self._counts = self._empty_counts()
 
     def _guess(self, task: int) -> None:
-        """The bins around the sample's own threshold."""
+        """Narrow the bracket to the bins around the sample's own threshold."""
         below = self._counts[task].cumsum(0)
         seen = int(below[-1])
         rank, margin = self._rank(task, seen), _MARGIN * seen
@@ -121,7 +121,7 @@ class MagnitudeThresholds:
         self._brackets[task] = _Bracket(bracket.bin(first).low, bracket.bin(last).high)
 
     def _narrow(self, task: int) -> None:
-        """The one bin that holds the threshold, or the side where it lies."""
+        """Narrow the bracket to the bin that holds the threshold, or move it to the side where the threshold is."""
         bracket = self._brackets[task]
         below = self._counts[task].cumsum(0)  # (bins + 2,): entries up to the end of each bin
         rank = self._rank(task, int(below[-1]))
@@ -137,7 +137,7 @@ class MagnitudeThresholds:
             self._patterns[task] = self._brackets[task].low
 
     def _rank(self, task: int, numel: int) -> int:
-        """Entries that lie strictly below the smallest that stays, when all differ."""
+        """Return the number of entries strictly below the smallest kept one, if all differ."""
         staying = int(numel * self._densities[task]) + self._inclusive
         return max(0, min(numel - staying, numel - 1))
 
@@ -146,22 +146,22 @@ class MagnitudeThresholds:
 
 
 def _place(below: Tensor, rank: int, bracket: _Bracket) -> int:
-    """The bin that holds the entry of this rank, among those there are."""
-    place = int(torch.searchsorted(below, rank + 1)) - 1  # the first count is of what lies below all bins
+    """Return the bin that holds the entry of this rank, or the nearest existing bin."""
+    place = int(torch.searchsorted(below, rank + 1)) - 1  # the first count is of the patterns below all bins
     return min(max(place, 0), bracket.bins - 1)
 
 
 def trimmed(delta: Tensor, threshold: float) -> Tensor:
-    """The delta without its entries of magnitude below the threshold: zero is in their place."""
+    """Return the delta with entries of magnitude below the threshold set to zero."""
     if not threshold:
         return delta
     exact = torch.tensor(threshold, dtype=delta.dtype)
-    just_below = float(exact.nextafter(torch.zeros_like(exact)))  # hardshrink drops what equals its bound
+    just_below = float(exact.nextafter(torch.zeros_like(exact)))  # hardshrink also drops entries equal to its bound
     return torch.nn.functional.hardshrink(delta, just_below)
 
 
 def surveyed(deltas: Deltas, thresholds: MagnitudeThresholds) -> MagnitudeThresholds:
-    """The same thresholds, known: these deltas are all there is."""
+    """Compute the thresholds from these deltas alone, and return them."""
     while thresholds.share:
         for t, delta in enumerate(deltas):
             thresholds.observe(t, delta)

@@ -21,9 +21,9 @@ class PerTask:
 
 @dataclass(frozen=True)
 class Factor:
-    """Marks a parameter that multiplies what is merged and does nothing else.
+    """Marks a parameter that multiplies the merged delta and does nothing else.
 
-    `hf-tsv tune` merges once at scale 1 and multiplies; that is right only for a `scale` with this mark.
+    `hf-tsv tune` merges once at scale 1 and multiplies, which is correct only for a `scale` with this mark.
     """
 
 
@@ -35,11 +35,11 @@ class Parameter:
     """One keyword of a method, as its signature declares it.
 
     Attributes:
-        name: Its word in recipes.
-        annotation: The type of a value, with its range, as pydantic reads it; of a per-task parameter, one task's.
-        default: Its value where the recipe gives none.
-        per_task: Whether it may differ from task to task.
-        is_factor: Whether it is a factor on what is merged, and no more than that.
+        name: The parameter's name in recipes.
+        annotation: Type and range of a value, as pydantic reads them; for a per-task parameter, of one task's value.
+        default: The value used if the recipe gives none.
+        per_task: True if the value may differ from task to task.
+        is_factor: True if it is a factor on the merged delta and nothing else.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Parameter:
 
     @cached_property
     def adapter(self) -> TypeAdapter[Any]:
-        """Checks one value as a recipe gives it (for a per-task parameter: one task's value)."""
+        """The validator of a value in a recipe (for a per-task parameter, of one task's value)."""
         return TypeAdapter(self.annotation)
 
     @property
@@ -59,12 +59,12 @@ class Parameter:
 
     @property
     def range(self) -> str:
-        """The numbers that it may be, in words; empty for what isn't a number or may be any."""
+        """The allowed numbers, in words; empty if the value isn't a number or has no bounds."""
         return range_of(self.adapter)
 
 
 def parameters_of(fn: Callable[..., Any]) -> dict[str, Parameter]:
-    """The keyword-only parameters of a method's function, by name."""
+    """Return the keyword-only parameters of a method's function, by name."""
     hints = typing.get_type_hints(fn, include_extras=True)
     parameters: dict[str, Parameter] = {}
     for p in inspect.signature(fn).parameters.values():
@@ -74,10 +74,10 @@ def parameters_of(fn: Callable[..., Any]) -> dict[str, Parameter]:
         metadata = getattr(annotation, "__metadata__", ())
         marks = {type(mark) for mark in metadata}
         if PerTask in marks:
-            annotation = float  # a recipe gives one task's number at a time; the method gets them together
+            annotation = float  # a recipe gives each task's number separately; the method gets them together
         elif metadata:
             annotation = typing.get_args(annotation)[0]
-        # The marks are this package's; what is left, such as a range, is pydantic's.
+        # The marks are for this package; the rest, such as a range, is for pydantic.
         rest = tuple(mark for mark in metadata if not isinstance(mark, PerTask | Factor))
         if rest:
             annotation = Annotated[(annotation, *rest)]
@@ -87,13 +87,13 @@ def parameters_of(fn: Callable[..., Any]) -> dict[str, Parameter]:
 
 
 def taken_by(fn: Callable[..., Any], given: Mapping[str, Any], declared: Mapping[str, Parameter]) -> dict[str, Any]:
-    """Those of the given parameters, else their defaults, that a function beside the method itself has keywords for."""
+    """Return the given parameters, or their defaults, that are keywords of a method's helper function."""
     keywords = [p.name for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return {name: given.get(name, declared[name].default) for name in keywords}
 
 
 def range_of(adapter: TypeAdapter[Any]) -> str:
-    """The numbers that a type allows, in words: `above 0, at most 1`."""
+    """Describe the numbers that a type allows: `above 0, at most 1`."""
     schema = adapter.json_schema()
     bounds = dict(schema)
     for alternative in schema.get("anyOf", ()):

@@ -17,10 +17,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def load_plugins(methods: MutableMapping[str, _T]) -> None:
-    """Import every plug-in, whose methods enter the registry as they are imported.
+    """Import every plug-in, which registers its methods.
 
-    A package that can't be imported must not keep a person from merging by another method: it is reported in one line,
-    and what it had registered until then is taken back.
+    A package that can't be imported must not prevent merging by other methods: it is reported in one line, and the
+    methods it had already registered are removed.
 
     Args:
         methods: The registry's methods, by name.
@@ -30,7 +30,7 @@ def load_plugins(methods: MutableMapping[str, _T]) -> None:
         before = dict(methods)
         try:
             entry.load()
-        except Exception as error:  # whatever a stranger's module raises
+        except Exception as error:  # a third party's module may raise anything
             methods.clear()
             methods.update(before)
             reason = " ".join(str(error).split()) or "no message"

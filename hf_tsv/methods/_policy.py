@@ -1,6 +1,6 @@
 """What a method tells the rest of the package about itself, in a few groups. Most methods need none of them.
 
-Whoever plans, tunes, masks or restores asks these, and never a method's name.
+The code that plans, tunes, masks or restores reads these, and never compares a method's name.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,30 +10,30 @@ from typing import Any, Literal, Protocol, Self
 from torch import Tensor
 
 BaseRole = Literal["reference", "model", "either"]
-Condition = Callable[[Mapping[str, Any]], bool]  # of a method's parameters
-Side = Callable[[int, int, int], int]  # from m, n and T
+Condition = Callable[[Mapping[str, Any]], bool]  # a test of a method's parameters
+Side = Callable[[int, int, int], int]  # (m, n, T) -> side
 
 
 def never(parameters: Mapping[str, Any]) -> bool:
-    """Whatever the parameters, no."""
+    """Return False for any parameters."""
     return False
 
 
 def shorter_side(m: int, n: int, num_tasks: int) -> int:
-    """The side of an (m, n) matrix's Gram matrix."""
+    """Return the side of an (m, n) matrix's smaller Gram matrix."""
     return min(m, n)
 
 
 class Survey(Protocol):
     """Exact statistics over whole task vectors, gathered tensor by tensor before the merge.
 
-    As long as `share` isn't 0, `observe` is called for every task and tensor, from several threads and with pieces of
-    a tensor or, where `share` is below 1, about that share of its rows; and then `advance`. What comes out
+    While `share` isn't 0, `observe` is called for every task and tensor, from several threads, with pieces of
+    a tensor or, if `share` is below 1, about that share of its rows; then `advance` is called. The result
     must not depend on the order of the calls.
 
     Attributes:
-        scope: Whether it is one for all tensors of the `model` that are merged alike, or one for each `tensor`.
-        share: What part of every tensor the next pass has to see; 0 when none is needed any more.
+        scope: `model` for one survey of all tensors that are merged alike, `tensor` for one survey per tensor.
+        share: Share of every tensor that the next pass has to see; 0 when no more passes are needed.
     """
 
     @property
@@ -47,25 +47,25 @@ class Survey(Protocol):
     def advance(self) -> None: ...
 
 
-# Makes a survey, `(dtype, num_tasks, **parameters) -> Survey | None`: its keywords name the method's parameters that it
-# depends on, and it yields None where these need no survey.
+# Makes a survey, `(dtype, num_tasks, **parameters) -> Survey | None`. Its keywords name the method's parameters that
+# the survey depends on. It returns None if these need no survey.
 SurveyMaker = Callable[..., Survey | None]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a method is given, and what that means to it.
+    """A method's inputs, and their meaning.
 
     Attributes:
-        min_tasks: Fewest fine-tuned models it takes.
-        max_tasks: Most fine-tuned models it takes, None for any number.
-        base: What the base model is to it. `reference`: what the others were fine-tuned from. `model`: one of the
-            models it merges where the recipe lists it, and no more than that. `either`: the reference, but where
-            the recipe names none the first model stands in as one of those it merges.
-        weights: What a recipe's `weight` is to it: a factor on the task's change, or a share of an average.
-        unchanged: Whether it has to see tensors that no task changed, too, because it depends on the weights and not
-            only on the change.
-        ignores_tasks: Whether the base's tensor is the result whatever the tasks are, so that they aren't even read.
+        min_tasks: Minimum number of fine-tuned models.
+        max_tasks: Maximum number of fine-tuned models; None for any number.
+        base: Role of the base model. `reference`: the model the others were fine-tuned from. `model`: one of the
+            merged models if the recipe lists it, and nothing more. `either`: the reference, but if the recipe names
+            no base, the first model takes its place and is one of the merged models.
+        weights: Meaning of a recipe's `weight`: a factor on the task's change, or a share of an average.
+        unchanged: True if the method also needs tensors that no task changed, because it depends on the weights and
+            not only on the change.
+        ignores_tasks: True if the result is the base's tensor whatever the tasks are, so they aren't even read.
     """
 
     min_tasks: int = 1
@@ -78,14 +78,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Matrices:
-    """How a method works on task matrices: stacked experts come one by one, convolution kernels flattened.
+    """The way a method works on task matrices: stacked experts one by one, convolution kernels flattened.
 
     Attributes:
-        side: The side of the largest square matrix that it factors, from m, n and T, for estimates of memory and time.
-        divides_rank: Whether tasks share the rank of a matrix, each getting 1 at least. The plan warns where there
-            are more tasks than that.
-        as_paper: Whether, with these parameters, the authors' code is followed in what a matrix is (no convolution
-            kernel, no `text_projection`) and `scale` is on everything.
+        side: Returns the side of the largest square matrix it factors, from m, n and T, to estimate memory and time.
+        divides_rank: True if tasks share the rank of a matrix, each getting at least 1. The plan warns if there
+            are more tasks than rank.
+        as_paper: Returns True for parameters with which the authors' code decides what a matrix is (no convolution
+            kernel, no `text_projection`) and `scale` applies to everything.
     """
 
     side: Side = shorter_side
@@ -98,10 +98,10 @@ class TaskDelta:
     """One task's change of a tensor, or of a piece of it, for which a mask is built.
 
     Attributes:
-        task: The task's place in the recipe.
-        delta: theta_t - theta_0, of any shape. Not to be changed.
-        weight: The factor w_t that the recipe puts on it.
-        survey: What the mask's survey found over the whole task vectors.
+        task: The task's index in the recipe.
+        delta: theta_t - theta_0, of any shape. Must not be changed.
+        weight: The task's factor w_t from the recipe.
+        survey: The mask's finished survey of the whole task vectors.
     """
 
     task: int
@@ -111,15 +111,15 @@ class TaskDelta:
 
     @property
     def weighted(self) -> Tensor:
-        """w_t (theta_t - theta_0), as it went into the merge. Not to be changed."""
+        """w_t (theta_t - theta_0), as it was merged. Must not be changed."""
         return self.delta if self.weight == 1 else self.delta * self.weight
 
 
 class Rescaler(Protocol):
-    """Finds the factor on one task's masked change, from all tensors that are masked."""
+    """A running computation of the factor on one task's masked change, from all masked tensors."""
 
     def add(self, delta: Tensor, merged: Tensor, mask: Tensor) -> None:
-        """Count a tensor, or a piece: the task's weighted change, the merged change, and the task's mask."""
+        """Add a tensor, or a piece of one: the task's weighted change, the merged change, and the task's mask."""
 
     def __add__(self, other: Self) -> Self: ...
 
@@ -129,17 +129,17 @@ class Rescaler(Protocol):
 
 @dataclass(frozen=True)
 class Mask:
-    """Which of the merged model's weights are a task's own: one bit each, written beside the model.
+    """A mask of the merged model's weights that belong to a task: one bit per weight, written beside the model.
 
     A task's model is restored from the base, the merged model and the mask alone:
     theta_0 + factor_t * m_t * (theta_merged - theta_0).
 
     Attributes:
-        build: `(task, merged, **parameters) -> mask`, from a `TaskDelta` and the merged change a bool tensor of their
-            shape. Its keywords name the method's parameters that it depends on; a per-task one comes as this task's.
-        survey: Makes statistics that only the masks need.
-        rescaler: Makes what finds factor_t; None for masks that rescale nothing.
-        tuned: The per-task parameter that `hf-tsv tune` can choose. What is merged must not depend on it. Empty for
+        build: `(task, merged, **parameters) -> mask`: a bool tensor, from a `TaskDelta` and the merged change of the
+            same shape. Its keywords name the method's parameters it depends on; a per-task one is this task's value.
+        survey: Makes a survey that only the masks need.
+        rescaler: Makes a `Rescaler`, which finds factor_t; None for masks that rescale nothing.
+        tuned: The per-task parameter that `hf-tsv tune` can choose. The merged model must not depend on it. Empty for
             none.
     """
 

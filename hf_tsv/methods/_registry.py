@@ -16,7 +16,7 @@ from hf_tsv.methods._plugins import load_plugins
 from hf_tsv.methods._policy import BaseRole, Condition, Inputs, Mask, Matrices, Survey, SurveyMaker, TaskDelta, never
 
 READ_ONCE = "every model is read once"
-ALIASES = {"lambda": "scale"}  # the papers' letter; no Python keyword argument can be called so
+ALIASES = {"lambda": "scale"}  # the papers' letter, which can't be the name of a Python keyword argument
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class MergeMethod:
     """A registered method.
 
     Attributes:
-        name: Its word in recipes, code, cards and messages.
+        name: The method's name in recipes, code, cards and messages.
         fn: The pure function `(deltas, **parameters) -> merged delta`, of the deltas' shape and dtype.
-        paper: Where it is defined.
-        cost: What it takes, in words, where T models are merged.
-        inputs: What it is given, and what that means to it.
-        matrices: How it works on task matrices; None where it sees tensors as they are.
-        elementwise: Whether, with these parameters, every entry is merged by itself (and what the survey found), so
-            that a tensor may come in pieces.
-        survey: Makes the statistics over whole task vectors that the merge needs.
-        keeps: What it leaves of each task beside the merged model: nothing, an adapter that holds the task's change
+        paper: Address of the paper that defines it.
+        cost: Cost of merging T models, in words.
+        inputs: The method's inputs, and their meaning.
+        matrices: The way it works on task matrices; None if it takes tensors as they are.
+        elementwise: Returns True for parameters with which every entry is merged independently of the others (given
+            the survey), so that a tensor may come in pieces.
+        survey: Makes the survey of whole task vectors that the merge needs.
+        keeps: Output for each task beside the merged model: nothing, an adapter that holds the task's change
             (its parameters are then a rank rule, see `hf_tsv.linalg.ranks`), or a mask.
-        mask: How that mask is built.
+        mask: The way that mask is built.
     """
 
     name: str
@@ -59,45 +59,45 @@ class MergeMethod:
 
     @property
     def aliases(self) -> dict[str, str]:
-        """Other words that a recipe may use for a parameter."""
+        """Other names for parameters in recipes, with the parameter's own name."""
         return {alias: name for alias, name in ALIASES.items() if name in self.parameters}
 
     @property
     def base(self) -> BaseRole:
-        """What the base model is to it. See `Inputs`."""
+        """Role of the base model. See `Inputs`."""
         return self.inputs.base
 
     @property
     def min_tasks(self) -> int:
-        """Fewest fine-tuned models it takes."""
+        """Minimum number of fine-tuned models."""
         return self.inputs.min_tasks
 
     @property
     def max_tasks(self) -> int | None:
-        """Most fine-tuned models it takes, None for any number."""
+        """Maximum number of fine-tuned models; None for any number."""
         return self.inputs.max_tasks
 
     @property
     def copies_base(self) -> bool:
-        """Whether the base's tensor is the result, so that nothing is merged."""
+        """True if the result is the base's tensor, so that nothing is merged."""
         return self.inputs.ignores_tasks
 
     @property
     def is_scaled(self) -> bool:
-        """Whether its `scale` is a factor on all that it merges."""
+        """True if its `scale` is a factor on everything that it merges."""
         return "scale" in self.parameters and self.parameters["scale"].is_factor
 
     def is_as_paper(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether, with these parameters, the authors' code says what a matrix is. See `Matrices.as_paper`."""
+        """True if, with these parameters, the authors' code decides what a matrix is. See `Matrices.as_paper`."""
         return self.matrices is not None and self.matrices.as_paper(parameters)
 
     @property
     def is_surveyed(self) -> bool:
-        """Whether merge or masks need statistics over whole task vectors, to which unchanged tensors belong, too."""
+        """True if the merge or the masks need a survey of whole task vectors, which includes unchanged tensors."""
         return self.survey is not None or (self.mask is not None and self.mask.survey is not None)
 
     def survey_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the given parameters, or their defaults, that its surveys depend on."""
+        """Return the given parameters, or their defaults, that its surveys depend on."""
         chosen: dict[str, Any] = {}
         for maker in (self.survey, self.mask.survey if self.mask else None):
             if maker:
@@ -105,20 +105,20 @@ class MergeMethod:
         return chosen
 
     def make_survey(self, dtype: torch.dtype, num_tasks: int, parameters: Mapping[str, Any]) -> Survey | None:
-        """The statistics that the merge needs with these parameters; None where it needs none."""
+        """Make the survey that the merge needs with these parameters; None if it needs none."""
         return self._made(self.survey, dtype, num_tasks, parameters)
 
     def make_mask_survey(self, dtype: torch.dtype, num_tasks: int, parameters: Mapping[str, Any]) -> Survey | None:
-        """The statistics that the masks need with these parameters; None where they need none."""
+        """Make the survey that the masks need with these parameters; None if they need none."""
         return self._made(self.mask.survey if self.mask else None, dtype, num_tasks, parameters)
 
     def mask_of(self, task: TaskDelta, merged: Tensor, parameters: Mapping[str, Any]) -> Tensor:
-        """A task's mask of one tensor, or of a piece of it.
+        """Build a task's mask of one tensor, or of a piece of it.
 
         Args:
             task: The task's change.
-            merged: The change that was merged, of the same shape.
-            parameters: As the recipe gives them; of a per-task one a number for all tasks, or one for each.
+            merged: The merged change, of the same shape.
+            parameters: The recipe's parameters; a per-task one is a number for all tasks, or one for each.
 
         Returns:
             A bool tensor of that shape.
@@ -127,14 +127,14 @@ class MergeMethod:
             raise TypeError(f"{self.name} keeps no masks")
         own = taken_by(self.mask.build, parameters, self.parameters)
         for name, value in own.items():
-            # A mask is one task's: it needs that task's number alone.
+            # A mask belongs to one task: it needs only that task's number.
             if self.parameters[name].per_task and isinstance(value, Sequence):
                 own[name] = value[task.task]
         return self.mask.build(task, merged, **own)
 
     @property
     def needs(self) -> str:
-        """What it has to be given, in words."""
+        """The models it needs, in words."""
         least, most = self.min_tasks, self.max_tasks
         if least == most:
             number = f"exactly {least}"
@@ -164,12 +164,12 @@ class MergeMethod:
 
 
 class Registry(MutableMapping[str, MergeMethod]):
-    """Merge methods by name: this package's and, once anything is read of it, those of the installed plug-ins."""
+    """Merge methods by name: this package's and, from the first read on, those of the installed plug-ins."""
 
     def __init__(self) -> None:
         self._methods: dict[str, MergeMethod] = {}
         self._has_plugins = False
-        self._loading = RLock()  # re-entrant: a plug-in may read methods while it is loaded
+        self._loading = RLock()  # re-entrant, because a plug-in may read methods while it is loaded
 
     def __getitem__(self, name: str) -> MergeMethod:
         return self._all()[name]
@@ -187,9 +187,10 @@ class Registry(MutableMapping[str, MergeMethod]):
         del self._methods[name]
 
     def register(self, method: MergeMethod) -> None:
-        """
+        """Add a method.
+
         Raises:
-            ValueError: there is a method of this name already.
+            ValueError: a method of this name is already registered.
         """
         if method.name in self._methods:
             raise ValueError(f"merge method {method.name!r} is registered twice")
@@ -198,7 +199,7 @@ class Registry(MutableMapping[str, MergeMethod]):
     def _all(self) -> dict[str, MergeMethod]:
         with self._loading:
             if not self._has_plugins:
-                self._has_plugins = True  # before, or a plug-in that reads methods would load itself
+                self._has_plugins = True  # set before loading, or a plug-in that reads methods would load itself
                 load_plugins(self._methods)
         return self._methods
 
@@ -217,18 +218,18 @@ def merge_method(
     survey: SurveyMaker | None = None,
     keeps: Literal["", "adapter"] | Mask = "",
 ) -> Callable[[Callable[..., Tensor]], MergeMethod]:
-    """Register a function as the merge method `name`. Most methods give name and paper only.
+    """Register a function as the merge method `name`. Most methods give only name and paper.
 
     Args:
-        name: Its word in recipes.
-        paper: Where it is defined, an https address.
-        cost: What it takes, in words, where T models are merged.
-        inputs: What it is given, where that is other than one or more fine-tunes of a base.
+        name: The method's name in recipes.
+        paper: Address of the paper that defines it, https.
+        cost: Cost of merging T models, in words.
+        inputs: The method's inputs, if other than one or more fine-tunes of a base.
         matrices: `Matrices()` for a method that works on task matrices.
-        elementwise: Whether every entry is merged by itself, so that a tensor may come in pieces; or from which
-            parameters that follows.
-        survey: Makes statistics over whole task vectors before the merge. See `SurveyMaker`.
-        keeps: What it leaves of each task beside the merged model: a `Mask`, or the task's change in an adapter.
+        elementwise: True if every entry is merged independently of the others, so that a tensor may come in pieces; or
+            a function that decides it from the parameters.
+        survey: Makes a survey of whole task vectors before the merge. See `SurveyMaker`.
+        keeps: Output for each task beside the merged model: a `Mask`, or the task's change in an adapter.
     """
 
     def register(fn: Callable[..., Tensor]) -> MergeMethod:

@@ -19,12 +19,12 @@ RANKED_AT_ONCE = 2**18  # entries: a sort needs three times their memory
 
 
 def draws_by_entry(parameters: Mapping[str, Any]) -> bool:
-    """Whether an entry's fate doesn't depend on the others: only the sum of magnitudes is the whole tensor's."""
+    """True if each entry is independent: only `rescale: norm` needs the whole tensor, for its sum of magnitudes."""
     return bool(parameters.get("rescale", True) != "norm")
 
 
 def dropped(deltas: Deltas, density: PerTaskShare, rescale: Rescale, seed: int) -> Sparse:
-    """DARE's step: every entry of a task's delta stays with probability `density`."""
+    """Return DARE's step: every entry of a task's delta is kept with probability `density`."""
     densities = per_task(density, len(deltas))
 
     def sparse(t: int) -> Tensor:
@@ -40,7 +40,7 @@ def dropped(deltas: Deltas, density: PerTaskShare, rescale: Rescale, seed: int) 
 def magnitude_dropped(
     deltas: Deltas, density: PerTaskShare, epsilon: PerTaskShare, rescale: Rescale, seed: int
 ) -> Sparse:
-    """DELLA's step: larger entries of a row stay with a higher probability, `density` on average."""
+    """Return DELLA's step: larger entries of a row are kept with a higher probability, `density` on average."""
     densities, epsilons = per_task(density, len(deltas)), per_task(epsilon, len(deltas))
 
     def sparse(t: int) -> Tensor:
@@ -58,15 +58,15 @@ def magnitude_dropped(
 
 
 def inner_entries(deltas: Deltas, density: PerTaskShare, gamma: PerTaskShare, *, rescale: bool) -> Sparse:
-    """Breadcrumbs' step, as `without_outliers` takes it in one delta."""
+    """Return Breadcrumbs' step: `without_outliers` on a task's delta."""
     densities, gammas = per_task(density, len(deltas)), per_task(gamma, len(deltas))
     return lambda t: without_outliers(deltas[t], densities[t], gammas[t], rescale=rescale)
 
 
 def without_outliers(delta: Tensor, density: float, gamma: float, *, rescale: bool) -> Tensor:
-    """The share `gamma` of the largest magnitudes goes, then the smallest until `density` is left.
+    """Drop the share `gamma` of the largest magnitudes, then the smallest until the share `density` is left.
 
-    Where that would leave less than `density`, fewer of the largest go.
+    If that would leave less than `density`, fewer of the largest are dropped.
     """
     if density >= 1:
         return delta
@@ -80,7 +80,7 @@ def without_outliers(delta: Tensor, density: float, gamma: float, *, rescale: bo
 
 
 def smallest(values: Tensor, count: int) -> Tensor:
-    """Mask of the `count` smallest of a vector; among equals the first ones."""
+    """Return the mask of a vector's `count` smallest entries; among equal ones, the first."""
     if count <= 0:
         return torch.zeros_like(values, dtype=torch.bool)
     place = min(count, values.numel()) - 1
@@ -92,19 +92,19 @@ def smallest(values: Tensor, count: int) -> Tensor:
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """Mask of the `count` largest of a tensor; among equals the first ones."""
+    """Return the mask of a tensor's `count` largest entries; among equal ones, the first."""
     return smallest(values.neg().flatten(), count).reshape(values.shape)
 
 
 def rank_in_row(delta: Tensor) -> Tensor:
-    """Every entry's rank by magnitude along dimension 1, from 0, the smallest, to 1; a vector is one row."""
+    """Return every entry's rank by magnitude along dimension 1, from 0 (smallest) to 1; a vector is one row."""
     rows = delta if delta.ndim > 1 else delta.reshape(1, -1)
     ranks = torch.empty_like(rows)
-    # Some rows at a time: the sort's own memory is several times theirs.
+    # Some rows at a time, because the sort takes several times their memory.
     at_once = max(1, RANKED_AT_ONCE * len(rows) // max(1, rows.numel()))
     for start in range(0, len(rows), at_once):
         some = slice(start, start + at_once)
-        order = rows[some].abs().argsort(dim=1, stable=True)  # equals have the ranks of their places
+        order = rows[some].abs().argsort(dim=1, stable=True)  # equal entries are ranked by position
         places = torch.arange(order.shape[1], dtype=ranks.dtype)
         places = places.reshape(-1, *[1] * (order.ndim - 2))  # along dimension 1
         ranks[some].scatter_(1, order, places.expand_as(order))
@@ -112,12 +112,12 @@ def rank_in_row(delta: Tensor) -> Tensor:
 
 
 def _thinned(delta: Tensor, stays: Tensor, probability: float | Tensor, rescale: Rescale) -> Tensor:
-    """What stays of a delta, in place: divided by its probability, or scaled to the same sum of magnitudes."""
+    """Zero the other entries in place, and divide the kept ones by their probability or keep the sum of magnitudes."""
     before = delta.abs().sum() if rescale == "norm" else None
     delta.masked_fill_(~stays, 0.0)
     if before is not None:
         after = delta.abs().sum()
         return delta.mul_(before / after) if after else delta
     if rescale:
-        delta.div_(probability).masked_fill_(~stays, 0.0)  # nothing stays with probability 0, and 0 / 0 isn't 0
+        delta.div_(probability).masked_fill_(~stays, 0.0)  # again: entries with probability 0 are now 0 / 0 = NaN
     return delta

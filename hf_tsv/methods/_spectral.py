@@ -14,24 +14,24 @@ from hf_tsv.methods._registry import METHODS
 Tolerance = Annotated[float, Ge(0), Lt(1)]
 Merged = Literal[
     "task_arithmetic", "ties", "consensus_ta", "consensus_ties", "tsv_m", "iso_c", "iso_cts", "cart", "wudi"
-]  # methods that yield a merged delta another one works on, with their defaults
+]  # methods whose merged delta, with their defaults, another method can work on
 
 
 def mean_of_rest(deltas: Deltas, rest_scale: float) -> Tensor:
-    """The mean of the deltas, which is what the spectral methods' authors do with non-matrix tensors."""
+    """Return rest_scale times the weighted deltas' mean, as the spectral methods' authors merge non-matrix tensors."""
     return deltas.weighted_sum().mul_(rest_scale / len(deltas))
 
 
 def scaled_deltas(deltas: Deltas) -> Iterator[Tensor]:
-    """w_t delta_t of the tasks whose weight isn't 0, one at a time."""
+    """Yield w_t delta_t of the tasks whose weight isn't 0."""
     return (deltas.scaled(t) for t in deltas.active)
 
 
 def merged_by(of: Merged, deltas: Deltas) -> Tensor:
-    """The delta that another method makes of these, with its defaults."""
+    """Merge the deltas by another method with its defaults."""
     return METHODS[of].fn(deltas)
 
 
 def survey_of(dtype: torch.dtype, num_tasks: int, *, of: Merged) -> Survey | None:
-    """What that other method has to know of the whole task vectors."""
+    """Make the survey that the other method needs, with its defaults; None if it needs none."""
     return METHODS[of].make_survey(dtype, num_tasks, {})

@@ -27,14 +27,14 @@ def breadcrumbs(
 
     Args:
         deltas: T deltas of one tensor.
-        density: Share of the entries that stays; 1 keeps all, outliers too.
-        gamma: Share of the largest magnitudes that goes as outliers; less of them where `density` leaves no room.
+        density: Share of the entries that is kept; 1 keeps all, including outliers.
+        gamma: Share of the entries dropped as outliers, the largest; fewer if `density` leaves no room.
         scale: Factor on the merged delta (the paper's alpha).
-        rescale: Scale what stays to the tensor's sum of magnitudes before.
+        rescale: Scale the kept entries so that the tensor's sum of magnitudes stays the same.
         normalize: Divide by the sum of the weights.
 
     Raises:
-        MethodError: the weights sum to zero and are to be normalised.
+        MethodError: normalize is set and the weights sum to zero.
     """
     sparse = inner_entries(deltas, density, gamma, rescale=rescale)
     return add_up(deltas, sparse, normalize=normalize, scale=scale)

@@ -23,14 +23,14 @@ def breadcrumbs_ties(
 ) -> Tensor:
     """Drop each tensor's largest and smallest entries, then merge by sign as TIES does.
 
-    Breadcrumbs' masks (Davari & Belilovsky 2023) in the place of TIES' trimming, as mergekit has it.
+    Breadcrumbs' masks (Davari & Belilovsky 2023) instead of TIES' trimming, as in mergekit.
 
     Args:
         deltas: T deltas of one tensor.
-        density: Share of the entries that stays; 1 keeps all, outliers too.
-        gamma: Share of the largest magnitudes that goes as outliers; less of them where `density` leaves no room.
+        density: Share of the entries that is kept; 1 keeps all, including outliers.
+        gamma: Share of the entries dropped as outliers, the largest; fewer if `density` leaves no room.
         scale: Factor on the merged delta (the paper's alpha).
-        rescale: Scale what stays to the tensor's sum of magnitudes before.
+        rescale: Scale the kept entries so that the tensor's sum of magnitudes stays the same.
         normalize: Average the entries that agree instead of adding them up.
     """
     sparse = inner_entries(deltas, density, gamma, rescale=rescale)

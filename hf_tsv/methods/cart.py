@@ -36,12 +36,12 @@ def cart(
         return mean_of_rest(deltas, rest_scale)
     if not deltas.active:
         return deltas.zeros()
-    # Tasks of weight 0 are left out of the mean, too: they have no say.
+    # Tasks of weight 0 don't count in the mean either.
     mean = deltas.weighted_sum().div_(len(deltas.active))
     rank = math.ceil(rank_fraction * min(deltas.shape))
     merged = mean.clone()
     for t in deltas.active:
-        delta = deltas.scaled(t).sub_(mean)  # (m, n): what the task differs from the mean by
+        delta = deltas.scaled(t).sub_(mean)  # (m, n): the task's difference from the mean
         with deltas.naming(t):
             own = truncated_svd(delta, rank, mode=deltas.svd)
         merged.addmm_(own.u * own.s, own.vh, alpha=scale)

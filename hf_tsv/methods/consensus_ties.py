@@ -28,15 +28,15 @@ def consensus_ties(
 ) -> Tensor:
     """Merge by TIES, adding up what agrees, and keep the entries that at least k tasks use.
 
-    As `consensus_ta`, with TIES' disjoint sum in the place of the sum (Wang et al. 2024, section 4).
+    As `consensus_ta`, with TIES' disjoint sum instead of the sum (Wang et al. 2024, section 4).
 
     Args:
         deltas: T deltas of one tensor.
-        k: Tasks that have to use an entry. 1 drops catastrophic weights, which none uses, 2 selfish ones, too; 0 is
-            TIES.
-        mask_lambda: The masks' lambda_t: the larger, the fewer entries a task uses.
-        density: TIES' share of the entries that stays, by magnitude.
-        trim: Whether that is over the whole task vector or over each tensor, as for `ties`.
+        k: Number of tasks that must use an entry. 1 drops catastrophic weights, which no task uses; 2 also drops
+            selfish ones; 0 is TIES.
+        mask_lambda: The masks' lambda_t: the larger it is, the fewer entries a task uses.
+        density: TIES' share of the entries that is kept, the largest by magnitude.
+        trim: The range of that share, the task's whole vector (`global`) or each tensor (`tensor`), as for `ties`.
         scale: Factor on the merged delta (the paper's alpha).
     """
     merged = ties.fn(deltas, density=density, trim=trim, normalize=False)

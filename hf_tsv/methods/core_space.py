@@ -33,26 +33,26 @@ def core_space(
     """Rotate all adapters into one small space without loss, merge them there by another method, and rotate back.
 
     M = scale * U merge(U^T Delta_1 V, ..., U^T Delta_T V) V^T, with Delta_t = B_t A_t as the adapter stores it, U the
-    left singular vectors of [B_1 ... B_T] and V^T the right ones of [A_1; ...; A_T] (Panariello et al. 2025), a matrix
-    at a time. TIES and DARE go by entries, so with them the result depends on how an adapter is split into B and A, as
+    left singular vectors of [B_1 ... B_T] and V^T the right ones of [A_1; ...; A_T] (Panariello et al. 2025), one
+    matrix at a time. TIES and DARE work on entries, so their result depends on how an adapter is split into B and A, as
     in the authors' code. For a whole model B_t = U_t sqrt(s_t) and A_t = sqrt(s_t) Vh_t, the factors that
     `hf-tsv compress` writes. Non-matrix tensors get the mean of the deltas.
 
     Args:
         deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
-        inside: What merges in the small space, with its defaults.
-        density: Share of the entries that stay with TIES, by magnitude, or DARE, at random.
+        inside: The method that merges in the small space, with its defaults except `density` and `seed`.
+        density: Share of the entries that TIES (the largest by magnitude) or DARE (at random) keeps.
         scale: Factor on merged matrices.
         rest_scale: Factor on the mean of non-matrix tensors.
-        seed: DARE's draw.
-        tolerance: Directions below this share of the largest, which are arbitrary, stay out of U and V.
+        seed: Seed of DARE's draw.
+        tolerance: Directions below this share of the largest, which are arbitrary, are left out of U and V.
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
     tasks, densities = deltas.active, per_task(density, len(deltas))
     if not tasks:
         return deltas.zeros()
-    # U (m, p) and V (n, q): the spaces that all tasks' factors span together.
+    # U (m, p) and V (n, q): bases of the spaces that all tasks' factors span together.
     left = _basis((_product(deltas, t, tolerance)[0] for t in tasks), tolerance)
     right = _basis((_product(deltas, t, tolerance)[1].T for t in tasks), tolerance)
     if not left.numel() or not right.numel():
@@ -80,7 +80,7 @@ def core_space(
 
 
 def _product(deltas: Deltas, t: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Task t's B (m, r) and A (r, n), float64."""
+    """Return task t's B (m, r) and A (r, n), float64."""
     if stored := deltas.product(t):
         return stored[0].double(), stored[1].double()
     floor = deltas.noise(t) if deltas.is_half(t) else 0.0
@@ -90,11 +90,11 @@ def _product(deltas: Deltas, t: int, tolerance: float) -> tuple[Tensor, Tensor]:
 
 
 def _basis(parts: Iterable[Tensor], tolerance: float) -> Tensor:
-    """The left singular vectors of (m, r_t) matrices side by side, (m, k), the leading ones first."""
+    """Return the left singular vectors of (m, r_t) matrices side by side: (m, k), the leading ones first."""
     stack = torch.empty(0)
     for part in parts:
         stack = torch.cat([stack.reshape(len(part), -1).to(part), part], dim=1)
-        if stack.shape[1] > stack.shape[0]:  # U diag(s) has the same left singular vectors, and takes less memory
+        if stack.shape[1] > stack.shape[0]:  # U diag(s) has the same left singular vectors and takes less memory
             svd = truncated_svd(stack, len(stack), rtol=0.0)
             stack = svd.u * svd.s
     return truncated_svd(stack, min(stack.shape), rtol=tolerance).u

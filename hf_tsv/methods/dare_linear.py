@@ -24,15 +24,15 @@ def dare_linear(
 
     Args:
         deltas: T deltas of one tensor.
-        density: Probability with which an entry stays (1 - p in the paper); 1 keeps all.
+        density: Probability that an entry is kept (1 - p in the paper); 1 keeps all.
         scale: Factor on the merged delta.
-        rescale: Divide what stays by `density`, which keeps the mean, as the paper; `norm` scales it to the tensor's
-            sum of magnitudes before, as mergekit.
+        rescale: Divide the kept entries by `density`, which preserves the mean, as in the paper; `norm` instead
+            preserves the tensor's sum of magnitudes, as mergekit does.
         normalize: Divide by the sum of the weights.
-        seed: Which draw; what is dropped depends on it, the task's name and the tensor's name alone.
+        seed: Seed of the draw, which depends only on it, the task's name and the tensor's name.
 
     Raises:
-        MethodError: the weights sum to zero and are to be normalised.
+        MethodError: normalize is set and the weights sum to zero.
     """
     sparse = dropped(deltas, density, rescale, seed)
     return add_up(deltas, sparse, normalize=normalize, scale=scale)

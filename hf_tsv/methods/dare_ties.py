@@ -19,17 +19,17 @@ def dare_ties(
 ) -> Tensor:
     """Drop random entries of every task vector, rescale the others, then merge by sign as TIES does.
 
-    Of m_t delta_t / density, with every entry of m_t 1 with probability density, else 0, TIES' elected sign and
-    disjoint merge (Yu et al. 2023, section 3).
+    TIES' elected sign and disjoint merge, of m_t delta_t / density, with every entry of m_t 1 with probability density,
+    else 0 (Yu et al. 2023, section 3).
 
     Args:
         deltas: T deltas of one tensor.
-        density: Probability with which an entry stays (1 - p in the paper); 1 keeps all.
+        density: Probability that an entry is kept (1 - p in the paper); 1 keeps all.
         scale: Factor on the merged delta.
-        rescale: Divide what stays by `density`, which keeps the mean, as the paper; `norm` scales it to the tensor's
-            sum of magnitudes before, as mergekit.
+        rescale: Divide the kept entries by `density`, which preserves the mean, as in the paper; `norm` instead
+            preserves the tensor's sum of magnitudes, as mergekit does.
         normalize: Average the entries that agree instead of adding them up.
-        seed: Which draw; what is dropped depends on it, the task's name and the tensor's name alone.
+        seed: Seed of the draw, which depends only on it, the task's name and the tensor's name.
     """
     sparse = dropped(deltas, density, rescale, seed)
     return elect_and_merge(deltas, sparse, normalize=normalize, scale=scale)

@@ -26,17 +26,17 @@ def della_linear(
 
     Args:
         deltas: T deltas of one tensor.
-        density: Probability with which an entry stays, on average over a row; 1 keeps all.
-        epsilon: A row's smallest entry stays with probability density - epsilon, its largest with density + epsilon,
-            the others in between by rank.
+        density: Probability that an entry is kept, on average over a row; 1 keeps all.
+        epsilon: Spread of the probability: a row's smallest entry is kept with density - epsilon, its largest with
+            density + epsilon, the others in between by rank.
         scale: Factor on the merged delta (the paper's lambda).
-        rescale: Divide what stays by its own probability, which keeps the mean, as the paper; `norm` scales it to the
-            tensor's sum of magnitudes before, as mergekit.
+        rescale: Divide each kept entry by its own probability, which preserves the mean, as in the paper; `norm`
+            instead preserves the tensor's sum of magnitudes, as mergekit does.
         normalize: Divide by the sum of the weights.
-        seed: Which draw; what is dropped depends on it, the task's name and the tensor's name alone.
+        seed: Seed of the draw, which depends only on it, the task's name and the tensor's name.
 
     Raises:
-        MethodError: the weights sum to zero and are to be normalised.
+        MethodError: normalize is set and the weights sum to zero.
     """
     sparse = magnitude_dropped(deltas, density, epsilon, rescale, seed)
     return add_up(deltas, sparse, normalize=normalize, scale=scale)

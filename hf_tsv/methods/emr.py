@@ -22,7 +22,7 @@ def emr(deltas: Deltas) -> Tensor:
 
     theta_t = theta_0 + lambda_t m_t tau with tau = sgn(sum_t w_t tau_t) max |w_t tau_t| among the tasks of that sign,
     m_t 1 where w_t tau_t tau > 0 and lambda_t = sum |w_t tau_t| / sum |m_t tau| over the whole model (Huang et al.
-    2024, section 3.2). The merged model is theta_0 + tau; `hf-tsv restore` makes a task's model of it.
+    2024, section 3.2). The merged model is theta_0 + tau; `hf-tsv restore` builds a task's model from it.
     """
     changes = [deltas.scaled(t) for t in deltas.active]
     return emr_unified(changes) if changes else deltas.zeros()

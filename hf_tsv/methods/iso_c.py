@@ -21,10 +21,10 @@ def iso_c(deltas: Deltas, *, scale: Scale = 1.0, rest_scale: Scale = 1.0, tolera
 
     Args:
         deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
-        scale: Factor on merged matrices (the paper's alpha, which it chooses on validation data: 0.8 to 1.5).
+        scale: Factor on merged matrices (the paper's alpha, chosen on validation data: 0.8 to 1.5).
         rest_scale: Factor on the mean of non-matrix tensors.
-        tolerance: Singular values below this share of the largest, whose vectors are arbitrary, stay out of sum and
-            mean. 0 keeps all, as the authors' code.
+        tolerance: Singular values below this share of the largest, whose vectors are arbitrary, are left out of M and
+            mean(s). 0 keeps all, as the authors' code does.
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)

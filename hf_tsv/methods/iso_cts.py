@@ -27,29 +27,29 @@ def iso_cts(
 ) -> Tensor:
     """Give most of the rank to what all tasks share, the rest to each task's own directions, all equally strong.
 
-    Keeps the sum's leading singular vectors and adds what each task has beside them, as far as the rank goes.
+    Keep the sum's leading singular vectors and fill the rest of the rank with each task's own directions.
     With U_c the sum's leading left vectors and U_t diag(s_t) Vh_t the leading triplets of Delta_t - U_c U_c^T Delta_t,
     M = scale * mean(s) polar([U_1 ... U_T U_c]) polar([Vh_1; ...; Vh_T; Vh_c]) (Marczak et al. 2025, algorithm 2).
     Non-matrix tensors get the mean of the deltas.
 
     Args:
         deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
-        common_space_fraction: Share of the rank that the sum's vectors get, before rounding so that the tasks share the
+        common_space_fraction: Share of the rank given to the sum's vectors, before rounding so that the tasks share the
             rest evenly.
-        scale: Factor on merged matrices (the paper's alpha, which it chooses on validation data: 1.1 to 1.9).
+        scale: Factor on merged matrices (the paper's alpha, chosen on validation data: 1.1 to 1.9).
         rest_scale: Factor on the mean of non-matrix tensors.
-        tolerance: Singular values below this share of their matrix's norm, whose vectors are arbitrary, stay out, as do
-            directions that all of the joined vectors hardly have. 0 keeps all, as the authors' code.
+        tolerance: Singular values below this share of their matrix's norm, whose vectors are arbitrary, are left out,
+            as are directions almost absent from the joined vectors. 0 keeps all, as the authors' code does.
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
     side, num_tasks = min(deltas.shape), len(deltas)
-    # The authors' round() may give the tasks more than there is, all together.
+    # The authors' round() may give the tasks together more than the whole rank.
     own_rank = min(round((side - int(side * common_space_fraction)) / num_tasks), side // num_tasks)
     common_rank = side - own_rank * num_tasks
     common = truncated_svd(deltas.weighted_sum(), common_rank, rtol=tolerance)
     parts = [_own(deltas, t, common.u, own_rank, tolerance) for t in deltas.active]
-    parts.append(common)  # last, as in the paper: the order matters to nobody but rounding
+    parts.append(common)  # last, as in the paper: the order affects only rounding
     s = torch.cat([part.s for part in parts])  # (K,)
     deltas.notes["rank"] = [part.s.numel() for part in parts]
     if not s.numel():
@@ -60,7 +60,7 @@ def iso_cts(
 
 
 def _own(deltas: Deltas, t: int, common: Tensor, rank: int, tolerance: float) -> Factors:
-    """A task's leading triplets outside the common space, as far as they stand above what subtracting it left."""
+    """Return a task's leading triplets outside the common space that are above the subtraction's rounding."""
     delta = deltas.scaled(t)
     floor = tolerance * float(torch.linalg.vector_norm(delta, dtype=torch.float64))
     with deltas.naming(t):

@@ -21,13 +21,13 @@ from hf_tsv.methods._geometry import inner
 def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annotated[float, Ge(0)] = 1e-5) -> Tensor:
     """Average the models' directions on the sphere, and multiply by the mean of their norms.
 
-    mean = argmin_m sum_t w_t angle(m, theta_t)^2 over unit vectors m (Karcher 1977), a tensor at a time, found by
-    steps along the mean tangent. It stays in the span of the models, so their inner products are all it needs.
+    mean = argmin_m sum_t w_t angle(m, theta_t)^2 over unit vectors m (Karcher 1977), one tensor at a time, found
+    by steps along the mean tangent. It stays in the span of the models, so it needs only their inner products.
 
     Args:
         deltas: T deltas of one tensor. The weights are shares of the mean; the base counts where the recipe lists it.
-        max_iter: Most steps.
-        tol: Length in radians of the step below which the mean is found.
+        max_iter: Maximum number of steps.
+        tol: Step length, in radians, below which the search stops.
 
     Raises:
         MethodError: the weights sum to zero.
@@ -43,7 +43,7 @@ def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annota
         gram[i, i] = inner(tensor, tensor)
         for j in range(i):  # two tensors are held at a time
             gram[i, j] = gram[j, i] = inner(tensor, _model(deltas, models[j]))
-    del tensor  # as large as what is merged below
+    del tensor  # as large as the merged tensor below
     norms = gram.diag().sqrt()
     on_sphere = norms > 0  # a tensor of zeros has no direction; its norm still counts in the mean of the norms
     if not on_sphere.any():
@@ -61,7 +61,7 @@ def karcher(deltas: Deltas, *, max_iter: Annotated[int, Ge(0)] = 10, tol: Annota
 
 
 def _mean(gram: Tensor, weights: Tensor, max_iter: int, tol: float) -> Tensor:
-    """Coefficients of the mean over unit vectors with these inner products."""
+    """Return the mean's coefficients over unit vectors with these inner products."""
 
     def norm(coefficients: Tensor) -> float:
         return math.sqrt(max(0.0, float(coefficients @ gram @ coefficients)))
@@ -69,7 +69,7 @@ def _mean(gram: Tensor, weights: Tensor, max_iter: int, tol: float) -> Tensor:
     weights = weights / weights.sum()
     first = torch.eye(len(gram), dtype=gram.dtype)[0]
     length = norm(weights)
-    mean = weights / length if length >= tol else first  # models that cancel have no mean to start from
+    mean = weights / length if length >= tol else first  # models that cancel have no mean: start from the first
     for _ in range(max_iter):
         cos = (gram @ mean).clamp(-1, 1)
         angle = torch.acos(cos)
@@ -84,5 +84,5 @@ def _mean(gram: Tensor, weights: Tensor, max_iter: int, tol: float) -> Tensor:
 
 
 def _model(deltas: Deltas, model: int) -> Tensor:
-    """Model 0 is the base, model t + 1 task t's."""
+    """Read a model's tensor: model 0 is the base, model t + 1 is task t's."""
     return deltas.base if model == 0 else deltas[model - 1].add_(deltas.base)

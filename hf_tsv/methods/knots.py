@@ -31,23 +31,23 @@ def knots(
     """Align the tasks by one SVD of all task matrices side by side, and merge their right vectors by TIES or DARE.
 
     M = scale * U diag(s) merge(Vh_1, ..., Vh_T) with U diag(s) [Vh_1 ... Vh_T] = [Delta_1 ... Delta_T] (Stoica et al.
-    2025, section 4), a matrix at a time. Non-matrix tensors get the mean of the deltas.
+    2025, section 4), one matrix at a time. Non-matrix tensors get the mean of the deltas.
 
     Args:
         deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
-        inside: What merges the right vectors: TIES with its disjoint mean, or DARE.
-        density: Share of the right vectors' entries that stays: by magnitude, or at random.
+        inside: The method that merges the right vectors: TIES with its disjoint mean, or DARE.
+        density: Share of the right vectors' entries that TIES (the largest by magnitude) or DARE (at random) keeps.
         scale: Factor on merged matrices.
         rest_scale: Factor on the mean of non-matrix tensors.
-        seed: DARE's draw.
-        tolerance: Singular values below this share of the largest, whose vectors are arbitrary, stay out.
+        seed: Seed of DARE's draw.
+        tolerance: Singular values below this share of the largest, whose vectors are arbitrary, are left out.
     """
     if not deltas.is_matrix:
         return mean_of_rest(deltas, rest_scale)
     tasks, densities = deltas.active, per_task(density, len(deltas))
     if not tasks:
         return deltas.zeros()
-    # From the smaller of the two Gram matrices of [Delta_1 ... Delta_T], in float64: that one is never formed itself.
+    # Uses the smaller Gram matrix of [Delta_1 ... Delta_T], in float64; the stack itself is never formed.
     m, n = deltas.shape
     align = _by_rows if m <= len(tasks) * n else _by_columns
     shared = align(deltas, tasks, tolerance)
@@ -72,8 +72,8 @@ class Shared:
 
     Attributes:
         s: Singular values, (k,) float64.
-        vh: The right vectors of one of the tasks, (k, n), by its place among them.
-        times: U diag(s) x for x (k, n).
+        vh: Returns the right vectors (k, n) of one of the tasks, by its index among them.
+        times: Returns U diag(s) x for x (k, n).
     """
 
     s: Tensor
@@ -82,7 +82,7 @@ class Shared:
 
 
 def _by_rows(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
-    """By sum_t Delta_t Delta_t^T (m, m), whose eigenvectors are U; Vh_t = diag(1 / s) U^T Delta_t."""
+    """Compute the SVD by sum_t Delta_t Delta_t^T (m, m), whose eigenvectors are U; Vh_t = diag(1 / s) U^T Delta_t."""
     gram = torch.zeros(deltas.shape[0], deltas.shape[0], dtype=torch.float64)
     for t in tasks:
         wide = deltas[t].double()
@@ -101,7 +101,7 @@ def _by_rows(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
 
 
 def _by_columns(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Shared:
-    """By the blocks Delta_i^T Delta_j (n, n), whose eigenvectors are all Vh_t^T one below the other."""
+    """Compute the SVD by the blocks Delta_i^T Delta_j (n, n), whose eigenvectors are the Vh_t^T stacked."""
     (_, n), num_tasks = deltas.shape, len(tasks)
     gram = torch.zeros(num_tasks, n, num_tasks, n, dtype=torch.float64)  # one matrix of side T n, by blocks
     for i in range(num_tasks):
@@ -122,7 +122,7 @@ def _by_columns(deltas: Deltas, tasks: Sequence[int], tolerance: float) -> Share
 
 
 def _leading(gram: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Singular values, descending, and vectors as columns, from a Gram matrix."""
+    """Return singular values, descending, and vectors as columns, from a Gram matrix."""
     values, vectors = torch.linalg.eigh(gram)
     s = values.clamp(min=0).sqrt()
     is_resolved = s > tolerance * s.amax() if len(s) else s > 0

@@ -17,11 +17,11 @@ def linear(deltas: Deltas, *, normalize: bool = True) -> Tensor:
 
     Args:
         deltas: T deltas of one tensor.
-        normalize: Divide by the sum of the weights, so that they say shares. Without it
-            theta = sum_t w_t theta_t, as mergekit has it.
+        normalize: Divide by the sum of the weights, so that they are shares. Without it
+            theta = sum_t w_t theta_t, as in mergekit.
 
     Raises:
-        MethodError: the weights sum to zero and are to be normalised.
+        MethodError: normalize is set and the weights sum to zero.
     """
     total = deltas.weighted_sum()
     weight = sum(deltas.weights) + deltas.base_weight

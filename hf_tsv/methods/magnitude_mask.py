@@ -18,7 +18,7 @@ def _survey(dtype: torch.dtype, num_tasks: int, *, density: PerTaskShare) -> Mag
 
 def _mask(task: TaskDelta, merged: Tensor) -> Tensor:
     threshold = task.survey.thresholds[task.task]
-    return masks.magnitude_mask(task.delta, threshold)  # of the delta as it is, without its weight, as was surveyed
+    return masks.magnitude_mask(task.delta, threshold)  # the delta without its weight, as it was surveyed
 
 
 @merge_method(
@@ -32,8 +32,8 @@ def magnitude_mask(deltas: Deltas, *, density: Annotated[PerTaskShare, PerTask()
     """Add up the task vectors, and write for every task where its own is largest.
 
     theta_t = theta_0 + m_t tau, tau = sum_t w_t tau_t, with m_t 1 at the largest |tau_t| of the whole vector, ties at
-    the threshold included (the baseline `mag_masking` of Wang et al. 2024, after their code). What a task didn't change
-    is in no mask of its. The merged model is theta_0 + tau; `hf-tsv restore` makes a task's model of it.
+    the threshold included (the baseline `mag_masking` of Wang et al. 2024, after their code). A task's mask never holds
+    entries it didn't change. The merged model is theta_0 + tau; `hf-tsv restore` builds a task's model from it.
 
     Args:
         deltas: T deltas of one tensor.

@@ -17,11 +17,11 @@ def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
     """Move from the base towards the mean, as far as the angle between the fine-tuned models suggests.
 
     theta = theta_0 + r * mean_t(delta_t) with r = T cos / (1 + (T - 1) cos) and cos the mean cosine between two
-    tasks' deltas (Jang et al. 2024, equation 7), a tensor at a time.
+    tasks' deltas (Jang et al. 2024, equation 7), one tensor at a time.
 
     Args:
-        deltas: T >= 2 deltas of one tensor. A recipe's `weight` is a factor on a task's change, and 0 leaves it out.
-        filter_wise: One ratio for each vector along the last dimension instead of one for the tensor.
+        deltas: T >= 2 deltas of one tensor. A recipe's `weight` is a factor on a task's change; 0 leaves it out.
+        filter_wise: Use one ratio for each vector along the last dimension instead of one for the tensor.
     """
     tasks = deltas.active
     if not tasks:
@@ -30,17 +30,17 @@ def model_stock(deltas: Deltas, *, filter_wise: bool = False) -> Tensor:
     for t in tasks:
         mean.add_(deltas.scaled(t), alpha=1 / len(tasks))
     if len(tasks) == 1:
-        return mean  # no angle to go by
+        return mean  # one task has no angle to another
     by_row = filter_wise and bool(deltas.shape)
     cos = _mean_cosine(deltas, tasks, by_row)
     denominator = 1 + (len(tasks) - 1) * cos
-    is_singular = denominator.abs() < 1e-6  # the deltas cancel, and there is no answer: the base stays
+    is_singular = denominator.abs() < 1e-6  # the deltas cancel and the ratio is undefined: keep the base
     ratio = torch.where(is_singular, 0.0, len(tasks) * cos / denominator.masked_fill(is_singular, 1.0))
     return mean.mul_(ratio)
 
 
 def _mean_cosine(deltas: Deltas, tasks: list[int], by_row: bool) -> Tensor:
-    """The mean cosine over all pairs of tasks, of the whole deltas or of each vector along the last dimension."""
+    """Return the mean cosine over all pairs of tasks, of whole deltas or of each vector along the last dimension."""
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         return inner_along(a, b, -1) if by_row else inner(a, b)

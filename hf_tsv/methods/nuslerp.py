@@ -17,15 +17,15 @@ def nuslerp(deltas: Deltas, *, nuslerp_flatten: bool = True, nuslerp_row_wise: b
     """Interpolate along the arc between two task vectors, or between two models where there is no base.
 
     sin((1-t) phi) / sin(phi) v_1 + sin(t phi) / sin(phi) v_2 with t = w_2 / (w_1 + w_2) and phi the angle between the
-    two (Shoemake 1985); on parallel ones a straight line. The recipe's weights say how far.
+    two (Shoemake 1985); a straight line if they are parallel. The recipe's weights set t.
 
     Args:
         deltas: Two deltas of one tensor; or one, with the base as the first model.
-        nuslerp_flatten: One angle for the tensor. Without it one for each vector along the last dimension.
-        nuslerp_row_wise: Without `nuslerp_flatten`: along the first dimension instead.
+        nuslerp_flatten: Use one angle for the tensor. Without it, one for each vector along the last dimension.
+        nuslerp_row_wise: Without `nuslerp_flatten`, take the vectors along the first dimension instead.
 
     Raises:
-        MethodError: there aren't two models.
+        MethodError: the number of models isn't two.
     """
     if not 1 <= len(deltas) <= 2:
         raise MethodError(f"it takes two models, got {len(deltas)}")

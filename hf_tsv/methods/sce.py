@@ -19,7 +19,7 @@ from hf_tsv.methods._sparsify import largest
 def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, scale: Scale = 1.0) -> Tensor:
     """Select the entries that vary most between tasks, weight tasks by how much they changed, erase minority signs.
 
-    Every task's weight in a tensor is its share of the squared entries that were selected; entries whose sign isn't
+    Every task's weight in a tensor is its share of the selected entries' squares; entries whose sign differs from
     the sum's are left out of the mean (Wan et al. 2024, section 3.3).
 
     Args:
@@ -37,17 +37,17 @@ def sce(deltas: Deltas, *, select_topk: Annotated[float, Ge(0), Le(1)] = 1.0, sc
     for t, square in zip(deltas.active, squares, strict=True):
         if square:
             own = delta(t)
-            votes.add_(own)  # the sign is elected by the plain sum, the mean is by the tasks' weights
+            votes.add_(own)  # signs are elected by the plain sum; the mean uses the tasks' shares
             election.add(own, square / sum(squares))
     return election.merged(votes).mul_(scale)
 
 
 def _selected(deltas: Deltas, share: float) -> Tensor:
-    """Mask of the entries that vary most: a share of those that aren't the same for all tasks."""
+    """Return the mask of the entries that vary most: a share of those that differ between tasks."""
     mean = deltas.zeros()
     for t in deltas.active:
         mean.add_(deltas.scaled(t), alpha=1 / len(deltas.active))
-    variance = deltas.zeros().double()  # squares of what float32 holds need its exponents
+    variance = deltas.zeros().double()  # squares of float32 values need float64's exponents
     for t in deltas.active:
         variance.add_(deltas.scaled(t).sub_(mean).double().square_())
     varying = int(variance.count_nonzero())

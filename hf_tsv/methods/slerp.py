@@ -5,7 +5,7 @@ from torch import Tensor
 from hf_tsv.methods import Deltas, Inputs, merge_method
 from hf_tsv.methods._geometry import cosine, inner, slerp_coefficients
 
-STRAIGHT = 0.9995  # |cos| above which the way is taken to be straight, as in mergekit
+STRAIGHT = 0.9995  # |cos| above which the path is a straight line, as in mergekit
 
 
 @merge_method(
@@ -22,10 +22,10 @@ def slerp(deltas: Deltas, *, t: float = 0.5) -> Tensor:
 
     Args:
         deltas: One delta of one tensor. A recipe's `weight` is a factor on the change.
-        t: How far: 0 is the base model, 1 the fine-tuned one.
+        t: Position on the arc: 0 is the base model, 1 the fine-tuned one.
     """
     base, change = deltas.base, deltas.scaled(0)
-    # |theta_1|^2 and <theta_0, theta_1> follow from the change: theta_1 itself would take another tensor.
+    # |theta_1|^2 and <theta_0, theta_1> follow from the change: theta_1 itself would take the memory of another tensor.
     square, product = inner(base, base), inner(base, change)
     cos = cosine(square + product, square, square + 2 * product + inner(change, change))
     first, second = map(float, slerp_coefficients(cos, t, cos.abs() > STRAIGHT))

@@ -28,17 +28,17 @@ def subspace_boosting(
 ) -> Tensor:
     """Merge by another method, then raise the small singular values of the result.
 
-    All are raised to the value at which a share of their sum is reached: s_i <- max(s_i, s_k) with k the first place
+    Each is raised to the value at which a share of the sum is reached: s_i <- max(s_i, s_k) with k the first index
     where s_1 + ... + s_k >= beta * sum(s) (Skorobogat et al. 2025).
     Non-matrix tensors are merged by the other method alone.
 
     Args:
         deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
-        of: The method that merges, with its defaults.
-        beta: Share of the sum of the singular values; the smaller, the more they are levelled.
+        of: The method that merges first, with its defaults.
+        beta: Share of the sum of the singular values; the smaller it is, the more they are levelled.
         scale: Factor on the merged delta.
         tolerance: Singular values below this share of the largest, whose vectors are arbitrary, aren't raised. 0 raises
-            all, as the authors' code.
+            all, as the authors' code does.
     """
     merged = merged_by(of, deltas)
     if not deltas.is_matrix:

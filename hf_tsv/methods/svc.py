@@ -33,8 +33,8 @@ def svc(
 
     Args:
         deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
-        of: The method that merges, with its defaults.
-        alpha: The least that a task counts. With 1 singular values only shrink; below, weak ones grow.
+        of: The method that merges first, with its defaults.
+        alpha: Minimum of p_rt in the sum. With 1, singular values only shrink; below 1, weak ones grow.
         scale: Factor on the merged delta.
     """
     merged = merged_by(of, deltas)
@@ -49,7 +49,7 @@ def svc(
 
 
 def _projections(merged: Factors, delta: Tensor) -> Tensor:
-    """p_r of one task for every direction r, (k,) float64; 0 where the task has nothing there."""
+    """Return one task's p_r for every direction r, (k,) float64; 0 where the task has no change."""
     response = merged.u.T @ delta  # (k, n)
     squares = torch.linalg.vector_norm(response, dim=1, dtype=torch.float64).square()  # (k,)
     products = merged.s * (merged.vh * response).sum(1, dtype=torch.float64)  # (k,)

@@ -41,15 +41,15 @@ def tall_mask(
 
     theta_t = theta_0 + m_t tau, with tau = sum_t w_t tau_t, or TIES' disjoint sum, and m_t 1 where
     |w_t tau_t| > mask_lambda_t |tau - w_t tau_t| (Wang et al. 2024, section 3). The merged model is theta_0 + tau;
-    `hf-tsv restore` makes a task's model of it, the base and the task's mask.
+    `hf-tsv restore` builds a task's model from it, the base and the task's mask.
 
     Args:
         deltas: T deltas of one tensor.
-        of: How the tasks are merged: by their sum, or by TIES.
-        mask_lambda: The masks' lambda_t: the larger, the fewer entries a task uses. The paper chooses each task's among
-            0.2 to 0.6 on validation data.
-        density: TIES' share of the entries that stays, by magnitude.
-        trim: Whether that is over the whole task vector or over each tensor, as for `ties`.
+        of: The merge of the tasks: their sum, or TIES.
+        mask_lambda: The masks' lambda_t: the larger it is, the fewer entries a task uses. The paper chooses one per
+            task from 0.2 to 0.6 on validation data.
+        density: TIES' share of the entries that is kept, the largest by magnitude.
+        trim: The range of that share, the task's whole vector (`global`) or each tensor (`tensor`), as for `ties`.
     """
     if of == "ties":
         return ties.fn(deltas, density=density, trim=trim, normalize=False)

@@ -16,7 +16,7 @@ def task_arithmetic(deltas: Deltas, *, scale: Scale = 1.0, normalize: bool = Fal
         normalize: Divide by the sum of the weights.
 
     Raises:
-        MethodError: the weights sum to zero and are to be normalised.
+        MethodError: normalize is set and the weights sum to zero.
     """
     weight = sum(deltas.weights) if normalize else 1.0
     if weight == 0:

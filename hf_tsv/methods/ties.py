@@ -40,12 +40,12 @@ def ties(
 
     Args:
         deltas: T deltas of one tensor.
-        density: Share of the entries that stays, by magnitude (the paper's top 20 %).
+        density: Share of the entries that is kept, the largest by magnitude (the paper's top 20 %).
         scale: Factor on the merged delta (the paper's lambda).
-        trim: `global` trims over the task's whole vector, as the paper; `tensor` over each tensor, as mergekit.
+        trim: `global` trims over the task's whole vector, as in the paper; `tensor` over each tensor, as in mergekit.
         normalize: Average the entries that agree (the paper's disjoint mean) instead of adding them up.
 
-    Where the trimmed entries cancel exactly, plus is elected, as in mergekit.
+    If the trimmed entries cancel exactly, plus is elected, as in mergekit.
     """
     survey = deltas.survey or surveyed(deltas, _survey(deltas.dtype, len(deltas), density=density, trim=trim))
     election = Election(deltas, normalize=normalize)

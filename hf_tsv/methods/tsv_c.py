@@ -11,7 +11,7 @@ from hf_tsv.methods import Deltas, merge_method
 
 
 def _one_keyword_a_rule(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Spell out `**rule`: what a recipe may write is read from the signature, and the rules stand in RULES alone."""
+    """Spell out `**rule` by RULES, because a recipe's parameters are read from the signature."""
     deltas = inspect.signature(fn).parameters["deltas"]
     keywords = [
         inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=rule.value | None)
@@ -35,15 +35,15 @@ def _one_keyword_a_rule(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def tsv_c(deltas: Deltas, **rule: Any) -> Tensor:
     """Keep the base model's weight, and each task's leading singular triplets beside it in the task's adapter.
 
-    theta_t = theta_0 + U_k diag(s_k) Vh_k of each task matrix (Gargiulo et al. 2024, section 3.2). One rule for k at
-    most is given; without any, k is the paper's min(m, n) / T. A model's weight doesn't matter here.
+    theta_t = theta_0 + U_k diag(s_k) Vh_k of each task matrix (Gargiulo et al. 2024, section 3.2). At most one
+    rule for k may be given; without one, k is the paper's min(m, n) / T. A model's weight doesn't matter here.
 
     Args:
         deltas: T deltas of one tensor.
         rule: One of RULES, by its word.
 
     Raises:
-        MethodError: several rules, or a budget that isn't a size.
+        MethodError: several rules are given, or the budget isn't a size or share.
     """
-    rank_choice(rule, num_tasks=len(deltas), checkpoint_bytes=1)  # what it yields needs the whole model: `hf_tsv.kept`
+    rank_choice(rule, num_tasks=len(deltas), checkpoint_bytes=1)  # a check: ranks need the whole model (`hf_tsv.kept`)
     return deltas.zeros()

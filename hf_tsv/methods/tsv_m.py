@@ -13,7 +13,7 @@ from hf_tsv.linalg import Factors, nearest_orthogonal, truncated_svd
 from hf_tsv.methods import Deltas, Matrices, Scale, merge_method
 
 Cut = Literal["auto", "noise", "numerical", "none"]
-NUMERICAL_RANK = 1e-6  # of the largest singular value; below it fp32 weights hold nothing
+NUMERICAL_RANK = 1e-6  # of the largest singular value; float32 weights hold nothing below it
 
 
 def _as_paper(parameters: Mapping[str, Any]) -> bool:
@@ -44,16 +44,16 @@ def tsv_m(
 
     Args:
         deltas: T task matrices, (m, n) each, or deltas of a non-matrix tensor.
-        rank: Triplets kept per task; min(m, n) // T, at least 1, unless given.
+        rank: Triplets kept per task; by default min(m, n) // T, at least 1.
         scale: Factor on merged matrices (the paper's alpha).
         rest_scale: Factor on the mean of non-matrix tensors.
-        cut: Where a task matrix ends. `numerical`: at 1e-6 of its largest singular value. `noise`: also at what
-            rounding to the stored dtype explains. `none`: at `rank`. `auto`: noise for what is
-            stored in half precision, else numerical.
+        cut: Singular values that are dropped. `numerical`: up to 1e-6 of the task matrix's largest. `noise`: also those
+            that rounding to the stored dtype can explain. `none`: only those beyond `rank`. `auto`: `noise` for
+            weights stored in half precision, else `numerical`.
         tolerance: Directions of the joined singular vectors smaller than this share of the largest are
-            dropped: they carry nothing but what two tasks have in common already.
-        parity: `paper` follows the authors' code to the letter: no cut, no tolerance, one scale for everything,
-            rank int(min(m, n) * (1 / T)) even when that is 0; conv kernels and text_projection don't count as matrices.
+            dropped: they hold only what two tasks already have in common.
+        parity: `paper` follows the authors' code exactly: no cut, no tolerance, one scale for everything,
+            rank int(min(m, n) * (1 / T)) even if that is 0; conv kernels and text_projection don't count as matrices.
     """
     if parity == "paper":
         cut, tolerance, rest_scale = "none", 0.0, scale
@@ -61,23 +61,23 @@ def tsv_m(
         return deltas.weighted_sum().mul_(rest_scale / len(deltas))
     side, num_tasks = min(deltas.shape), len(deltas)
     if rank is None:
-        # The authors' product of floats is now and then one below the quotient of integers.
+        # The authors' product of floats is sometimes one less than the quotient of integers.
         rank = int(side * (1 / num_tasks)) if parity == "paper" else max(1, side // num_tasks)
     u, s, vh = _joined(deltas, rank, cut)
     if not s.numel():
         return deltas.zeros()
     polar = partial(nearest_orthogonal, tolerance=tolerance, sketch=deltas.svd == "sketch")
     left = polar(u).mul_(s)  # (m, K): U_perp diag(s)
-    del u  # of a tall matrix as large as the matrix itself
+    del u  # for a tall matrix, as large as the matrix itself
     merged: Tensor = left @ polar(vh)  # (m, n)
     return merged.mul_(scale)
 
 
 def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[Tensor, Tensor, Tensor]:
-    """All K triplets of all tasks side by side: u (m, K), s (K,), vh (K, n).
+    """Return all K triplets of all tasks side by side: u (m, K), s (K,), vh (K, n).
 
-    Filled in place, because a tall matrix's u is as large as the matrix. Notes per task the rank kept and the share of
-    the squared norm in it.
+    They are filled in place, because a tall matrix's u is as large as the matrix. Notes per task the rank and the share
+    of the squared norm that are kept.
     """
     m, n = deltas.shape
     room = len(deltas) * min(rank, m, n)
@@ -87,7 +87,7 @@ def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[Tensor, Tensor, Tensor
     used = 0
     ranks, energies = [], []
     for t, weight in enumerate(deltas.weights):
-        task = _triplets(deltas, t, rank if weight else 0, cut)  # a task without weight adds no directions either
+        task = _triplets(deltas, t, rank if weight else 0, cut)  # a task of weight 0 adds no directions either
         end = used + task.s.numel()
         u[:, used:end], s[used:end], vh[used:end] = task.u, weight * task.s, task.vh
         used = end
@@ -99,8 +99,8 @@ def _joined(deltas: Deltas, rank: int, cut: Cut) -> tuple[Tensor, Tensor, Tensor
 
 
 def _triplets(deltas: Deltas, t: int, rank: int, cut: Cut) -> Factors:
-    """One task's leading triplets, at most `rank`, as far as they stand above the cut."""
-    # Without a cut a task keeps `rank` triplets, and factors of a lower rank don't have as many.
+    """Return one task's leading triplets above the cut, at most `rank`."""
+    # Without a cut, a task keeps `rank` triplets, which factors of a lower rank don't have.
     if cut != "none" and (known := deltas.factors(t)):
         return replace(known, u=known.u[:, :rank], s=known.s[:rank], vh=known.vh[:rank])
     rtol = 0.0 if cut == "none" else NUMERICAL_RANK
