@@ -78,7 +78,7 @@ class SafetensorsCheckpoint:
         info = located.info
         start, shape = located.start, info.shape
         if rows:
-            bytes_per_row = info.nbytes // max(1, shape[0])
+            bytes_per_row = info.nbytes // max(1, shape[0])  # a tensor may have no rows
             start += rows[0] * bytes_per_row
             shape = (rows[1] - rows[0], *shape[1:])
         tensor = torch.empty(shape, dtype=info.torch_dtype)

@@ -38,7 +38,7 @@ def compress(
             paper's fraction, 1 / (number of tasks).
         options: Options of the job.
         adapters: Adapter settings that replace those of the recipe.
-        push_to_hub: Where to push the adapters: `user/name`, or `user/name-{task}` for one repository per task.
+        push_to_hub: The repository to push the adapters to: `user/name`, or `user/name-{task}` for one per task.
         hub: The connection to the Hub.
         progress: Notified of the work done.
 

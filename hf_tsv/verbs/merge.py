@@ -41,7 +41,7 @@ def merge(
         recipe: A recipe, or the path of its file.
         out: The output folder; it must not exist, or must be empty.
         options: Options of the job.
-        push_to_hub: Where to push the output: `user/name`, or a `Pushing` with further options.
+        push_to_hub: The repository to push the output to: `user/name`, or a `Pushing` with further options.
         hub: The connection to the Hub.
         progress: Notified of the work done.
 

@@ -41,7 +41,7 @@ class Verification:
         files: Number of whole files that were compared with their recorded checksums.
         recomputed: Tensors that were merged again from the sources, whatever the result.
         differs: The differences from the record, one line each. Empty if everything compared is equal, bit for bit.
-        not_checked: What could not be compared, and why, one line each.
+        not_checked: Things that could not be compared, with the reason, one line each.
         notes: Further remarks for a person, such as another version of torch.
         exit_code: 1 if anything differs; otherwise the exit code of an error in reading the sources, or 0.
     """

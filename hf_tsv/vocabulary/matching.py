@@ -197,6 +197,7 @@ class _Matcher:
 
     def is_settled(self, tokenizers: Sequence[Tokenizer]) -> bool:
         """Return True if row i means the same in all models, and the output's rows are the base's."""
+        # Without a source, differences between the tokens with rows were reported as a clash before.
         same = all(t is tokenizers[0] or t.ids == tokenizers[0].ids for t in tokenizers)
         return self.is_possible_as_stored and (same or not self._choice.source)
 
@@ -279,7 +280,7 @@ class _Matcher:
         if multiple := self._choice.pad_to_multiple_of:
             return _padded(needed, multiple)
         if owner:
-            return self._rows(owner, name) or self._largest(owner)
+            return self._rows(owner, name) or self._largest(owner)  # 0 rows: the owner lacks the tensor
         if source != UNION or needed <= in_base:
             return in_base
         is_base_padded = in_base > max(base.ids.values()) + 1

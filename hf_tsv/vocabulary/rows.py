@@ -30,7 +30,7 @@ from hf_tsv.recipe import UNION
 from hf_tsv.vocabulary.tokenizer import Tokenizer, write_with_tokens
 
 PIECE = 2**22  # entries averaged at a time; another number would round the mean differently
-ABSENT = -1  # stands for the row of a token that a model lacks
+ABSENT = -1  # the row of a token that a model lacks
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything in it that the merged bytes and the written tokenizer depend on."""
+        """A hash of everything that the merged bytes and the written tokenizer depend on."""
         text = json.dumps([self.source, self.ids, self.rows], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for own in self.own:
@@ -276,7 +276,7 @@ class OfAdapter(OfTask):
         for piece in _consecutive(ids[known]):
             start = int(ids[known[piece.start]])
             run = (start, start + piece.stop - piece.start)
-            # Rows are read along axis 0 only, so a tensor whose tokens lie along axis 1 is read whole.
+            # Rows are read along axis 0 only, so a tensor with its tokens along axis 1 is read whole.
             read = None if axis else run
             stored = self._base.inner.read(name, read)
             change = self._adapter.delta(name, stored, dtype, read)
