@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hf_tsv.verbs.verify import verify as verify
 
 # The public names, each with the module that defines it. They are imported when they are first used, so that
-# `hf-tsv --help` needs no torch.
+# `hf-tsv --help` doesn't import torch.
 _MODULES = {
     "AdapterOptions": "hf_tsv.job.options",
     "HfTsvError": "hf_tsv.errors",

@@ -1,3 +1,3 @@
-"""The version, alone in a module so that any room can import it."""
+"""The version, alone in a module so that any other module can import it."""
 
 __version__ = "0.2.0"

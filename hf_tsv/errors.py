@@ -1,16 +1,16 @@
 """Every error this package raises on purpose.
 
-* HfTsvError                what a person can cause, told in one line a mistake; exit code 1
+* HfTsvError                an error that a person can cause, reported as one line per mistake; exit code 1
   + RecipeError             the recipe or suite is wrong; holds every mistake found
   + PlanError               recipe and checkpoints don't fit together; holds every mistake found
   + CheckpointError         a file can't be read as what it claims to be
-  + MethodError             a merge method met numbers that it can't merge
+  + MethodError             a merge method got numbers that it can't merge
   + OutputError             the output folder can't be used, or an earlier run there differs
-  + PublishError            licence or privacy forbids to publish it so
-  + HubError                the Hub or the network said no; exit code 3
-  + ResourceError           disk or memory does not suffice; exit code 4
+  + PublishError            licence or privacy forbids publishing the output as asked
+  + HubError                the Hub or the network refused or failed; exit code 3
+  + ResourceError           not enough disk space or memory; exit code 4
 
-Inner code raises the fact; the engine adds tensor and task; the command line prints and chooses the exit code.
+Inner code raises the fact; the engine adds tensor and task; the command line prints the error and sets the exit code.
 """
 
 import re
@@ -19,11 +19,11 @@ from typing import ClassVar
 
 _UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
-DOWNLOADING = "downloading"  # what progress is told while files come, in bytes
+DOWNLOADING = "downloading"  # the name under which downloads are reported to progress, in bytes
 
 
 class HfTsvError(Exception):
-    """Base of all told errors. `str()` is one mistake a line, ready to print."""
+    """Base of all errors reported to a person. `str()` has one line per mistake, ready to print."""
 
     exit_code: ClassVar[int] = 1
 
@@ -33,7 +33,7 @@ class HfTsvError(Exception):
 
 
 def _printable(text: str) -> str:
-    """A message may quote a stranger's file: no control sequence for the terminal, no half of a character."""
+    """Escape unprintable characters, such as control sequences: a message may quote a stranger's file."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -46,11 +46,11 @@ class PlanError(HfTsvError):
 
 
 class CheckpointError(HfTsvError):
-    """A checkpoint file is missing, broken, or of a kind that isn't read."""
+    """A checkpoint file is missing, broken, or of an unsupported kind."""
 
 
 class MethodError(HfTsvError):
-    """A merge method met numbers that it can't merge."""
+    """A merge method got numbers that it can't merge."""
 
 
 class OutputError(HfTsvError):
@@ -68,27 +68,27 @@ class HubError(HfTsvError):
 
 
 class ResourceError(HfTsvError):
-    """Disk or memory does not suffice."""
+    """There is not enough disk space or memory."""
 
     exit_code = 4
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, for a message."""
+    """Return the first `most` names, and how many more there are, for a message."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
 def counted(number: int, what: str) -> str:
-    """`1 model`, `2 models`."""
+    """Return a number with its noun: `1 model`, `2 models`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes from `4GB`, `500M` or `1e9`.
+    """Parse a number of bytes such as `4GB`, `500M` or `1e9`.
 
     Raises:
-        ValueError: the text is no size.
+        ValueError: the text is not a size.
     """
     match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
     if not match:
@@ -97,7 +97,7 @@ def parse_bytes(text: str) -> int:
 
 
 def size(nbytes: float) -> str:
-    """Bytes as a person reads them, decimal as the Hub shows them."""
+    """Format a number of bytes for a person, in decimal units like the Hub."""
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 1000:
             return f"{nbytes:.3g} {unit}"
@@ -106,7 +106,7 @@ def size(nbytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them."""
+    """Format a number of seconds for a person."""
     for limit, length, unit in ((100, 1, "s"), (100 * 60, 60, "min")):
         if seconds < limit:
             return f"{seconds / length:.0f} {unit}"

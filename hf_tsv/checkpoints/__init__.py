@@ -1,1 +1,1 @@
-"""Weights in files: what a checkpoint is, how it is read and written, and what its tensors are."""
+"""Checkpoints: reading and writing weights, and recognising what each tensor is."""

@@ -1,4 +1,7 @@
-"""A fine-tune saved from a class with a head has its encoder under a prefix; the base may have none, or the reverse."""
+"""Align a fine-tune's names with the base's.
+
+A fine-tune saved from a class with a head has its encoder under a prefix that the base may not have, or the reverse.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,12 +11,12 @@ from torch import Tensor
 from hf_tsv.checkpoints.protocol import Checkpoint, TensorInfo
 from hf_tsv.checkpoints.view import View
 
-ENOUGH = 0.5  # of the base's tensors: fewer matches than that are chance
+ENOUGH = 0.5  # fraction of the base's tensors: fewer matches than that are chance
 
 
 @dataclass(frozen=True)
 class Renaming:
-    """A prefix that is taken off a name where it stands there, and one that is then put in front of it."""
+    """A renaming of tensors: remove the prefix `drop` from names that have it, then put `add` in front."""
 
     drop: str = ""
     add: str = ""
@@ -23,11 +26,11 @@ class Renaming:
 
 
 def aligned(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """The checkpoint under the base's names.
+    """Return the checkpoint under the base's names.
 
     `BertModel` saves `encoder.layer.0…`, `BertForSequenceClassification` the same as `bert.encoder.layer.0…`.
-    The one prefix that makes most names meet is dropped or added; when the names meet as they are, or nothing
-    makes them meet, the checkpoint comes back as it is.
+    The one prefix that makes most names match is dropped or added. If enough names match as they are, or no prefix
+    makes enough of them match, the checkpoint is returned unchanged.
     """
     base_names, names = set(base.names()), set(checkpoint.names())
     if len(base_names & names) >= ENOUGH * len(base_names):
@@ -43,7 +46,7 @@ def aligned(checkpoint: Checkpoint, base: Checkpoint) -> Checkpoint:
 
 
 class Renamed(View):
-    """A checkpoint with one prefix of its names dropped and another added."""
+    """A checkpoint under other names, which a renaming gives."""
 
     def __init__(self, inner: Checkpoint, renaming: Renaming) -> None:
         super().__init__(inner)
@@ -64,5 +67,5 @@ class Renamed(View):
 
 
 def first_components(names: Iterable[str]) -> list[str]:
-    """What names have before their first dot, with it, sorted: sets have no order that is the same in every run."""
+    """Return the names' prefixes up to and including the first dot, sorted: a set's order differs between runs."""
     return sorted({name.split(".", 1)[0] + "." for name in names if "." in name})

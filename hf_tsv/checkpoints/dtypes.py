@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 import torch
 
-ArithmeticWord = Literal["float32", "float64"]  # what a merge may compute in
-FactorWord = Literal["float32", "bfloat16", "float16"]  # what an adapter's factors may be stored in
-FloatWord = Literal["float32", "float64", "bfloat16", "float16"]  # what a merged model may be stored in
+ArithmeticWord = Literal["float32", "float64"]  # dtypes that a merge can compute in
+FactorWord = Literal["float32", "bfloat16", "float16"]  # dtypes that an adapter's factors can be stored in
+FloatWord = Literal["float32", "float64", "bfloat16", "float16"]  # dtypes that a merged model can be stored in
 ARITHMETIC: tuple[ArithmeticWord, ...] = get_args(ArithmeticWord)
 
 
@@ -17,8 +17,8 @@ class StoredDType:
     """A dtype that safetensors files can hold.
 
     Attributes:
-        name: What safetensors calls it, such as `BF16`.
-        torch: What torch reads it as.
+        name: The dtype's name in safetensors files, such as `BF16`.
+        torch: The torch dtype.
     """
 
     name: str
@@ -26,27 +26,27 @@ class StoredDType:
 
     @property
     def word(self) -> str:
-        """What recipes, flags and torch call it, such as `bfloat16`."""
+        """The dtype's name in recipes, flags and torch, such as `bfloat16`."""
         return str(self.torch).removeprefix("torch.")
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one entry."""
+        """The size of one entry in bytes."""
         return self.torch.itemsize
 
     @property
     def is_float(self) -> bool:
-        """Whether tensors of it take part in merging. An 8-bit float doesn't: it is a code that needs a scale."""
+        """True if tensors of this dtype take part in merging. 8-bit floats don't: they are codes that need a scale."""
         return self.torch.is_floating_point and self.nbytes > 1
 
     @property
     def is_half(self) -> bool:
-        """Whether it is a float of 16 bits, whose rounding shows in a delta."""
+        """True for a 16-bit float, whose rounding is noticeable in a delta."""
         return self.torch.is_floating_point and self.nbytes == 2
 
 
 # In the order in which the safetensors library writes them: wide entries first, so that every tensor starts at a
-# multiple of its entries' size. The writer depends on this order.
+# multiple of its entry size. The writer depends on this order.
 _IN_FILE_ORDER = (
     StoredDType("U64", torch.uint64),
     StoredDType("I64", torch.int64),

@@ -1,4 +1,4 @@
-"""Open whatever checkpoint lies in a folder."""
+"""Open the checkpoint in a folder, however its files are named."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,10 @@ STEMS = ("model", "diffusion_pytorch_model", "pytorch_model")
 
 
 def open_checkpoint(folder: Path, *, label: str | None = None) -> SafetensorsCheckpoint:
-    """The checkpoint in a folder: an index with its shards, or one safetensors file.
+    """Open the checkpoint in a folder: an index with its shards, or one safetensors file.
 
     Raises:
-        CheckpointError: there is none, or it is pickled, quantized or broken.
+        CheckpointError: there is no checkpoint, or it is pickled, quantized or broken.
     """
     label = label or str(folder)
     files, index = weight_files(folder, label)
@@ -26,12 +26,12 @@ def open_checkpoint(folder: Path, *, label: str | None = None) -> SafetensorsChe
 
 
 def weight_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str]]:
-    """The weight files of a folder, and the index's map from tensor to file (empty without an index).
+    """Find the weight files of a folder, and the index's map from tensor to file (empty without an index).
 
-    When a folder holds both a single file and an index, the single file is taken, as transformers does.
+    If a folder holds both a single file and an index, the single file is used, as in transformers.
 
     Raises:
-        CheckpointError: there are none, they are pickled, or the index can't be used.
+        CheckpointError: there are no weight files, they are pickled, or the index can't be used.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{label}: no such folder. Give a folder, or a Hub id such as org/name")
@@ -43,7 +43,7 @@ def weight_files(folder: Path, label: str) -> tuple[list[Path], dict[str, str]]:
             weight_map = _weight_map(index)
             shards = sorted(set(weight_map.values()))
             return [folder / shard for shard in shards], weight_map
-    # One file of any other name can only be the model, unless it is an adapter.
+    # A single file with any other name can only be the model, unless it is an adapter.
     lone = sorted(folder.glob("*.safetensors"))
     if len(lone) == 1 and not lone[0].name.startswith("adapter"):
         return lone, {}
@@ -54,7 +54,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         entries = dict(weight_map)
-    # A stranger's file may hold anything: no JSON, another structure, nesting without end.
+    # A stranger's file may hold anything: invalid JSON, another structure, very deep nesting.
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{index}: can't be read as an index, which has a 'weight_map'. Download it again"
@@ -62,13 +62,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, file in entries.items():
         if not isinstance(file, str) or not file.endswith(".safetensors"):
             raise CheckpointError(f"{index}: tensor {name!r} lies in {file!r}, expected a safetensors file")
-        if Path(file).name != file:  # a stranger's index must not read what lies elsewhere
+        if Path(file).name != file:  # a stranger's index must not make us read files elsewhere
             raise CheckpointError(f"{index}: {file!r} leaves its folder. Weights are read from beside the index only")
     return entries
 
 
 def _why_none(folder: Path) -> str:
-    """What is there instead of weights that can be read, and the way out."""
+    """Return what a folder holds instead of readable weights, and the way out."""
     if (folder / "adapter_model.safetensors").is_file():
         return "holds an adapter, but a full checkpoint is needed here"
     pickles: list[str] = []

@@ -1,4 +1,4 @@
-"""A state dict seen as a checkpoint."""
+"""A state dict as a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,11 @@ from hf_tsv.errors import CheckpointError
 
 
 class MemoryCheckpoint:
-    """A state dict; tensors that share memory keep their names, each of them."""
+    """A state dict as a checkpoint. Each tensor keeps its own name, also when several share memory.
+
+    Raises:
+        CheckpointError: a value is not a dense tensor of a dtype that safetensors knows.
+    """
 
     def __init__(self, state_dict: Mapping[str, Tensor], *, label: str) -> None:
         self.label = label
@@ -32,10 +36,10 @@ class MemoryCheckpoint:
         tensor = self._tensors[name].detach()
         if rows:
             tensor = tensor[slice(*rows)]
-        return tensor.to("cpu", copy=True).contiguous()  # a copy: what is read belongs to the caller
+        return tensor.to("cpu", copy=True).contiguous()  # a copy: the caller owns the result
 
     def will_need(self, name: str) -> None:
-        """Nothing to do: it is in memory."""
+        """Do nothing: the tensor is already in memory."""
 
     def fingerprint(self) -> str:
         return f"memory:{id(self)}"

@@ -1,4 +1,4 @@
-"""What lies in a model's folder, by the names of its files."""
+"""The kinds of files in a model's folder, recognised by their names."""
 
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
@@ -16,7 +16,7 @@ OTHER_WEIGHTS = (
 )
 OTHER_FOLDERS = (
     *("onnx", "openvino", "coreml", "original", "runs", "logs", "checkpoint-*"),
-    *("adapters*", MASKS, PICTURES, PARTS),  # of an earlier output of this package
+    *("adapters*", MASKS, PICTURES, PARTS),  # in an output of this package
 )
 PICTURE_FILES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp", "*.mp4", "*.wav", "*.mp3", "*.pdf")
 ABOUT_THE_SOURCE = (
@@ -27,7 +27,7 @@ LEFT_OUT = (*PICKLES, *OTHER_WEIGHTS, *PICTURE_FILES, *ABOUT_THE_SOURCE)
 LICENCES = ("licen[sc]e*", "notice*", "use_policy*")
 MODULE_FOLDERS = "[0-9]*_*"  # 1_Pooling, 2_Dense: the modules of a sentence-transformers model
 
-GENERATION_CONFIG = "generation_config.json"  # which names tokens
+GENERATION_CONFIG = "generation_config.json"  # refers to tokens
 TOKENIZER = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("spiece*", "chat_template.*", "sentencepiece*", "normalizer.json"),
@@ -35,13 +35,13 @@ TOKENIZER = (
 
 
 def side_files(files: Mapping[str, int]) -> tuple[str, ...]:
-    """What goes along with the weights: configuration, tokenizer, processor, templates, modules, licence.
+    """Return the files to copy with the weights: configuration, tokenizer, processor, templates, modules, licence.
 
-    Not the source's card and logs, not pictures, not weights in any format, not what is larger than 100 MB. The weights
-    of a numbered module folder (`2_Dense/model.safetensors`) do go along: the model doesn't load without them.
+    Cards, logs, pictures, weights in any format and files larger than 100 MB are left out. The weights of a numbered
+    module folder (`2_Dense/model.safetensors`) are included, because the model doesn't load without them.
 
     Args:
-        files: Bytes of every file of the model, by its path in the model's folder.
+        files: Size in bytes of every file of the model, by its path in the model's folder.
     """
     chosen = []
     for file, nbytes in files.items():
@@ -51,7 +51,7 @@ def side_files(files: Mapping[str, int]) -> tuple[str, ...]:
         if nbytes > SIDE_FILE_MAX_BYTES or is_hidden or matches(OTHER_FOLDERS, folders):
             continue
         if path.name.endswith(".safetensors"):
-            # Only a module's weights go along: all others are what is merged, or a copy of it.
+            # Only a module's weights are copied: all others are the merged weights, or a copy of them.
             goes_along = len(folders) == 1 and fnmatch(folders[0], MODULE_FOLDERS)
         else:
             goes_along = not matches(LEFT_OUT, [path.name])
@@ -61,5 +61,5 @@ def side_files(files: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def matches(patterns: Collection[str], names: Collection[str]) -> bool:
-    """Whether any of the names fits any of the patterns, which are those of a shell."""
+    """Return True if any of the names matches any of the patterns, which are shell patterns."""
     return any(fnmatch(name, pattern) for name, pattern in product(names, patterns))

@@ -1,4 +1,4 @@
-"""What a checkpoint is to the rest of the package: named tensors with a header, read one at a time."""
+"""The interface of checkpoints: named tensors with headers, read one at a time."""
 
 import math
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class TensorInfo:
     """The header of one tensor.
 
     Attributes:
-        name: Its key in the checkpoint.
-        shape: Its shape.
-        dtype: Its stored dtype as safetensors writes it, such as `F32` or `BF16`.
+        name: The tensor's key in the checkpoint.
+        shape: The tensor's shape.
+        dtype: The stored dtype's name in safetensors files, such as `F32` or `BF16`.
     """
 
     name: str
@@ -37,17 +37,17 @@ class TensorInfo:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """What torch reads it as."""
+        """The stored dtype as a torch dtype."""
         return DTYPES[self.dtype].torch
 
     @property
     def is_float(self) -> bool:
-        """Whether it takes part in merging: a float of 16 bits or more."""
+        """True if the tensor takes part in merging: a float of 16 bits or more."""
         return DTYPES[self.dtype].is_float
 
     @property
     def is_half(self) -> bool:
-        """Whether it is a float of 16 bits."""
+        """True for a 16-bit float."""
         return DTYPES[self.dtype].is_half
 
 
@@ -67,7 +67,7 @@ class Checkpoint(Protocol):
     """Named tensors. `names` and `info` read headers only; `read` reads one tensor's bytes.
 
     Attributes:
-        label: What a message calls it: a Hub id with its revision, or a path.
+        label: The checkpoint's name in messages: a Hub id with its revision, or a path.
     """
 
     @property
@@ -78,23 +78,23 @@ class Checkpoint(Protocol):
     def info(self, name: str) -> TensorInfo: ...
 
     def read(self, name: str, rows: Rows = None) -> Tensor:
-        """The tensor, or rows [first, past-the-last) of it, in its stored dtype, on the CPU, owned by the caller."""
+        """Read a tensor, or its rows [first, past-the-last), in its stored dtype, on the CPU. The caller owns it."""
         ...
 
     def will_need(self, name: str) -> None:
-        """A hint that a tensor is read soon; its bytes may begin to move now."""
+        """Hint that a tensor will be read soon, so that its bytes can start to load."""
         ...
 
     def fingerprint(self) -> str:
-        """A hash that changes when the checkpoint's content does: what a resumed run compares."""
+        """Return a hash that changes when the checkpoint's content does. A resumed run compares it."""
         ...
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A task matrix as an adapter holds it: scale * b a, with b (m, r) and a (r, n) in the stored dtype.
+    """A task matrix in an adapter's form: scale * b a, with b (m, r) and a (r, n) in the stored dtype.
 
-    The factors may be shared: they are not to be changed.
+    The factors may be shared, so they must not be changed.
     """
 
     b: Tensor
@@ -102,39 +102,39 @@ class LowRank:
     scale: float
 
     def product(self, dtype: torch.dtype) -> Tensor:
-        """The task matrix (m, n), computed in dtype."""
+        """Return the task matrix (m, n), computed in `dtype`."""
         product = self.b.to(dtype) @ self.a.to(dtype)  # (m, n)
         return product.mul_(self.scale)
 
 
 @runtime_checkable
 class AdapterCheckpoint(Checkpoint, Protocol):
-    """The merge's base with an adapter on top: what it changes is known exactly, and most of it as two thin factors.
+    """The merge's base with an adapter on top. Its changes are known exactly, most of them as two thin factors.
 
     `names`, `info` and `read` give the fine-tuned model, rounded to the base's dtypes.
 
     Attributes:
-        notes: What a person should know of how it was read.
+        notes: Remarks for a person on how the adapter was read.
     """
 
     @property
     def notes(self) -> Sequence[str]: ...
 
     def is_changed(self, name: str) -> bool:
-        """Whether the adapter holds anything for one of the base's tensors. Reads nothing."""
+        """Return True if the adapter holds anything for one of the base's tensors. Reads no tensors."""
         ...
 
     def delta(self, name: str, base: Tensor, dtype: torch.dtype, rows: Rows = None) -> Tensor:
-        """The tensor's change, computed in dtype, in the shape of `base`: that tensor of the base, or those rows."""
+        """Return a tensor's change, computed in `dtype`, in the shape of `base`: the base's tensor, or its `rows`."""
         ...
 
     def low_rank(self, name: str, row: int | None = None) -> LowRank | None:
-        """The change of a tensor as a matrix, kernels flattened; of one matrix where it stacks several.
+        """Return a tensor's change as a matrix, kernels flattened; for a stack of matrices, that of matrix `row`.
 
-        None where the adapter holds no factors of it.
+        None if the adapter holds no factors for it.
         """
         ...
 
     def nbytes(self, name: str) -> int:
-        """Bytes that are read to make a tensor's change."""
+        """Return the number of bytes read to compute a tensor's change."""
         ...

@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are codes, not numbers: they can't be merged, and are refused before anything moves."""
+"""Refuse quantized checkpoints: their weights are codes, not numbers, and can't be merged."""
 
 import json
 import re
@@ -12,7 +12,7 @@ WAY_OUT = (
     "Name the model that it was quantized from; or load it with transformers, call dequantize() on it, and give the"
     " folder that save_pretrained writes"
 )
-# What GPTQ, AWQ, bitsandbytes, HQQ, compressed-tensors, FP8 and MXFP4 store beside their codes.
+# Names of tensors that GPTQ, AWQ, bitsandbytes, HQQ, compressed-tensors, FP8 and MXFP4 store beside their codes.
 _BESIDE_CODES = re.compile(
     r"(\.(qweight|qzeros|g_idx|absmax|quant_map|nested_absmax|SCB|W_q|weight_packed)|_blocks"
     r"|\.weight\.quant_state\..*|[._](weight_scale|weight_scale_inv|scales|input_scale))$"
@@ -23,12 +23,12 @@ def check_not_quantized(folder: Path, label: str, tensors: Iterable[TensorInfo])
     """Refuse a quantized checkpoint.
 
     Raises:
-        CheckpointError: its configuration says that it is one, or its tensors are codes with scales.
+        CheckpointError: the configuration says that the checkpoint is quantized, or its tensors are codes with scales.
     """
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
-        config = {}  # a checkpoint can be merged without one
+        config = {}  # a checkpoint can be merged without a configuration
     quantization = config.get("quantization_config") if isinstance(config, dict) else None
     if isinstance(quantization, dict) and quantization:
         how = quantization.get("quant_method") or quantization.get("quantization_method")
@@ -36,8 +36,8 @@ def check_not_quantized(folder: Path, label: str, tensors: Iterable[TensorInfo])
         raise CheckpointError(
             f"{label}: its config.json says that it is quantized ({str(how)[:40]!r}), expected floats. {WAY_OUT}"
         )
-    # A configuration may be missing or silent. Integers of more than one axis are common, as masks and as positions of
-    # tokens; beside tensors that are named like scales they are codes.
+    # A configuration may be missing or silent. Integers with more than one axis are common, as masks and as token
+    # positions; beside tensors with names of scales they are codes.
     infos = list(tensors)
     codes = next((info for info in infos if len(info.shape) > 1 and not info.is_float), None)
     scales = next((info.name for info in infos if _BESIDE_CODES.search(info.name)), None)

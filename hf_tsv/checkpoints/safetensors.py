@@ -1,7 +1,7 @@
 """A safetensors checkpoint in a folder, read tensor by tensor with plain reads.
 
-Not memory-mapped: what a read brings in belongs to the tensor alone and goes when it goes, so resident memory
-is the tensors in work and never the sum of the files.
+Not memory-mapped: the bytes that are read belong to the tensor alone and are freed with it, so resident memory
+is the tensors in use, never the sum of the files.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from hf_tsv.checkpoints.protocol import TensorInfo
 from hf_tsv.errors import CheckpointError, some
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**60  # numpy's and torch's, to spare
+MAX_DIMENSIONS, MAX_ENTRIES = 64, 2**60  # within the limits of numpy and torch
 
 
 @dataclass(frozen=True)
 class Located:
-    """A tensor's header and where its bytes lie: `start` is the absolute offset in `path`."""
+    """A tensor's header and the place of its bytes: `start` is the absolute offset in `path`."""
 
     info: TensorInfo
     path: Path
@@ -39,7 +39,7 @@ class SafetensorsCheckpoint:
     """One file, or shards with their index. Every header is checked when it is opened.
 
     Raises:
-        CheckpointError: a file is missing, cut short, or its header lies; reports every such mistake.
+        CheckpointError: a file is missing or cut short, or its header is wrong; reports every such mistake.
     """
 
     def __init__(self, files: Sequence[Path], *, label: str, index: Mapping[str, str] | None = None) -> None:
@@ -78,7 +78,7 @@ class SafetensorsCheckpoint:
         info = located.info
         start, shape = located.start, info.shape
         if rows:
-            bytes_per_row = info.nbytes // max(1, shape[0])
+            bytes_per_row = info.nbytes // max(1, shape[0])  # a tensor may have no rows
             start += rows[0] * bytes_per_row
             shape = (rows[1] - rows[0], *shape[1:])
         tensor = torch.empty(shape, dtype=info.torch_dtype)
@@ -90,11 +90,11 @@ class SafetensorsCheckpoint:
         if not hasattr(os, "posix_fadvise"):
             return  # macOS and Windows take no such hint
         located = self._tensors[name]
-        with suppress(OSError), located.path.open("rb", buffering=0) as file:  # `read` will say what is wrong
+        with suppress(OSError), located.path.open("rb", buffering=0) as file:  # `read` will report any error
             os.posix_fadvise(file.fileno(), located.start, located.info.nbytes, os.POSIX_FADV_WILLNEED)
 
     def fingerprint(self) -> str:
-        """Hash of every file's name, size, time of change and header."""
+        """Return a hash of every file's name, size, modification time and header."""
         digest = hashlib.sha256()
         for file in self._files:
             try:
@@ -108,7 +108,7 @@ class SafetensorsCheckpoint:
 
 
 def read_header(path: Path) -> list[Located]:
-    """The tensors of one safetensors file, checked against its size.
+    """Read the header of one safetensors file, and check it against the file's size.
 
     Raises:
         CheckpointError: the file is not a safetensors file, is cut short, or its header contradicts itself.
@@ -128,10 +128,10 @@ def read_header(path: Path) -> list[Located]:
 
 
 def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
-    """One entry of a safetensors header: the tensor, and the first and past-the-last byte of its data.
+    """Parse one entry of a safetensors header: the tensor, and the first and past-the-last byte of its data.
 
     Raises:
-        ValueError: the entry isn't of the format's form, or its size isn't its shape's.
+        ValueError: the entry is malformed, or its size doesn't match its dtype and shape.
     """
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError("has no dtype, shape and data_offsets")
@@ -140,7 +140,7 @@ def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
         raise ValueError(f"has dtype {dtype!r}, which isn't read. Known: {', '.join(DTYPES)}")
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
         raise ValueError("has a shape or offsets that are not natural numbers")
-    # A dimension of 0 would hide all the others.
+    # A dimension of 0 would hide all the others in the product.
     if len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) > MAX_ENTRIES:
         raise ValueError("has a shape that no tensor can have")
     if not name.isprintable():
@@ -152,15 +152,22 @@ def parse_entry(name: str, entry: Any) -> tuple[TensorInfo, int, int]:
 
 
 def _naturals(values: Any) -> bool:
-    """Whether it is a list of natural numbers; JSON's true and false, which Python counts as 1 and 0, are none."""
+    """Return True for a list of natural numbers. JSON's true and false, which Python takes for 1 and 0, are not."""
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 def _checked(header: Any, path: Path, *, start: int, size: int) -> list[Located]:
-    """Every tensor of a header; their data must fill the file, from `start` on, and not overlap."""
+    """Return every tensor of a header; check that their data don't overlap and end at the end of the file.
+
+    Args:
+        header: The parsed header.
+        path: The file.
+        start: Offset of the data behind the header.
+        size: Size of the file in bytes.
+    """
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is not a mapping. Download the file again")
-    spans: list[tuple[int, int, TensorInfo]] = []  # first and past-the-last byte behind the header
+    spans: list[tuple[int, int, TensorInfo]] = []  # first and past-the-last byte, counted from the end of the header
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -180,7 +187,7 @@ def _checked(header: Any, path: Path, *, start: int, size: int) -> list[Located]
 
 
 def _read_into(path: Path, start: int, view: memoryview) -> None:
-    """Fill the memory with a file's bytes from `start`. One read may give less than it was asked for."""
+    """Fill the memory with a file's bytes from `start`. A single read may return fewer bytes than requested."""
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(start)

@@ -1,4 +1,4 @@
-"""The base of checkpoints that show another one, with something about it changed."""
+"""The base class of checkpoints that show another checkpoint with a change."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from hf_tsv.checkpoints.protocol import Checkpoint, TensorInfo
 
 
 class View:
-    """A checkpoint seen as it is. A subclass defines only what differs.
+    """An unchanged view of a checkpoint. A subclass defines only what differs.
 
-    It is a plain `Checkpoint` even of an adapter: the inner one's changes and factors don't show through.
+    It is a plain `Checkpoint`, even if the inner one is an adapter: the adapter's changes and factors are hidden.
 
     Attributes:
-        label: What a message calls it.
-        inner: The checkpoint that is seen.
+        label: The checkpoint's name in messages.
+        inner: The underlying checkpoint.
     """
 
     def __init__(self, inner: Checkpoint, *, label: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Write a checkpoint whose every byte has its place before the first one is computed.
+"""Write a checkpoint in which the place of every byte is fixed before the first tensor is computed.
 
-Headers are planned, so files are laid out and filled in any order, by any number of threads, and a tensor that
-is in place is in place for good. The bytes depend on the plan and the tensors, not on who wrote when.
+Headers are planned, so files are laid out first and filled in any order, by any number of threads, and a written
+tensor never moves. The bytes depend on the plan and the tensors, not on the order of writing.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from hf_tsv.checkpoints.dtypes import FILE_ORDER
 from hf_tsv.checkpoints.protocol import Shard, TensorInfo
 from hf_tsv.files.disk import full_disk_told, write_text
 
-METADATA = {"format": "pt"}  # transformers asks for it
-ALIGNMENT = 8
+METADATA = {"format": "pt"}  # transformers requires it
+ALIGNMENT = 8  # bytes; the header's length is padded to a multiple
 
 
 class CheckpointWriter:
     """The files of one checkpoint in a folder, written in place.
 
-    A file that already exists with the planned size and header is continued; any other is made anew.
+    A file that already exists with the planned size and header is continued; any other is created anew.
 
     Attributes:
-        made_anew: Tensors of the files that were made anew.
+        made_anew: Tensors of the files that were created anew.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class CheckpointWriter:
     ) -> None:
         """
         Args:
-            folder: Where the files lie.
+            folder: The folder of the files.
             shards: Files and the headers of their tensors.
-            metadata: What the files say of themselves.
-            is_shared: Whether other processes, perhaps on other machines, write into the same files.
+            metadata: The `__metadata__` of each file.
+            is_shared: True if other processes, perhaps on other machines, write into the same files.
 
         Raises:
             ResourceError: the disk is full.
@@ -48,7 +48,7 @@ class CheckpointWriter:
         self._folder = folder
         self._flags = os.O_RDWR | os.O_CREAT | _BINARY
         if is_shared:
-            # Without this NFS may write back a whole page of which another machine has changed a part.
+            # Without this, NFS may write back a whole page, part of which another machine has changed.
             self._flags |= _SYNCED
         self._shards = tuple(shards)
         self._starts: dict[str, tuple[Path, int]] = {}
@@ -60,7 +60,7 @@ class CheckpointWriter:
             self._lay_out(shard, metadata)
 
     def write(self, name: str, tensor: Tensor) -> str:
-        """Put a tensor in its place; the SHA-256 of its bytes. Safe to call from several threads."""
+        """Write a tensor in its place; return the SHA-256 of its bytes. Safe to call from several threads."""
         path, start = self._starts[name]
         data = bytes_of(tensor)
         with self._lock:
@@ -70,7 +70,7 @@ class CheckpointWriter:
         return hashlib.sha256(data).hexdigest()
 
     def sync(self) -> None:
-        """Make all that was written so far survive a power cut."""
+        """Make everything written so far survive a power cut."""
         with self._lock:
             dirty, self._dirty = self._dirty, set()
         for path in dirty:
@@ -86,7 +86,7 @@ class CheckpointWriter:
         self._open = {}
 
     def write_index(self) -> None:
-        """The index beside the shards, when there are several."""
+        """Write the index beside the shards, if there are several."""
         if len(self._shards) == 1:
             return
         weight_map: dict[str, str] = {}
@@ -115,16 +115,16 @@ class CheckpointWriter:
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's memory, not copied where it is contiguous."""
+    """Return a tensor's bytes, without a copy if it is contiguous."""
     if not tensor.numel():
         return memoryview(b"")  # an empty tensor can't be viewed as bytes
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data  # (nbytes,)
 
 
 def layout(tensors: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """A safetensors header with its length in front, and where each tensor's bytes start behind it.
+    """Return a safetensors header with its length in front, and the offset of each tensor's bytes behind it.
 
-    Order and padding are the ones of the safetensors library: wide dtypes first, then by name.
+    Order and padding are those of the safetensors library: wide dtypes first, then by name.
     """
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     starts: dict[str, int] = {}
@@ -139,7 +139,7 @@ def layout(tensors: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[
     return len(text).to_bytes(8, "little") + text, starts
 
 
-# Not every system has all of these: macOS has no fdatasync and no posix_fallocate, Windows none of them but O_BINARY.
+# Not every system has all of these: macOS has no fdatasync and no posix_fallocate, Windows only O_BINARY.
 _sync = getattr(os, "fdatasync", os.fsync)
 _BINARY = getattr(os, "O_BINARY", 0)
 _SYNCED = getattr(os, "O_DSYNC", 0)
@@ -147,7 +147,7 @@ _seeking = Lock()
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Take the room now: a disk too small should stop a run before hours of work."""
+    """Reserve a file's disk space: a full disk should stop a run before hours of work."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, size)
     else:
@@ -155,13 +155,13 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def _write_at(descriptor: int, data: memoryview, start: int) -> None:
-    """Write all of the data at a place in a file. Safe to call from several threads."""
+    """Write all of the data into a file at offset `start`. Safe to call from several threads."""
     if hasattr(os, "pwrite"):
         while data:
             written = os.pwrite(descriptor, data, start)
             data, start = data[written:], start + written
         return
-    with _seeking:  # where a write has no place of its own, the file's position is shared by all threads
+    with _seeking:  # without pwrite, all threads share the file's position
         os.lseek(descriptor, start, os.SEEK_SET)
         while data:
             data = data[os.write(descriptor, data) :]

@@ -1,4 +1,4 @@
-"""`hf-tsv`: one file a command. Torch is imported inside the commands, so that `--help` answers at once."""
+"""`hf-tsv`: one file per command. Torch is imported inside the commands, so that `--help` answers at once."""
 
 import sys
 from typing import Annotated
@@ -19,7 +19,7 @@ app = typer.Typer(
     epilog="Results go to stdout, messages to stderr. Exit codes: 0 done, 1 an error with a message, 2 usage, 3 the Hub"
     " or the network, 4 disk or memory, 130 interrupted.",
 )
-# In this order --help lists them: the usual way from a recipe to the Hub first.
+# --help lists the commands in this order: first the usual way from a recipe to the Hub.
 app.command()(plan.plan)
 app.command()(merge.merge)
 app.command()(compress.compress)
@@ -50,6 +50,6 @@ def _options(
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     reuse_freed_memory()
     sys.exit(app())

@@ -19,9 +19,9 @@ R = TypeVar("R")
 def with_flags(command: Callable[P, R]) -> Callable[..., R]:
     """Give a command one flag for each field of the option classes among its parameters.
 
-    The command itself is called with the filled-in option classes. A flag is spelt as its field, unless the field's
-    metadata says otherwise under `flag`; `help`, `metavar` and `least` come from there as well. Two classes may share
-    a field, which is one flag then.
+    The command itself is called with the filled-in option classes. A flag is spelt like its field, unless the field's
+    metadata has a `flag` entry; `help`, `metavar` and `least` come from the metadata as well. A field that two classes
+    share becomes one flag.
     """
     hints = typing.get_type_hints(command, include_extras=True)
     plain: list[inspect.Parameter] = []
@@ -31,7 +31,7 @@ def with_flags(command: Callable[P, R]) -> Callable[..., R]:
         hint = hints[parameter.name]
         if isinstance(hint, type) and is_dataclass(hint):
             classes[parameter.name] = hint
-            # A field that another class also has comes twice, and the second flag replaces the first.
+            # If two classes share a field, the second flag replaces the first.
             flags |= _flags_of(hint)
         else:
             plain.append(parameter.replace(annotation=hint))
@@ -47,20 +47,20 @@ def with_flags(command: Callable[P, R]) -> Callable[..., R]:
 
     # By keyword only, so that a parameter without a default may follow one that has a default.
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*plain, *flags.values())]
-    # Typer reads the signature and the annotations of what it is given.
+    # Typer reads the signature and the annotations of the function.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions have it at run time
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
 def flag_of(options: type, name: str) -> Any:
-    """A field for another option class, with the default and the flag of a field of `options`."""
+    """Return a field for another option class, with the default and the flag of a field of `options`."""
     original = next(field for field in fields(options) if field.name == name)
     return dataclasses.field(default=original.default, metadata=original.metadata)
 
 
 def _flags_of(options: type) -> dict[str, inspect.Parameter]:
-    """One parameter for each field of an option class, by the field's name, annotated as Typer reads it."""
+    """Return one parameter per field of an option class, by field name, annotated for Typer."""
     hints = typing.get_type_hints(options)
     flags = {}
     for field in fields(options):
@@ -73,7 +73,7 @@ def _flags_of(options: type) -> dict[str, inspect.Parameter]:
         hint = hints[field.name]
         members = typing.get_args(hint)
         if int in members and str in members:
-            # A size is a number or text such as 4GB. Typer takes no union of types, so it is read as text.
+            # A size is a number or text such as 4GB. Typer doesn't support unions of types, so it is read as text.
             hint = str | None if type(None) in members else str
             details["callback"] = _checked_size
         annotation: Any = Annotated[hint, typer.Option(*names, **details)]
@@ -84,7 +84,7 @@ def _flags_of(options: type) -> dict[str, inspect.Parameter]:
 
 
 def _checked_size(text: str | None) -> str | None:
-    """A size as it was given; typer reports a wrong one as a usage error, before anything is loaded."""
+    """Return a valid size unchanged; typer reports an invalid one as a usage error, before anything is loaded."""
     if text is not None:
         try:
             parse_bytes(text)

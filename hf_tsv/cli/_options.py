@@ -1,4 +1,4 @@
-"""Arguments and flags that several commands take, spelt as `hf` spells them."""
+"""Arguments and flags that several commands share, spelt as `hf` spells them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ OutFolder = Annotated[
 
 
 def _checked_keep(text: str | None) -> str | None:
-    """A rule as it was given; typer reports a wrong one as a usage error."""
+    """Return a valid rule unchanged; typer reports an invalid one as a usage error."""
     if text is not None:
         from hf_tsv.errors import MethodError
         from hf_tsv.linalg.ranks import parse_keep
@@ -47,7 +47,7 @@ Keep = Annotated[
 
 @dataclass(frozen=True)
 class PushOptions:
-    """Whether and how the output is pushed."""
+    """Options for pushing the output."""
 
     push_to_hub: str | None = option(None, "Push the output there; adapters also to user/name-{task}.", metavar="REPO")
     create_pr: bool = option(False, "Open a pull request instead of committing to main.")
@@ -63,14 +63,14 @@ class PushOptions:
 
     @property
     def pushing(self) -> "Pushing | None":
-        """What is asked of a push; None without --push-to-hub, which the other flags need.
+        """The options of the push; None without --push-to-hub, which the other flags need.
 
         Raises:
-            BadParameter: a flag that has no effect.
+            BadParameter: a flag has no effect.
         """
         if self.push_to_hub is None:
             given = {
-                # The default, False, can't be told from nothing.
+                # An explicit False can't be distinguished from the default.
                 "--create-pr": self.create_pr or None,
                 "--private/--public": self.private,
                 "--license": self.license,
@@ -80,33 +80,37 @@ class PushOptions:
             if without_effect:
                 raise typer.BadParameter("has no effect without --push-to-hub", param_hint=" / ".join(without_effect))
             return None
-        # Here and not above, because --help must not wait for it.
+        # Imported here, so that --help doesn't wait for it.
         from hf_tsv.publish.check import Pushing
 
         return Pushing(self.push_to_hub, self.create_pr, self.private, self.license, self.commit_message)
 
     def out_folder(self, out: Path | None) -> Path:
-        """The output folder; unless given, one here with the repository's name."""
+        """Return the output folder; by default, one in the current folder with the repository's name.
+
+        Raises:
+            BadParameter: neither a folder nor a repository was given.
+        """
         if out is not None:
             return out
         if self.push_to_hub is None:
             raise typer.BadParameter("expected a folder, or --push-to-hub", param_hint="OUT")
         _, _, name = self.push_to_hub.rpartition("/")
-        # Of user/name-{task} the dash goes as well. Nothing is left of user/{task}.
+        # user/name-{task} loses its dash as well. Nothing is left of user/{task}.
         name = name.replace("{task}", "").strip("-_.")
         return Path(name or "out")
 
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """How a command makes an output."""
+    """Options of commands that make an output."""
 
     dry_run: bool = option(False, "Say what would be done, and do nothing.")
 
 
 @dataclass(frozen=True)
 class Talk:
-    """How a command reports."""
+    """Options for a command's messages and results."""
 
     json: bool = option(False, "Print the result as JSON.")
     quiet: bool = option(False, "No progress.", flag=("--quiet", "-q"))
@@ -114,28 +118,28 @@ class Talk:
 
 @dataclass(frozen=True)
 class DeviceOfTorch:
-    """Where models are run."""
+    """The device that runs models."""
 
     device: str | None = option(None, "cpu, cuda or cuda:1. Default: a GPU if there is one.")
 
 
 @dataclass(frozen=True)
 class Shards:
-    """How weights are split into files."""
+    """Options for splitting weights into files."""
 
     max_shard_size: int | str = option("5GB", "Largest file of weights.", metavar="SIZE")
 
 
 @dataclass(frozen=True)
 class Svd:
-    """How singular vectors are computed."""
+    """Options for computing singular vectors."""
 
     svd: Literal["exact", "sketch"] | None = option(
         None, "How singular vectors are computed, instead of what the recipe says."
     )
 
     def recipe(self, path: Path) -> "Recipe":
-        """The recipe of a file, with this choice over its own."""
+        """Load a recipe from a file; this choice replaces the recipe's own."""
         from hf_tsv.recipe import load_recipe
 
         recipe = load_recipe(path)

@@ -1,4 +1,4 @@
-"""What all commands share: how a person is talked to."""
+"""Messages, progress and exit codes, which all commands share."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ from hf_tsv.files.names import RECORD_FILE
 P = ParamSpec("P")
 R = TypeVar("R")
 
-INTERRUPTED, TERMINATED = 130, 143  # 128 and the signal's number, as shells have it
+INTERRUPTED, TERMINATED = 130, 143  # 128 plus the signal's number, as in shells
 SECONDS_BETWEEN_LINES = 15.0
 WIDTH_IN_FILES = 160  # columns; without a terminal rich would squeeze tables into 80
 
@@ -29,7 +29,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def told(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn our own errors into lines on stderr and an exit code; everything else is a bug and shows its traceback."""
+    """Turn our own errors into lines on stderr and an exit code; any other error is a bug and shows its traceback."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -45,21 +45,21 @@ def told(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             interrupted("Interrupted.")
-        except BrokenPipeError:  # whoever read our output has seen enough
-            sys.stdout = None  # or Python would flush it at exit, and fail again
+        except BrokenPipeError:  # the reader of our output has closed it
+            sys.stdout = None  # otherwise Python would flush it at exit, and fail again
             raise typer.Exit(0) from None
 
     return run
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: what a scheduler sends before it kills. Treated as Ctrl-C, but for the exit code."""
+    """SIGTERM, which a scheduler sends before it kills a job. Treated like Ctrl-C, except for the exit code."""
 
 
 def interrupted(message: str) -> NoReturn:
-    """Leave at once: a worker may be in the middle of a factorisation that nobody waits for any more.
+    """Exit at once: a worker may be in the middle of a factorisation whose result nobody needs any more.
 
-    To be called where KeyboardInterrupt is handled.
+    Call it where KeyboardInterrupt is handled.
     """
     code = TERMINATED if isinstance(sys.exception(), Terminated) else INTERRUPTED
     err.print(message, markup=False)
@@ -71,7 +71,12 @@ def interrupted(message: str) -> NoReturn:
 
 @contextmanager
 def kept_when_interrupted(out: Path, *, pushes: bool = False) -> Iterator[None]:
-    """Say, when a run that writes OUT, and maybe pushes it, is stopped, what of it is kept and how to go on."""
+    """When a run that writes OUT is interrupted, report what is kept and how to resume.
+
+    Args:
+        out: The output folder.
+        pushes: True if the run also pushes OUT.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -79,7 +84,7 @@ def kept_when_interrupted(out: Path, *, pushes: bool = False) -> Iterator[None]:
         count = 0
         for journal in staging.glob("journal*.jsonl"):
             lines = journal.read_bytes().count(b"\n")
-            count += max(0, lines - 1)  # the first line says what the job is
+            count += max(0, lines - 1)  # the first line describes the job
         if count:
             kept = f"Interrupted. {count} complete tensors are kept in {staging}; the same command goes on from there."
         elif pushes and (out / RECORD_FILE).is_file():
@@ -90,7 +95,7 @@ def kept_when_interrupted(out: Path, *, pushes: bool = False) -> Iterator[None]:
 
 
 class WorkProgress:
-    """A bar on a terminal, a line now and then elsewhere, nothing when quiet. Counts work, so its time is honest."""
+    """A bar on a terminal, an occasional line elsewhere, nothing when quiet. It counts work, for a realistic time."""
 
     def __init__(self, label: str, *, quiet: bool) -> None:
         self._label = label
@@ -102,7 +107,7 @@ class WorkProgress:
         self._started = self._spoken = time.monotonic()
 
     def begin(self, total: float) -> None:
-        # Called for each stage, such as the download and the merge, and each is counted from nothing.
+        # Called for each stage, such as the download and the merge; each one is counted from zero.
         self._total, self._done, self._steps = total, 0.0, 0
         self._started = self._spoken = time.monotonic()
         self._stop()
@@ -114,7 +119,7 @@ class WorkProgress:
 
     def advance(self, work: float, name: str) -> None:
         self._done += work
-        self._steps += work > 0  # a call without work only says what is going on
+        self._steps += work > 0  # a call with no work only shows the current name
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, now=f"{self._rate(name)}  {name}")
         elif not self._quiet and self._done and time.monotonic() - self._spoken > SECONDS_BETWEEN_LINES:
@@ -125,8 +130,8 @@ class WorkProgress:
             err.print(f"{self._label}: {share}, {self._rate(name)}, about {left:.0f} s left", markup=False)
 
     def _rate(self, name: str) -> str:
-        """Steps a second, or a minute where they are slow; bytes where they are downloaded."""
-        seconds = max(1e-3, time.monotonic() - self._started)  # never 0, which would be divided by
+        """Return the rate in steps per second, or per minute if slow; in bytes per second for downloads."""
+        seconds = max(1e-3, time.monotonic() - self._started)  # never 0: it is a divisor
         if name == DOWNLOADING:
             return f"downloads {size(int(self._done / seconds))}/s"
         rate = self._steps / seconds

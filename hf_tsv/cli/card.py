@@ -1,4 +1,4 @@
-"""`hf-tsv card`: the model card, written again."""
+"""`hf-tsv card`: write the model card again."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from hf_tsv.cli._told import told
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms that a card carries."""
+    """The terms on a card."""
 
     license: str | None = flag_of(PushOptions, "license")
 
@@ -24,7 +24,7 @@ def card(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="An output of hf-tsv.", show_default=False)],
     terms: Terms,
 ) -> None:
-    """Write the card of an output again from its record. What people wrote outside of our marks stays."""
+    """Write an output's card again from its record. Text that people wrote outside our markers stays."""
     from hf_tsv.verbs.card import card as write
 
     print(write(folder, license=terms.license))

@@ -1,4 +1,4 @@
-"""`hf-tsv compress`: an adapter for every fine-tuned model."""
+"""`hf-tsv compress`: compress every fine-tuned model into an adapter."""
 
 from hf_tsv.cli._flags import with_flags
 from hf_tsv.cli._options import Keep, OutFolder, PushOptions, RecipeFile, RunOptions, Talk
@@ -19,8 +19,8 @@ def compress(
     out_: OutFolder = None,
     keep: Keep = None,
 ) -> None:
-    """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it as meant. A run that was
-    stopped goes on where it was."""
+    """Compress every model of a recipe into a PEFT adapter, and check that PEFT loads it correctly. An interrupted
+    run resumes where it stopped."""
     from hf_tsv.verbs.compress import compression_of
 
     compression = compression_of(recipe, keep, adapters)

@@ -35,8 +35,8 @@ def evaluate(
         typer.Option("--results", metavar="FILE", help="File of known scores (default: OUT/evaluation.jsonl)."),
     ] = None,
 ) -> None:
-    """Score an output, its base and its fine-tunes on the tasks of a suite, for its record and card. An interrupted
-    evaluation resumes where it was."""
+    """Score an output, its base and its fine-tunes on the tasks of a suite, and add the scores to its record and card.
+    An interrupted evaluation resumes where it stopped."""
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.evaluate import evaluate
 
@@ -53,11 +53,11 @@ def evaluate(
 
 
 def show(evaluation: "Evaluation") -> None:
-    """A row a task, a column a model: the score, and in brackets its share of the fine-tuned model's."""
+    """Print one row per task and one column per model: the score, and in brackets its share of the fine-tune's."""
     from rich.markup import escape
     from rich.table import Table
 
-    labels: dict[str, None] = {}  # in the order of the first task that has them
+    labels: dict[str, None] = {}  # in the order in which they first occur
     for row in evaluation.tasks.values():
         labels |= dict.fromkeys(row.scores)
     table = Table("task", "metric", box=None, pad_edge=False, header_style="bold")
@@ -75,7 +75,10 @@ def show(evaluation: "Evaluation") -> None:
 
 
 def _cell(score: float | None, relative: float | None) -> str:
-    """A score and its share of the fine-tuned model's; scores in different metrics have no mean."""
+    """Return the text of a score and its share of the fine-tuned model's. Either can be missing.
+
+    Scores in different metrics have no mean.
+    """
     shown = "" if score is None else f"{score:.4g}"
     if relative is not None:
         shown = f"{shown} ({relative:.1%})"

@@ -1,4 +1,4 @@
-"""`hf-tsv inspect`: where tasks clash, before they are merged."""
+"""`hf-tsv inspect`: show where tasks clash, before they are merged."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from hf_tsv.job.options import Access, Limits, option
 
 @dataclass(frozen=True)
 class Reports:
-    """Files to write."""
+    """Report files to write."""
 
     html: Path | None = option(None, "Write the report as one page that needs no network.", metavar="FILE")
     plots: Path | None = option(None, "Write PNG pictures. Needs hf-tsv\\[plots].", metavar="DIR")
@@ -20,7 +20,7 @@ class Reports:
 
 @dataclass(frozen=True)
 class CpuLimits:
-    """What may be used of the machine; task vectors are inspected by the CPU."""
+    """Limits on the use of the machine. Task vectors are inspected on the CPU."""
 
     workers: int | None = flag_of(Limits, "workers")
     max_memory: int | str | None = flag_of(Limits, "max_memory")
@@ -29,7 +29,7 @@ class CpuLimits:
 @told
 @with_flags
 def inspect(recipe: RecipeFile, reports: Reports, limits: CpuLimits, access: Access, talk: Talk) -> None:
-    """Say what each fine-tune changed, and where they clash: spectra, interference, norms, signs; and advice."""
+    """Show what each fine-tune changed and where they clash: spectra, interference, norms and signs; with advice."""
     from hf_tsv.files.disk import write_text
     from hf_tsv.hub import Hub
     from hf_tsv.inspection import print_tables, render_page, write_plots

@@ -1,4 +1,4 @@
-"""`hf-tsv merge`: the merged model."""
+"""`hf-tsv merge`: merge models."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ Form = Annotated[
 
 @dataclass(frozen=True)
 class MergeOptions(RunOptions, Svd):
-    """How a model is merged."""
+    """Options for merging a model."""
 
 
 @told
@@ -42,7 +42,7 @@ def merge(
     as_: Form = "recipe",
     keep: Keep = None,
 ) -> None:
-    """Merge models by a recipe into OUT, which transformers loads. A run that was stopped goes on where it was."""
+    """Merge models by a recipe into OUT, which transformers loads. An interrupted run resumes where it stopped."""
     if keep and as_ != "adapter":
         raise typer.BadParameter("needs --as adapter; in a recipe, it is a parameter of tsv_c", param_hint="--keep")
     from hf_tsv.linalg.ranks import parse_keep
@@ -57,7 +57,7 @@ def merge(
 def run_job(
     recipe: "Recipe", out: Path, options: RunOptions, push: PushOptions, access: Access, talk: Talk, *, label: str
 ) -> None:
-    """Do what a recipe says and report it; with --dry-run, say what would be done."""
+    """Run a recipe and report the result; with --dry-run, report what would be done."""
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv.cli.push import show_preview
@@ -76,9 +76,9 @@ def run_job(
         job = Job(recipe, out, options, pushing, Hub(token=access.token, cache_dir=access.cache_dir), progress)
         if options.dry_run:
             return show_preview(preview(job))
-        disable_progress_bars()  # huggingface_hub's own would be drawn into ours
+        disable_progress_bars()  # huggingface_hub's own bars would be drawn over ours
         record = job.run()
-    if not leads:  # the first process speaks for all
+    if not leads:  # only the first process reports
         return None
     if talk.json:
         print(json.dumps(as_data(record, out)))
@@ -96,18 +96,18 @@ def run_job(
 
 
 def as_data(record: "MergeRecord | AdaptersRecord", folder: Path) -> dict[str, Any]:
-    """What --json prints: the record as its file holds it, where it lies, and where it was pushed."""
+    """Return the data that --json prints: the record as in its file, the output folder, and the pushes."""
     from hf_tsv.record import to_data
 
     data = {"out": str(folder), **to_data(record)}
-    # The file doesn't say it: it was complete before the push.
+    # The file doesn't contain the pushes: it was complete before them.
     if record.pushed:
         data["pushed"] = [asdict(one) for one in record.pushed]
     return data
 
 
 def _show_model(record: "MergeRecord") -> None:
-    """What was merged, what lies beside it for single tasks, and what their checkpoints would take."""
+    """Print the merged model's size, that of the tasks' masks or adapters, and what full checkpoints would take."""
     written = record.bytes.written
     merged = counted(len(record.sources) - 1, "model")
     err.print(f"Merged {merged} in {record.seconds:.0f} s, {size(written)}.")
@@ -119,7 +119,7 @@ def _show_model(record: "MergeRecord") -> None:
         sizes = []
         for profiles in record.adapters.values():
             sizes.append(sum(report.bytes for report in profiles.values()))
-    # What a checkpoint for each task would take is what masks and adapters save.
+    # Compared with one checkpoint per task, which masks and adapters replace.
     if sizes:
         beside = sum(sizes)
         err.print(
@@ -129,7 +129,7 @@ def _show_model(record: "MergeRecord") -> None:
 
 
 def show_adapters(record: "AdaptersRecord") -> None:
-    """A table of the adapters that were written."""
+    """Print a table of the adapters that were written."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -138,14 +138,14 @@ def show_adapters(record: "AdaptersRecord") -> None:
     table.add_column("adapter")
     for column in ("bytes", "of the checkpoint", "energy kept", "largest error", "left out"):
         table.add_column(column, justify="right")
-    left_out: dict[str, set[str]] = {}  # by reason, the tensors, those of every task together
+    left_out: dict[str, set[str]] = {}  # reason to tensors, of all tasks together
     for task, profiles in record.adapters.items():
         for profile, report in profiles.items():
-            # Formats that leave out kinds of module by design need no note on each tensor.
+            # Formats that leave out kinds of modules by design need no note on each tensor.
             if FORMATS[profile].is_complete:
                 for name, why in report.left_out.items():
                     left_out.setdefault(why, set()).add(name)
-            # The matrix of which the least is kept tells more than a mean.
+            # The matrix with the largest error is more informative than a mean.
             tensor, error = max(report.errors.items(), key=lambda item: item[1], default=("", 0.0))
             cells = (
                 task,

@@ -1,4 +1,4 @@
-"""`hf-tsv methods`: what can be written in a recipe."""
+"""`hf-tsv methods`: list the merge methods that a recipe can name."""
 
 import inspect
 import json
@@ -21,7 +21,7 @@ WEIGHTS = {"factors": "Factor on the task's change", "shares": "The model's shar
 
 @dataclass(frozen=True)
 class Form:
-    """How the methods are listed."""
+    """Options for the list of methods."""
 
     json: bool = flag_of(Talk, "json")
 
@@ -34,7 +34,7 @@ def methods(
         str | None, typer.Argument(metavar="[NAME]", help="One method, in full.", show_default=False)
     ] = None,
 ) -> None:
-    """List the merge methods, or tell all about one."""
+    """List the merge methods, or describe one in full."""
     from rich.table import Table
 
     from hf_tsv.errors import RecipeError
@@ -70,13 +70,13 @@ def _show(method: "MergeMethod") -> None:
 
 
 def _documented(method: "MergeMethod") -> tuple[str, dict[str, str]]:
-    """What a docstring says of the method, and of each parameter in one line."""
+    """Return a docstring's description of the method, and of each parameter as one line."""
     docstring = inspect.getdoc(method.fn) or ""
     before, _, rest = docstring.partition("\n\nArgs:\n")
-    # What a method raises is for callers in Python; a recipe's author meets it as a message.
+    # The errors are for callers in Python; a recipe's author sees them as messages.
     without_raises = re.sub(r"\n\nRaises:\n(    .*\n?)+", "\n\n", rest)
     args, _, after = without_raises.partition("\n\n")
-    # A parameter is indented by four spaces, the further lines of its text by eight.
+    # A parameter is indented by four spaces, the continuation lines of its text by eight.
     entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", args, re.MULTILINE)
     documented = {name: " ".join(text.split()) for name, text in entries}
     return f"{before}\n\n{after}".strip(), documented

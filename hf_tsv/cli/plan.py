@@ -1,4 +1,4 @@
-"""`hf-tsv plan`: what a merge would do."""
+"""`hf-tsv plan`: show what a merge would do."""
 
 import json
 from collections import Counter
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @told
 @with_flags
 def plan(recipe: RecipeFile, shards: Shards, svd: Svd, access: Access, talk: Talk) -> None:
-    """Say what a merge would do, from the models' headers alone: nothing is downloaded or written."""
+    """Show what a merge would do, from the models' headers alone: nothing is downloaded or written."""
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.plan import plan as make_plan
 
@@ -30,7 +30,7 @@ def plan(recipe: RecipeFile, shards: Shards, svd: Svd, access: Access, talk: Tal
 
 
 def show(planned: "Plan") -> None:
-    """The plan as a table by module type, and what it costs."""
+    """Print a plan as a table by module type, and its cost."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -41,12 +41,12 @@ def show(planned: "Plan") -> None:
     table = Table("", "tensor", "shape", "kind", "method", box=None, pad_edge=False, header_style="bold")
     table.columns[0].justify = "right"
     table.columns[1].overflow = "fold"
-    # A row for each group of tensors alike, as a model has hundreds, the same in every layer.
+    # One row per group of similar tensors: a model has hundreds, the same in every layer.
     for group in planned.groups():
         first, count = group.steps[0], len(group.steps)
         name = group.name if count > 1 else first.name
         shape = "x".join(map(str, first.info.shape))
-        if first.why:  # the reason why the base's tensor stays
+        if first.why:  # the reason why the base's tensor is kept
             method = f"base ({first.why})"
         else:
             parameters = ", ".join(f"{key}={value}" for key, value in first.parameters.items())
@@ -73,14 +73,14 @@ def show(planned: "Plan") -> None:
 
 
 def _output_size(planned: "Plan") -> str:
-    """How much is written, in words; of adapters, the most that it can be."""
+    """Return the size of the output in words; for adapters, an upper bound."""
     from hf_tsv.kept.sizes import largest_adapter_bytes
     from hf_tsv.merging.plan import leaves_residuals
 
     parts = []
     if planned.makes_model:
         parts.append(f"{size(planned.bytes_out)} in {counted(len(planned.shards), 'file')}")
-    # Sizes of adapters follow from singular values, which headers don't tell.
+    # Sizes of adapters depend on singular values, which headers don't contain.
     if planned.makes_one_adapter:
         parts.append("an adapter on the base")
     elif leaves_residuals(planned):
@@ -90,7 +90,7 @@ def _output_size(planned: "Plan") -> str:
 
 
 def as_data(planned: "Plan") -> dict[str, Any]:
-    """The plan for machines."""
+    """Return the plan as JSON data."""
     from hf_tsv.merging.cost import largest_bytes
     from hf_tsv.merging.engine import estimated_seconds
     from hf_tsv.merging.resources import usable_cores

@@ -1,4 +1,4 @@
-"""`hf-tsv push`: an output folder to the Hub."""
+"""`hf-tsv push`: push an output folder to the Hub."""
 
 import json
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Repository:
-    """How the output lies on the Hub."""
+    """Options for the repository and its commit."""
 
     create_pr: bool = flag_of(PushOptions, "create_pr")
     private: bool | None = flag_of(PushOptions, "private")
@@ -45,7 +45,7 @@ def push(
     access: Access,
     talk: Talk,
 ) -> None:
-    """Push an output to the Hub, in one commit. What is there already is not uploaded again."""
+    """Push an output to the Hub, in one commit. Files that are already there are not uploaded again."""
     from huggingface_hub.utils import disable_progress_bars
 
     from hf_tsv.cards import all_terms
@@ -61,7 +61,7 @@ def push(
     prepared = prepare_push(folder, pushing, Hub(token=access.token, cache_dir=access.cache_dir))
     if not talk.quiet:
         for parcel, to in prepared:
-            num_files = len(parcel.files) + 1  # the card comes to them
+            num_files = len(parcel.files) + 1  # plus the card
             show(all_terms(parcel.record), to, f": {num_files} files, {size(parcel.nbytes)}")
     if not how.dry_run:
         # Lazily, so that each address is printed before the next upload begins.
@@ -69,7 +69,7 @@ def push(
 
 
 def show_preview(run: "Preview") -> None:
-    """What a job would do: the plan, and where its output would go."""
+    """Print what a job would do: the plan, the downloads, and where its output would be pushed."""
     from hf_tsv.cli import plan
 
     plan.show(run.plan)
@@ -78,13 +78,13 @@ def show_preview(run: "Preview") -> None:
     if run.stream_bytes:
         err.print(f"Reads {size(run.stream_bytes)} of weights from the Hub, none of which is kept.", markup=False)
     for terms, to in run.targets:
-        # How large the adapters of tasks get is known only once they are made.
+        # The size of the tasks' adapters is known only once they are made.
         uploads = f": {size(run.plan.bytes_out)} of weights" if to.tasks is None else ""
         show(terms, to, uploads)
 
 
 def show(terms: "list[NamedTerms]", to: "Destination", sizes: str = "") -> None:
-    """Where an output goes, and the licences of what it is made of."""
+    """Print where an output is pushed, and the licences of its sources."""
     from rich.markup import escape
     from rich.table import Table
 

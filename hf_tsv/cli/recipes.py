@@ -1,4 +1,4 @@
-"""`hf-tsv recipes`: the worked examples that come along."""
+"""`hf-tsv recipes`: list or print the bundled example recipes."""
 
 from typing import Annotated
 
@@ -21,11 +21,11 @@ def recipes(
         width = max(map(len, found), default=0)
         for stem, path in found.items():
             first_line = path.read_text("utf-8").split("\n", 1)[0]
-            # A recipe says in a comment at its top what it is for.
+            # The comment at the top of a recipe says what the recipe is for.
             summary = first_line.removeprefix("#").strip() if first_line.startswith("#") else ""
             out.print(f"{stem:{width}}  {summary}", markup=False)
     elif name in found:
-        # Not by rich, which would wrap lines: the output is a recipe to save.
+        # Not printed by rich, which would wrap lines: the output is a recipe to save.
         print(found[name].read_text("utf-8"), end="")
     else:
         raise RecipeError(f"no bundled recipe '{name}'. There are: {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""`hf-tsv restore`: one task's full checkpoint."""
+"""`hf-tsv restore`: write one task's full checkpoint."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from hf_tsv.job.options import Access, Options, option
 
 @dataclass(frozen=True)
 class Writing:
-    """How the checkpoint is written."""
+    """Options for writing the checkpoint."""
 
     base: str | None = option(None, "The base model, where it isn't where OUT says.", metavar="MODEL")
     max_shard_size: int | str = flag_of(Options, "max_shard_size")
@@ -32,7 +32,7 @@ def restore(
     access: Access,
     talk: Talk,
 ) -> None:
-    """Write the checkpoint of one task from its adapter or mask in OUT, with what PEFT can't load."""
+    """Write the full checkpoint of one task from its adapter or mask in OUT, including tensors that PEFT can't load."""
     from hf_tsv.hub import Hub
     from hf_tsv.record import to_data
     from hf_tsv.verbs.restore import restore

@@ -1,4 +1,4 @@
-"""`hf-tsv schema`: the JSON schemas of the files that an output holds."""
+"""`hf-tsv schema`: print the JSON schemas of files in an output."""
 
 import json
 from enum import StrEnum

@@ -15,7 +15,7 @@ from hf_tsv.job.options import Access, Limits, option
 
 @dataclass(frozen=True)
 class Choices(DeviceOfTorch):
-    """What is tried, and where."""
+    """The values to try, and the device."""
 
     by: Literal["all", "kind", "type"] = option(
         "kind", "What gets a scale of its own: each module kind, each module type, or all one."
@@ -36,9 +36,9 @@ def tune(
     talk: Talk,
 ) -> None:
     """Choose the scales of a merge, or the lambdas of tall_mask, by a suite's scores, and write the recipe with them.
-    The merge is computed once. Scores go into TUNED.jsonl: an interrupted search resumes where it was.
+    The merge is computed once. Scores go into TUNED.jsonl: an interrupted search resumes where it stopped.
     """
-    # Before the imports, which take seconds: a typing mistake is answered at once.
+    # Before the imports, which take seconds, so that a typing mistake is reported at once.
     scales = _numbers(choices.scales, "--scales")
     lambdas = _numbers(choices.lambdas, "--lambdas")
     from hf_tsv.evaluation.options import Search
@@ -60,7 +60,7 @@ def tune(
             )
     except KeyboardInterrupt:
         interrupted("Interrupted. Complete scores are saved; run the same command again to resume.")
-    write_text(tuned, outcome.text)  # the recipe as it was written, comments and all, with the chosen values
+    write_text(tuned, outcome.text)  # the recipe as it was written, including comments, with the chosen values
     if talk.json:
         print(json.dumps({"out": str(tuned), **asdict(outcome)}))
         return

@@ -1,4 +1,4 @@
-"""`hf-tsv verify`: whether an output still is what was made of its sources."""
+"""`hf-tsv verify`: check that an output is still what was made from its sources."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from hf_tsv.job.options import Access, Limits, option
 
 @dataclass(frozen=True)
 class Sample:
-    """What is merged again."""
+    """The sample of tensors to merge again."""
 
     sample: int = option(8, "How many tensors to merge again from the pinned sources.", least=0)
     all: bool = option(False, "Merge every tensor again.")
@@ -34,11 +34,11 @@ def verify(
     access: Access,
     talk: Talk,
 ) -> None:
-    """Compare every file of OUT with its record, and a sample of its tensors, merged again, bit for bit."""
+    """Compare every file of OUT with its record; merge a sample of its tensors again and compare them bit for bit."""
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.verify import verify
 
-    # Differences are results and not errors: all of them are shown, and the exit code says that there are some.
+    # Differences are results, not errors: all of them are shown, and the exit code reports that there are some.
     with WorkProgress("Verifying", quiet=talk.quiet) as progress:
         result = verify(
             out,

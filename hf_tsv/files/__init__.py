@@ -1,1 +1,1 @@
-"""Files as such: the names of what lies in an output, and small files written whole or not at all."""
+"""Files in general: names in an output folder, bundled files, checksums, locks, and writing to disk."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def bundled(kind: str) -> Path:
-    """The folder of `recipes` or `cards`: inside an installed package, beside it in a checkout."""
+    """Return the folder of `recipes` or `cards`: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "_data" / kind
     return installed if installed.is_dir() else package.parent / kind

@@ -10,10 +10,10 @@ _CHUNK = 2**22  # bytes read at a time
 
 
 def checksums(folder: Path, known: Collection[str]) -> dict[str, str]:
-    """SHA-256 of every file in a folder and its subfolders, by the path in it.
+    """Return the SHA-256 of every file in a folder and its subfolders, by relative path.
 
-    Cards and the record are left out: they are written later. So are the `known` files, by their paths, whose tensors
-    have checksums of their own.
+    Cards and the record are left out, because they are written later. So are the files whose relative paths are in
+    `known`: their tensors have checksums of their own.
     """
     digests: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
@@ -24,7 +24,7 @@ def checksums(folder: Path, known: Collection[str]) -> dict[str, str]:
 
 
 def sha256_of(path: Path, start: int = 0, nbytes: int | None = None) -> str:
-    """SHA-256 of a file's bytes from `start`: `nbytes` of them, or all that follow.
+    """Return the SHA-256 of a file's bytes from `start`: `nbytes` of them, or all the rest.
 
     Raises:
         OSError: the file can't be read.
@@ -36,7 +36,7 @@ def sha256_of(path: Path, start: int = 0, nbytes: int | None = None) -> str:
         while left:
             chunk = file.read(min(left, _CHUNK))
             if not chunk:
-                break  # the file is shorter than that
+                break  # the file has fewer bytes than that
             digest.update(chunk)
             left -= len(chunk)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Writing to a disk that may be full, and making sure that what was written stays."""
+"""Writing to a disk that may be full, and making sure that written data survives."""
 
 import errno
 import os
@@ -10,19 +10,19 @@ from hf_tsv.errors import OutputError, ResourceError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file. Errors as for `full_disk_told`."""
+    """Write a small file. Raises the errors of `full_disk_told`."""
     with full_disk_told(path):
         path.write_text(text, encoding="utf-8")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut: a file's own sync doesn't write the name down.
+    """Make the names in a folder survive a power cut: a file's own sync doesn't save its name.
 
     Raises:
         OSError: the folder can't be read.
     """
     if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folders, and its file systems write names down by themselves
+        return  # Windows can't open folders, and its file systems save names by themselves
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,10 +32,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def full_disk_told(path: Path) -> Iterator[None]:
-    """Turn what the operating system says of a write into an error with a way out.
+    """Turn the operating system's errors on writing to `path` into errors with a way out.
 
     Raises:
-        ResourceError: the disk or the quota is full, or the file too large.
+        ResourceError: the disk or the quota is full, or the file is too large.
         OutputError: the path can't be written.
     """
     try:

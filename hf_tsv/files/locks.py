@@ -1,4 +1,4 @@
-"""Locks on files. The operating system gives a lock back when its process ends, even when it is killed."""
+"""Locks on files. The operating system releases a lock when its process ends, even if the process is killed."""
 
 import os
 import time
@@ -10,16 +10,15 @@ from filelock import lock_descriptor
 from hf_tsv.errors import OutputError
 from hf_tsv.files.disk import full_disk_told
 
-# Whoever looks at whether a lock is held takes it for a moment. So it counts as held only when it can't be had for a
-# while.
+# A process that checks a lock takes it for a moment. So a lock counts as held only if it can't be taken for a while.
 _SECONDS_TO_LOCK, _SECONDS_TO_LOOK, _PAUSE = 0.2, 0.03, 0.01
 
 
 def lock(path: Path) -> int | None:
-    """Lock a file, which is created where it doesn't exist.
+    """Lock a file; create it if it doesn't exist.
 
     Returns:
-        The open descriptor that holds the lock until it is closed; None when another process holds the lock, or has
+        The open descriptor, which holds the lock until it is closed; None if another process holds the lock, or has
         removed the file meanwhile.
 
     Raises:
@@ -30,7 +29,7 @@ def lock(path: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     is_ours = False
     try:
-        # A run that ends removes its lock file. One that has waited for it would hold a lock that nobody else sees.
+        # A run that ends removes its lock file. A run that waited for it would hold a lock that no other process sees.
         if _is_had(descriptor, path, _SECONDS_TO_LOCK):
             with suppress(FileNotFoundError):
                 is_ours = os.path.samestat(path.stat(), os.fstat(descriptor))
@@ -41,10 +40,10 @@ def lock(path: Path) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process, this one included, holds the lock on a file; False where there is no such file.
+    """Return True if a process, this one included, holds the lock on a file; False if the file can't be opened.
 
     Raises:
-        OutputError: its file system has no locks.
+        OutputError: the file system has no locks.
     """
     try:
         descriptor = os.open(path, os.O_RDWR)
@@ -57,7 +56,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _is_had(descriptor: int, path: Path, seconds: float) -> bool:
-    """Whether the lock on an open file could be taken within some seconds."""
+    """Try for some seconds to take the lock on an open file; return True if that worked."""
     deadline = time.monotonic() + seconds
     try:
         while not lock_descriptor(descriptor, blocking=False):

@@ -1,1 +1,1 @@
-"""The models that a recipe names: pinned, opened, fetched, and the files beside their weights."""
+"""The models that a recipe names: pin, open and fetch them, and copy the files beside their weights."""

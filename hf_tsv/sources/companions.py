@@ -23,8 +23,8 @@ class Companions:
     """The side files of one model.
 
     Attributes:
-        folder: Where they lie.
-        files: Their paths relative to it.
+        folder: The folder of the files.
+        files: Paths of the files, relative to the folder.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class Companions:
 
     @classmethod
     def of(cls, folder: Path) -> "Companions":
-        """Those of a model in a folder that contains nothing else."""
+        """Return the side files of a model in a folder that holds only that model."""
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _walk(folder)}
         return cls(folder, side_files(sizes))
 
@@ -52,14 +52,14 @@ def copy_companions(
     template: str | None,
     rows: Mapping[int, int] | None = None,
 ) -> None:
-    """Copy what belongs beside the weights.
+    """Copy the files that belong beside the weights.
 
     Args:
-        base: The base model's.
-        out: Where the merged weights lie.
-        tokenizer: The model whose tokenizer goes along, with the ids of the tokens that texts start and end with. The
-            base's tokenizer stays where that model has none.
-        dtype: The dtype that all float weights now have, written into the configuration; None leaves it as it is.
+        base: The base model's side files.
+        out: The folder of the merged weights.
+        tokenizer: The side files of the model whose tokenizer is copied, with the ids of its start and end tokens. If
+            that model has no tokenizer, the base's is copied.
+        dtype: The dtype that all float weights now have, written into the configuration; None leaves it unchanged.
         template: Jinja text of a chat template that replaces the tokenizer's.
         rows: The vocabulary's new size, by the size that the configuration states.
     """
@@ -67,7 +67,7 @@ def copy_companions(
     other_files: list[str] = []
     if is_other:
         other_files = [file for file in tokenizer.files if _is_tokenizer(file) or file == GENERATION_CONFIG]
-    # A model without a tokenizer has the base's tokens in its rows: then the base's tokenizer stays.
+    # A model without a tokenizer has the base's tokens in its rows, so the base's tokenizer is copied.
     is_replaced = is_other and has_tokenizer(tokenizer.folder)
     for file in base.files:
         if file not in other_files and not (is_replaced and _is_tokenizer(file)):
@@ -86,14 +86,14 @@ def copy_licences(sources: Mapping[str, Path], out: Path) -> None:
     """Copy the licences and notices of models that `out` doesn't contain already.
 
     Args:
-        sources: The folder of each model, by its name.
-        out: Each goes into `licenses/NAME` in it.
+        sources: The folder of each model, by the model's name.
+        out: The output folder. Each model's files go into its subfolder `licenses/NAME`.
     """
     for name, folder in sources.items():
         for file in sorted(folder.iterdir()):
             if not matches(LICENCES, [file.name.lower()]) or not file.is_file():
                 continue
-            in_out = out / file.name  # the base's came with its side files
+            in_out = out / file.name  # the base's was copied with its side files
             if in_out.is_file() and in_out.read_bytes() == file.read_bytes():
                 continue
             folder_name = re.sub(r"[^\w.-]+", "__", name).strip("_.")  # a name may contain slashes
@@ -101,7 +101,7 @@ def copy_licences(sources: Mapping[str, Path], out: Path) -> None:
 
 
 def most_common_template(folders: Sequence[Path]) -> str | None:
-    """The chat template that most of these models have, the first among equals; None when none has one."""
+    """Return the chat template that most of these models have, the first one of a tie; None if no model has one."""
     counts: Counter[str] = Counter()
     for folder in folders:
         file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
@@ -109,7 +109,7 @@ def most_common_template(folders: Sequence[Path]) -> str | None:
         if file.is_file():
             template = file.read_text("utf-8")
         elif config.is_file():
-            # Older models have it as a string in the tokenizer's configuration.
+            # In older models it is a string in the tokenizer's configuration.
             data = _read_json(config)
             template = data.get("chat_template") if isinstance(data, dict) else None
         if template and isinstance(template, str):
@@ -125,7 +125,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files, without entering folders that are never copied: a training run may have left thousands of files there."""
+    """Yield files, but skip folders that are never copied: a training run may have left thousands of files there."""
     for path in folder.iterdir():
         if path.is_dir() and not path.name.startswith(".") and not matches(OTHER_FOLDERS, [path.name]):
             yield from _walk(path)
@@ -147,16 +147,16 @@ def _rewrite(config: Path, other: Path | None, dtype: str | None, rows: Mapping[
     """Adapt a copied configuration to the merged weights.
 
     Args:
-        config: The configuration, which is the base's.
-        other: That of the model whose tokenizer goes along, for its tokens' ids; None where it is the base's.
-        dtype: As for `copy_companions`.
-        rows: As for `copy_companions`.
+        config: The copy of the base's configuration.
+        other: The configuration to take token ids from: that of the tokenizer's model, or None if that is the base.
+        dtype: As in `copy_companions`.
+        rows: As in `copy_companions`.
     """
     original = _read_json(config)
     try:
         adapted = _with_ids_of(original, _read_json(other)) if other else original
         adapted = _declared(adapted, dtype, rows)
-        # Left alone, byte for byte, where nothing changes.
+        # The file stays the same, byte for byte, if nothing changes.
         if adapted != original:
             write_text(config, json.dumps(adapted, indent=2, ensure_ascii=False) + "\n")
     except RecursionError:
@@ -164,7 +164,7 @@ def _rewrite(config: Path, other: Path | None, dtype: str | None, rows: Mapping[
 
 
 def _declared(config: Any, dtype: str | None, rows: Mapping[int, int]) -> Any:
-    """A configuration with the dtype to load it in and the vocabulary's new size, also in configurations inside it."""
+    """Return a configuration with the new dtype and vocabulary size, also in configurations nested in it."""
     if not isinstance(config, dict):
         return config
     declared: dict[str, Any] = {}
@@ -179,7 +179,7 @@ def _declared(config: Any, dtype: str | None, rows: Mapping[int, int]) -> Any:
 
 
 def _with_ids_of(config: Any, other: Any) -> Any:
-    """A configuration with the token ids of another configuration, such as `eos_token_id`, in place of its own."""
+    """Return a configuration with another one's token ids, such as `eos_token_id`, in place of its own."""
     if not (isinstance(config, dict) and isinstance(other, dict)):
         return config
     own: dict[str, Any] = {}
@@ -191,10 +191,14 @@ def _with_ids_of(config: Any, other: Any) -> Any:
 
 
 def companions(source: Source, hub: Hub) -> Companions:
-    """What lies beside a fetched source's weights."""
+    """Return the side files of a fetched source.
+
+    Raises:
+        ValueError: the source is not fetched.
+    """
     if source.folder is None:
         raise ValueError(f"{source.ref} is not fetched")
     if source.pin is None:
         return Companions.of(source.folder)
-    # The Hub's cache may contain files that other programs downloaded: the repository's list decides.
+    # The Hub's cache may contain files that other programs downloaded, so the repository's list decides.
     return Companions(source.folder, hub.side_files(source.pin))

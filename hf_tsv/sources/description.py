@@ -1,4 +1,4 @@
-"""What the record and the lock file say about sources."""
+"""Describe sources for the record and the lock file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from hf_tsv.sources.models import Source
 
 
 def described(sources: Sequence[Source], hub: Hub) -> list[SourceEntry]:
-    """What the record says about each source, with what its model and its adapter say of themselves."""
+    """Return each source's entry in the record, with the terms of its model and its adapter."""
     entries = []
     for source in sources:
         places = [(source.ref.path, source.pin)]
@@ -25,7 +25,7 @@ def described(sources: Sequence[Source], hub: Hub) -> list[SourceEntry]:
                 license_link=_text(facts.license_link),
                 language=facts.languages,
                 datasets=facts.datasets,
-                # Who may see a model is the Hub's to say; None where it isn't known offline.
+                # Only the Hub knows who can see a model; None if that isn't known offline.
                 private=facts.private if pin else False,
                 gated=facts.gated if pin else False,
             )
@@ -35,10 +35,10 @@ def described(sources: Sequence[Source], hub: Hub) -> list[SourceEntry]:
 
 
 def _text(field: object) -> str | None:
-    """A field of a stranger's card, where YAML may have made a number or a date of it."""
+    """Return a field of a stranger's card as text: YAML may have made a number or a date of it."""
     return None if field is None else str(field)
 
 
 def lock_text(recipe: Recipe, sources: Sequence[Source]) -> str:
-    """The recipe with every Hub model pinned to its commit: a recipe itself, which gives the same bytes."""
+    """Return the recipe's text with every Hub model pinned to its commit: a recipe that gives the same bytes."""
     return pinned_text(recipe, {source.ref.text: source.pinned for source in sources})

@@ -1,4 +1,4 @@
-"""Sources brought to this machine, and how many bytes that takes."""
+"""Fetch sources to this machine, and count the bytes that this takes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,14 +9,14 @@ from hf_tsv.hub import Hub, Pinned
 from hf_tsv.recipe import ModelRef
 from hf_tsv.sources.models import Parts, Source, join, open_parts
 
-Stream = Literal["none", "tasks", "all"]  # whose weights are read by byte range instead of downloaded
+Stream = Literal["none", "tasks", "all"]  # the models whose weights are read by byte range instead of downloaded
 
 
 def open_model(ref: ModelRef, hub: Hub) -> Source:
-    """One model by itself, on this machine, with the adapter that the reference puts on it.
+    """Fetch and open a single model, with the adapter that the reference puts on it.
 
     Raises:
-        HfTsvError: it can't be downloaded or read.
+        HfTsvError: the model or the adapter can't be downloaded or read.
     """
     named = [(ref, None)]
     sources = join(named, open_parts(named, hub), hub)
@@ -26,16 +26,16 @@ def open_model(ref: ModelRef, hub: Hub) -> Source:
 def fetch(
     sources: Sequence[Source], hub: Hub, *, stream: Stream = "none", progress: Callable[[int], None] | None = None
 ) -> list[Source]:
-    """The same sources with their files on this machine, except for the weights of those that are streamed.
+    """Download the sources' files, except for the weights of streamed models; return the same sources, on this machine.
 
     Args:
-        sources: What to fetch, the base first.
-        hub: How to reach the Hub.
-        stream: Whose weights stay on the Hub.
+        sources: The sources to fetch, the base first.
+        hub: The connection to the Hub.
+        stream: The models whose weights stay on the Hub.
         progress: Called with the number of bytes received since the last call, from several threads.
 
     Raises:
-        HubError: one can't be downloaded.
+        HubError: a source can't be downloaded.
         ResourceError: the disk is full.
     """
     with_weights = _with_weights(sources, stream)
@@ -43,7 +43,7 @@ def fetch(
     fetched: dict[ModelRef, Parts] = {}
     for source in sources:
         parts, pin = source.parts, source.pin
-        if pin is None:  # a local folder: there already
+        if pin is None:  # a local folder: nothing to fetch
             fetched[source.ref] = parts
             continue
         model = parts.model
@@ -55,12 +55,12 @@ def fetch(
 
 
 def bytes_to_download(sources: Sequence[Source], hub: Hub, *, stream: Stream = "none") -> int:
-    """How many bytes `fetch` would download."""
+    """Return the number of bytes that `fetch` would download."""
     return sum(hub.bytes_to_download(pin, weights=whole) for pin, whole in _with_weights(sources, stream).items())
 
 
 def bytes_to_stream(sources: Sequence[Source], hub: Hub, stream: Stream) -> int:
-    """How many bytes of weights would be read by range."""
+    """Return the number of bytes of weights that would be read by byte range."""
     total = 0
     for pin, whole in _with_weights(sources, stream).items():
         if not whole:
@@ -70,11 +70,11 @@ def bytes_to_stream(sources: Sequence[Source], hub: Hub, stream: Stream) -> int:
 
 
 def _with_weights(sources: Sequence[Source], stream: Stream) -> dict[Pinned, bool]:
-    """Whether the weights are downloaded as well, for everything on the Hub."""
+    """Return everything to fetch from the Hub; True if its weights are downloaded as well."""
     with_weights: dict[Pinned, bool] = {}
     for source in sources:
         if source.pin:
             whole = stream == "none" or (stream == "tasks" and source.task is None)
-            # The base may be a task as well: what one of them needs is downloaded.
+            # The base may be a task as well: its weights are downloaded if either needs that.
             with_weights[source.pin] = with_weights.get(source.pin, False) or whole
     return with_weights

@@ -17,15 +17,15 @@ from hf_tsv.record import SourceEntry
 
 @dataclass(frozen=True)
 class Parts:
-    """What a reference names: a model, an adapter, or one on the other.
+    """The parts that a reference names: a model, an adapter, or an adapter on a model.
 
     Attributes:
-        model: The model's tensors as its own files name them; None for an adapter alone.
-        folder: Where its files, or those of an adapter alone, lie; None before `fetch`.
-        pin: Their commit on the Hub; None for a local folder.
-        adapter: The adapter. From the Hub, too, it lies on this machine from the start: it is small.
-        adapter_pin: Its commit on the Hub where it is on top of a model.
-        adapter_folder: Where it lies then.
+        model: The model's tensors under the names in its own files; None for an adapter alone.
+        folder: The folder of the model, or of an adapter alone; None for a model on the Hub before `fetch`.
+        pin: The commit of these files on the Hub; None for a local folder.
+        adapter: The adapter, or None. Adapters on the Hub are downloaded from the start, because they are small.
+        adapter_pin: The adapter's commit on the Hub if it is on top of a model; None for a local folder.
+        adapter_folder: The adapter's folder if it is on top of a model.
     """
 
     model: Checkpoint | None
@@ -41,10 +41,10 @@ class Source:
     """One model of a recipe.
 
     Attributes:
-        ref: What the recipe calls it.
-        task: Its task; None for the base.
-        checkpoint: Its tensors. From the Hub before `fetch`: read by byte range.
-        parts: What it is made of.
+        ref: The recipe's reference to the model.
+        task: The model's task; None for the base.
+        checkpoint: The model's tensors. For a model on the Hub before `fetch`, they are read by byte range.
+        parts: The model and the adapter that it consists of.
     """
 
     ref: ModelRef
@@ -62,19 +62,19 @@ class Source:
 
     @property
     def revision(self) -> str | None:
-        """The commit sha it is pinned to; None for a local folder."""
+        """The commit sha that the model is pinned to; None for a local folder."""
         return self.pin.sha if self.pin else None
 
     @property
     def identity(self) -> str:
-        """A value that changes when its content does."""
-        # A commit never changes; of a local folder, or a local adapter on a pinned model, the content is looked at.
+        """A value that changes when the source's content does."""
+        # A commit never changes. A local folder, or a local adapter on a pinned model, needs a look at its content.
         is_pinned = self.pin and (self.parts.adapter_pin or not self.ref.adapter)
         return self.pinned if is_pinned else self.checkpoint.fingerprint()
 
     @property
     def pinned(self) -> str:
-        """The reference that means the same content for ever, as far as one can be written."""
+        """The reference with commits pinned, so that it always means the same content; local paths stay as they are."""
         if not self.pin and not self.parts.adapter_pin:
             return self.ref.text
         model = pinned_path(self.ref.path, self.pin)
@@ -84,7 +84,7 @@ class Source:
         return f"{model}+{adapter}"
 
     def describe(self) -> SourceEntry:
-        """What the record says of it, without its terms."""
+        """Return the source's entry in the record, without its terms."""
         return SourceEntry(
             role="task" if self.task else "base",
             task=self.task,
@@ -96,17 +96,17 @@ class Source:
 
 
 def pinned_path(path: str, pin: Pinned | None) -> str:
-    """A path with the commit it is pinned to; a local one as it is."""
+    """Return a path with the commit that it is pinned to; a local path unchanged."""
     return f"{path}@{pin.sha}" if pin else path
 
 
 def open_sources(recipe: Recipe, hub: Hub) -> list[Source]:
-    """Every model of a recipe, the base first: access checked, pinned to a commit, its headers read.
+    """Open every model of a recipe, the base first: check access, pin it to a commit and read its headers.
 
-    Nothing is downloaded but headers and adapters. Fine-tuned models come under the base's names.
+    Only headers and adapters are downloaded. Fine-tuned models get the base's names.
 
     Raises:
-        HfTsvError: models that can't be read, all of them in one error.
+        HfTsvError: models can't be read; one error reports all of them.
     """
     named: list[tuple[ModelRef, str | None]] = [(recipe.base, None)]
     named += [(model.ref, model.name) for model in recipe.models]
@@ -114,14 +114,14 @@ def open_sources(recipe: Recipe, hub: Hub) -> list[Source]:
 
 
 def open_parts(named: Sequence[tuple[ModelRef, str | None]], hub: Hub) -> dict[ModelRef, Parts]:
-    """What each reference names, opened once however often it is named.
+    """Open the parts of each reference, once even if it occurs several times.
 
     Args:
         named: References, each with its task; None for the base, which comes first.
-        hub: How to reach the Hub.
+        hub: The connection to the Hub.
 
     Raises:
-        HfTsvError: models that can't be read, all of them in one error.
+        HfTsvError: models can't be read; one error reports all of them.
     """
     refs = list(dict.fromkeys(ref for ref, _ in named))
     addresses = [(ref.path, ref.revision) for ref in refs]
@@ -145,7 +145,7 @@ def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]
     pin = pins.get((ref.path, ref.revision))
     local = Path(ref.path).expanduser()
     if not ref.adapter:
-        # A reference without a `+` may still name an adapter: its files show it.
+        # A reference without a `+` may still name an adapter, which its files show.
         is_lone_adapter = hub.weights(pin).kind == "adapter" if pin else is_adapter(local)
         if is_lone_adapter:
             folder = hub.download(pin) if pin else local
@@ -157,7 +157,7 @@ def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]
     if not ref.adapter:
         return Parts(model, folder_of_model, pin)
     adapter_pin = pins.get((ref.adapter, ref.adapter_revision))
-    # Adapters are small: downloaded at once, so that a plan knows what they change.
+    # Adapters are small, so they are downloaded at once: a plan needs to know what they change.
     adapter_folder = hub.download(adapter_pin) if adapter_pin else Path(ref.adapter).expanduser()
     label = adapter_pin.label if adapter_pin else ref.adapter
     adapter = open_adapter(adapter_folder, label=label)
@@ -165,15 +165,15 @@ def _open(ref: ModelRef, hub: Hub, pins: Mapping[tuple[str, str | None], Pinned]
 
 
 def join(named: Sequence[tuple[ModelRef, str | None]], opened: Mapping[ModelRef, Parts], hub: Hub) -> list[Source]:
-    """Every source under the base's names, adapters on the model that each belongs to.
+    """Make every source from its parts, under the base's names, with each adapter on its model.
 
     Args:
-        named: As for `open_parts`, in the order of the result.
-        opened: What each reference names.
-        hub: How to reach the Hub.
+        named: As in `open_parts`, in the order of the result.
+        opened: The parts of each reference.
+        hub: The connection to the Hub.
 
     Raises:
-        CheckpointError: models and adapters that don't fit the base, all of them in one error.
+        CheckpointError: models or adapters don't fit the base; one error reports all of them.
     """
     base_ref = named[0][0]
     base_parts = opened[base_ref]
@@ -192,11 +192,11 @@ def join(named: Sequence[tuple[ModelRef, str | None]], opened: Mapping[ModelRef,
         try:
             is_on_base = not base_parts.adapter and _is_same(ref, parts, base_ref, base_parts)
             if parts.adapter and (is_on_base or not parts.model):
-                # On the merge's own base its change is known as factors: no full delta is ever made.
+                # On the merge's own base, the change is known as factors: no full delta is ever made.
                 put_on = ref.path if ref.adapter else base_ref.path
                 made_for = parts.adapter.config.base_model_name_or_path
                 notes = []
-                # Copies of one model, here and on the Hub, share the last part of their names.
+                # Only the last parts are compared: copies of one model, here and on the Hub, share that of their names.
                 if made_for and Path(made_for).name.lower() != Path(put_on).name.lower():
                     notes.append(
                         f"its adapter_config.json names {made_for[:100]!r} as its base, here it is put on {put_on!r}."
@@ -214,14 +214,14 @@ def join(named: Sequence[tuple[ModelRef, str | None]], opened: Mapping[ModelRef,
 
 
 def _whole(model: Checkpoint, parts: Parts, hub: Hub) -> Checkpoint:
-    """A model with the adapter that is on top of it, if there is one."""
+    """Return a model with its adapter applied, if it has one."""
     return parts.adapter.applied_to(model, places=_places(model, parts, hub)) if parts.adapter else model
 
 
 def _is_same(ref: ModelRef, parts: Parts, other_ref: ModelRef, other: Parts) -> bool:
-    """Whether two references name the same model, whatever adapters are on top."""
+    """Return True if two references name the same model, whatever adapters are on top."""
     if parts.pin and other.pin:
-        # The same commit under two names: `main`, and its sha.
+        # The same commit may have two names: `main` and its sha.
         return replace(parts.pin, requested_revision=None) == replace(other.pin, requested_revision=None)
     if parts.pin or other.pin:
         return False
@@ -229,7 +229,7 @@ def _is_same(ref: ModelRef, parts: Parts, other_ref: ModelRef, other: Parts) -> 
 
 
 def _places(model: Checkpoint, parts: Parts, hub: Hub) -> Callable[[], Places]:
-    """Where a model's files hold the parameters that adapters are put on; computed when called: few models need it."""
+    """Return a function that finds the places of parameters in a model's files. It is lazy: few models need it."""
 
     def find() -> Places:
         from hf_tsv.lora.architecture import read_architecture
@@ -243,12 +243,12 @@ def _places(model: Checkpoint, parts: Parts, hub: Hub) -> Callable[[], Places]:
         architecture = read_architecture(infos, folder)
         places: dict[str, list[Place]] = {}
         for tensor, pieces in architecture.located.pieces.items():
-            # A tensor that is spread over several parameters, or belongs to one only from a later row on, has no place.
+            # A tensor that is spread over several parameters, or holds one only from a later row on, gives no place.
             if len(pieces) == 1 and not pieces[0].first:
                 piece = pieces[0]
                 place = Place(tensor, piece.expert, piece.row, piece.rows)
                 places.setdefault(piece.parameter, []).append(place)
-        # A tied parameter has no tensor of its own: it lies where its twin does.
+        # A tied parameter has no tensor of its own: its places are those of its twins.
         tied = {name: twins for name, twins in architecture.aliases.items() if name not in places}
         for name, twins in tied.items():
             own: list[Place] = []
@@ -261,5 +261,5 @@ def _places(model: Checkpoint, parts: Parts, hub: Hub) -> Callable[[], Places]:
 
 
 def folders_of(sources: Sequence[Source]) -> dict[str | None, Path]:
-    """The folders of those sources that lie on this machine, by task; the base's under None."""
+    """Return the folders of the sources that are on this machine, by task; the base's under None."""
     return {source.task: source.folder for source in sources if source.folder}

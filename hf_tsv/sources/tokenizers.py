@@ -1,4 +1,4 @@
-"""The tokenizers of sources: where they lie, and whether they look alike before they are downloaded."""
+"""Find the tokenizers of sources, and compare them before they are downloaded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from hf_tsv.vocabulary.tokenizer import VOCABULARY_FILES, has_tokenizer
 
 
 def tokenizer_folder(source: Source, hub: Hub) -> Path | None:
-    """The folder of a model's tokenizer, its adapter's first; None if it has none. Downloads it if need be."""
+    """Find the folder of a model's tokenizer, first beside its adapter; None if it has none. May download it."""
     beside_adapter = source.parts.adapter_folder
     if beside_adapter and has_tokenizer(beside_adapter):
         return beside_adapter
@@ -21,7 +21,7 @@ def tokenizer_folder(source: Source, hub: Hub) -> Path | None:
 
 
 def tokenizer_companions(source: Source, hub: Hub) -> Companions:
-    """What lies beside a fetched source's tokenizer."""
+    """Return the side files with a fetched source's tokenizer: the adapter's if it has one, else the model's."""
     beside_adapter = source.parts.adapter_folder
     if beside_adapter and has_tokenizer(beside_adapter):
         return Companions.of(beside_adapter)
@@ -29,9 +29,9 @@ def tokenizer_companions(source: Source, hub: Hub) -> Companions:
 
 
 def tokenizers_look_alike(sources: Sequence[Source], hub: Hub) -> bool:
-    """Whether every model's tokenizer looks like that of a base on the Hub, by the sizes of its files.
+    """Return True if every model's tokenizer looks like that of a base on the Hub, by the sizes of its files.
 
-    False wherever that can't be seen without a download, or where a tokenizer lies on this machine and can be read.
+    False if that can't be seen without a download, or if a tokenizer is on this machine and can be read.
     """
     base = sources[0]
     if base.folder or base.pin is None:

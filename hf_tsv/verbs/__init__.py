@@ -1,1 +1,1 @@
-"""The public functions, one a file."""
+"""The public functions, one file per verb."""

@@ -1,4 +1,4 @@
-"""The card of an output, written again."""
+"""Write the card of an output again."""
 
 from pathlib import Path
 
@@ -9,13 +9,16 @@ from hf_tsv.record import read_record
 
 
 def card(out: str | Path, *, license: str | None = None) -> Path:
-    """Write the card of an output again, and those of a compression's adapters; returns the path of the first.
+    """Write the card of an output again, and the cards of a compression's adapters.
 
-    What people wrote outside of our marks stays, and so does what they added to the header.
+    Text that people wrote outside our markers stays, and so do their additions to the header.
 
     Args:
         out: The output folder.
-        license: The licence to carry, in the Hub's word; None for what its header or the sources say.
+        license: The Hub's identifier of the licence; None for the licence of the card's header or of the sources.
+
+    Returns:
+        The path of the output's card.
 
     Raises:
         OutputError: the folder is not an output, or is a restored checkpoint, which has no card.

@@ -26,25 +26,24 @@ def compress(
 ) -> MergeRecord | AdaptersRecord:
     """Compress every fine-tuned model of a recipe into an adapter on the base (TSV-C).
 
-    The same as `merge` of the recipe with `tsv_c` where it names another method; `keep` and `adapters` set what the
-    recipe's parameters and its `adapters` say, and the lock file shows the result. OUT appears when every adapter has
-    been loaded back by PEFT and found to be what was meant. A job that was stopped goes on where it was, to the same
-    bytes.
+    The same as `merge` of the recipe with `tsv_c` in place of other methods. `keep` and `adapters` replace the recipe's
+    parameters and its `adapters`, and the lock file shows the result. OUT appears once PEFT has loaded every adapter
+    and all are correct. An interrupted job resumes where it stopped, and gives the same bytes.
 
     Args:
         recipe: A recipe, or the path of its file.
-        out: The output folder; it must not exist, or be empty.
+        out: The output folder; it must not exist, or must be empty.
         keep: How much of each task's change to keep: `10%` or `10MB` (bytes of an adapter), `rank=16`, `fraction=0.5`
-            (of the smaller side of a matrix), `energy=0.9` or `error=0.1`. None for what the recipe says, or the
+            (of the smaller side of a matrix), `energy=0.9` or `error=0.1`. None for the recipe's rule, or else the
             paper's fraction, 1 / (number of tasks).
-        options: How to do it.
-        adapters: How the adapters are written, where it differs from the recipe.
-        push_to_hub: Where to push the adapters: `user/name`, or `user/name-{task}` for a repository each.
-        hub: How to reach the Hub.
+        options: Options of the job.
+        adapters: Adapter settings that replace those of the recipe.
+        push_to_hub: The repository to push the adapters to: `user/name`, or `user/name-{task}` for one per task.
+        hub: The connection to the Hub.
         progress: Notified of the work done.
 
     Returns:
-        The record of the output; `pushed` says where it was pushed.
+        The record of the output; `pushed` lists where it was pushed.
 
     Raises:
         HfTsvError: anything a person can correct.
@@ -54,7 +53,7 @@ def compress(
 
 
 def compression_of(recipe: Recipe | str | Path, keep: str | None, adapters: AdapterOptions | None) -> Recipe:
-    """The recipe that `compress` merges by: with `tsv_c`, `keep` and `adapters` in it. Errors as there."""
-    # Written into the recipe, so that the lock shows them and a later run needs no flags.
+    """Return the recipe of a compression, with `tsv_c`, `keep` and `adapters` in it. Errors are those of `compress`."""
+    # Written into the recipe, so that the lock file shows them and a later run needs no flags.
     rule = parse_keep(keep) if keep else None
     return as_compression(load(recipe), rule, adapters.settings if adapters else None)

@@ -1,4 +1,4 @@
-"""The scores of an output, its base and its fine-tuned models."""
+"""Score an output, its base and its fine-tuned models."""
 
 from functools import partial
 from pathlib import Path
@@ -24,25 +24,25 @@ def evaluate(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score an output, its base and its fine-tuned models on a suite; the scores go into record and card.
+    """Score an output, its base and its fine-tuned models on a suite; add the scores to the record and the card.
 
     A score that is known for the same weights, task and data isn't computed again: an interrupted evaluation resumes
-    where it was.
+    where it stopped.
 
     Args:
         out: An output of `merge` or `compress`.
         suite: A suite file: see `hf_tsv.evaluation.suite`.
-        results: The file of known scores; `OUT/evaluation.jsonl` unless given. Outputs of the same fine-tunes may
+        results: The file of known scores; `OUT/evaluation.jsonl` by default. Outputs of the same fine-tunes can
             share a file.
-        device: Of torch; by default a GPU if there is one.
-        hub: How to reach the Hub.
+        device: A torch device; by default a GPU if there is one.
+        hub: The connection to the Hub.
         progress: Notified of the work done.
 
     Returns:
-        What the record says of it from now on.
+        The evaluation, as it is now in the record.
 
     Raises:
-        HfTsvError: anything a person can correct; known scores are not lost.
+        HfTsvError: any error that a person can correct; known scores are not lost.
     """
     from hf_tsv.evaluation import Results, load_suite, made, prepare, score_all, summarize
     from hf_tsv.verbs.restore import open_task
@@ -55,13 +55,13 @@ def evaluate(
     progress = progress or Silent()
     opened = open_recipe(out / LOCK_FILE, hub).fetched(progress)
 
-    # Where PEFT loads less than an adapter's folder holds, and of masks, the restored checkpoint is scored too.
+    # For masks, and where PEFT loads less than an adapter's folder holds, the restored checkpoint is scored too.
     def restored(task: str) -> Checkpoint:
         return open_task(out, task, base=None, hub=hub).checkpoint
 
     prepared = prepare(tasks, opened.sources, partial(made, out, record, restored))
     scores = Results(Path(results) if results else out / "evaluation.jsonl")
-    # Each score goes into the file as soon as it is known, so an interruption loses no more than one.
+    # Each score goes into the file as soon as it is known, so an interruption loses at most one.
     score_all(tasks, prepared, scores, device or default_device(), progress)
     evaluation = summarize(tasks, prepared, scores)
     write_record(record.with_evaluation(evaluation), out)
@@ -70,5 +70,5 @@ def evaluate(
 
 
 def default_device() -> str:
-    """A GPU if there is one."""
+    """Return `cuda` if there is a GPU, otherwise `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Merges of models that are held in memory."""
+"""Merge models in memory."""
 
 import copy
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def merge_state_dicts(
     svd: str = "exact",
     **parameters: Any,
 ) -> dict[str, Tensor]:
-    """Merge models that are held in memory; the inputs stay as they are.
+    """Merge models in memory; the inputs are not changed.
 
         merged = merge_state_dicts(base, {"math": math, "code": code}, method="tsv_m", scale=1.2)
 
@@ -35,18 +35,18 @@ def merge_state_dicts(
         base: The base model's state dict.
         finetuned: The fine-tuned models' state dicts by task, with the base's names and shapes.
         method: A merge method, as in recipes.
-        weights: One factor a task, 1 unless given.
-        dtype: Arithmetic, `float32` or `float64`.
-        svd: `exact` or `sketch`.
+        weights: One factor per task, 1 by default.
+        dtype: The dtype of the arithmetic, `float32` or `float64`.
+        svd: The decomposition, `exact` or `sketch`.
         parameters: The method's parameters.
 
     Returns:
         A new state dict with the base's names, dtypes and shapes, on the CPU.
 
     Raises:
-        RecipeError: an unknown method, parameter, task or dtype.
-        PlanError: names or shapes that don't fit.
-        MethodError: NaN or infinity.
+        RecipeError: a method, parameter, task or dtype is unknown.
+        PlanError: names or shapes don't fit together.
+        MethodError: a tensor holds NaN or infinity, or the method writes something for each task to files.
     """
     unknown_tasks = sorted(set(weights or {}) - set(finetuned))
     if unknown_tasks:
@@ -70,7 +70,7 @@ def merge_state_dicts(
         "dtype": dtype,
         "svd": svd,
     }
-    # By way of its text, so that it is checked as any other recipe. The folders that it names are never opened.
+    # Parsed from text, so that it is checked like any other recipe. The folders that it names are never opened.
     recipe = parse_recipe(to_yaml(data), source=f"merge_state_dicts(method={method!r})")
     planned = make_plan(
         recipe,
@@ -86,16 +86,16 @@ def merge_state_dicts(
 
 
 def merge_modules(base: nn.Module, finetuned: Mapping[str, nn.Module], **options: Any) -> nn.Module:
-    """Merge modules of one class into a new one. `options` and errors are those of `merge_state_dicts`."""
+    """Merge modules of one class into a new module. `options` and errors are those of `merge_state_dicts`."""
     states = {task: module.state_dict() for task, module in finetuned.items()}
-    # The class's code and what a state dict doesn't hold, such as buffers that aren't saved, come from the base.
+    # Whatever a state dict doesn't hold, such as code and buffers that aren't saved, comes from the base.
     merged = copy.deepcopy(base)
     merged.load_state_dict(merge_state_dicts(base.state_dict(), states, **options))
     return merged
 
 
 class _Held:
-    """Keeps merged tensors in memory."""
+    """A sink that keeps merged tensors in memory."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What each fine-tuned model changed, and where they clash."""
+"""Inspect what each fine-tuned model changed, and where they clash."""
 
 from pathlib import Path
 
@@ -19,19 +19,19 @@ def inspect(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> inspection.Summary:
-    """Look at what each fine-tuned model of a recipe changed, and where they clash.
+    """Inspect what each fine-tuned model of a recipe changed, and where they clash.
 
     Args:
         recipe: A recipe, or the path of its file. Its methods and weights don't matter, only which tensors they merge.
-        limits: What may be used of the machine. Task vectors are inspected by the CPU, whatever the device.
-        hub: How to reach the Hub.
+        limits: Limits on the use of the machine. Task vectors are inspected on the CPU, whatever the device.
+        hub: The connection to the Hub.
         progress: Notified of the work done.
 
     Returns:
-        What was found; `plain()` gives it as plain data.
+        A summary of the findings; `plain()` gives it as plain data.
 
     Raises:
-        HfTsvError: anything a person can correct.
+        HfTsvError: any error that a person can correct.
     """
     progress = progress or Silent()
     opened = open_recipe(recipe, hub or Hub()).fetched(progress)

@@ -24,32 +24,32 @@ def merge(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> MergeRecord | AdaptersRecord:
-    """Do what a recipe says, into a folder that transformers or PEFT loads.
+    """Merge models by a recipe into a folder that transformers or PEFT loads.
 
-    The folder holds a merged model, with adapters or masks of single tasks beside it where the recipe keeps something
-    for them. Where every tensor's change is kept for its task (`tsv_c`), there is no model, but an adapter of every
-    task on the base, as `compress` makes it.
+    The folder holds a merged model, and beside it the adapters or masks of single tasks if the recipe keeps any. If
+    every tensor's change is kept for its task (`tsv_c`), there is no model, but one adapter per task on the base, as
+    from `compress`.
 
-    OUT appears when it is complete. A job that was stopped goes on where it was, to the same bytes. With
-    `push_to_hub`, files are uploaded as they are finished, and committed when OUT is complete; an OUT that is already
-    what would be made is pushed as it is.
+    OUT appears when it is complete. An interrupted job resumes where it stopped, and gives the same bytes. With
+    `push_to_hub`, files are uploaded as they are finished, and committed when OUT is complete; if OUT already is the
+    result of this job, it is pushed as it is.
 
-    Started as several processes by a launcher that sets RANK and WORLD_SIZE, with OUT on a file system that all of them
-    share, each process merges its part of the tensors; the first one publishes and pushes, and all return the record.
+    If a launcher that sets RANK and WORLD_SIZE starts several processes, and they share OUT's file system, each
+    process merges its part of the tensors; the first one publishes and pushes, and all return the record.
 
     Args:
         recipe: A recipe, or the path of its file.
-        out: The output folder; it must not exist, or be empty.
-        options: How to do it.
-        push_to_hub: Where to push the output: `user/name`, or in detail.
-        hub: How to reach the Hub.
+        out: The output folder; it must not exist, or must be empty.
+        options: Options of the job.
+        push_to_hub: The repository to push the output to: `user/name`, or a `Pushing` with further options.
+        hub: The connection to the Hub.
         progress: Notified of the work done.
 
     Returns:
-        The record of the output; `pushed` says where it was pushed.
+        The record of the output; `pushed` lists where it was pushed.
 
     Raises:
-        HfTsvError: anything a person can correct, and the end of another process of the job; no work is lost by it.
+        HfTsvError: any error that a person can correct, or the end of another process of the job; no work is lost.
     """
     pushing = Pushing(push_to_hub) if isinstance(push_to_hub, str) else push_to_hub
     return Job(load(recipe), Path(out), options, pushing, hub or Hub(), progress or Silent()).run()
@@ -71,19 +71,19 @@ def merge_as_adapter(
 
     Args:
         recipe: A recipe, or the path of its file.
-        out: The adapter's folder; it must not exist, or be empty.
-        keep: How much of the merged change to keep, such as `rank=16`, `10%` or `energy=0.9`; None for what the recipe
-            says, or all of it.
+        out: The adapter's folder; it must not exist, or must be empty.
+        keep: How much of the merged change to keep, such as `rank=16`, `10%` or `energy=0.9`; None for the recipe's
+            rule, or else all of it.
         options: As in `merge`.
         push_to_hub: As in `merge`.
         hub: As in `merge`.
         progress: As in `merge`.
 
     Returns:
-        As `merge`.
+        The record of the output, as in `merge`.
 
     Raises:
-        HfTsvError: anything a person can correct.
+        HfTsvError: any error that a person can correct.
     """
     recipe = as_adapter_output(load(recipe), parse_keep(keep) if keep else None)
     return merge(recipe, out, options, push_to_hub=push_to_hub, hub=hub, progress=progress)

@@ -1,4 +1,4 @@
-"""What a merge would do, from headers alone."""
+"""Plan what a merge would do, from headers alone."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ from hf_tsv.recipe import Recipe
 def plan(
     recipe: Recipe | str | Path, *, max_shard_size: int | str = DEFAULT_SHARD_SIZE, hub: Hub | None = None
 ) -> Plan:
-    """Decide what a merge would do, from the models' headers alone.
+    """Plan what a merge would do, from the models' headers alone.
 
     Args:
         recipe: A recipe, or the path of its file.
-        max_shard_size: Largest file of weights, in bytes or as `5GB`.
-        hub: How to reach the Hub.
+        max_shard_size: Maximum size of a weight file, in bytes or as `5GB`.
+        hub: The connection to the Hub.
 
     Raises:
         HfTsvError: the recipe is wrong, a model can't be read, or they don't fit together; every mistake is reported.

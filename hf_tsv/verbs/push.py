@@ -1,4 +1,4 @@
-"""Pushing an output folder to the Hub."""
+"""Push an output folder to the Hub."""
 
 from pathlib import Path
 
@@ -22,32 +22,38 @@ def push(
 ) -> list[Pushed]:
     """Push an output folder to the Hub: a merged model, adapters, or one adapter.
 
-    Access, name, privacy and licence are checked before a byte is uploaded. Each repository gets one commit, or none
-    when it holds everything; what the Hub has is not uploaded again.
+    Access, name, privacy and licence are checked before anything is uploaded. Each repository gets one commit, or none
+    if it already holds everything; files that the Hub has are not uploaded again.
 
     Args:
-        out: The folder.
-        repo: `user/name`; for adapters also `user/name-{task}`, a repository each.
+        out: The output folder.
+        repo: The repository, `user/name`; for adapters also `user/name-{task}`, one repository per task.
         create_pr: Open a pull request instead of committing to the main branch.
-        private: Whether a new repository is private; None for private where a source is private or gated, else as its
-            owner's settings say. False says that such sources may go public.
-        license: The licence to carry, in the Hub's word; None for what follows from the sources.
-        commit_message: The commit message: its first line, and maybe more (default: what was done).
-        hub: How to reach the Hub.
+        private: True for a private new repository. None: private if a source is private or gated, otherwise as its
+            owner's settings say. False also allows publishing what was made from such sources.
+        license: The Hub's identifier of the licence; None for the licence that follows from the sources.
+        commit_message: The commit message, of one or more lines (default: what was done).
+        hub: The connection to the Hub.
+
+    Returns:
+        The outcome for each repository.
 
     Raises:
         OutputError: the folder is not an output.
         PublishError: licence or privacy forbids it.
-        HubError: the Hub refuses or fails; says what was done.
+        HubError: the Hub refused or failed; the message says what was done.
     """
     pushing = Pushing(repo, create_pr, private, license, commit_message)
     return [deliver(*prepared) for prepared in prepare_push(Path(out), pushing, hub or Hub())]
 
 
 def prepare_push(out: Path, pushing: Pushing, hub: Hub) -> list[tuple[Parcel, Destination]]:
-    """What `push` would do, checked; nothing is written. Errors are those of `push`."""
+    """Check what `push` would do, and return each parcel with its destination; nothing is written.
+
+    Raises the errors of `push`.
+    """
     parcels = {repo: parcel(out, tasks) for repo, tasks in pushing.repositories(tasks_of(out)).items()}
-    # Before anything is asked of the Hub, for this is known without it.
+    # Checked before any request to the Hub, because it needs none.
     for repo, one in parcels.items():
         source_ids = [in_repository(source.model)[0] for source in one.record.sources]
         check_replaces_no_source(pushing, repo, source_ids)

@@ -1,4 +1,4 @@
-"""One task's full checkpoint, from what a compression or a merge left of it."""
+"""Restore one task's full checkpoint from the adapter or mask in an output."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,22 +39,25 @@ def restore(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> RestoredRecord:
-    """Write one task's checkpoint, from its adapter or its mask; returns its record.
+    """Write one task's checkpoint from its adapter or its mask.
 
-    Each tensor has the model's dtype, or the task's own where the model has no such tensor. What PEFT can't load of an
-    adapter is in it as well.
+    Each tensor has the model's dtype, or the task's own if the model has no such tensor. The checkpoint includes the
+    tensors of an adapter's folder that PEFT can't load.
 
     Args:
-        out: A folder that `compress` or `merge` has written.
-        task: Which of its tasks.
-        to: The folder to write; it must not exist, or be empty.
-        options: How to do it; of these, `overwrite` and `max_shard_size` have an effect here.
-        base: The base model, a Hub id or a folder, where it isn't found as it was.
-        hub: How to reach the Hub.
+        out: An output folder of `compress` or `merge`.
+        task: One of its tasks.
+        to: The folder to write; it must not exist, or must be empty.
+        options: Options of the job; only `overwrite` and `max_shard_size` have an effect here.
+        base: The base model, a Hub id or a folder, if it has moved.
+        hub: The connection to the Hub.
         progress: Notified of the bytes written.
 
+    Returns:
+        The record of the checkpoint.
+
     Raises:
-        HfTsvError: no such task, or anything else a person can correct.
+        HfTsvError: there is no such task, or any other error that a person can correct.
     """
     to, hub = Path(to), hub or Hub()
     check_alone(to)
@@ -64,7 +67,7 @@ def restore(
     shards = plan_shards([model.info(name) for name in model.names()], options.max_shard_size)
     check_disk(to, sum(shard.nbytes for shard in shards))
     with Staging(to) as staging:
-        staging.discard()  # what an interrupted start has left
+        staging.discard()  # the leftovers of an interrupted run
         try:
             digests = _write_model(model, shards, staging.out, progress or Silent())
             own_companions = companions(source, hub)
@@ -73,7 +76,7 @@ def restore(
             own_config = _own_config(Path(out), task)
             if own_config:
                 copy_config(own_config.parent, staging.out)
-        except BaseException:  # there is no journal here to go on from, so nothing is kept
+        except BaseException:  # there is no journal here to resume from, so nothing is kept
             staging.remove()
             raise
         files = [shard.file for shard in shards]
@@ -85,9 +88,9 @@ def restore(
 
 
 def open_task(out: Path, task: str, *, base: str | None, hub: Hub) -> Source:
-    """One task's model, read tensor by tensor as it is asked for. Arguments and errors as for `restore`."""
+    """Open one task's model, whose tensors are read on demand. Arguments and errors as for `restore`."""
     if (out / file_of(task)).is_file():
-        # A mask chooses between the base and the merged model, which lies in `out`.
+        # A mask chooses between the base and the merged model, which is in `out`.
         base_ref = ModelRef.parse(base) if base else _base_in_lock(out)
         opened = open_model(base_ref, hub)
         return replace(opened, checkpoint=open_masked(out, task, opened.checkpoint, read_record(out)))
@@ -96,7 +99,7 @@ def open_task(out: Path, task: str, *, base: str | None, hub: Hub) -> Source:
         known = tasks_of(out)
         way_out = f"Its tasks: {some(known)}" if known else "Name the output folder of a compression"
         raise OutputError(f"{out}: holds no adapter and no mask of task '{task}'. {way_out}")
-    adapter = adapters[0]  # the faithful one, where there are several
+    adapter = adapters[0]  # the faithful one, if there are several
     if base:
         ref = ModelRef.parse(base)
     elif is_model(out):  # a merged model with adapters beside it, which are changes of that model
@@ -109,19 +112,19 @@ def open_task(out: Path, task: str, *, base: str | None, hub: Hub) -> Source:
 
 
 def load_task(out: str | Path, task: str, *, base: str | None = None, hub: Hub | None = None) -> Any:
-    """One task's model in memory, as transformers loads a checkpoint of it. Needs the extra `adapters`.
+    """Load one task's model into memory, as transformers loads its checkpoint. Needs the extra `adapters`.
 
     Args:
-        out: A folder that `compress` or `merge` has written.
-        task: Which of its tasks.
-        base: The base model, a Hub id or a folder, where it isn't found as it was.
-        hub: How to reach the Hub.
+        out: An output folder of `compress` or `merge`.
+        task: One of its tasks.
+        base: The base model, a Hub id or a folder, if it has moved.
+        hub: The connection to the Hub.
 
     Returns:
         A `transformers.PreTrainedModel` of the class that the configuration names, in evaluation mode.
 
     Raises:
-        HfTsvError: no such task, or anything else a person can correct.
+        HfTsvError: there is no such task, or any other error that a person can correct.
     """
     from hf_tsv.lora.skeleton import model_class_of
 
@@ -131,14 +134,14 @@ def load_task(out: str | Path, task: str, *, base: str | None = None, hub: Hub |
     folder = own_config.parent if own_config else source.folder
     assert folder is not None, "it was fetched"
     config, model_class = model_class_of(folder)
-    # From memory, as if a restored checkpoint were read; nothing is written.
+    # Loaded from memory, like a restored checkpoint; nothing is written.
     state = {name: source.checkpoint.read(name) for name in source.checkpoint.names()}
     model = model_class.from_pretrained(None, config=config, state_dict=state)
     return model.eval()
 
 
 def tasks_of(out: Path) -> list[str]:
-    """The tasks that can be restored from a folder."""
+    """Return the tasks that can be restored from a folder, sorted."""
     tasks = {path.stem for path in (out / MASKS).glob("*.safetensors")}
     for folder in ADAPTERS.values():
         tasks |= {path.name for path in (out / folder).glob("*") if is_adapter(path)}
@@ -146,27 +149,27 @@ def tasks_of(out: Path) -> list[str]:
 
 
 def _base_in_lock(out: Path) -> ModelRef:
-    """The base of the recipe that made an output, at the commit that was read."""
+    """Return the base of the recipe that made an output, at the commit that was read."""
     if not (out / LOCK_FILE).is_file():
         raise OutputError(f"{out}: has no {LOCK_FILE} that says what it was made from. Pass --base")
     return load_recipe(out / LOCK_FILE).base
 
 
 def _own_config(out: Path, task: str) -> Path | None:
-    """The configuration of a task that has a head of its own."""
+    """Return the configuration file of a task that has a head of its own; None for other tasks."""
     places = [config_of(out, task)]
     places += [out / folder / task / MODEL_CONFIG for folder in ADAPTERS.values()]
     return next((place for place in places if place.is_file()), None)
 
 
 def _write_model(model: Checkpoint, shards: tuple[Shard, ...], folder: Path, progress: Progress) -> dict[str, str]:
-    """Write a checkpoint's files; returns every tensor's checksum, by name."""
+    """Write a checkpoint's files; return the SHA-256 of every tensor, by name."""
     progress.begin(float(sum(shard.nbytes for shard in shards)))
     checksums = {}
     with CheckpointWriter(folder, shards) as writer:
         for shard in shards:
             for info in shard.tensors:
-                # One tensor at a time is in memory.
+                # Only one tensor at a time is in memory.
                 checksums[info.name] = writer.write(info.name, model.read(info.name))
                 progress.advance(info.nbytes, info.name)
         writer.sync()

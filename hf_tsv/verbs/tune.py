@@ -1,4 +1,4 @@
-"""The scale of a merge, chosen on validation data."""
+"""Choose the scales of a merge, or the lambdas of its masks, on validation data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,24 +27,27 @@ def tune(
     hub: Hub | None = None,
     progress: Progress | None = None,
 ) -> "Tuned":
-    """Choose the scale of a merge, one for each group of tensors, by the scores of a suite on validation data.
+    """Choose the scale of a merge, one per group of tensors, by the scores of a suite on validation data.
 
-    With `tall_mask` the lambda of each task's mask is chosen, by the score of that task's model. Tensors whose
-    method has neither are merged as the recipe says. The merge is computed once; choices that differ in scale or
-    lambda alone need no further decomposition. The merge, the base and two models stay in memory.
+    With `tall_mask`, choose the lambda of each task's mask, by the score of that task's model. Tensors whose method
+    has neither are merged as the recipe says. The merge is computed once; choices that differ only in scale or lambda
+    need no further decomposition. The merge, the base and two models stay in memory.
 
     Args:
         recipe: A recipe, or the path of its file, with a method that has a `scale`, or with `tall_mask`.
-        suite: A suite file. Its data should differ from those that the merge is reported on.
-        search: What is tried; `hf_tsv.Search()` unless given.
+        suite: A suite file. Its data should differ from the data on which the merge is reported.
+        search: The values to try; `hf_tsv.Search()` by default.
         results: The file of known scores; an interrupted search resumes from it.
-        device: Of torch; by default a GPU if there is one.
-        workers: Tensors merged at the same time; by default one for each core.
-        hub: How to reach the Hub.
+        device: A torch device; by default a GPU if there is one.
+        workers: The number of tensors merged at the same time; by default one per core.
+        hub: The connection to the Hub.
         progress: Notified of the evaluations.
 
+    Returns:
+        The chosen values, their mean score, and the text of the tuned recipe.
+
     Raises:
-        HfTsvError: anything a person can correct.
+        HfTsvError: any error that a person can correct.
     """
     from hf_tsv.evaluation import Results, load_suite, prepare, tuning
     from hf_tsv.evaluation.options import Search
@@ -53,11 +56,11 @@ def tune(
     recipe = load(recipe)
     tasks = load_suite(suite)
     progress = progress or Silent()
-    # At scale 1 and not rounded, so that a candidate only has to multiply the merged change.
+    # At scale 1 and unrounded, so that a candidate only has to multiply the merged change.
     opened = open_recipe(at_scale_one(recipe), hub or Hub()).fetched(progress)
     planned, sources = opened.plan, opened.sources
     check_on_base(planned, "scales are tried on")
-    # Beside base and fine-tuned models only the candidates are scored, which the search itself makes.
+    # No outputs to score: besides the base and the fine-tuned models, the search scores only its own candidates.
     prepared = prepare(tasks, sources, lambda base, task: ())
     return tuning.tune(
         planned,

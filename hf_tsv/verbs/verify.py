@@ -1,4 +1,4 @@
-"""Whether a folder still is what its record says, and whether its sources give the same bits again."""
+"""Verify that a folder still matches its record, and that its sources give the same bits again."""
 
 import hashlib
 import random
@@ -29,21 +29,21 @@ from hf_tsv.record import MergeRecord, Record, RestoredRecord, TensorEntry, Tens
 
 SAMPLE = 8
 DEFAULTS = Limits()
-OWN_WORDS = (CARD_FILE, RECORD_FILE)  # the card may be written again, and a record can't hold its own checksum
+OWN_WORDS = (CARD_FILE, RECORD_FILE)  # a card can be written again, and a record can't hold its own checksum
 
 
 @dataclass
 class Verification:
-    """What was compared, and with what result.
+    """The result of a comparison of an output with its record.
 
     Attributes:
-        tensors: How many tensors' bytes were compared with their recorded checksums.
-        files: How many whole files were.
+        tensors: Number of tensors whose bytes were compared with their recorded checksums.
+        files: Number of whole files that were compared with their recorded checksums.
         recomputed: Tensors that were merged again from the sources, whatever the result.
-        differs: What is not as recorded, a line each. Empty: all that was compared is the same, bit for bit.
-        not_checked: What could not be compared, and why, a line each.
-        notes: What a person should know besides, such as another version of torch.
-        exit_code: 0; 1 where anything differs; else, where the sources could not be read, that error's.
+        differs: The differences from the record, one line each. Empty if everything compared is equal, bit for bit.
+        not_checked: Things that could not be compared, with the reason, one line each.
+        notes: Further remarks for a person, such as another version of torch.
+        exit_code: 1 if anything differs; otherwise the exit code of an error in reading the sources, or 0.
     """
 
     tensors: int = 0
@@ -68,17 +68,20 @@ def verify(
     """Compare every file of an output with its record, and merge a sample of its tensors again.
 
     Args:
-        out: A folder that `merge`, `compress` or `restore` has written.
-        limits: What may be used of the machine to merge tensors again.
-        sample: How many tensors are merged again from the sources that `recipe.lock.yaml` pins; None for all of them,
-            0 for none. Of adapters and restored checkpoints only the files are compared.
-        seed: Chooses these tensors.
-        recipe: A copy of the lock file that names the sources where they are now, should they have moved.
-        hub: How to reach the Hub.
-        progress: Notified of the work done, of the reading and of the merging in turn.
+        out: An output folder of `merge`, `compress` or `restore`.
+        limits: Limits on the use of the machine for merging tensors again.
+        sample: The number of tensors to merge again from the sources that `recipe.lock.yaml` pins; None for all, 0 for
+            none. Adapters and restored checkpoints are never merged again: only their files are compared.
+        seed: The seed of the random sample.
+        recipe: A copy of the lock file with the sources' new paths, if they have moved.
+        hub: The connection to the Hub.
+        progress: Notified of the work done, first of the reading, then of the merging.
+
+    Returns:
+        The result. Differences are not raised as errors.
 
     Raises:
-        OutputError: the record is missing or malformed, so that there is nothing to compare with.
+        OutputError: the record is missing or malformed, so there is nothing to compare with.
     """
     out, progress = Path(out), progress or Silent()
     record = read_record(out)
@@ -94,7 +97,7 @@ def verify(
             locked = load_recipe(recipe or out / LOCK_FILE)
             sampled = _Sampled(record, sample, seed, result)
             sampled.merge(locked, limits.resources(), hub or Hub(), progress)
-        except HfTsvError as error:  # sources may be gone, or need a token; the files were compared all the same
+        except HfTsvError as error:  # sources may be gone, or need a token; the files have been compared anyway
             result.not_checked += [f"not merged again: {problem}" for problem in error.problems]
             result.not_checked.append(
                 f"where sources have moved, pass a copy of {out / LOCK_FILE} that names them as --recipe;"
@@ -107,12 +110,12 @@ def verify(
 
 
 def _files_of(record: Record) -> Sequence[str]:
-    """The weight files, whose tensors have checksums of their own."""
+    """Return the names of the weight files, whose tensors have checksums of their own."""
     return record.files if isinstance(record, MergeRecord | RestoredRecord) else ()
 
 
 def _compare_tensors(out: Path, record: Record, result: Verification, progress: Progress) -> None:
-    """Compare every byte of the weight files: headers with what they must be, tensors with their checksums."""
+    """Compare every byte of the weight files: headers with the bytes that we write, tensors with their checksums."""
     entries: Mapping[str, TensorEntry | TensorSum] = {}
     if isinstance(record, MergeRecord | RestoredRecord):
         entries = record.tensors
@@ -126,7 +129,7 @@ def _compare_tensors(out: Path, record: Record, result: Verification, progress: 
             continue
         header, _ = layout([located.info for located in in_file], METADATA)
         with path.open("rb") as stream:
-            # A header can say the same of the tensors in other bytes, or hold metadata that we didn't write.
+            # Other bytes can describe the same tensors, or hold metadata that we didn't write.
             if stream.read(len(header)) != header:
                 result.differs.append(f"{path}: its header is not the one that was written. Download it again")
         present += in_file
@@ -146,14 +149,14 @@ def _compare_tensors(out: Path, record: Record, result: Verification, progress: 
             elif digest != entry.sha256:
                 result.differs.append(f"{where} has other bytes than were written. Download the file again")
     result.tensors = len(present)
-    # Where a file is broken or gone, its tensors are too, and that line says enough.
+    # If a file is broken or gone, so are its tensors, and its own line is enough.
     lost = sorted(entries.keys() - {located.info.name for located in present})
     if lost and not result.differs:
         result.differs.append(f"{out}: {len(lost)} recorded tensors are in none of its files: {some(lost)}")
 
 
 def _digest(located: Located) -> str:
-    """A tensor's SHA-256, or why it can't be read, which equals none."""
+    """Return a tensor's SHA-256, or the reason why it can't be read, which is unequal to every checksum."""
     try:
         return sha256_of(located.path, located.start, located.info.nbytes)
     except OSError as error:
@@ -161,14 +164,14 @@ def _digest(located: Located) -> str:
 
 
 def _compare_files(out: Path, record: Record, result: Verification) -> None:
-    """Compare the files beside the weights with their checksums, and look for files that have none."""
+    """Compare the files beside the weights with their checksums, and look for files without checksums."""
     for file, digest in record.checksums.items():
         if not (out / file).is_file():
             result.differs.append(f"{out / file}: is gone")
         elif sha256_of(out / file) != digest:
             result.differs.append(f"{out / file}: has other bytes than were written")
     result.files = len(record.checksums)
-    # What nobody recorded may be a person's own file, so it is reported but not counted as a difference.
+    # An unrecorded file may be a person's own, so it is reported but not counted as a difference.
     present = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     known = {*record.checksums, *_files_of(record)}
     extra = sorted(file for file in present - known if Path(file).name not in OWN_WORDS)
@@ -177,10 +180,16 @@ def _compare_files(out: Path, record: Record, result: Verification) -> None:
 
 
 class _Sampled:
-    """Merges a sample of a record's tensors again, and compares them with the record instead of writing them."""
+    """A sample of a record's tensors, merged again and compared with the record instead of written."""
 
     def __init__(self, record: MergeRecord, sample: int | None, seed: int, result: Verification) -> None:
-        """`sample`: how many tensors, None for all; `seed`: chooses them; `result`: where differences are noted."""
+        """
+        Args:
+            record: The record to compare with.
+            sample: The number of tensors; None for all.
+            seed: The seed of the random sample.
+            result: The result that differences are added to.
+        """
         self._record = record
         self._sample = sample
         self._draw = random.Random(seed)
@@ -188,7 +197,7 @@ class _Sampled:
         self._differing: dict[str, str] = {}  # tensor to method
 
     def merge(self, locked: Recipe, resources: Resources, hub: Hub, progress: Progress) -> None:
-        """Merge them from the sources that a recipe names. Errors are those of a merge."""
+        """Merge the sample from the sources that a recipe names. Raises the errors of a merge."""
         opened = open_recipe(locked, hub).fetched(progress)
         plan, sources = opened.plan, opened.sources
         entries = self._record.tensors
@@ -197,7 +206,7 @@ class _Sampled:
             # Drawn in the plan's order, so that a seed gives the same sample everywhere.
             steps = self._draw.sample(steps, min(self._sample, len(steps)))
         check_memory(plan, resources)
-        # Local folders have no commit: size, time of change and header of their files tell whether they changed.
+        # Local folders have no commit: the size, modification time and header of their files show changes.
         recorded = {source.task: source.fingerprint for source in self._record.sources}
         for source in sources:
             fingerprint = recorded.get(source.task)
@@ -217,15 +226,15 @@ class _Sampled:
             )
 
     def put(self, step: Step, tensor: Tensor, facts: Mapping[str, Any]) -> None:
-        """Compare a merged tensor: what the engine calls for each."""
+        """Compare a merged tensor with the record; the engine calls this for each one."""
         digest = hashlib.sha256(bytes_of(tensor)).hexdigest()
         if digest != self._record.tensors[step.name].sha256:
-            # Called by several threads at once, so the lines are written later, in the order of names.
+            # Several threads call this at once, so the lines are written later, in the order of names.
             self._differing[step.name] = step.method
 
 
 def _other_versions(then: Versions, device: torch.device) -> list[str]:
-    """The versions that bits depend on and that are others now, a line each. Python's is not one of them."""
+    """Return one line per changed version among those that the bits depend on. Python's is not one of them."""
     now = versions(device)
     compared = {
         "numerics": (then.numerics, now.numerics),

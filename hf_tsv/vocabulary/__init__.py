@@ -1,1 +1,1 @@
-"""Which token has which row, and models with different vocabularies seen in one."""
+"""Match the rows of tokens between models with different vocabularies."""

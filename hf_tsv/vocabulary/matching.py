@@ -1,4 +1,4 @@
-"""Whose vocabulary the output gets, and where each model has its tokens: what a recipe asks for, or why it must ask."""
+"""Choose the output's vocabulary as the recipe asks, and find each model's rows; report a clash that it must settle."""
 
 import json
 from collections import Counter
@@ -15,18 +15,18 @@ from hf_tsv.recipe import UNION, ModelRef, Recipe
 from hf_tsv.vocabulary.rows import ABSENT, OfAdapter, OfBase, OfTask, Vocabulary
 from hf_tsv.vocabulary.tokenizer import Tokenizer, read_tokenizer, same_files
 
-MULTIPLE = 128  # the most that rows are padded to unless the recipe says otherwise
+MULTIPLE = 128  # the largest multiple that rows are padded to, unless the recipe says otherwise
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Models as they are merged.
+    """Models in the form in which they are merged.
 
     Attributes:
         base: The base model.
-        finetuned: The fine-tuned ones.
-        vocabulary: What their rows were matched by; None where they are merged as they lie.
-        clashes: Why tensors with one row a token can't be merged, by name.
+        finetuned: The fine-tuned models.
+        vocabulary: The vocabulary that their rows were matched to; None if the models are merged as stored.
+        clashes: The reason why a tensor with one row per token can't be merged, by the tensor's name.
     """
 
     base: Checkpoint
@@ -35,7 +35,7 @@ class Matched:
     clashes: Mapping[str, str] = field(default_factory=dict)
 
 
-FindTokenizer = Callable[[], Path | None]  # the folder of a model's tokenizer, None where it has none; may download it
+FindTokenizer = Callable[[], Path | None]  # gives the folder of a model's tokenizer or None; may download it
 
 
 def match_vocabularies(
@@ -45,14 +45,14 @@ def match_vocabularies(
     folders: Sequence[FindTokenizer],
     look_alike: Callable[[], bool] = lambda: False,
 ) -> Matched:
-    """Models in the vocabulary that the recipe asks for.
+    """Return the models in the vocabulary that the recipe asks for.
 
     Args:
-        recipe: What to do.
+        recipe: The recipe of the merge.
         base: The base model's checkpoint.
-        finetuned: The fine-tuned models', under the base's names.
-        folders: Where their tokenizers are, the base's first.
-        look_alike: Whether they need not be read as long as all models have the same rows.
+        finetuned: The fine-tuned models' checkpoints, under the base's names.
+        folders: Functions that find the models' tokenizers, the base's first.
+        look_alike: Function that returns True if the tokenizers need not be read when all models have the same rows.
 
     Raises:
         PlanError: a tokenizer that is needed can't be read, or the models' tokenizers have no union.
@@ -81,9 +81,9 @@ def match_vocabularies(
 
 
 class _Matcher:
-    """The vocabularies of a recipe's models, and what the recipe asks of them.
+    """The vocabularies of a recipe's models, and the recipe's choice among them.
 
-    Models are numbered: 0 is the base, t + 1 the fine-tuned model t.
+    Models are numbered: 0 is the base, t + 1 is the fine-tuned model t.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class _Matcher:
     ) -> None:
         self._recipe, self._choice = recipe, recipe.tokenizer
         self._models = (base, *finetuned)
-        self._words = ("the base", *(f"'{model.name}'" for model in recipe.models))  # what messages call the models
+        self._words = ("the base", *(f"'{model.name}'" for model in recipe.models))  # the models' names in messages
         self._axes = axes
-        # The tensor of the most rows, which messages mean by "rows".
+        # The tensor with the most rows. Its rows are the ones that messages state.
         self._largest_name = max(axes, key=lambda name: (base.info(name).shape[axes[name]], name))
         self._names = [frozenset(model.names()) for model in self._models]
 
     def _rows(self, model: int, name: str) -> int:
-        """Rows of a tensor with one a token; 0 where the model doesn't have the tensor."""
+        """Return the rows of a tensor that has one per token; 0 if the model doesn't have the tensor."""
         if name not in self._names[model]:
             return 0
         shape, axis = self._models[model].info(name).shape, self._axes[name]
@@ -108,17 +108,17 @@ class _Matcher:
         return max(self._rows(model, name) for name in self._axes)
 
     def _rows_differ(self, model: int) -> bool:
-        """Whether a model has other numbers of rows than the base; a tensor that it lacks doesn't count."""
+        """Return True if a tensor of the model has another number of rows than the base's. Missing ones don't count."""
         return any(self._rows(model, name) not in (0, self._rows(0, name)) for name in self._axes)
 
     def tokenizers(self, folders: Sequence[FindTokenizer]) -> tuple[list[Tokenizer], str]:
-        """The models' tokenizers, and why the recipe must say more before they can be matched (empty where it needn't).
+        """Read the models' tokenizers; return them, and why the recipe must settle a clash (empty if it needn't).
 
-        A model without a tokenizer is taken to have the base's where it has as many rows. The list is empty where one
-        can't be read and the models can be merged as they are stored anyway.
+        A model without a tokenizer is assumed to have the base's if it has as many rows. The list is empty if one can't
+        be read: either the models can be merged as stored anyway, or the reason is in the text.
 
         Raises:
-            PlanError: one that the recipe needs can't be read.
+            PlanError: a tokenizer that the recipe needs can't be read.
         """
         places = [find() for find in folders]
         problems: list[str] = []
@@ -142,14 +142,14 @@ class _Matcher:
             return [], ""
         if self._choice.source:
             raise PlanError(problems)
-        # The clash is that of the rows' numbers; why they can't be matched comes after it.
+        # The clash is between the numbers of rows; the reasons why rows can't be matched come after it.
         reasons = []
         for model in range(1, len(self._models)):
             for name in self._axes:
                 rows, base = self._rows(model, name), self._rows(0, name)
                 if rows not in (0, base):
                     reasons.append(f"{self._words[model]} has {rows} rows, the base has {base}")
-                    break  # one statement a model
+                    break  # one statement per model
         return [], "; ".join([*reasons, *problems])
 
     def _unreadable(self, problem: str) -> str:
@@ -161,12 +161,12 @@ class _Matcher:
         )
 
     def _ids_with_rows(self, model: int, tokenizer: Tokenizer) -> dict[str, int]:
-        """The ids of the tokens that have a row: a tokenizer may know more than its model has learned."""
+        """Return the ids of the tokens that have a row: a tokenizer may have more tokens than its model has rows."""
         rows = self._largest(model)
         return {token: i for token, i in tokenizer.ids.items() if i < rows}
 
     def _clash(self, tokenizers: Sequence[Tokenizer]) -> str:
-        """What is to be decided about vocabularies that differ; empty when every task has the base's tokens."""
+        """Return how the vocabularies differ, and the recipe's choices; empty if every task has the base's tokens."""
         differences = []
         base = self._ids_with_rows(0, tokenizers[0])
         for i, tokenizer in enumerate(tokenizers[1:], start=1):
@@ -190,24 +190,25 @@ class _Matcher:
 
     @property
     def is_possible_as_stored(self) -> bool:
-        """Whether all models have the same rows, which are the output's."""
+        """True if all models have the same numbers of rows, and the recipe asks for no padding."""
         if self._choice.pad_to_multiple_of:
             return False
         return not any(map(self._rows_differ, range(len(self._models))))
 
     def is_settled(self, tokenizers: Sequence[Tokenizer]) -> bool:
-        """Whether row i means the same in all models, and the output's rows are the base's."""
+        """Return True if row i means the same in all models, and the output's rows are the base's."""
+        # Without a source, differences between the tokens with rows were reported as a clash before.
         same = all(t is tokenizers[0] or t.ids == tokenizers[0].ids for t in tokenizers)
         return self.is_possible_as_stored and (same or not self._choice.source)
 
     def vocabulary(self, tokenizers: Sequence[Tokenizer]) -> Vocabulary:
-        """The output's vocabulary, as the recipe asks for it.
+        """Make the output's vocabulary, as the recipe asks for it.
 
         Raises:
             PlanError: the models' tokenizers have no union.
         """
         known = [self._ids_with_rows(model, tokenizer) for model, tokenizer in enumerate(tokenizers)]
-        # What the vocabulary is called, and the model that it belongs to: for a union the base, whose ids it keeps.
+        # The vocabulary's name, and the model that it belongs to: for a union the base, whose ids it keeps.
         source, owner = "base", 0
         choice = self._choice.source
         if choice == UNION:
@@ -223,7 +224,7 @@ class _Matcher:
             ids = dict(tokenizers[owner].ids)
         rows = {name: self._out_rows(name, source, owner, ids, tokenizers[0]) for name in self._axes}
         length = max(rows.values())
-        own = []  # by model the place of each token with a row
+        own = []  # by model, (length,): the model's row of each of the output's ids
         for theirs in known:
             positions = torch.full((length,), ABSENT, dtype=torch.int64)
             shared = [(i, theirs[token]) for token, i in ids.items() if token in theirs and i < length]
@@ -232,7 +233,7 @@ class _Matcher:
                 positions[at] = their_ids
             own.append(positions)
         if owner == 0:
-            # The base's rows that are no token's stay where they are, as far as no token has come into their place.
+            # The base's padding rows, which belong to no token, stay where they are unless a token takes their place.
             is_token = torch.zeros(length, dtype=torch.bool)
             is_token[[i for i in ids.values() if i < length]] = True
             same_place = torch.arange(length)
@@ -243,14 +244,14 @@ class _Matcher:
         return Vocabulary(source, ids, tuple(own), rows, base_rows, added, tuple(tokenizers), notes)
 
     def _new_tokens(self, tokenizers: Sequence[Tokenizer], known: Sequence[Mapping[str, int]]) -> dict[str, int]:
-        """The fine-tuned models' own tokens and their new ids: model by model in the recipe's order, by ids there.
+        """Return the tokens that the base lacks and their new ids, in the recipe's order of models, then by id there.
 
         Args:
-            tokenizers: The models'.
+            tokenizers: The models' tokenizers.
             known: Ids of the tokens that have a row, by model.
 
         Raises:
-            PlanError: the base's tokenizer can't be added to, or another cuts words in another way.
+            PlanError: tokens can't be added to the base's tokenizer, or another tokenizer cuts words differently.
         """
         base = tokenizers[0].ids
         added: dict[str, int] = {}
@@ -266,7 +267,7 @@ class _Matcher:
                     f"{self._words[i]}: its tokenizer is of kind {kinds[1]}, expected {kinds[0]} as the base's, for the"
                     " union to be one that cuts words. Write tokenizer_source: base, or the name of a model"
                 )
-            # A token that several tasks have gets its id from the first of them.
+            # A token that several tasks have gets its id from the first one.
             for token in new:
                 added.setdefault(token, first + len(added))
         if problems:
@@ -274,18 +275,18 @@ class _Matcher:
         return added
 
     def _out_rows(self, name: str, source: str, owner: int, ids: Mapping[str, int], base: Tokenizer) -> int:
-        """Rows of a tensor in the output."""
+        """Return a tensor's number of rows in the output."""
         needed, in_base = max(ids.values()) + 1, self._rows(0, name)
         if multiple := self._choice.pad_to_multiple_of:
             return _padded(needed, multiple)
         if owner:
-            return self._rows(owner, name) or self._largest(owner)
+            return self._rows(owner, name) or self._largest(owner)  # 0 rows: the owner lacks the tensor
         if source != UNION or needed <= in_base:
             return in_base
         is_base_padded = in_base > max(base.ids.values()) + 1
         if not is_base_padded:
             return needed
-        power_of_two = in_base & -in_base  # the largest that divides the base's rows
+        power_of_two = in_base & -in_base  # the largest one that divides the base's rows
         return _padded(needed, min(power_of_two, MULTIPLE))
 
     def _notes(
@@ -296,7 +297,7 @@ class _Matcher:
         known: Sequence[Mapping[str, int]],
         rows: Mapping[str, int],
     ) -> Iterator[str]:
-        """What a person should know of the output's vocabulary. Arguments as in `vocabulary`."""
+        """Yield remarks for a person on the output's vocabulary. Arguments are the variables of `vocabulary`."""
         if source == UNION:
             whose = "the union of all vocabularies"
         elif source == "base":
@@ -311,7 +312,7 @@ class _Matcher:
             yield f"added to the base's: {_counted(list(added))}"
         length = max(rows.values())
         new = [token for token, i in ids.items() if token not in known[0] and i < length]
-        owners: Counter[str] = Counter()  # how many tasks have a token
+        owners: Counter[str] = Counter()  # token to the number of tasks that have it
         for theirs in known[1:]:
             owners.update(theirs.keys())
         several = [token for token in new if owners[token] > 1]
@@ -331,7 +332,7 @@ def _padded(number: int, multiple: int) -> int:
 
 
 def _counted(tokens: Sequence[str], most: int = 3) -> str:
-    """How many tokens, and the first few, each as JSON writes it: a token may hold anything."""
+    """Return the number of tokens, and the first `most` of them as JSON strings: a token may hold anything."""
     shown = []
     for token in tokens[:most]:
         short = token if len(token) <= 40 else f"{token[:39]}…"

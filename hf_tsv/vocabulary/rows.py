@@ -1,14 +1,14 @@
-"""Models with different vocabularies: rows of embeddings and heads matched by token, as they are read.
+"""Models with different vocabularies: rows of embeddings and heads are matched by token as they are read.
 
 Every model is seen through a checkpoint in which row i of such a tensor is the i-th token of the output's vocabulary:
 
 * a token that base and task have: the task's row;
-* a token that a task lacks: the base's row, so that the task changes nothing there;
-* a token that the base lacks: in all models alike the mean of the rows of the tasks that have it, in the base's dtype.
-  No task changes anything there either, so that the merged row is that mean, whatever the method. As a change of its
-  own a new row would be one against nothing: as long as the embedding itself, it would take the leading singular
-  directions of a task matrix;
-* a row that is no token's: the base's, or where the base has none the mean of the rows of the base's tokens.
+* a token that a task lacks: the base's row, so the task changes nothing there;
+* a token that the base lacks: in all models, the mean of the rows of the tasks that have it, in the base's dtype.
+  So no task changes anything there either, and the merged row is that mean, whatever the method. A new row treated as
+  a change would be a change from zero: as long as the embedding itself, it would take the leading singular directions
+  of a task matrix;
+* a row that belongs to no token: the base's, or if the base has none, the mean of the rows of the base's tokens.
 """
 
 import hashlib
@@ -29,23 +29,23 @@ from hf_tsv.checkpoints.view import View
 from hf_tsv.recipe import UNION
 from hf_tsv.vocabulary.tokenizer import Tokenizer, write_with_tokens
 
-PIECE = 2**22  # entries that are averaged at a time; another number would round the mean differently
-ABSENT = -1  # where a model has no row of a token
+PIECE = 2**22  # entries averaged at a time; another number would round the mean differently
+ABSENT = -1  # the row of a token that a model lacks
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The output's vocabulary, and where each model has its tokens.
+    """The output's vocabulary, and each model's rows of its tokens.
 
     Attributes:
-        source: `base`, `union` or a task.
+        source: The vocabulary's origin: `base`, `union` or a task.
         ids: Token to id in the output.
-        own: By model, the base first, the id there of each id of the output, ABSENT where it has none; int64.
-        rows: Rows in the output, of each tensor that has one a token.
-        base_rows: Rows in the base, likewise.
-        added: Tokens that the base's tokenizer lacks, in the order of their ids; their ids.
-        tokenizers: The models', the base's first.
-        notes: What a person should know.
+        own: One int64 tensor per model, the base first: the model's row for each id of the output, or ABSENT.
+        rows: Rows in the output of each tensor that has one row per token.
+        base_rows: Rows in the base of the same tensors.
+        added: Tokens that the base's tokenizer lacks, with their ids, in the order of the ids.
+        tokenizers: The models' tokenizers, the base's first.
+        notes: Remarks for a person.
     """
 
     source: str
@@ -59,12 +59,12 @@ class Vocabulary:
 
     @property
     def is_bases(self) -> bool:
-        """Whether every row is the base's of the same place, so that what is made on top fits the base itself."""
+        """True if the rows are the base's in the same order, so that an adapter made here fits the base itself."""
         return self.source == "base" and self.rows == self.base_rows
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that the merged bytes and the written tokenizer depend on."""
+        """A hash of everything that the merged bytes and the written tokenizer depend on."""
         text = json.dumps([self.source, self.ids, self.rows], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         for own in self.own:
@@ -72,11 +72,11 @@ class Vocabulary:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What the record says of it."""
+        """Return the vocabulary's entry in the record."""
         return {"source": self.source, "tokens": len(self.ids), "new": len(self.added), "rows": dict(self.rows)}
 
     def write(self, folder: Path) -> None:
-        """Make the base's tokenizer in a folder the union's; nothing where the output has one of the models' own."""
+        """Turn the base's tokenizer in a folder into the union's; do nothing if the output has a model's own."""
         if self.source == UNION and self.added:
             write_with_tokens(folder, self.tokenizers[0], self.added, self.tokenizers[1:])
 
@@ -86,8 +86,8 @@ class OfBase(View):
 
     Attributes:
         inner: The base model as it is stored.
-        vocabulary: The output's.
-        axes: The tensors with one row a token, and the axis along which these rows lie.
+        vocabulary: The output's vocabulary.
+        axes: The axis of the tokens, by the name of each tensor with one row per token.
     """
 
     def __init__(
@@ -113,37 +113,37 @@ class OfBase(View):
         return f"{super().fingerprint()}\0{self.vocabulary.fingerprint}"
 
     def fits(self, info: TensorInfo) -> bool:
-        """Whether a task's tensor has one row a token, and otherwise the base's shape.
+        """Return True if a task's tensor has one row per token, and otherwise the base's shape.
 
-        One that doesn't is passed on as it is, so that the plan can say that it doesn't fit.
+        A tensor that doesn't is passed on unchanged, so that the plan can report that it doesn't fit.
         """
         axis, base = self.axes[info.name], self.inner.info(info.name)
         return info.is_float and _without(info.shape, axis) == _without(base.shape, axis)
 
     def with_rows(self, info: TensorInfo) -> TensorInfo:
-        """The header with the output's number of rows."""
+        """Return a header with the output's number of rows."""
         shape = list(info.shape)
         shape[self.axes[info.name]] = self.vocabulary.rows[info.name]
         return TensorInfo(info.name, tuple(shape), info.dtype)
 
     def span(self, name: str, rows: Rows) -> tuple[int, int]:
-        """The first and past-the-last token of some rows of a tensor; all tokens where they lie along axis 1."""
+        """Return the first and past-the-last token of `rows`; all tokens if they are along axis 1."""
         if rows and not self.axes[name]:
             return rows
         return 0, self.vocabulary.rows[name]
 
     def as_stored(self, name: str, by_token: Tensor) -> Tensor:
-        """One entry a token, (tokens, *rest), in the tensor's own layout: (1, tokens) where they lie along axis 1."""
+        """Return (tokens, *rest) in the tensor's stored layout: (1, tokens) if the tokens are along axis 1."""
         return by_token[None] if self.axes[name] else by_token
 
     def positions(self, model: int, checkpoint: Checkpoint, name: str, first: int, end: int) -> Tensor:
-        """Where a model has the rows of the tokens [first, end), int64; ABSENT where its tensor ends before them."""
+        """Return a model's rows of the tokens [first, end), int64; ABSENT where its tensor has no such row."""
         ids = self.vocabulary.own[model][first:end]
         length = checkpoint.info(name).shape[self.axes[name]]
         return torch.where(ids < length, ids, ABSENT)
 
     def rows_of(self, name: str, first: int, end: int) -> Tensor:
-        """The base's rows of the tokens [first, end): (end - first, *rest), in the base's dtype."""
+        """Read the base's rows of the tokens [first, end): (end - first, *rest), in the base's dtype."""
         ids = self.positions(0, self.inner, name, first, end)
         is_known = ids >= 0
         if bool(is_known.all()):
@@ -155,19 +155,19 @@ class OfBase(View):
         return out
 
     def _means_of_tasks(self, name: str, first: int, end: int, wanted: Tensor) -> Tensor:
-        """Rows of tokens that the base lacks: the mean over the tasks that have them, in at least float32.
+        """Return rows of tokens that the base lacks: the mean over the tasks that have them, in at least float32.
 
         Args:
-            name: The tensor.
-            first: The first token that is looked at.
-            end: The one past the last.
-            wanted: Which of them are asked for, (end - first,) bool.
+            name: The tensor's name.
+            first: The first token of the range.
+            end: The token past the last one.
+            wanted: True for each token of the range to compute, (end - first,) bool.
         """
         base = self.inner.info(name)
         shape = () if self.axes[name] else base.shape[1:]
         dtype = torch.promote_types(base.torch_dtype, torch.float32)
         total = torch.zeros((int(wanted.sum()), *shape), dtype=dtype)
-        count = torch.zeros(len(total), dtype=dtype)  # tasks that have each of the tokens
+        count = torch.zeros(len(total), dtype=dtype)  # number of tasks that have each token
         for model, (checkpoint, names) in enumerate(self._finetuned, start=1):
             if name not in names or not self.fits(checkpoint.info(name)):
                 continue
@@ -183,9 +183,9 @@ class OfBase(View):
         return mean
 
     def _mean_of_base(self, name: str) -> Tensor:
-        """The mean of the rows of the base's tokens, float64. Computed once a tensor.
+        """Return the mean of the rows of the base's tokens, float64. Computed once per tensor.
 
-        It is summed in pieces whose size depends on nothing but the tensor, so that its bits depend on nothing else.
+        It is summed in pieces whose size depends only on the tensor, so that its bits depend on nothing else.
         """
         if name not in self._means:
             info = self.inner.info(name)
@@ -193,7 +193,7 @@ class OfBase(View):
             tokens = sorted({i for i in self.vocabulary.tokenizers[0].ids.values() if i < rows})
             ids = torch.tensor(tokens, dtype=torch.int64)
             rows_at_once = max(1, PIECE * rows // info.numel)
-            # The rows have no name, so that one piece is given back before the next is read.
+            # The rows get no name, so that one piece is freed before the next is read.
             sums = [
                 gathered(self.inner, name, self.axes[name], piece).double().sum(dim=0)
                 for piece in torch.split(ids, rows_at_once)
@@ -212,7 +212,7 @@ class OfTask(View):
         self._inner_names = frozenset(checkpoint.names())
 
     def info(self, name: str) -> TensorInfo:
-        """In a dtype that holds the base's rows exactly, for those that the task lacks."""
+        """Return the header. Its dtype holds the base's rows exactly, because they replace rows that the task lacks."""
         info = super().info(name)
         if not self._is_by_token(name):
             return info
@@ -236,18 +236,18 @@ class OfTask(View):
         return f"{super().fingerprint()}\0{self._base.vocabulary.fingerprint}"
 
     def _is_by_token(self, name: str) -> bool:
-        """Whether the model has the tensor, with one row a token."""
+        """Return True if the model has the tensor, with one row per token."""
         return name in self._base.axes and name in self._inner_names and self._base.fits(self.inner.info(name))
 
     def _shared_positions(self, name: str, first: int, end: int) -> Tensor:
-        """Where the model has the rows of tokens that the base has, too; ABSENT for the others. (end - first,) int64"""
+        """Return the model's rows of the tokens that the base has too, ABSENT for the others: (end - first,) int64."""
         own = self._base.positions(self._model, self.inner, name, first, end)
         in_base = self._base.positions(0, self._base.inner, name, first, end)
         return torch.where(in_base >= 0, own, ABSENT)
 
 
 class OfAdapter(OfTask):
-    """An adapter on the base, in the output's vocabulary. Its change stays exact; that of embeddings comes dense."""
+    """An adapter on the base, in the output's vocabulary. Its change stays exact; for embeddings it is dense."""
 
     def __init__(self, base: OfBase, adapter: AdapterCheckpoint, t: int) -> None:
         super().__init__(base, adapter, t)
@@ -255,7 +255,7 @@ class OfAdapter(OfTask):
         self.notes = adapter.notes
 
     def is_changed(self, name: str) -> bool:
-        # With other rows than the base's a tensor is another one, whatever the adapter says of its change.
+        # A tensor with another number of rows than the base's is changed, whatever the adapter says.
         is_resized = self._is_by_token(name) and self._is_resized(name)
         return is_resized or self._adapter.is_changed(name)
 
@@ -265,7 +265,7 @@ class OfAdapter(OfTask):
         first, end = self._base.span(name, rows)
         ids = self._shared_positions(name, first, end)
         in_base = self._base.positions(0, self._base.inner, name, first, end)
-        # The adapter's own delta is one of the base's tensor, row by row. It can be used only where both number the
+        # The adapter's own delta belongs to the base's tensor, row by row. It can be used only if both number the
         # tokens alike.
         if self._is_resized(name) or not torch.equal(ids[ids >= 0], in_base[ids >= 0]):
             return self.read(name, rows).to(dtype).sub_(base)
@@ -276,7 +276,7 @@ class OfAdapter(OfTask):
         for piece in _consecutive(ids[known]):
             start = int(ids[known[piece.start]])
             run = (start, start + piece.stop - piece.start)
-            # Rows are read along axis 0 only, so a tensor whose tokens lie along axis 1 is read whole.
+            # Rows are read along axis 0 only, so a tensor with its tokens along axis 1 is read whole.
             read = None if axis else run
             stored = self._base.inner.read(name, read)
             change = self._adapter.delta(name, stored, dtype, read)
@@ -290,14 +290,15 @@ class OfAdapter(OfTask):
         return self._adapter.nbytes(name)
 
     def _is_resized(self, name: str) -> bool:
-        """Whether the adapter has another number of rows than the base."""
+        """Return True if the adapter's tensor has another number of rows than the base's."""
         return self._adapter.info(name).shape != self._base.inner.info(name).shape
 
 
 def gathered(checkpoint: Checkpoint, name: str, axis: int, ids: Tensor) -> Tensor:
-    """The rows of these tokens, in their order: (len(ids), *rest), in the stored dtype.
+    """Read the rows of these tokens, in their order: (len(ids), *rest), in the stored dtype.
 
-    They are read run by run; or in one go, with what lies between, where that is no more than twice as much.
+    Each run of consecutive ids is one read; or all are one read with the rows between them, if that is no more than
+    twice as much.
     """
     if axis:
         return checkpoint.read(name)[0][ids]
@@ -317,11 +318,11 @@ def gathered(checkpoint: Checkpoint, name: str, axis: int, ids: Tensor) -> Tenso
 
 
 def _consecutive(ids: Tensor) -> Iterator[slice]:
-    """The longest slices of ids in which each follows the one before it by one."""
+    """Yield the longest slices of `ids` in which each id is one more than the id before it."""
     breaks = (ids.diff() != 1).nonzero().flatten() + 1
     ends = [0, *breaks.tolist(), len(ids)]
     for first, end in pairwise(ends):
-        if end > first:  # without ids there is one empty slice
+        if end > first:  # without ids there would be one empty slice
             yield slice(first, end)
 
 

@@ -1,4 +1,4 @@
-"""A model's tokenizer as its files have it: which token has which id. And the base's with tokens of others added."""
+"""Read a tokenizer's tokens and ids from its files, and add tokens of other models to the base's tokenizer."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ ADDED_FILE = "added_tokens.json"
 OTHER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 VOCABULARY_FILES = (TOKENIZER_FILE, ADDED_FILE, *OTHER_FILES)
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_MOST = 2**24  # above every id; what a file says beyond it would take memory without end
+_MOST = 2**24  # larger than every real id; larger ids in a file would take unlimited memory
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Tokenizer:
 
     Attributes:
         ids: Token to id.
-        added: The tokens that are looked for in a text before anything else is done to it, and how: the flags of each.
-        data: What tokenizer.json holds; None without that file.
+        added: Tokens that are searched for in a text before anything else is done to it; token to flags of the search.
+        data: The content of tokenizer.json; None without that file.
     """
 
     ids: Mapping[str, int]
@@ -36,32 +36,32 @@ class Tokenizer:
 
     @property
     def kind(self) -> str | None:
-        """How it cuts words: `BPE`, `Unigram`, `WordPiece`, `WordLevel`; None where that isn't known."""
+        """The model that cuts words: `BPE`, `Unigram`, `WordPiece` or `WordLevel`; None if it isn't known."""
         return str(self.data["model"].get("type")) if self.data else None
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether files of a tokenizer lie in a folder."""
+    """Return True if a folder has files of a tokenizer."""
     return any((folder / file).is_file() for file in (TOKENIZER_FILE, *OTHER_FILES))
 
 
 def same_files(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same tokenizer, byte for byte."""
+    """Return True if two folders hold the same tokenizer, byte for byte."""
     return all(_bytes(one / f) == _bytes(other / f) for f in (TOKENIZER_CONFIG, *VOCABULARY_FILES))
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder. One without a tokenizer.json is read by transformers; no code of its own is run.
+    """Read the tokenizer in a folder. Without a tokenizer.json, transformers reads it; its own code is never run.
 
     Raises:
-        CheckpointError: there is none, or it can't be read.
+        CheckpointError: there is no tokenizer, or it can't be read.
     """
     try:
         if (folder / TOKENIZER_FILE).is_file():
             return _from_file(folder)
         return _by_transformers(folder)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, OSError) as error:
-        # A stranger's file may hold anything where something else is looked for.
+        # A stranger's file may hold anything in any place.
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
         raise CheckpointError(f"{folder}: its tokenizer can't be read ({reason})") from None
 
@@ -69,7 +69,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 def _from_file(folder: Path) -> Tokenizer:
     data = _read(folder / TOKENIZER_FILE)
     vocab = data["model"]["vocab"]
-    # A unigram model's are pairs of token and score, whose place is the id.
+    # A unigram vocabulary is a list of pairs of token and score; the place in the list is the id.
     ids = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
     entries = list(data.get("added_tokens") or ())
     config = folder / TOKENIZER_CONFIG
@@ -81,7 +81,7 @@ def _from_file(folder: Path) -> Tokenizer:
         if entry["content"] not in added:
             ids.setdefault(entry["content"], entry["id"])
             added[entry["content"]] = _flags(entry)
-    if (folder / ADDED_FILE).is_file():  # of older tokenizers; it has no flags
+    if (folder / ADDED_FILE).is_file():  # older tokenizers have it; it has no flags
         for token, i in _read(folder / ADDED_FILE).items():
             ids.setdefault(token, i)
             added.setdefault(token, _flags({}))
@@ -101,7 +101,7 @@ def _by_transformers(folder: Path) -> Tokenizer:
         for token in read.added_tokens_decoder.values():
             added[str(token)] = _flags({flag: getattr(token, flag, False) for flag in _FLAGS})
         return Tokenizer(_checked(read.get_vocab()), added)
-    except Exception as error:  # whatever a library makes of a stranger's file
+    except Exception as error:  # a library may raise anything on a stranger's file
         raise ValueError(str(error) or type(error).__name__) from None
 
 
@@ -110,11 +110,11 @@ def _flags(entry: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _checked(ids: Mapping[str, int]) -> Mapping[str, int]:
-    """The ids, when they are natural numbers of a size that makes sense, and the tokens are text."""
+    """Return the ids after checking that they are natural numbers below a limit, and that the tokens are text."""
     if not ids:
         raise ValueError("it has no tokens")
     for token, i in ids.items():
-        if not isinstance(token, str) or type(i) is not int or not 0 <= i < _MOST:  # JSON's true is an int, too
+        if not isinstance(token, str) or type(i) is not int or not 0 <= i < _MOST:  # JSON's true is an int in Python
             raise ValueError(f"token {token!r:.40} has no id")
     return ids
 
@@ -131,13 +131,13 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def write_with_tokens(folder: Path, base: Tokenizer, ids: Mapping[str, int], donors: Sequence[Tokenizer]) -> None:
-    """Add tokens to the tokenizer whose files lie in a folder.
+    """Add tokens to the tokenizer in a folder.
 
     Args:
-        folder: Where they lie.
-        base: It, as it was read.
-        ids: The tokens to add, with their ids, in the order of these.
-        donors: Who has them; the first that has a token says how it is looked for.
+        folder: The folder of the tokenizer's files.
+        base: The tokenizer, as it was read.
+        ids: The tokens to add, with their ids, in the order of the ids.
+        donors: The tokenizers that have the tokens; a token's flags come from the first with flags for it.
     """
     assert base.data is not None, "checked when the vocabularies were matched"
     added: dict[str, Mapping[str, bool]] = {}
@@ -151,11 +151,11 @@ def write_with_tokens(folder: Path, base: Tokenizer, ids: Mapping[str, int], don
     new_entries = [{"id": ids[token], "content": token, **flags} for token, flags in added.items()]
     data["added_tokens"] = [*(data.get("added_tokens") or ()), *new_entries]
     every = {**base.ids, **ids}
-    # Ids of added tokens are counted up from those of the model proper when the file is read. Where that gives others
+    # When the file is read, ids of added tokens are counted up from those of the model proper. If that gives other ids
     # than are written here, all tokens go into the model proper.
     if plain or max(every.values()) >= len(every):
         _put_into_model(data["model"], every, plain, donors)
-        for file in OTHER_FILES:  # they say what tokenizer.json said before, and would be wrong now
+        for file in OTHER_FILES:  # they match the old tokenizer.json, and would be wrong now
             (folder / file).unlink(missing_ok=True)
     _write(folder / TOKENIZER_FILE, data)
     if (folder / TOKENIZER_CONFIG).is_file():
@@ -172,13 +172,13 @@ def write_with_tokens(folder: Path, base: Tokenizer, ids: Mapping[str, int], don
 def _put_into_model(
     model: dict[str, Any], ids: Mapping[str, int], plain: Sequence[str], donors: Sequence[Tokenizer]
 ) -> None:
-    """Put every token into the vocabulary of the model proper, and the merges that make the new ones of others.
+    """Put every token into the vocabulary of the model proper, and add the merges that make the new tokens.
 
     Args:
         model: The part of tokenizer.json that cuts words.
-        ids: Every token.
+        ids: Every token with its id.
         plain: The new tokens that are found by cutting words.
-        donors: Who knows how.
+        donors: The tokenizers with the new tokens' merges and scores.
     """
     if isinstance(model["vocab"], dict):
         model["vocab"] = dict(sorted(ids.items(), key=lambda item: item[1]))
@@ -199,20 +199,23 @@ def _put_into_model(
 
 
 def _scored(vocab: Sequence[Any], ids: Mapping[str, int], donors: Sequence[Tokenizer]) -> list[list[Any]]:
-    """A unigram vocabulary, where a token's place is its id; one that is in no such vocabulary scores lowest."""
+    """Return a unigram vocabulary, a list in which a token's place is its id.
+
+    A token without a score in any vocabulary gets the lowest one.
+    """
     scores: dict[str, float] = {}
     for donor in donors:
         theirs = (donor.data or {}).get("model", {}).get("vocab")
         if isinstance(theirs, list):
             for token, score in theirs:
                 scores.setdefault(token, score)
-    scores |= dict(vocab)  # the base's own stay what they are
+    scores |= dict(vocab)  # the base's own scores are kept
     lowest = min(scores.values(), default=0.0)
     tokens = {i: token for token, i in ids.items()}
     scored = []
     unused = count()
     for i in range(max(tokens) + 1):
-        token = tokens.get(i) or f"<unused id {next(unused)}>"  # every place must be taken, by another token each
+        token = tokens.get(i) or f"<unused id {next(unused)}>"  # every place must have a token of its own
         scored.append([token, scores.get(token, lowest)])
     return scored
 
