@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @told
 @with_flags
 def plan(recipe: RecipeFile, shards: Shards, svd: Svd, access: Access, talk: Talk) -> None:
-    """Show what a merge would do, from the models' headers alone: nothing is downloaded or written."""
+    """Show what a merge would do, from headers alone: no whole model is downloaded, and nothing is written."""
     from hf_tsv.hub import Hub
     from hf_tsv.verbs.plan import plan as make_plan
 

@@ -111,8 +111,8 @@ def tune(
         )
     candidates.merge(resources)
     groups = sorted(candidates.groups, key=candidates.energy, reverse=True)
-    # 1 for the untuned choice; refining a group also scores the best choice so far.
-    evaluations = 1 + len(candidates.masked) * len(search.lambdas)
+    # The untuned choice and, at the end, the best one; refining a group also scores the best choice so far.
+    evaluations = 2 + len(candidates.masked) * len(search.lambdas)
     if groups:
         evaluations += len(search.scales)
     if len(groups) > 1:
