@@ -169,7 +169,7 @@ def test_filters_of_longer_names_come_first(zoo: Path) -> None:
 def test_what_cannot_be_tuned_is_told(zoo: Path) -> None:
     with pytest.raises(PlanError, match=r"linear: nothing to tune\. Methods that can be tuned: .*, tall_mask\."):
         tuned(zoo, "linear")
-    for method, said in (("emr", "the masks of emr"), ("consensus_ta", "consensus_ta takes the mask_lambda")):
+    for method, said in (("emr", "the masks of emr"), ("consensus_ta", "consensus_ta also takes the mask_lambda")):
         mixed = models.recipe(zoo, "tall_mask", 2, f"overrides:\n  - {{filter: dense, merge_method: {method}}}\n")
         with pytest.raises(PlanError, match=said):
             hf_tsv.tune(mixed, zoo / "suite.yaml")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import models
 
-KILLS = int(os.environ.get("HF_TSV_KILLS", "3"))
+KILLS = int(os.environ.get("HF_TSV_KILLS", "2"))
 
 
 def weights(folder: Path) -> dict[str, bytes]:

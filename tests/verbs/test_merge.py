@@ -108,7 +108,8 @@ def test_ties_trims_over_the_whole_vector(tmp_path: Path) -> None:
     assert error(got, oracles.ties(flat, 0.2)) < CHANGE
 
 
-@pytest.mark.parametrize("method", METHODS)
+# A merge by tsv_c alone gives adapters, and no model.
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.keeps != "adapter"])
 def test_bf16_is_rounded_once(method: str, tmp_path: Path) -> None:
     folder = models.zoo(models.llama, tmp_path, dtype=torch.bfloat16)
     tasks = METHODS[method].max_tasks or 3

@@ -51,9 +51,10 @@ def recipe(hub: LoopbackHub, local: Path, tmp_path: Path) -> Path:
 
 
 def merge(recipe: Path, hub: Hub, pushing: Pushing | None = None, **more: Any) -> MergeRecord:
-    """With small shards; `more` are options."""
+    """With small shards; `more` are arguments of the merge, and options."""
+    progress = more.pop("progress", None)
     options = hf_tsv.Options(max_shard_size=30_000, **more)
-    return hf_tsv.merge(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=hub)
+    return hf_tsv.merge(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=hub, progress=progress)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -106,7 +107,7 @@ class TestPushWhileMerging:
     def test_a_failed_push_leaves_the_merge(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
         quota = "Storage quota exceeded for private repositories"
         hub.fault("lfs/objects/batch", status=403, message=quota, times=99)
-        with pytest.raises(HubError, match="no room .403: Storage quota") as caught:
+        with pytest.raises(HubError, match="storage is full .403: Storage quota") as caught:
             merge(recipe, alice, Pushing(REPO))
         assert "out is complete. The same command goes on with the push" in caught.value.problems[-1]
         assert weights(recipe.parent / "out") == weights(local / "merged")
@@ -228,8 +229,8 @@ class TestPushWhileMerging:
     @pytest.mark.parametrize(
         ("name", "told"),
         [
-            ("alice/all", r"weights in folders of it only \(adapters/t0, adapters/t1\), .* Put its folder behind"),
-            ("alice/all/adapters/t9", r"no folder 'adapters/t9' in it, expected one of adapters/t0, adapters/t1"),
+            ("alice/all", r"has weights only in folders \(adapters/t0, adapters/t1\)\. Append one of them"),
+            ("alice/all/adapters/t9", r"has no folder 'adapters/t9'; weights are in adapters/t0, adapters/t1"),
             ("alice/all/../t9", "neither a folder here nor a Hub id, expected org/name"),
         ],
     )
