@@ -25,6 +25,8 @@ PROBE = """
 import tests.conftest, os
 tests.conftest.pytest_configure()
 from huggingface_hub import constants, get_token
+import pytest
+
 from hf_tsv.job.processes import Process
 from rich.console import Console
 print(constants.HF_HUB_OFFLINE, constants.ENDPOINT, get_token(), constants.HF_HOME, sep="|")
@@ -33,6 +35,7 @@ print(*sorted(os.environ), sep="|")
 """
 
 
+@pytest.mark.slow
 def test_the_libraries_see_none_of_them() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run(

@@ -18,11 +18,14 @@ for name in ("posix_fadvise", "posix_fallocate", "sched_getaffinity", "sched_set
         delattr(os, name)
 for name in sys.argv[1:]:
     importlib.import_module(name)
+import pytest
+
 from hf_tsv.merging.resources import Resources
 assert Resources.of(None, None).workers >= 1
 """
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_without_posix() -> None:
     modules = [module.name for module in pkgutil.walk_packages(hf_tsv.__path__, "hf_tsv.")]
     ours = [name for name in modules if name != "hf_tsv.__main__"]  # which runs the command line

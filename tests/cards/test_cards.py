@@ -500,6 +500,7 @@ def test_a_real_merge_loads_as_its_card_says(arch: str, tmp_path: Path) -> None:
     assert all(torch.equal(state[name], merged.read(name)) for name in merged.names())
 
 
+@pytest.mark.slow
 def test_a_real_sentence_transformer_loads_as_its_card_says(tmp_path: Path) -> None:
     library = pytest.importorskip("sentence_transformers")
     folder, out = models.zoo(models.bert, tmp_path), tmp_path / "out"

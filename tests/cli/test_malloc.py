@@ -10,6 +10,8 @@ import sys
 import torch
 
 import hf_tsv
+import pytest
+
 from hf_tsv import cli
 
 calls = []
@@ -33,6 +35,7 @@ except SystemExit:
 """
 
 
+@pytest.mark.slow
 def test_only_the_command_line_sets_it() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     first, *_, last = done.stdout.split()

@@ -455,6 +455,7 @@ def test_the_weights_that_are_scored_are_the_outputs(tmp_path: Path) -> None:
     assert found.tasks["t0"].scores["merged"] == sum(row["label"] == 0 for row in rows) / len(rows)
 
 
+@pytest.mark.slow
 def test_what_peft_does_not_load_counts_in_the_restored_model(tmp_path: Path) -> None:
     """PEFT can't replace a bare parameter: an adapter under a budget has such a change in a file of its own."""
     models.zoo(models.clip, tmp_path, tasks=1)

@@ -62,6 +62,7 @@ def test_a_spectral_method_is_tuned(zoo: Path) -> None:
     assert tunable.REST in found.scales
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["all", *(pytest.param(by, marks=pytest.mark.slow) for by in ("kind", "type"))])
 @pytest.mark.parametrize("method", ["tsv_m", "task_arithmetic", "ties"])
 def test_the_tuned_recipe_merges_to_the_score_that_was_found(zoo: Path, method: str, by: Any) -> None:
@@ -72,6 +73,7 @@ def test_the_tuned_recipe_merges_to_the_score_that_was_found(zoo: Path, method: 
     assert (tunable.REST in found.scales) == (method == "tsv_m")
 
 
+@pytest.mark.slow
 def test_one_scale_is_the_best_of_the_grid(zoo: Path) -> None:
     found, _ = tuned(zoo, "task_arithmetic", by="all")
     scores = [
@@ -105,6 +107,7 @@ overrides:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["all", pytest.param("type", marks=pytest.mark.slow)])
 def test_a_recipe_with_overrides_is_tuned(zoo: Path, by: Any) -> None:
     found, path = tuned(zoo, "tsv_m", by=by, more=OVERRIDES)
@@ -127,6 +130,7 @@ def restored(folder: Path, recipe: Path) -> dict[str, float]:
     return {task: told.relative["restored"] for task, told in tasks.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_every_masks_lambda_is_its_tasks_best(zoo: Path, out_dtype: str) -> None:
     grid, more = (0.1, 1.0, 4.0), f"out_dtype: {out_dtype}\n"
@@ -142,6 +146,7 @@ def test_every_masks_lambda_is_its_tasks_best(zoo: Path, out_dtype: str) -> None
     assert len({tuple(scores.values()) for scores in by_hand.values()}) > 1  # or any choice would do
 
 
+@pytest.mark.slow
 def test_lambdas_are_chosen_beside_scales(zoo: Path) -> None:
     """Where a part of the model has masks, the scales of the others are chosen for the tasks' own models."""
     more = "parameters: {mask_lambda: 0.5}\noverrides:\n  - {filter: attention, merge_method: task_arithmetic}\n"
@@ -179,6 +184,7 @@ def test_what_cannot_be_tuned_is_told(zoo: Path) -> None:
         hf_tsv.tune(models.recipe(zoo, tasks=2), suite(zoo, text_task("other")), results=zoo / "scores.jsonl")
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_recipe(zoo: Path) -> None:
     recipe = models.recipe(zoo, "task_arithmetic", tasks=2)
     result = run("tune", recipe, zoo / "t.yaml", "--suite", zoo / "suite.yaml", "--by", "all", "--scales", "1,2", "-q")

@@ -106,6 +106,7 @@ class TestTexts:
         (tmp_path / "resources" / "de.json.gz").write_bytes(gzip.compress(json.dumps(counts).encode()))
         assert list(data.wordlang(tmp_path)) == [("schon", "de"), ("immer", "de")]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", data.SOURCES)
     def test_real_packages_hold_enough(self, name: str) -> None:
         if (

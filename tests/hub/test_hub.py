@@ -462,6 +462,7 @@ class TestDownloading:
         reader.download(pin, progress=came.append)
         assert sum(came) == planned
 
+    @pytest.mark.slow
     def test_survives_a_cut_connection_and_a_failing_server(self, hub: LoopbackHub, reader: Hub) -> None:
         hub.publish(REPO, single())
         pin = reader.pin(REPO)

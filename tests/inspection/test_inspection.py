@@ -196,6 +196,7 @@ def test_spectra_and_energy(tmp_path: Path) -> None:
     assert found.energy[1] == pytest.approx(float(kept[found.rank - 1]), rel=DIGITS)
 
 
+@pytest.mark.slow
 def test_workers_and_memory_change_nothing(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.mixtral, tmp_path))
     one = hf_tsv.inspect(recipe, limits=hf_tsv.Limits(workers=1))
@@ -227,6 +228,7 @@ def test_a_bf16_checkpoints_rank_is_that_above_its_rounding(tmp_path: Path) -> N
     assert summary.per_task[0].rank <= 4 / 32  # in the median; every matrix has rank 32 as it is stored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [1, 2, pytest.param(20, marks=pytest.mark.slow)])
 def test_any_number_of_tasks(tmp_path: Path, tasks: int) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path, tasks=tasks), tasks=tasks)

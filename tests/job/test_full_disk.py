@@ -43,6 +43,7 @@ def test_before_every_write(verb: str, tmp_path: Path) -> None:
         assert happened["files"] == whole, moment
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="no file system may be mounted here, not even in a namespace of its own")
 def test_a_file_system_for_reading_only_is_told(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path))
@@ -52,6 +53,7 @@ def test_a_file_system_for_reading_only_is_told(tmp_path: Path) -> None:
     assert stopped.stderr == "/mnt/.out.hf_tsv: can't be written: Read-only file system\n"
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_told(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path))
     command = [sys.executable, "-m", "hf_tsv", "merge", str(recipe), str(tmp_path / "out"), "-q"]

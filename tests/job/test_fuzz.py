@@ -114,6 +114,7 @@ TENSOR = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 HEADER = {"__metadata__": {"format": "pt"}, "a": TENSOR, "b": {**TENSOR, "data_offsets": [16, 32]}}
 
 
+@pytest.mark.slow
 @FUZZ
 @given(damage(HEADER, st.sampled_from(["dtype", "shape", "data_offsets", "a", "c"])), st.integers(0, 64))
 @example({"a": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}, 0)

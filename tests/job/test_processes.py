@@ -80,6 +80,7 @@ def await_lines(journal: Path, running: list[subprocess.Popen[str]]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2])
 def test_several_processes_give_the_bytes_of_one(count: int, zoo: Path, tmp_path: Path) -> None:
     running = [start(zoo / "recipe.yaml", tmp_path / "out", rank, count) for rank in range(count)]

@@ -27,6 +27,7 @@ def paper_tall(deltas: Tensor, lam: float) -> Tensor:
     return torch.where(deltas.abs() > lam * (total - deltas).abs(), total, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [2**19, 50])
 def test_a_task_is_restored_as_the_paper_says(piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "PIECE", piece)
@@ -103,6 +104,7 @@ def test_the_command_says_what_is_stored(tmp_path: Path) -> None:
     assert "With the masks of 3 tasks" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_card_shows_the_pictures_of_inspect(tmp_path: Path) -> None:
     recipe = models.recipe(models.zoo(models.bert, tmp_path))
     hf_tsv.merge(recipe, tmp_path / "out")

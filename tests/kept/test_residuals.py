@@ -61,6 +61,7 @@ def test_residuals_give_the_fine_tunes_back(tmp_path: Path) -> None:
             torch.testing.assert_close(restored[name], want[name], rtol=WEIGHTS, atol=WEIGHTS)
 
 
+@pytest.mark.slow
 def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
     """An adapter's change is known against the base; what is left of it, against the merged model."""
     folder = models.zoo(models.llama, tmp_path, tasks=2)
@@ -76,6 +77,7 @@ def test_residuals_of_adapters_give_their_models_back(tmp_path: Path) -> None:
             torch.testing.assert_close(got[name], want[name], rtol=WEIGHTS, atol=WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_finds_its_merge_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hf_tsv.kept import residuals
 

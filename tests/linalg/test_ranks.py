@@ -220,6 +220,7 @@ PRICES = [10 ** (exponent / 10) for exponent in range(-50, 40)]
 
 
 class TestBudget:
+    @pytest.mark.slow
     @settings(max_examples=60)
     @given(st.lists(matrices, min_size=1, max_size=4), st.integers(0, 1200))
     def test_no_allocation_beats_it_by_more_than_the_item_left_out(self, found: list[Spectrum], budget: int) -> None:

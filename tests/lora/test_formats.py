@@ -77,6 +77,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestEveryRuleFactorsEveryMatrix:
     """Whatever chose the ranks: biases that PEFT can't hold beside factors don't make their matrices go whole."""
 
+    @pytest.mark.slow
     def test_a_smaller_rank_is_a_smaller_adapter(self, encoder: Path, tmp_path: Path) -> None:
         full = sum(file.stat().st_size for file in (encoder / "base").glob("*.safetensors"))
         sizes = []
@@ -89,6 +90,7 @@ class TestEveryRuleFactorsEveryMatrix:
         assert sizes[0] < 0.05 * full
         assert 2 * sizes[0] < sizes[1] < 0.15 * full
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("keep", ["energy=0.3", "fraction=0.05", "1MB"])
     def test_other_rules_too(self, keep: str, encoder: Path, tmp_path: Path) -> None:
         facts = compressed(encoder, keep, tmp_path / "out")["faithful"]
@@ -96,6 +98,7 @@ class TestEveryRuleFactorsEveryMatrix:
         assert matrices
         assert "dense" not in matrices
 
+    @pytest.mark.slow
     def test_the_card_says_what_peft_does_not_see(self, encoder: Path, tmp_path: Path) -> None:
         facts = compressed(encoder, "rank=8", tmp_path / "out")["faithful"]
         # Their factors are smaller than all the biases, and PEFT doesn't take both.

@@ -146,6 +146,7 @@ def test_pieces_do_not_show(case: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 # Core Space is defined by an adapter's B and A, which what PEFT merges it to no longer shows.
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("base", "tsv_c", "core_space")])
 def test_every_method_takes_adapters(method: str, tmp_path: Path) -> None:
     folder = zoo(tmp_path, models.llama, target_modules=["q_proj", "embed_tokens"], modules_to_save=["norm"])

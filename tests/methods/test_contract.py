@@ -139,6 +139,7 @@ class TestEveryMethod:
         below = merge(_piece(deltas[:, half:], half * row, _survey(merge, deltas)))
         assert torch.equal(torch.cat([above, below]), whole)
 
+    @pytest.mark.slow
     def test_computes_where_its_deltas_are(self, merge: Case, deltas: Tensor) -> None:
         with AbsentDevice():
             there = Deltas.of(deltas.to(DEVICE), weights=[0.5, 1.0, 1.5, 2.0][: len(deltas)])

@@ -102,6 +102,7 @@ def ties(deltas):
 """
 
 
+@pytest.mark.slow
 def test_a_package_that_does_not_work_is_named_and_the_others_are_there(tmp_path: Path) -> None:
     install(tmp_path, "broken-methods", BROKEN)
     install(tmp_path, "share-mask", example("python"))

@@ -100,6 +100,7 @@ class TestMovedHead:
 
 @both_transports
 class TestCommit:
+    @pytest.mark.slow
     @pytest.mark.parametrize("what", [{"lose_reply": True}, {"drop_after": 10}, {"take_only": 700}, {"status": 503}])
     def test_that_breaks_is_made_once(self, hub: LoopbackHub, alice: Hub, merged: Path, what: dict[str, Any]) -> None:
         hub.fault(COMMIT, method="POST", **what)
@@ -142,6 +143,7 @@ class TestRefused:
         assert_pushed(hub, merged)
         return str(caught.value)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("status", "told"),
         [
@@ -165,6 +167,7 @@ class TestRefused:
         assert told in said
         assert "othing was committed" in said or status in (409, 413)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("hub", ["xet"], indirect=True)
     @pytest.mark.parametrize("where", XET_STORE)
     @pytest.mark.parametrize(
@@ -214,6 +217,7 @@ def environment(hub: LoopbackHub) -> dict[str, str]:
     return {**inherited, **hub.environment("hf_alice")}
 
 
+@pytest.mark.slow
 def test_a_hub_without_xet_is_explained(hub: LoopbackHub, merged: Path, tmp_path: Path) -> None:
     pytest.importorskip("hf_xet")
     options = ["--license", "mit", "--cache-dir", str(tmp_path / "cache")]

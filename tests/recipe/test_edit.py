@@ -330,6 +330,7 @@ METHODS = st.sampled_from(["tsv_c", "base", "ties", "tsv_m", None])
 OWN = st.dictionaries(st.sampled_from(["rank", "scale", "density", "energy", "weight"]), st.just(1), max_size=3)
 
 
+@pytest.mark.slow
 @given(METHODS, OWN, st.lists(st.tuples(METHODS, OWN), max_size=3), st.booleans())
 def test_a_compression_of_any_recipe_compresses_all_but_the_base(
     own: str | None, parameters: dict[str, int], overrides: list[tuple[str | None, dict[str, int]]], flow: bool

@@ -81,6 +81,7 @@ class TestBadRecipes:
         text = "merge_method: tsv_m\nbase_model: org/base\nmodels: [{model: org/math, name: !!binary aGk=}]"
         assert problems(text) == ("recipe.yaml:3: 'name' has a wrong value, expected text but got b'hi'.",)
 
+    @pytest.mark.slow
     def test_deep_nesting_is_told(self) -> None:
         told = "its values are nested more than 100 levels deep. Write them flatter."
         assert problems("a:\n  " + "[" * 1000) == (f"recipe.yaml:2: {told}",)
@@ -179,6 +180,7 @@ FILES = mapping(
 
 
 class TestAnything:
+    @pytest.mark.slow
     @given(FILES)
     @example({"base_model": {"<mapping>": {"<mapping>": 1}}, "parameters": {"<scalar>": {"<scalar>": 1}}})
     def test_yaml_of_any_shape_is_a_recipe_or_told(self, data: object) -> None:

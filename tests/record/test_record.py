@@ -112,6 +112,7 @@ class TestWritten:
         with pytest.raises(ValidationError, match="frozen"):
             typed(hub_merge()).seconds = 2.0
 
+    @pytest.mark.slow
     def test_a_large_one_takes_no_time(self, tmp_path: Path) -> None:
         """20,000 tensors: a mixture of experts. Measured: 0.45 s to write, 0.7 s to read."""
         data = hub_merge()
@@ -270,6 +271,7 @@ def damage(draw: st.DrawFn, data: Any) -> Any:
     return draw(VALUES)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_a_damaged_record_is_told_or_has_a_card(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -325,6 +327,7 @@ def misfits(value: Any, schema: dict[str, Any], whole: dict[str, Any]) -> list[s
 
 
 class TestSchema:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "kind"),
         [

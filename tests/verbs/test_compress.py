@@ -33,6 +33,7 @@ def only_matrices(folder: Path) -> Path:
     return models.recipe(folder, more=f"overrides:\n{overrides}")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
 def test_peft_loads_every_adapter_and_its_model_is_nearly_the_fine_tune(tmp_path: Path) -> None:
     folder = models.zoo(models.llama, tmp_path)
@@ -53,6 +54,7 @@ def test_peft_loads_every_adapter_and_its_model_is_nearly_the_fine_tune(tmp_path
         torch.testing.assert_close(got, want, rtol=OUTPUTS, atol=OUTPUTS)
 
 
+@pytest.mark.slow
 def test_merging_the_adapters_is_merging_the_checkpoints(tmp_path: Path) -> None:
     """TSV-C at rank min(m, n) / T holds all that TSV-M over T tasks reads."""
     folder = models.zoo(models.llama, tmp_path)
@@ -111,6 +113,7 @@ def test_a_budget_below_what_is_stored_whole_is_told(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".out*"))
 
 
+@pytest.mark.slow
 def test_a_serving_adapter_has_one_rank_everywhere(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.llama, tmp_path))
     record = hf_tsv.compress(
@@ -142,6 +145,7 @@ def test_experts_share_a_rank_of_which_nothing_is_lost(tmp_path: Path) -> None:
         assert bool(tensor.any(dim=1).all())
 
 
+@pytest.mark.slow
 def test_each_adapter_is_reported_for_itself(tmp_path: Path) -> None:
     path = models.recipe(models.zoo(models.llama, tmp_path))
     record = hf_tsv.compress(
@@ -183,6 +187,7 @@ def test_experts_that_are_stored_whole_need_no_bias(tmp_path: Path) -> None:
         torch.testing.assert_close(got.read(name), want.read(name), rtol=WEIGHTS, atol=WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_matrix_without_a_triplet_counts_as_left_out(tmp_path: Path) -> None:
     folder = models.zoo(models.bert_wide, tmp_path, tasks=1)
     smallest = sum(p.numel() for p in models.bert_wide().parameters() if p.ndim == 1) * 4
@@ -301,6 +306,7 @@ def _merge(recipe: Path, out: Path) -> None:
 class TestResume:
     """A run that was stopped goes on where it was, to the same bytes."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("make", "more"),
         [(_compress, ""), (_merge_as_adapter, ""), (_merge, "residuals: {rank: 2}\n")],
@@ -338,6 +344,7 @@ class TestResume:
                 hf_tsv.compress(recipe, tmp_path / "out", "rank=3", options=hf_tsv.Options(workers=1))
         return recipe
 
+    @pytest.mark.slow
     def test_with_other_options_or_another_recipe_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -362,6 +369,7 @@ class TestResume:
         with pytest.raises(OutputError, match="was damaged. Pass --restart"):
             hf_tsv.compress(recipe, tmp_path / "out", "rank=3")
 
+    @pytest.mark.slow
     def test_lost_findings_are_made_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         recipe = self.stopped(tmp_path, monkeypatch)
         (tmp_path / ".out.hf_tsv" / "scratch" / "factors.safetensors").unlink()
@@ -370,6 +378,7 @@ class TestResume:
         assert adapters(tmp_path / "out") == adapters(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_who_is_done_first_does_not_decide_a_tie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers with the same weights and changes, and room for one triplet more of one of them."""
     for name, seed in (("base", None), ("t0", 1)):
@@ -443,6 +452,7 @@ class TestRestore:
             torch.testing.assert_close(got.read(name), want.read(name), rtol=WEIGHTS, atol=WEIGHTS)
         assert (tmp_path / "restored" / "config.json").read_bytes() == (folder / "base" / "config.json").read_bytes()
 
+    @pytest.mark.slow
     def test_holds_what_peft_does_not_load(self, tmp_path: Path) -> None:
         """Under a budget, norms and biases lie in the sidecar: the restored model has them, and so has a merge."""
         folder = models.zoo(models.bert_wide, tmp_path, tasks=2)
@@ -477,6 +487,7 @@ class TestRestore:
                 got(models.TOKENS).logits, want(models.TOKENS).logits, rtol=OUTPUTS, atol=OUTPUTS
             )
 
+    @pytest.mark.slow
     def test_an_unknown_task_is_told(self, tmp_path: Path) -> None:
         folder = models.zoo(models.bert, tmp_path)
         hf_tsv.compress(models.recipe(folder), tmp_path / "out", "rank=2")

@@ -82,6 +82,7 @@ def test_experts_are_merged_one_by_one(tmp_path: Path) -> None:
             assert error(merged[name][expert] - weight[expert], oracles.tsv_m(deltas[:, expert])) < CHANGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
 def test_pieces_do_not_show(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods that merge every entry by itself get large tensors in pieces."""
@@ -109,6 +110,7 @@ def test_ties_trims_over_the_whole_vector(tmp_path: Path) -> None:
 
 
 # A merge by tsv_c alone gives adapters, and no model.
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.keeps != "adapter"])
 def test_bf16_is_rounded_once(method: str, tmp_path: Path) -> None:
     folder = models.zoo(models.llama, tmp_path, dtype=torch.bfloat16)
@@ -212,6 +214,7 @@ def test_the_lock_pins_every_way_to_name_a_model() -> None:
     assert lock.rule_at("x", "linear", 0).weights == (1.0, 1e-3)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_show_in_the_bytes(tmp_path: Path) -> None:
     folder = models.zoo(models.clip, tmp_path)
     outs = [tmp_path / f"out{workers}" for workers in (1, 2, 4)]

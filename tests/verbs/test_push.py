@@ -99,6 +99,7 @@ class TestPush:
             push(tmp_path, alice)
         assert not hub.log
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
     def test_adapters_on_a_merge_name_its_repository(self, hub: LoopbackHub, alice: Hub, tmp_path: Path) -> None:
         recipe = models.recipe(models.zoo(models.llama, tmp_path, tasks=2), tasks=2, more="residuals: {rank: 2}\n")
@@ -220,6 +221,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestAdapters:
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT calls what transformers renamed
     def test_each_has_a_card_by_which_peft_loads_it(self, compressed: Path) -> None:
         card = (compressed / "adapters" / "t0" / "README.md").read_text()

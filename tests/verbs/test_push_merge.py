@@ -78,6 +78,7 @@ class TestPushWhileMerging:
         assert "| apache-2.0 |" in card
         assert len(uploads(hub)) == len(set(uploads(hub))) == len(weights(local / "merged"))
 
+    @pytest.mark.slow
     def test_shards_go_up_while_others_are_merged(
         self, hub: LoopbackHub, alice: Hub, recipe: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -94,6 +95,7 @@ class TestPushWhileMerging:
         merge(recipe, alice, Pushing(REPO), workers=1)
         assert seen
 
+    @pytest.mark.slow
     @both_transports
     def test_again_pushes_what_is_there(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         first = merge(recipe, alice, Pushing(REPO))
@@ -104,6 +106,7 @@ class TestPushWhileMerging:
         merge(recipe, alice, Pushing(REPO))
         assert len(commits_of(hub)) == 1
 
+    @pytest.mark.slow
     def test_a_failed_push_leaves_the_merge(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
         quota = "Storage quota exceeded for private repositories"
         hub.fault("lfs/objects/batch", status=403, message=quota, times=99)
@@ -124,6 +127,7 @@ class TestPushWhileMerging:
         assert not [r for r in hub.log if r.cdn and not r.range]
         assert not (recipe.parent / "out").exists()
 
+    @pytest.mark.slow
     def test_dry_run_writes_nothing(self, hub: LoopbackHub, recipe: Path, tmp_path: Path) -> None:
         options = ("--push-to-hub", REPO, "--dry-run", "--token", "hf_alice", "--cache-dir", tmp_path / "cache")
         result = run("merge", recipe, *options)
@@ -141,6 +145,7 @@ class TestPushWhileMerging:
         assert result.exit_code == 4
         assert "its disk has 10 kB free, expected at least" in result.stderr
 
+    @pytest.mark.slow
     def test_a_download_is_watched(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         class Watch:
             began: ClassVar[list[float]] = []
@@ -156,6 +161,7 @@ class TestPushWhileMerging:
         merge(recipe, alice, progress=Watch())
         assert sum(Watch.came) == Watch.began[0] > sum(len(data) for data in weights(recipe.parent / "out").values())
 
+    @pytest.mark.slow
     def test_without_a_folder_it_has_the_repositorys_name(
         self, hub: LoopbackHub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -169,6 +175,7 @@ class TestPushWhileMerging:
         assert run("merge", recipe, "x", "--private").exit_code == 2
         assert run("merge", recipe, "x", "--commit-message", "x").exit_code == 2
 
+    @pytest.mark.slow
     def test_adapters_to_a_repository_each(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         pushing, options = Pushing("alice/llama-{task}", message="Adapters"), "rank=4"
         record = hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice)
@@ -184,6 +191,7 @@ class TestPushWhileMerging:
         assert hf_tsv.compress(recipe, recipe.parent / "out", options, push_to_hub=pushing, hub=alice) == record
         assert not writes(hub)
 
+    @pytest.mark.slow
     def test_a_merge_as_an_adapter(
         self, hub: LoopbackHub, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -200,6 +208,7 @@ class TestPushWhileMerging:
         assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "bob/base"
         assert not [path for path in files if path.startswith("model")]
 
+    @pytest.mark.slow
     def test_adapters_in_folders_of_one_are_models_of_recipes(
         self, hub: LoopbackHub, alice: Hub, recipe: Path, tmp_path: Path
     ) -> None:
@@ -255,6 +264,7 @@ class TestPushWhileMerging:
 
 
 class TestReplacing:
+    @pytest.mark.slow
     def test_a_model_of_the_recipe_is_not_replaced(self, hub: LoopbackHub, recipe: Path) -> None:
         bob = Hub(token="hf_bob", cache_dir=recipe.parent / "cache")
         with pytest.raises(PublishError, match="bob/t1: is one of the recipe's models, which the push would replace"):
@@ -268,6 +278,7 @@ class TestReplacing:
 
 
 class TestTerms:
+    @pytest.mark.slow
     def test_licences_and_notices_come_along(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         hub.publish("bob/base", {"LICENSE": b"base"})
         hub.publish("bob/t0", {"LICENSE": b"base", "NOTICE.txt": b"t0"})
@@ -281,6 +292,7 @@ class TestTerms:
             "licenses/bob__t1/USE_POLICY.md": b"t1",
         }
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("how", "private"), [({"private": True}, True), ({"gated": "manual", "allowed": {"alice"}}, False)]
     )
@@ -295,6 +307,7 @@ class TestTerms:
         assert hub.repos["alice/a-t0"].private is private
         assert hub.repos["alice/a-t1"].private
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("how", [{"private": True}, {"gated": "manual", "allowed": {"alice"}}])
     def test_hidden_sources_are_pushed_in_private(
         self, hub: LoopbackHub, alice: Hub, recipe: Path, how: dict[str, Any]
@@ -311,6 +324,7 @@ class TestTerms:
         merge(recipe, alice, Pushing("alice/public", private=False))
         assert not hub.repos["alice/public"].private
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("wish", "told"), [(True, "is public, but --private"), (False, "is private, but --public")]
     )
@@ -322,6 +336,7 @@ class TestTerms:
             merge(recipe, alice, Pushing(REPO, private=wish))
         assert not writes(hub)
 
+    @pytest.mark.slow
     def test_a_conflict_of_licences_stops_it_before_the_download(
         self, hub: LoopbackHub, alice: Hub, recipe: Path
     ) -> None:
@@ -335,6 +350,7 @@ class TestTerms:
         assert "license: llama3.1" in card
         assert "chosen by the publisher. Built with Llama." in card
 
+    @pytest.mark.slow
     def test_offline_it_is_not_known_who_may_see_a_source(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         merge(recipe, alice)
         offline = Hub(cache_dir=alice.cache_dir, offline=True)
@@ -345,6 +361,7 @@ class TestTerms:
 
 
 class TestLock:
+    @pytest.mark.slow
     def test_gives_the_same_bytes_though_every_source_has_moved(
         self, hub: LoopbackHub, alice: Hub, recipe: Path
     ) -> None:
@@ -384,12 +401,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class TestStream:
+    @pytest.mark.slow
     def test_same_bytes_and_no_weights_on_disk(self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path) -> None:
         merge(recipe, alice, stream=True)
         assert weights(recipe.parent / "out") == weights(local / "merged")
         assert not list(alice.cache_dir.rglob("*.safetensors"))
         assert (recipe.parent / "out" / "config.json").is_file()
 
+    @pytest.mark.slow
     def test_each_byte_is_asked_for_once_in_few_requests(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         merge(recipe, alice, stream=True, workers=1)
         ranges = [request for request in hub.log if request.cdn]
@@ -399,6 +418,7 @@ class TestStream:
         largest = sum(len(data) for path, data in files_of(hub, "bob/base").items() if path in shards)
         assert sum(request.sent for request in ranges) < 4 * 2 * largest + 4 * 100_000 * len(shards)
 
+    @pytest.mark.slow
     def test_cut_connections_and_expired_links_do_not_show(
         self, hub: LoopbackHub, alice: Hub, recipe: Path, local: Path
     ) -> None:
@@ -409,6 +429,7 @@ class TestStream:
         merge(recipe, alice, stream=True)
         assert weights(recipe.parent / "out") == weights(local / "merged")
 
+    @pytest.mark.slow
     def test_adapters_on_a_streamed_base(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         """What a compression wrote and published is merged; only the adapters, which are small, lie on the disk."""
         pushing = Pushing("alice/llama-{task}")
@@ -421,6 +442,7 @@ class TestStream:
         assert weights(recipe.parent / "out") == downloaded
         assert {path.name for path in cache.rglob("*.safetensors")} == {"adapter_model.safetensors"}
 
+    @pytest.mark.slow
     def test_compressing_keeps_the_base_alone_on_the_disk(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         options = "rank=4"
         hf_tsv.compress(recipe, recipe.parent / "streamed", options, hub=alice, options=hf_tsv.Options(stream=True))
@@ -431,6 +453,7 @@ class TestStream:
         assert weights(one / "t1") == weights(other / "t1")
         assert weights(one / "t1")
 
+    @pytest.mark.slow
     def test_merging_into_an_adapter(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         one, other = recipe.parent / "streamed", recipe.parent / "downloaded"
         hf_tsv.merge_as_adapter(recipe, one, "rank=2", hub=alice, options=hf_tsv.Options(stream=True))
@@ -439,6 +462,7 @@ class TestStream:
         assert weights(one) == weights(other)
         assert weights(one)
 
+    @pytest.mark.slow
     def test_dry_run_tells_what_is_read(self, hub: LoopbackHub, recipe: Path, tmp_path: Path) -> None:
         options = ("--dry-run", "--stream", "--token", "hf_alice", "--cache-dir", tmp_path / "cache")
         for command in (("merge", recipe), ("compress", recipe)):
@@ -447,6 +471,7 @@ class TestStream:
             assert "of weights from the Hub, none of which is kept." in result.stderr
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
+    @pytest.mark.slow
     def test_a_quantized_model_is_refused_at_plan_time(self, hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
         said = json.loads(files_of(hub, "bob/t1")["config.json"]) | {"quantization_config": {"quant_method": "fp8"}}
         hub.publish("bob/t1", {"config.json": json.dumps(said).encode()})
@@ -464,6 +489,7 @@ def wait_for(found: Any, seconds: float = 20) -> Any:
     return []
 
 
+@pytest.mark.slow
 def test_adapters_on_the_merged_model_go_along(hub: LoopbackHub, alice: Hub, recipe: Path) -> None:
     recipe.write_text(recipe.read_text() + "residuals: {rank: 2}\n")
     merge(recipe, alice, Pushing(REPO))

@@ -39,6 +39,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_what_was_written_is_as_recorded(zoo: Path) -> None:
     found = hf_tsv.verify(zoo / "out", sample=None)
     assert (found.differs, found.not_checked, found.notes, found.exit_code) == ([], [], [], 0)
@@ -135,6 +136,7 @@ def test_the_seed_chooses_the_sample(zoo: Path) -> None:
     assert len(samples[0]) == 3
 
 
+@pytest.mark.slow
 def test_adapters_and_restored_checkpoints_are_compared_by_file(made: Path, tmp_path: Path) -> None:
 
     hf_tsv.compress(made / "recipe.yaml", tmp_path / "small", "rank=2")

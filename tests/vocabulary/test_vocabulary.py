@@ -495,6 +495,7 @@ def test_a_tokenizer_in_older_files_is_read_by_transformers(tmp_path: Path) -> N
     assert {token: ids[token] for token in vocab} == vocab
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 def test_models_on_the_hub(zoo: Path, hub: LoopbackHub, tmp_path: Path) -> None:
     """Told before any weights are downloaded; streamed to the same bytes."""
