@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.environment import NAMES, OWN_KNOBS, PREFIXES, SETTINGS, personal
 
 SETTINGS_OF_A_PERSON = {
@@ -25,8 +27,6 @@ PROBE = """
 import tests.conftest, os
 tests.conftest.pytest_configure()
 from huggingface_hub import constants, get_token
-import pytest
-
 from hf_tsv.job.processes import Process
 from rich.console import Console
 print(constants.HF_HUB_OFFLINE, constants.ENDPOINT, get_token(), constants.HF_HOME, sep="|")

@@ -4,6 +4,8 @@ import pkgutil
 import subprocess
 import sys
 
+import pytest
+
 import hf_tsv
 
 # What a Python on Windows or macOS doesn't have. The libraries may look for it before: they know how to do without.
@@ -18,8 +20,6 @@ for name in ("posix_fadvise", "posix_fallocate", "sched_getaffinity", "sched_set
         delattr(os, name)
 for name in sys.argv[1:]:
     importlib.import_module(name)
-import pytest
-
 from hf_tsv.merging.resources import Resources
 assert Resources.of(None, None).workers >= 1
 """

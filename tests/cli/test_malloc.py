@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import ctypes
 import sys
@@ -10,8 +12,6 @@ import sys
 import torch
 
 import hf_tsv
-import pytest
-
 from hf_tsv import cli
 
 calls = []
