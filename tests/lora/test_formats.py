@@ -127,6 +127,22 @@ class TestFullRank:
         assert (want - before).abs().max() > 1e-2
         torch.testing.assert_close(logits(adapted, name), want, rtol=0, atol=1e-4)
 
+    @pytest.mark.slow
+    def test_a_recipe_says_it_as_well_as_the_flag(self, name: str, tmp_path: Path) -> None:
+        """The same bytes by `compress` and `merge`, so what PEFT makes of the flag's adapter holds for all three."""
+        with quiet():
+            folder = models.zoo(ARCHITECTURES[name], tmp_path, tasks=1)
+            compressed(folder, "fraction=1.0", tmp_path / "by_flag")
+            recipe = models.recipe(folder, "tsv_c", tasks=1, more="parameters: {fraction: 1.0}\n")
+            hf_tsv.compress(recipe, tmp_path / "by_recipe")
+            hf_tsv.merge(recipe, tmp_path / "by_merge")
+        files = sorted(path.relative_to(tmp_path / "by_flag") for path in (tmp_path / "by_flag").rglob("*.safetensors"))
+        assert files
+        for file in files:
+            wanted = (tmp_path / "by_flag" / file).read_bytes()
+            assert (tmp_path / "by_recipe" / file).read_bytes() == wanted
+            assert (tmp_path / "by_merge" / file).read_bytes() == wanted
+
     def test_restoring_gives_the_fine_tune_with_what_lies_beside(self, name: str, tmp_path: Path) -> None:
         """Changes of rank 2 go into factors; biases and tied embeddings don't all fit beside them."""
         with quiet():
