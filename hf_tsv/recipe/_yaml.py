@@ -120,6 +120,9 @@ def _read(text: str, source: str, keys: str, example: str) -> Document:
     mark = _mark(root)
     if not isinstance(root, MappingNode):
         raise RecipeError(f"{source}:{mark[0]}: this isn't a mapping, expected keys such as {example}.")
+    if root.tag != _TAG + "map":
+        # Without the root there is nothing left to look for other mistakes in.
+        raise RecipeError(f"{source}:{mark[0]}: unknown tag {_short(root.tag)}. Leave it out.")
     document = Document(source, marks={(): mark})
     document.data = _TreeReader(constructor, document).value(root, ())
     if composer.check_node():

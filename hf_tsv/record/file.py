@@ -1,5 +1,6 @@
 """Writing, reading and checking `hf_tsv.json`, a file that anyone may have edited."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -137,7 +138,11 @@ def _first_of(mistakes: Sequence[ErrorDetails]) -> str:
     if first["type"] == "json_invalid":
         return f"is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}. {WAY_OUT}"
     # The first entry of the location is the member of the union, which is the kind of record.
-    place = [str(key) for key in first["loc"][1:]]
+    place = []
+    for entry in first["loc"][1:]:
+        key = str(entry)
+        # Keys are whatever the file says, even line breaks, and a message is one line.
+        place.append(key if key.isprintable() else json.dumps(key))
     if first["type"].startswith("union_tag"):  # the union's tag is a field of the record
         place = ["kind"]
     problem = _WORDS.get(first["type"])

@@ -147,6 +147,7 @@ class TestWrong:
             ("files", [""], "files.0: expected a path inside"),
             ("checksums", {"../x": "0" * 64}, "checksums.../x.[key]: expected a path inside"),
             ("task_parts", {"t": {"file": "a/../../x", "tensors": []}}, "task_parts.t.file: expected a path inside"),
+            ("adapters", {"\n": None}, 'adapters."\\n": input should be an object'),
             ("adapters", {"../t": {}}, "adapters.../t.[key]: expected a path inside"),
             ("adapters", {"a/b": {}}, "adapters.a/b.[key]: expected a name that a folder can have"),
             ("adapters", {"t": {"tiny": {}}}, "adapters.t.tiny.bytes: this field is missing (and 7"),
