@@ -21,7 +21,7 @@ NAMES = frozenset({
     *("DISABLE_TELEMETRY", "DO_NOT_TRACK"),
     *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
 })  # fmt: skip
-OWN_KNOBS = frozenset({"HF_TSV_KILLS"})  # of the tests themselves
+OWN_KNOBS = frozenset({"HF_TSV_FUZZ", "HF_TSV_KILLS"})  # of the tests themselves
 # Rich and Typer colour and wrap what the command line prints by these.
 TERMINAL = frozenset({
     *("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLORTERM", "COLUMNS", "LINES", "TERMINAL_WIDTH"),
