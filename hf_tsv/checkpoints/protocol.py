@@ -50,6 +50,14 @@ class TensorInfo:
         """True for a 16-bit float."""
         return DTYPES[self.dtype].is_half
 
+    def part(self, rows: tuple[int, int] | None) -> tuple[int, tuple[int, ...]]:
+        """Return the offset in bytes and the shape of a run of rows, [first, end); of the whole tensor for None."""
+        if rows is None:
+            return 0, self.shape
+        first, end = rows
+        bytes_per_row = self.nbytes // max(1, self.shape[0])  # a tensor may have no rows
+        return first * bytes_per_row, (end - first, *self.shape[1:])
+
 
 @dataclass(frozen=True)
 class Shard:

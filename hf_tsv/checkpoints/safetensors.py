@@ -76,11 +76,8 @@ class SafetensorsCheckpoint:
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         located = self._tensors[name]
         info = located.info
-        start, shape = located.start, info.shape
-        if rows:
-            bytes_per_row = info.nbytes // max(1, shape[0])  # a tensor may have no rows
-            start += rows[0] * bytes_per_row
-            shape = (rows[1] - rows[0], *shape[1:])
+        offset, shape = info.part(rows)
+        start = located.start + offset
         tensor = torch.empty(shape, dtype=info.torch_dtype)
         if tensor.numel():  # an empty tensor can't be viewed as bytes
             _read_into(located.path, start, tensor.view(-1).view(torch.uint8).numpy().data)

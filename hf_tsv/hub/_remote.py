@@ -73,11 +73,8 @@ class RemoteCheckpoint:
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         stored = self._tensors[name]
-        begin, shape = stored.begin, stored.info.shape
-        if rows:
-            row_bytes = stored.info.nbytes // max(1, shape[0])  # a tensor may have no rows
-            begin += rows[0] * row_bytes
-            shape = (rows[1] - rows[0], *shape[1:])
+        offset, shape = stored.info.part(rows)
+        begin = stored.begin + offset
         tensor = torch.empty(shape, dtype=stored.info.torch_dtype)
         if not tensor.numel():
             return tensor

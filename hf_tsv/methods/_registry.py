@@ -205,6 +205,7 @@ class Registry(MutableMapping[str, MergeMethod]):
 
 
 METHODS = Registry()
+ANY_FINETUNES = Inputs()  # one or more fine-tunes of a base
 
 
 def merge_method(
@@ -212,7 +213,7 @@ def merge_method(
     *,
     paper: str,
     cost: str = READ_ONCE,
-    inputs: Inputs = Inputs(),  # noqa: B008  frozen
+    inputs: Inputs = ANY_FINETUNES,
     matrices: Matrices | None = None,
     elementwise: bool | Condition = False,
     survey: SurveyMaker | None = None,

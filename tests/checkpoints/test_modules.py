@@ -4,6 +4,7 @@ import pytest
 
 from hf_tsv.checkpoints.modules import (
     Depths,
+    Kind,
     MatrixView,
     group_of,
     kind_of,
@@ -60,8 +61,8 @@ def test_integers_are_other_whatever_their_name() -> None:
         ((0, 4), "linear", None),
     ],
 )
-def test_task_matrices(shape: tuple[int, ...], kind: str, view: MatrixView | None) -> None:
-    assert matrix_view(TensorInfo("x", shape, "F32"), kind) == view  # type: ignore[arg-type]
+def test_task_matrices(shape: tuple[int, ...], kind: Kind, view: MatrixView | None) -> None:
+    assert matrix_view(TensorInfo("x", shape, "F32"), kind) == view
 
 
 def test_the_papers_matrices() -> None:

@@ -383,12 +383,11 @@ def test_lm_eval_is_asked_and_read_as_it_documents(tmp_path: Path, monkeypatch: 
         return {"results": {"toy": scores}, "n-samples": {"toy": {"original": 9, "effective": 5}}}
 
     package, huggingface, tasks = (ModuleType(f"lm_eval{end}") for end in ("", ".models.huggingface", ".tasks"))
-    package.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
-    huggingface.HFLM = lambda **options: options  # type: ignore[attr-defined]
-    tasks.TaskManager = lambda include_path: include_path  # type: ignore[attr-defined]
-    package.tasks = tasks  # type: ignore[attr-defined]
+    vars(package).update(simple_evaluate=simple_evaluate, tasks=tasks)
+    vars(huggingface).update(HFLM=lambda **options: options)
+    vars(tasks).update(TaskManager=lambda include_path: include_path)
     models_package = ModuleType("lm_eval.models")
-    models_package.huggingface = huggingface  # type: ignore[attr-defined]
+    vars(models_package).update(huggingface=huggingface)
     for module in (package, huggingface, tasks, models_package):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     task = {"name": "t0", "kind": "lm-eval", "task": "toy", "include": "own", "limit": 5, "num_fewshot": 2}
